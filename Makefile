@@ -1,0 +1,72 @@
+# Everything that people and CI do with this checkout; `make help` lists it.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+.DEFAULT_GOAL := help
+
+GO      ?= tools/go
+CACHE   := .cache
+BIN     := bin/dyetrace
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Labs, switches and packet sockets need root. With root's own home, no file in the caches of who
+# called sudo comes to belong to root; git, and so buildvcs, refuses checkouts of other users.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo env "PATH=$$PATH" HOME=/root GOFLAGS=-buildvcs=false)
+
+# The longest test package takes under two minutes on two cores; a hang should not take an hour.
+TEST_TIMEOUT  ?= 20m
+TEST_FLAGS    ?=
+BENCH_TIME    ?= 2s
+BENCH_PACKAGES = ./stain ./flows ./dataplane/... ./agent ./plugin/... ./e2e/...
+
+.PHONY: help
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing, from Debian's packages (root or sudo)
+	@tools/setup
+
+.PHONY: build
+build: ## build the one static binary, bin/dyetrace
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/dyetrace
+
+.PHONY: demo
+demo: setup build ## raise a lab, break it in several ways, see each named, leave nothing behind
+	@$(AS_ROOT) e2e/demo.sh $(BIN)
+
+# The end-to-end tests measure time, so they run after all others and not beside them.
+.PHONY: test
+test: setup ## run all tests, with the race detector, end-to-end tests included
+	$(GO) vet ./...
+	$(AS_ROOT) $(GO) test -race -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $$($(GO) list ./... | grep -v '/e2e')
+	$(AS_ROOT) $(GO) test -race -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./e2e/...
+
+.PHONY: bench
+bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
+	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchtime $(BENCH_TIME) -timeout 40m $(BENCH_PACKAGES)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck; generated code too, once `make tools` was run
+	@unformatted=$$(find . -path ./$(CACHE) -prune -o -name '*.go' -print0 | xargs -0 "$$($(GO) env GOROOT)/bin/gofmt" -l); \
+	if [ -n "$$unformatted" ]; then printf 'not gofmt-ed:\n%s\n' "$$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	@if [ -x $(CACHE)/bin/buf ]; then tools/generate --check; \
+	else echo 'generated code not looked at: run `make tools` once'; fi
+
+.PHONY: tools
+tools: ## build what `make generate` needs: buf and its plugins, pinned in tools/go.mod and go.mod
+	@mkdir -p $(CACHE)/bin
+	$(GO) build -modfile=tools/go.mod -o $(CACHE)/bin/buf github.com/bufbuild/buf/cmd/buf
+	$(GO) build -o $(CACHE)/bin/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+
+.PHONY: generate
+generate: tools ## generate code from api/**/*.proto
+	tools/generate
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin $(CACHE)/bin

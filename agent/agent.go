@@ -1,0 +1,219 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/pki"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// cleanupTimeout bounds the removal of hooks at the end. systemd's default is
+// 90 s until SIGKILL; what is left after that ages out by its lease.
+const cleanupTimeout = 10 * time.Second
+
+// Agent is one host's agent.
+type Agent struct {
+	cfg         Config
+	version     string
+	protocol    uint32
+	incarnation []byte
+	started     int64 // CLOCK_MONOTONIC, ns
+
+	sw      Switch
+	hooks   *hooks
+	runs    runTable
+	open    *openProbes
+	outbox  *outbox
+	client  dyetracev1connect.AgentServiceClient
+	pace    *rate.Limiter // probes, over all runs
+	cap     *rate.Limiter // samples
+	traces  chan struct{}
+	log     *slog.Logger
+	metrics *metrics
+
+	injectedCount atomic.Uint64
+	sampleCount   atomic.Uint64
+	rejectedCount atomic.Uint64
+}
+
+// New prepares an agent: it reads certificates and connects to the host's
+// Open vSwitch, but changes nothing yet. reg may be nil.
+func New(ctx context.Context, cfg Config, version string, reg prometheus.Registerer, log *slog.Logger) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	tlsConfig, err := pki.ClientTLS(cfg.TLS, cfg.ServerName)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	sw, err := ovs.Open(ctx, ovs.Options{DB: cfg.OVSDB, RunDir: cfg.OVSRunDir, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("open vswitch: %w", err)
+	}
+	a := &Agent{
+		cfg: cfg, version: version, protocol: Protocol, incarnation: make([]byte, 16), started: monotonic(),
+		sw: sw, outbox: newOutbox(),
+		pace:   rate.NewLimiter(rate.Limit(cfg.Rate), max(injectBatch, cfg.Rate/100)),
+		cap:    rate.NewLimiter(rate.Limit(cfg.SampleRate), cfg.SampleRate),
+		traces: make(chan struct{}, parallelTraces),
+		log:    log.With("host", cfg.Host),
+	}
+	_, _ = rand.Read(a.incarnation) // never fails: crypto/rand
+	a.metrics = newMetrics(reg)
+	a.open = newOpenProbes(a.log)
+	a.hooks = newHooks(sw, cfg.Bridges, cfg.Lease, a.log)
+	collect := newCollector(a)
+	a.hooks.sink, a.hooks.done = collect.copy, collect.flush
+	transport := &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, DisableCompression: true,
+		// A controller host that vanished without a word is noticed by this.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}}
+	a.client = dyetracev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, strings.TrimSuffix(cfg.Controller, "/"))
+	return a, nil
+}
+
+// Run keeps hooks and session until ctx ends, then takes hooks and dye ports
+// off the host. It returns nil where ctx ended it, and an error that wraps
+// ErrRejected where the controller refused the agent for good.
+func (a *Agent) Run(ctx context.Context) error {
+	swctx, stopSwitch := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSwitch()
+	swDone := make(chan error, 1)
+	go func() { swDone <- a.sw.Run(swctx) }()
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.hooks.run(gctx) })
+	g.Go(func() error { return a.dial(gctx) })
+	err := g.Wait()
+
+	// The switch must still be reachable for the clean-up.
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	a.open.close()
+	if rerr := a.hooks.remove(cleanup); rerr != nil {
+		a.log.Error("hooks left behind; they age out by their lease", "lease", a.cfg.Lease, "err", rerr)
+		err = errors.Join(err, rerr)
+	}
+	stopSwitch()
+	return errors.Join(err, <-swDone)
+}
+
+// now is the agent's clock: nanoseconds since its start.
+func (a *Agent) now() int64 { return monotonic() - a.started }
+
+// monotonic reads the clock that packet timestamps are on.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic("clock_gettime(2) of CLOCK_MONOTONIC: " + err.Error()) // cannot fail on Linux
+	}
+	return ts.Nano()
+}
+
+func (a *Agent) counters() *dyetracev1.AgentCounters {
+	c := &dyetracev1.AgentCounters{
+		Injected: a.injectedCount.Load(),
+		Samples:  a.sampleCount.Load(),
+		Rejected: a.rejectedCount.Load(),
+	}
+	for _, b := range a.hooks.all() {
+		c.Lost += b.lostSamples()
+		c.HookRepairs += b.state.Load().gaps
+	}
+	return c
+}
+
+// collector turns copies into batches of samples. Each bridge's receive loop
+// works on a list of its own.
+type collector struct {
+	a *Agent
+}
+
+func newCollector(a *Agent) *collector { return &collector{a: a} }
+
+// copy takes one frame that left by a bridge's dye port.
+func (c *collector) copy(b *bridge, frame []byte, atNs int64) {
+	a := c.a
+	var seen stain.Copy
+	if err := b.stain.ParseCopy(frame, &seen); err != nil {
+		a.reject()
+		return
+	}
+	if seen.Close {
+		return // a probe being withdrawn, not a sample
+	}
+	known := false
+	for _, r := range a.runs.snapshot() {
+		index, ok := r.tokens.Index(seen.Token)
+		if !ok {
+			continue
+		}
+		known = true
+		if seen.Reply {
+			a.open.answered(r.id, index, b)
+		}
+		if !a.cap.Allow() {
+			b.lost.Add(1)
+			a.metrics.lost.Inc()
+			continue
+		}
+		c.batch(b, r).add(r, index, &seen, atNs-a.started)
+		a.sampleCount.Add(1)
+		a.metrics.samples.Inc()
+	}
+	if !known {
+		a.reject()
+	}
+}
+
+func (a *Agent) reject() {
+	a.rejectedCount.Add(1)
+	a.metrics.rejected.Inc()
+}
+
+// batch returns the open batch of a run at a bridge; a full one is sent first.
+func (c *collector) batch(b *bridge, r *activeRun) *batch {
+	i := slices.IndexFunc(b.batches, func(x *batch) bool { return x.run == r.id })
+	if i >= 0 && len(b.batches[i].msg.Index) >= batchSize {
+		c.send(b, b.batches[i])
+		b.batches = slices.Delete(b.batches, i, i+1)
+		i = -1
+	}
+	if i < 0 {
+		b.batches = append(b.batches, newBatch(r.id, b.name))
+		i = len(b.batches) - 1
+	}
+	return b.batches[i]
+}
+
+// flush sends what a bridge has gathered.
+func (c *collector) flush(b *bridge) {
+	for _, x := range b.batches {
+		c.send(b, x)
+	}
+	b.batches = b.batches[:0]
+}
+
+func (c *collector) send(b *bridge, x *batch) {
+	ok := c.a.outbox.offer(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: x.msg}})
+	if !ok {
+		b.lost.Add(uint64(len(x.msg.Index)))
+		c.a.metrics.lost.Add(float64(len(x.msg.Index)))
+	}
+}

@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+const (
+	// ofproto/trace runs in ovs-vswitchd's main thread: two at a time keep a
+	// large run's explanations from starving the switch.
+	maxExplain     = 64
+	parallelTraces = 2
+	explainTimeout = 3 * time.Second
+)
+
+// explain answers what this host's flows do with a packet.
+func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
+	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
+	defer cancel()
+	select {
+	case a.traces <- struct{}{}:
+		defer func() { <-a.traces }()
+	case <-ctx.Done():
+		a.say(ctx, explanationError(req.Id, ctx.Err()))
+		return
+	}
+	trace, err := a.trace(ctx, req)
+	if err != nil {
+		a.say(ctx, explanationError(req.Id, err))
+		return
+	}
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{
+		Explanation: explanation(req.Id, trace),
+	}})
+}
+
+func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
+	ex := &dyetracev1.Explanation{
+		Id: id, Outcome: dyetracev1.Outcome(t.Outcome), Command: t.Command,
+		Port: t.Port, TunnelRemote: t.TunnelRemote, TunnelId: t.TunnelID,
+	}
+	switch t.Outcome {
+	case ovs.Delivered:
+		ex.Port = strings.Join(t.Ports, ",")
+	case ovs.Dropped:
+		f := t.Flow.Flow
+		ex.Flow = &dyetracev1.FlowRef{
+			Bridge: t.Flow.Bridge, Table: uint32(f.Table), Priority: uint32(f.Priority),
+			Match: f.Match, Actions: f.Actions, Cookie: f.Cookie,
+		}
+	}
+	return ex
+}
+
+// trace asks the switch about the packet that the controller described.
+func (a *Agent) trace(ctx context.Context, req *dyetracev1.Explain) (ovs.Trace, error) {
+	in := uint16(req.InPort)
+	if req.Port != "" {
+		found, ok := a.sw.Snapshot().Bridge(req.Bridge)
+		if !ok {
+			return ovs.Trace{}, fmt.Errorf("explain: bridge: %q is not on host %s", req.Bridge, a.cfg.Host)
+		}
+		port, ok := found.Port(req.Port)
+		if !ok {
+			return ovs.Trace{}, fmt.Errorf("explain: port: %q is not on bridge %s of host %s", req.Port, req.Bridge, a.cfg.Host)
+		}
+		in = port.OFPort
+	}
+	if len(req.SrcIp) != 16 || len(req.DstIp) != 16 {
+		return ovs.Trace{}, fmt.Errorf("explain: src_ip, dst_ip: %d and %d bytes (want 16 each)", len(req.SrcIp), len(req.DstIp))
+	}
+	t := ovs.TraceRequest{
+		InPort: in,
+		SrcMAC: stain.MACFromUint64(req.SrcMac), DstMAC: stain.MACFromUint64(req.DstMac),
+		Src: addrAt(req.SrcIp, 0), Dst: addrAt(req.DstIp, 0), TTL: uint8(req.Ttl),
+		TunID: req.TunId, Reply: req.Reply, Stain: a.hooks.currentStain(),
+	}
+	if req.TunSrc != 0 {
+		t.TunSrc, t.TunDst = ipv4(req.TunSrc), ipv4(req.TunDst)
+	}
+	return a.sw.Trace(ctx, req.Bridge, t)
+}
+
+func ipv4(v uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, v)))
+}
+
+func explanationError(id uint64, err error) *dyetracev1.SessionRequest {
+	return &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{
+		Explanation: &dyetracev1.Explanation{Id: id, Error: err.Error()},
+	}}
+}

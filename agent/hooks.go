@@ -1,0 +1,276 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// auditEvery is how long a hook that somebody removed may stay unnoticed while
+// no run asks (every run audits before and after). An audit starts one ovs-ofctl
+// a bridge, 5 ms of CPU.
+const auditEvery = time.Second
+
+// hooks keeps the hooks of all the host's bridges.
+type hooks struct {
+	sw    Switch
+	only  []string
+	lease time.Duration
+	log   *slog.Logger
+	sink  func(b *bridge, frame []byte, atNs int64)
+	done  func(b *bridge)
+
+	changed chan struct{} // capacity 1: the state changed since it was last read
+
+	mu       sync.Mutex
+	stain    *stain.Stain // nil until a controller told
+	bridges  map[string]*bridge
+	reported map[string]string // last state logged or sent, by bridge
+}
+
+func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
+	return &hooks{
+		sw: sw, only: only, lease: lease, log: log,
+		changed:  make(chan struct{}, 1),
+		bridges:  make(map[string]*bridge),
+		reported: make(map[string]string),
+	}
+}
+
+// setStain says what to hook. Another stain than before replaces all hooks.
+func (h *hooks) setStain(ctx context.Context, st stain.Stain) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stain != nil && *h.stain == st {
+		return nil
+	}
+	var errs []error
+	for name, b := range h.bridges {
+		errs = append(errs, b.remove(ctx))
+		delete(h.bridges, name)
+	}
+	h.stain = &st
+	return errors.Join(errs...)
+}
+
+// run reconciles on every change of the switch and at every audit, until ctx ends.
+func (h *hooks) run(ctx context.Context) error {
+	tick := time.NewTicker(auditEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.sw.Changed():
+		case <-tick.C:
+		}
+		h.reconcile(ctx)
+	}
+}
+
+// reconcile brings all bridges to the wanted state, at once.
+func (h *hooks) reconcile(ctx context.Context) {
+	now := time.Now()
+	snap := h.sw.Snapshot()
+	var wg sync.WaitGroup
+	for _, b := range h.follow(ctx, snap) {
+		found, _ := snap.Bridge(b.name) // follow took the name from this very snapshot
+		wg.Go(func() {
+			bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			b.reconcile(bctx, found, now)
+		})
+	}
+	wg.Wait()
+	h.notify()
+}
+
+// notify wakes whoever reports our state if there is anything new in it.
+func (h *hooks) notify() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	fresh := make(map[string]string, len(h.bridges))
+	for name, b := range h.bridges {
+		s := *b.state.Load()
+		fresh[name] = fmt.Sprintf("%v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds)
+	}
+	if len(fresh) == len(h.reported) {
+		same := true
+		for name, s := range fresh {
+			same = same && h.reported[name] == s
+		}
+		if same {
+			return
+		}
+	}
+	h.reported = fresh
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// follow adds bridges that are to be hooked and drops those that are gone.
+func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stain == nil {
+		return nil
+	}
+	want := dataplane.Hookable(snap)
+	if len(h.only) > 0 {
+		want = slices.DeleteFunc(want, func(n string) bool { return !slices.Contains(h.only, n) })
+	}
+	for name, b := range h.bridges {
+		if slices.Contains(want, name) {
+			continue
+		}
+		if _, there := snap.Bridge(name); there {
+			if err := b.remove(ctx); err != nil {
+				h.log.Warn("leaving a bridge that is no longer ours to hook", "err", err)
+			}
+		} else {
+			b.close() // the bridge is gone, and all that was ours with it
+		}
+		delete(h.bridges, name)
+	}
+	var all []*bridge
+	for _, name := range want {
+		b := h.bridges[name]
+		if b == nil {
+			b = newBridge(name, h.sw, *h.stain, h.lease, h.log)
+			b.sink, b.done = h.sink, h.done
+			h.bridges[name] = b
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// currentStain is what the hooks recognise; the zero Stain before a controller told.
+func (h *hooks) currentStain() stain.Stain {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stain == nil {
+		return stain.Stain{}
+	}
+	return *h.stain
+}
+
+// get returns a hooked bridge, or nil.
+func (h *hooks) get(name string) *bridge {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.bridges[name]
+}
+
+func (h *hooks) all() []*bridge {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*bridge, 0, len(h.bridges))
+	for _, b := range h.bridges {
+		all = append(all, b)
+	}
+	slices.SortFunc(all, func(a, b *bridge) int { return strings.Compare(a.name, b.name) })
+	return all
+}
+
+// audit looks at every bridge now, and attests.
+func (h *hooks) audit(ctx context.Context) []*dyetracev1.HookWindow {
+	h.reconcile(ctx)
+	var windows []*dyetracev1.HookWindow
+	for _, b := range h.all() {
+		windows = append(windows, b.window())
+	}
+	return windows
+}
+
+// state describes the host as it is now.
+func (h *hooks) state() *dyetracev1.HostState {
+	snap := h.sw.Snapshot()
+	state := &dyetracev1.HostState{}
+	for _, name := range h.missing(snap) {
+		state.Bridges = append(state.Bridges, &dyetracev1.Bridge{
+			Name: name, State: dyetracev1.HookState_HOOK_STATE_REFUSED,
+			Reason: fmt.Sprintf("bridges: %q is not on this host, or has neither instances nor tunnels", name),
+		})
+	}
+	for _, found := range snap.Bridges {
+		b := h.get(found.Name)
+		if b == nil {
+			continue
+		}
+		state.Bridges = append(state.Bridges, bridgeMessage(b, found))
+		for _, p := range found.Ports {
+			if p.Role != flows.Instance {
+				continue
+			}
+			state.Endpoints = append(state.Endpoints, &dyetracev1.Endpoint{
+				Bridge: found.Name, Port: p.Name, Ofport: uint32(p.OFPort),
+				Mac: p.MAC, IfaceId: p.IfaceID, LinkState: p.LinkState,
+			})
+		}
+	}
+	return state
+}
+
+// missing lists configured bridges that cannot be hooked because they are not there.
+func (h *hooks) missing(snap dataplane.Snapshot) []string {
+	hookable := dataplane.Hookable(snap)
+	var names []string
+	for _, n := range h.only {
+		if !slices.Contains(hookable, n) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
+	s := b.state.Load()
+	m := &dyetracev1.Bridge{
+		Name: found.Name, DatapathType: found.DatapathType,
+		State: s.hook, Reason: s.reason, Kinds: s.kinds,
+		UplinkBridge: found.UplinkBridge(),
+		DyePort:      s.dye.Name, DyeOfport: uint32(s.dye.OFPort),
+		Table: uint32(s.table), Mark: s.mark,
+		Epoch: s.epoch, Lost: b.lostSamples(), Gaps: s.gaps,
+	}
+	if slices.Contains(s.kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) {
+		m.Absent = append(m.Absent, &dyetracev1.AbsentPoint{
+			Kind:   dyetracev1.PointKind_POINT_KIND_TO_INSTANCE,
+			Reason: "delivery is not sampled at the tap; the guest's answer stands in for it",
+		})
+	}
+	for _, p := range found.Ports {
+		if p.IsTunnel() {
+			m.Tunnels = append(m.Tunnels, &dyetracev1.Tunnel{
+				Port: p.Name, Ofport: uint32(p.OFPort), Type: p.Type, RemoteIp: p.RemoteIP, LocalIp: p.LocalIP,
+			})
+		}
+	}
+	return m
+}
+
+// remove takes everything of ours off the host.
+func (h *hooks) remove(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var errs []error
+	for name, b := range h.bridges {
+		errs = append(errs, b.remove(ctx))
+		delete(h.bridges, name)
+	}
+	h.stain = nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,126 @@
+package agent
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Bounds on what a controller can make an agent keep.
+const (
+	// A run costs some 200 bytes here, and every copy is tried against all of
+	// them (some 30 ns each).
+	maxRuns = 256
+	// A batch of samples is sent when it holds this many, or when the ring has
+	// no more to read. 512 samples are some 20 kB of protobuf.
+	batchSize = 512
+)
+
+// activeRun is a run that the controller prepared here.
+type activeRun struct {
+	id      uint64
+	key     stain.Key
+	tokens  *stain.Tokens
+	expires time.Time
+}
+
+// runTable knows the runs under way. Readers of samples take a snapshot of it
+// without a lock held; it changes a few times per run.
+type runTable struct {
+	mu   sync.RWMutex
+	runs []*activeRun // replaced, never changed in place
+}
+
+// add begins a run; a run of the same number is replaced.
+func (t *runTable) add(p *dyetracev1.Prepare, now time.Time) error {
+	if len(p.Key) != stain.KeySize {
+		return fmt.Errorf("prepare run %d: key has %d bytes (want %d)", p.Run, len(p.Key), stain.KeySize)
+	}
+	if p.Total == 0 {
+		return fmt.Errorf("prepare run %d: total is 0 (want the number of probes)", p.Run)
+	}
+	r := &activeRun{
+		id:      p.Run,
+		key:     stain.Key(p.Key),
+		expires: now.Add(time.Duration(p.ExpiresMs) * time.Millisecond),
+	}
+	r.tokens = stain.NewTokens(r.key, p.Total)
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := make([]*activeRun, 0, len(t.runs)+1)
+	for _, old := range t.runs {
+		if old.id != p.Run && old.expires.After(now) {
+			next = append(next, old)
+		}
+	}
+	if len(next) >= maxRuns {
+		return fmt.Errorf("prepare run %d: %d runs are under way on this host, no more are taken", p.Run, maxRuns)
+	}
+	t.runs = append(next, r)
+	return nil
+}
+
+// get returns the run, or nil.
+func (t *runTable) get(id uint64) *activeRun {
+	for _, r := range t.snapshot() {
+		if r.id == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// remove ends a run; one that is not there is fine.
+func (t *runTable) remove(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var next []*activeRun
+	for _, r := range t.runs {
+		if r.id != id {
+			next = append(next, r)
+		}
+	}
+	t.runs = next
+}
+
+// clear forgets all runs: their controller is gone.
+func (t *runTable) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.runs = nil
+}
+
+func (t *runTable) snapshot() []*activeRun {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.runs
+}
+
+// batch gathers one bridge's samples of one run until they are sent.
+type batch struct {
+	run uint64
+	msg *dyetracev1.Samples
+}
+
+func newBatch(run uint64, bridge string) *batch {
+	return &batch{run: run, msg: &dyetracev1.Samples{Run: run, Bridges: []string{bridge}}}
+}
+
+func (b *batch) add(r *activeRun, index uint32, c *stain.Copy, atNs int64) {
+	m := b.msg
+	m.Index = append(m.Index, index)
+	m.Bridge = append(m.Bridge, 0)
+	m.Kind = append(m.Kind, dyetracev1.PointKind(c.Kind))
+	m.AtNs = append(m.AtNs, uint64(max(atNs, 0)))
+	m.AddrTag = append(m.AddrTag, stain.AddrTag(r.key, c.Src, c.Dst))
+	m.Ttl = append(m.Ttl, uint32(c.TTL))
+	m.InPort = append(m.InPort, uint32(c.InPort))
+	m.TunSrc = append(m.TunSrc, binary.BigEndian.Uint32(c.TunSrc[:]))
+	m.TunId = append(m.TunId, c.TunID)
+	m.Reply = append(m.Reply, c.Reply)
+}

@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+func prepare(run uint64, total uint32) *dyetracev1.Prepare {
+	return &dyetracev1.Prepare{Run: run, Key: bytes.Repeat([]byte{byte(run)}, stain.KeySize), Total: total, ExpiresMs: 1000}
+}
+
+func TestRunTable(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var runs runTable
+	for id := uint64(1); id <= maxRuns; id++ {
+		if err := runs.add(prepare(id, 10), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := runs.add(prepare(maxRuns+1, 10), now); err == nil || !strings.Contains(err.Error(), "under way") {
+		t.Errorf("run %d of at most %d: %v", maxRuns+1, maxRuns, err)
+	}
+	if err := runs.add(prepare(7, 20), now); err != nil {
+		t.Errorf("a run that is there, again: %v", err)
+	}
+	if _, ok := runs.get(7).tokens.Index(runs.get(7).tokens.At(19)); !ok {
+		t.Error("the second Prepare of run 7 did not replace the first")
+	}
+	runs.remove(7)
+	runs.remove(7)
+	if runs.get(7) != nil {
+		t.Error("run 7 is there after its removal")
+	}
+	// All others have expired: a new one finds room, and they are gone.
+	if err := runs.add(prepare(500, 1), now.Add(2*time.Second)); err != nil {
+		t.Error(err)
+	}
+	if runs.get(1) != nil || len(runs.snapshot()) != 1 {
+		t.Errorf("%d runs (want 1, the others expired)", len(runs.snapshot()))
+	}
+	runs.clear()
+	if runs.get(500) != nil {
+		t.Error("run 500 is there after clear")
+	}
+}
+
+func TestRunTableRefuses(t *testing.T) {
+	var runs runTable
+	for _, tt := range []struct {
+		p    *dyetracev1.Prepare
+		want string
+	}{
+		{&dyetracev1.Prepare{Run: 1, Key: []byte("short"), Total: 1}, "key has 5 bytes (want 16)"},
+		{&dyetracev1.Prepare{Run: 1, Key: make([]byte, stain.KeySize)}, "total is 0"},
+	} {
+		if err := runs.add(tt.p, time.Now()); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("add = %v (want %q)", err, tt.want)
+		}
+	}
+}
+
+func TestCheckInject(t *testing.T) {
+	good := func() *dyetracev1.Inject {
+		return &dyetracev1.Inject{
+			Ports: []*dyetracev1.PortRef{{Bridge: "br-int", Port: "tap1"}},
+			Index: []uint32{0, 1}, Port: []uint32{0, 0}, SrcMac: []uint64{1, 1}, DstMac: []uint64{2, 2},
+			SrcIp: make([]byte, 32), DstIp: make([]byte, 32), Ttl: []byte{64, 64},
+		}
+	}
+	if err := checkInject(good()); err != nil {
+		t.Error(err)
+	}
+	for _, tt := range []struct {
+		spoil func(*dyetracev1.Inject)
+		want  string
+	}{
+		{func(r *dyetracev1.Inject) { r.Port = r.Port[:1] }, "port: 1"},
+		{func(r *dyetracev1.Inject) { r.Port[1] = 1 }, "port[1]"},
+		{func(r *dyetracev1.Inject) { r.SrcMac = nil }, "src_mac"},
+		{func(r *dyetracev1.Inject) { r.DstMac = append(r.DstMac, 1) }, "dst_mac"},
+		{func(r *dyetracev1.Inject) { r.SrcIp = r.SrcIp[:31] }, "src_ip"},
+		{func(r *dyetracev1.Inject) { r.DstIp = nil }, "dst_ip"},
+		{func(r *dyetracev1.Inject) { r.Ttl = nil }, "ttl"},
+		{func(r *dyetracev1.Inject) { r.Index = make([]uint32, maxInject+1) }, "index"},
+	} {
+		r := good()
+		tt.spoil(r)
+		if err := checkInject(r); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("checkInject = %v (want %s…)", err, tt.want)
+		}
+	}
+}

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// openProbe is a probe that left and has not been answered.
+type openProbe struct {
+	run    uint64
+	index  uint32
+	bridge *bridge
+	ofport uint16
+	probe  stain.Probe
+}
+
+type probeKey struct {
+	run   uint64
+	index uint32
+}
+
+// openProbes are the probes that nobody answered yet. Each is withdrawn when its
+// time is up, whether or not the run and its controller are still there: what
+// half-open connections do to the probes after them is told in package stain.
+type openProbes struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	probes map[probeKey]openProbe
+	timers map[*time.Timer]struct{}
+	closed bool
+}
+
+func newOpenProbes(log *slog.Logger) *openProbes {
+	return &openProbes{log: log, probes: make(map[probeKey]openProbe), timers: make(map[*time.Timer]struct{})}
+}
+
+// add takes note of probes that are about to leave, to be withdrawn after settle.
+func (o *openProbes) add(probes []openProbe, settle time.Duration) {
+	keys := make([]probeKey, len(probes))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
+	for i, p := range probes {
+		keys[i] = probeKey{p.run, p.index}
+		o.probes[keys[i]] = p
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(settle, func() {
+		o.mu.Lock()
+		delete(o.timers, timer)
+		due := o.take(keys)
+		o.mu.Unlock()
+		o.withdraw(due)
+	})
+	o.timers[timer] = struct{}{}
+}
+
+// answered says that an answer came back to the bridge where the probe entered.
+func (o *openProbes) answered(run uint64, index uint32, b *bridge) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	key := probeKey{run, index}
+	if p, ok := o.probes[key]; ok && p.bridge == b {
+		delete(o.probes, key)
+	}
+}
+
+// take removes and returns those of keys that are open. Caller holds mu.
+func (o *openProbes) take(keys []probeKey) []openProbe {
+	var due []openProbe
+	for _, key := range keys {
+		if p, ok := o.probes[key]; ok {
+			due = append(due, p)
+			delete(o.probes, key)
+		}
+	}
+	return due
+}
+
+// close withdraws all that is open, now.
+func (o *openProbes) close() {
+	o.mu.Lock()
+	o.closed = true
+	for timer := range o.timers {
+		timer.Stop()
+	}
+	var due []openProbe
+	for key, p := range o.probes {
+		due = append(due, p)
+		delete(o.probes, key)
+	}
+	o.mu.Unlock()
+	o.withdraw(due)
+}
+
+// withdraw sends the RST that ends each probe's connection.
+func (o *openProbes) withdraw(due []openProbe) {
+	for _, p := range due {
+		port := p.bridge.port.Load()
+		if port == nil {
+			continue // the hook is gone; conntrack's timeout must do
+		}
+		p.probe.Close = true
+		frame, err := p.bridge.stain.AppendFrame(nil, p.ofport, p.probe)
+		if err == nil {
+			_, err = port.Send([][]byte{frame})
+		}
+		if err != nil {
+			o.log.Warn("a probe could not be withdrawn; connection tracking keeps it for a while", "run", p.run, "index", p.index, "err", err)
+		}
+	}
+}

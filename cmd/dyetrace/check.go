@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/cmd/dyetrace/internal/report"
+)
+
+// grace is what the controller gets beyond the run's own timeout to judge, store and answer.
+const grace = 10 * time.Second
+
+func newCheckCmd() *cobra.Command {
+	var (
+		ctl     controller
+		out     output
+		all     bool
+		network string
+		host    string
+		timeout time.Duration
+		show    textFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "check {SRC DST | --network NETWORK | --host HOST | --all}",
+		Short: "Probe pairs of instances and say where and why they do not connect",
+		Long: `Check sends a stained packet from SRC to DST, sees it at every switch on the way there and
+back, and prints a verdict. SRC and DST are instances, written NAME, NETWORK/NAME, NETWORK/ADDRESS,
+or ADDRESS where only one network has it.
+
+Verdicts: healthy; faulty (lost on the way, with the place and the cause); silent (delivered, the
+guest did not answer); policy (dropped by a security rule); unknown (we could not see well enough).
+
+Exit codes: 0 all pairs are healthy; 1 one is faulty, silent or policy; 2 the question makes no
+sense; 3 none of these, but one is unknown; 4 the controller, or an agent that was needed, is not
+reachable; 130 interrupted, which cancels the run.`,
+		Example: `  dyetrace check blue-1 green-4
+  dyetrace check red/10.0.1.11 red-2 -o json
+  dyetrace check --network blue --timeout 10s
+  dyetrace check --all -v`,
+		Args: checkArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			scope := scopeOf(args, network, host)
+			if timeout < 0 || (timeout > 0 && timeout < time.Millisecond) {
+				return usage(fmt.Errorf("--timeout: %v; want 1ms or more", timeout))
+			}
+			s, err := ctl.dial(cmd)
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			ctx, cancel := bounded(cmd.Context(), timeout)
+			defer cancel()
+			run, err := s.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{
+				Scope: scope, TimeoutMs: uint32(timeout.Milliseconds()),
+			}))
+			if err != nil {
+				return s.explain(err)
+			}
+			return follow(ctx, cmd, s, run.Msg.GetRun(), out, show)
+		},
+	}
+	ctl.flags(cmd)
+	out.flags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&all, "all", false, "every ordered pair that has a path")
+	f.StringVar(&network, "network", "", "all ordered pairs with an end in `NETWORK`")
+	f.StringVar(&host, "host", "", "all ordered pairs with an end on `HOST`")
+	f.DurationVar(&timeout, "timeout", 0, "end the run after this `TIME`, such as 10s; pairs not judged by then are unknown (default: the controller's)")
+	show.flags(cmd)
+	cmd.ValidArgsFunction = ctl.complete(2, listInstances)
+	must(cmd.RegisterFlagCompletionFunc("network", ctl.complete(0, listNetworks)))
+	must(cmd.RegisterFlagCompletionFunc("host", ctl.complete(0, listHosts)))
+	return cmd
+}
+
+// textFlags say how much of a check to print for people.
+type textFlags struct {
+	verbose bool
+	paths   int
+}
+
+func (t *textFlags) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&t.verbose, "verbose", "v", false, "list healthy pairs too, and draw every path")
+	cmd.Flags().IntVar(&t.paths, "paths", report.DefaultPaths, "draw the paths of at most this `NUMBER` of pairs, and count the others")
+}
+
+// checkArgs wants exactly one scope.
+func checkArgs(cmd *cobra.Command, args []string) error {
+	var given []string
+	for _, name := range []string{"all", "network", "host"} {
+		if cmd.Flags().Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	switch {
+	case len(given) > 1:
+		return fmt.Errorf("%s and %s exclude each other; want one scope", given[0], given[1])
+	case len(given) == 1 && len(args) > 0:
+		return fmt.Errorf("%s and instances exclude each other; want one scope", given[0])
+	case len(given) == 1:
+		return nil
+	case len(args) == 0:
+		return errors.New("what to check is missing; want SRC DST, --network NETWORK, --host HOST or --all")
+	case len(args) == 1:
+		return fmt.Errorf("DST is missing; want two instances, %s and another", args[0])
+	case len(args) > 2:
+		return fmt.Errorf("%d instances given; want two, SRC and DST", len(args))
+	}
+	return nil
+}
+
+// scopeOf returns the scope that accepted arguments ask for.
+func scopeOf(args []string, network, host string) *dyetracev1.Scope {
+	switch {
+	case len(args) == 2:
+		return &dyetracev1.Scope{Scope: &dyetracev1.Scope_Pair{Pair: &dyetracev1.PairScope{Src: args[0], Dst: args[1]}}}
+	case network != "":
+		return &dyetracev1.Scope{Scope: &dyetracev1.Scope_Network{Network: network}}
+	case host != "":
+		return &dyetracev1.Scope{Scope: &dyetracev1.Scope_Host{Host: host}}
+	}
+	return &dyetracev1.Scope{Scope: &dyetracev1.Scope_All{All: true}}
+}
+
+// bounded returns a context that ends some time after the run must have ended. Without a timeout
+// the controller's own bound on the run holds.
+func bounded(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, timeout+grace)
+}
+
+// follow watches a run to its end, prints it, and returns its verdict as an error for the exit
+// code. When ctx is interrupted it cancels the run.
+func follow(ctx context.Context, cmd *cobra.Command, s *session, run *dyetracev1.Run, out output, show textFlags) error {
+	progress := newProgress(cmd)
+	run, pairs, err := watch(ctx, s, run, progress)
+	progress.end()
+	if cmd.Context().Err() != nil {
+		return cancelRun(cmd, s, run.GetId())
+	}
+	if err != nil {
+		err = s.explain(err)
+		return &exitError{exitCode(err), fmt.Errorf("%w\nverdicts so far: dyetrace run %s", err, run.GetId())}
+	}
+	return printCheck(ctx, cmd, s, report.NewCheck(run, pairs), out, show)
+}
+
+// watch collects a run's verdicts until it ends. The run returned is its last known state.
+func watch(ctx context.Context, s *session, run *dyetracev1.Run, progress *progress) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
+	stream, err := s.WatchRun(ctx, connect.NewRequest(&dyetracev1.WatchRunRequest{Id: run.GetId()}))
+	if err != nil {
+		return run, nil, err
+	}
+	defer stream.Close()
+	pairs := make([]*dyetracev1.PairResult, 0, run.GetTotal())
+	ended := false
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *dyetracev1.WatchRunResponse_Run:
+			run = e.Run
+			ended = run.GetState() != dyetracev1.RunState_RUN_STATE_RUNNING
+		case *dyetracev1.WatchRunResponse_Pair:
+			pairs = append(pairs, e.Pair)
+			progress.add(e.Pair.GetVerdict())
+		}
+		progress.show(run.GetTotal())
+	}
+	if err := stream.Err(); err != nil {
+		return run, pairs, err
+	}
+	if !ended {
+		return run, pairs, connect.NewError(connect.CodeUnavailable, errors.New("it ended the answer before the run had ended"))
+	}
+	return run, pairs, nil
+}
+
+// cancelRun ends a run on behalf of a user who does not wait any longer.
+func cancelRun(cmd *cobra.Command, s *session, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), requestTimeout)
+	defer cancel()
+	if _, err := s.CancelRun(ctx, connect.NewRequest(&dyetracev1.CancelRunRequest{Id: id})); err != nil {
+		return &exitError{exitInterrupted, fmt.Errorf("interrupted; run %s goes on, it could not be cancelled: %w", id, s.explain(err))}
+	}
+	return &exitError{exitInterrupted, fmt.Errorf("interrupted; run %s cancelled", id)}
+}
+
+// printCheck prints a run with its pairs; the error holds the exit code that goes with it.
+func printCheck(ctx context.Context, cmd *cobra.Command, s *session, c report.Check, out output, show textFlags) error {
+	err := out.print(cmd, c, func() error {
+		w := cmd.OutOrStdout()
+		return c.Text(w, report.TextOptions{Color: colors(w), Verbose: show.verbose, Paths: show.paths})
+	})
+	if err != nil {
+		return err
+	}
+	switch c.Verdict {
+	case "faulty", "silent", "policy":
+		return &exitError{code: exitFailed}
+	case "healthy":
+		if c.State == "done" && c.Counts.Judged() == c.Total {
+			return nil
+		}
+		return &exitError{exitInconclusive, fmt.Errorf("run %s is %s, with %d of %d pairs judged", c.Run.Run, c.State, c.Counts.Judged(), c.Total)}
+	}
+	return inconclusive(ctx, s, c)
+}
+
+// inconclusive tells a run that saw badly from one that could not look: where a host of a pair
+// without a clear verdict has no agent, that is what to mend.
+func inconclusive(ctx context.Context, s *session, c report.Check) error {
+	hosts, err := s.ListHosts(ctx, connect.NewRequest(&dyetracev1.ListHostsRequest{}))
+	if err != nil {
+		return s.explain(err)
+	}
+	gone := make(map[string]bool)
+	for _, h := range hosts.Msg.GetHosts() {
+		gone[h.GetName()] = !h.GetConnected()
+	}
+	for _, p := range c.Pairs {
+		if p.Verdict != "unknown" {
+			continue
+		}
+		hosts := []string{p.Host}
+		for _, sample := range p.Samples {
+			hosts = append(hosts, sample.Host)
+		}
+		for _, h := range hosts {
+			if gone[h] {
+				return &exitError{exitUnreachable, fmt.Errorf("the agent of %s is not connected", h)}
+			}
+		}
+	}
+	return &exitError{code: exitInconclusive}
+}

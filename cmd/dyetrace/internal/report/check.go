@@ -1,0 +1,194 @@
+package report
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// Run is one execution of a check, without its pairs.
+type Run struct {
+	Run     string     `json:"run"`
+	State   string     `json:"state"`
+	Scope   string     `json:"scope"`
+	Verdict string     `json:"verdict"`
+	Started *time.Time `json:"started"`
+	Ended   *time.Time `json:"ended"`
+	// Total is the number of pairs planned; Counts holds those judged so far.
+	Total  uint32 `json:"total"`
+	Counts Counts `json:"counts"`
+}
+
+// Check is a run with its pairs: the one object that `check -o json` prints. Fields are added
+// to it, never renamed or taken away.
+type Check struct {
+	Run
+	Pairs []Pair `json:"pairs"`
+}
+
+// Counts are numbers of pairs by verdict.
+type Counts struct {
+	Healthy uint32 `json:"healthy"`
+	Faulty  uint32 `json:"faulty"`
+	Silent  uint32 `json:"silent"`
+	Policy  uint32 `json:"policy"`
+	Unknown uint32 `json:"unknown"`
+}
+
+// Judged returns how many pairs have a verdict.
+func (c Counts) Judged() uint32 { return c.Healthy + c.Faulty + c.Silent + c.Policy + c.Unknown }
+
+// Pair is the verdict on one ordered pair.
+type Pair struct {
+	Src        string `json:"src"`
+	SrcNetwork string `json:"src_network"`
+	Dst        string `json:"dst"`
+	DstNetwork string `json:"dst_network"`
+	Verdict    string `json:"verdict"`
+	// Segment is SegmentFrom → SegmentTo in words; nil where nothing failed.
+	Segment     *string `json:"segment"`
+	SegmentFrom *Point  `json:"segment_from"`
+	SegmentTo   *Point  `json:"segment_to"`
+	// Direction is forward or reply: which way what was lost was going.
+	Direction string   `json:"direction"`
+	Host      string   `json:"host"`
+	Cause     string   `json:"cause"`
+	RTT       int64    `json:"rtt_ns"`
+	Probes    uint32   `json:"probes"`
+	Flow      *Flow    `json:"flow"`
+	Command   string   `json:"command"`
+	Samples   []Sample `json:"samples"`
+}
+
+// Point is a sampling point.
+type Point struct {
+	Host   string `json:"host"`
+	Bridge string `json:"bridge"`
+	Kind   string `json:"kind"`
+}
+
+func (p Point) String() string { return p.Host + "/" + p.Bridge + " " + p.Kind }
+
+// Flow is one flow of a bridge.
+type Flow struct {
+	Bridge   string `json:"bridge"`
+	Table    uint32 `json:"table"`
+	Priority uint32 `json:"priority"`
+	Match    string `json:"match"`
+	Actions  string `json:"actions"`
+	// Cookie is written as ovs-ofctl does, 0x…: JSON's numbers end at 53 bits.
+	Cookie string `json:"cookie"`
+}
+
+func (f Flow) String() string {
+	match := fmt.Sprintf("priority=%d", f.Priority)
+	if f.Match != "" {
+		match += "," + f.Match
+	}
+	return fmt.Sprintf("%s: cookie=%s, table=%d, %s actions=%s", f.Bridge, f.Cookie, f.Table, match, f.Actions)
+}
+
+// Sample is one sampling point of a pair's path, and whether it saw the packet.
+type Sample struct {
+	Point
+	Direction string `json:"direction"`
+	Seen      bool   `json:"seen"`
+	// At is nanoseconds after the first sample; 0 where not seen.
+	At     int64  `json:"at_ns"`
+	TTL    uint32 `json:"ttl"`
+	TunSrc string `json:"tun_src,omitempty"`
+	TunID  uint32 `json:"tun_id,omitempty"`
+}
+
+// NewRun returns the view of a run.
+func NewRun(r *dyetracev1.Run) Run {
+	c := r.GetCounts()
+	return Run{
+		Run:     r.GetId(),
+		State:   State(r.GetState()),
+		Scope:   Scope(r.GetScope()),
+		Verdict: Verdict(r.GetVerdict()),
+		Started: Time(r.GetStarted()),
+		Ended:   Time(r.GetEnded()),
+		Total:   r.GetTotal(),
+		Counts: Counts{
+			Healthy: c.GetHealthy(), Faulty: c.GetFaulty(), Silent: c.GetSilent(),
+			Policy: c.GetPolicy(), Unknown: c.GetUnknown(),
+		},
+	}
+}
+
+// NewCheck returns the view of a run and its pairs, sorted by networks and names.
+func NewCheck(r *dyetracev1.Run, pairs []*dyetracev1.PairResult) Check {
+	c := Check{Run: NewRun(r), Pairs: make([]Pair, 0, len(pairs))}
+	for _, p := range pairs {
+		c.Pairs = append(c.Pairs, newPair(p))
+	}
+	slices.SortStableFunc(c.Pairs, func(a, b Pair) int {
+		return cmp.Or(
+			cmp.Compare(a.SrcNetwork, b.SrcNetwork), cmp.Compare(a.Src, b.Src),
+			cmp.Compare(a.DstNetwork, b.DstNetwork), cmp.Compare(a.Dst, b.Dst),
+		)
+	})
+	return c
+}
+
+func newPair(p *dyetracev1.PairResult) Pair {
+	v := Pair{
+		Src: p.GetSrc().GetName(), SrcNetwork: p.GetSrc().GetNetwork(),
+		Dst: p.GetDst().GetName(), DstNetwork: p.GetDst().GetNetwork(),
+		Verdict: Verdict(p.GetVerdict()),
+		Host:    p.GetHost(),
+		Cause:   p.GetCause(),
+		RTT:     p.GetRttNs(),
+		Probes:  p.GetProbes(),
+		Command: p.GetCommand(),
+		Samples: make([]Sample, 0, len(p.GetSamples())),
+	}
+	if s := p.GetSegment(); s != nil {
+		v.SegmentFrom, v.SegmentTo = newPoint(s.GetFrom()), newPoint(s.GetTo())
+		v.Direction = Direction(s.GetDirection())
+		words := segmentWords(v.SegmentFrom, v.SegmentTo)
+		v.Segment = &words
+	}
+	if f := p.GetFlow(); f != nil {
+		v.Flow = &Flow{
+			Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(),
+			Match: f.GetMatch(), Actions: f.GetActions(), Cookie: fmt.Sprintf("0x%x", f.GetCookie()),
+		}
+	}
+	for _, s := range p.GetSamples() {
+		sample := Sample{
+			Direction: Direction(s.GetDirection()), Seen: s.GetSeen(), At: s.GetAtNs(),
+			TTL: s.GetTtl(), TunSrc: s.GetTunSrc(), TunID: s.GetTunId(),
+		}
+		if point := newPoint(s.GetPoint()); point != nil {
+			sample.Point = *point
+		}
+		v.Samples = append(v.Samples, sample)
+	}
+	return v
+}
+
+func newPoint(p *dyetracev1.Point) *Point {
+	if p == nil {
+		return nil
+	}
+	return &Point{p.GetHost(), p.GetBridge(), Kind(p.GetKind())}
+}
+
+// segmentWords writes a segment. Without a first point the packet was lost before anybody saw
+// it; without a second one after the last who should.
+func segmentWords(from, to *Point) string {
+	a, b := "injection", "end"
+	if from != nil {
+		a = from.String()
+	}
+	if to != nil {
+		b = to.String()
+	}
+	return a + " → " + b
+}

@@ -1,0 +1,172 @@
+package report
+
+import (
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// Host is one host and its agent.
+type Host struct {
+	Name       string     `json:"name"`
+	Connected  bool       `json:"connected"`
+	Expected   bool       `json:"expected"`
+	Version    string     `json:"version"`
+	OVSVersion string     `json:"ovs_version"`
+	LastSeen   *time.Time `json:"last_seen"`
+	Bridges    []Bridge   `json:"bridges"`
+	Endpoints  []Endpoint `json:"endpoints"`
+	Counters   Counters   `json:"counters"`
+}
+
+// Bridge is one bridge and our hook on it.
+type Bridge struct {
+	Name         string        `json:"name"`
+	DatapathType string        `json:"datapath_type"`
+	Hook         string        `json:"hook"`
+	Reason       string        `json:"reason"`
+	Kinds        []string      `json:"kinds"`
+	UplinkBridge string        `json:"uplink_bridge"`
+	Tunnels      []Tunnel      `json:"tunnels"`
+	DyePort      string        `json:"dye_port"`
+	DyeOFPort    uint32        `json:"dye_ofport"`
+	Table        uint32        `json:"table"`
+	Mark         string        `json:"mark"`
+	Epoch        uint64        `json:"epoch"`
+	Lost         uint64        `json:"lost"`
+	Gaps         uint64        `json:"gaps"`
+	Absent       []AbsentPoint `json:"absent"`
+}
+
+// AbsentPoint is a sampling point that a bridge does not offer.
+type AbsentPoint struct {
+	Kind   string `json:"kind"`
+	Reason string `json:"reason"`
+}
+
+// Tunnel is a tunnel port.
+type Tunnel struct {
+	Port     string `json:"port"`
+	OFPort   uint32 `json:"ofport"`
+	Type     string `json:"type"`
+	RemoteIP string `json:"remote_ip"`
+	LocalIP  string `json:"local_ip"`
+}
+
+// Endpoint is the port of a bridge where an instance is attached.
+type Endpoint struct {
+	Bridge    string `json:"bridge"`
+	Port      string `json:"port"`
+	OFPort    uint32 `json:"ofport"`
+	MAC       string `json:"mac"`
+	IfaceID   string `json:"iface_id"`
+	LinkState string `json:"link_state"`
+}
+
+// Counters count since the agent's start.
+type Counters struct {
+	Injected    uint64 `json:"injected"`
+	Samples     uint64 `json:"samples"`
+	Rejected    uint64 `json:"rejected"`
+	Lost        uint64 `json:"lost"`
+	HookRepairs uint64 `json:"hook_repairs"`
+}
+
+// Instance is one instance, and where it is attached; Endpoint is nil where nobody knows.
+type Instance struct {
+	Name     string    `json:"name"`
+	Network  string    `json:"network"`
+	IP       string    `json:"ip"`
+	MAC      string    `json:"mac"`
+	Host     string    `json:"host"`
+	Endpoint *Endpoint `json:"endpoint"`
+	Source   string    `json:"source"`
+}
+
+// Status is how the controller and its fleet stand.
+type Status struct {
+	Version string     `json:"version"`
+	Started *time.Time `json:"started"`
+	Ready   bool       `json:"ready"`
+	// Stain is how probes are marked.
+	Stain         Stain    `json:"stain"`
+	HostsExpected uint32   `json:"hosts_expected"`
+	HostsReady    uint32   `json:"hosts_ready"`
+	Instances     uint32   `json:"instances"`
+	Pairs         uint32   `json:"pairs"`
+	RunsActive    uint32   `json:"runs_active"`
+	Problems      []string `json:"problems"`
+}
+
+// Stain is the marks by which a probe is recognised.
+type Stain struct {
+	Scheme string `json:"scheme"`
+	TOS    uint32 `json:"tos"`
+	Port   uint32 `json:"port"`
+}
+
+// NewHost returns the view of a host.
+func NewHost(h *dyetracev1.Host) Host {
+	c := h.GetCounters()
+	v := Host{
+		Name: h.GetName(), Connected: h.GetConnected(), Expected: h.GetExpected(),
+		Version: h.GetVersion(), OVSVersion: h.GetOvsVersion(), LastSeen: Time(h.GetLastSeen()),
+		Bridges: []Bridge{}, Endpoints: []Endpoint{},
+		Counters: Counters{c.GetInjected(), c.GetSamples(), c.GetRejected(), c.GetLost(), c.GetHookRepairs()},
+	}
+	for _, b := range h.GetBridges() {
+		v.Bridges = append(v.Bridges, newBridge(b))
+	}
+	for _, e := range h.GetEndpoints() {
+		v.Endpoints = append(v.Endpoints, *newEndpoint(e))
+	}
+	return v
+}
+
+func newBridge(b *dyetracev1.Bridge) Bridge {
+	v := Bridge{
+		Name: b.GetName(), DatapathType: b.GetDatapathType(), Hook: Hook(b.GetState()), Reason: b.GetReason(),
+		Kinds: []string{}, UplinkBridge: b.GetUplinkBridge(), Tunnels: []Tunnel{},
+		DyePort: b.GetDyePort(), DyeOFPort: b.GetDyeOfport(), Table: b.GetTable(), Mark: b.GetMark(),
+		Epoch: b.GetEpoch(), Lost: b.GetLost(), Gaps: b.GetGaps(), Absent: []AbsentPoint{},
+	}
+	for _, k := range b.GetKinds() {
+		v.Kinds = append(v.Kinds, Kind(k))
+	}
+	for _, t := range b.GetTunnels() {
+		v.Tunnels = append(v.Tunnels, Tunnel{t.GetPort(), t.GetOfport(), t.GetType(), t.GetRemoteIp(), t.GetLocalIp()})
+	}
+	for _, a := range b.GetAbsent() {
+		v.Absent = append(v.Absent, AbsentPoint{Kind(a.GetKind()), a.GetReason()})
+	}
+	return v
+}
+
+func newEndpoint(e *dyetracev1.Endpoint) *Endpoint {
+	if e == nil {
+		return nil
+	}
+	return &Endpoint{e.GetBridge(), e.GetPort(), e.GetOfport(), e.GetMac(), e.GetIfaceId(), e.GetLinkState()}
+}
+
+// NewInstance returns the view of an instance.
+func NewInstance(i *dyetracev1.Instance) Instance {
+	return Instance{i.GetName(), i.GetNetwork(), i.GetIp(), i.GetMac(), i.GetHost(), newEndpoint(i.GetEndpoint()), i.GetSource()}
+}
+
+// NewStatus returns the view of a status.
+func NewStatus(s *dyetracev1.GetStatusResponse) Status {
+	v := Status{
+		Version: s.GetVersion(), Started: Time(s.GetStarted()),
+		Ready: s.GetHostsReady() >= s.GetHostsExpected(),
+		Stain: Stain{
+			Scheme: word(s.GetStain().GetScheme().String(), "SCHEME_", "unknown"),
+			TOS:    s.GetStain().GetTos(), Port: s.GetStain().GetPort(),
+		},
+		HostsExpected: s.GetHostsExpected(), HostsReady: s.GetHostsReady(),
+		Instances: s.GetInstances(), Pairs: s.GetPairs(), RunsActive: s.GetRunsActive(),
+		Problems: []string{},
+	}
+	v.Problems = append(v.Problems, s.GetProblems()...)
+	return v
+}

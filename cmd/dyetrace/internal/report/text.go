@@ -1,0 +1,295 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// DefaultPaths is how many failed pairs are drawn as paths unless something else is asked for:
+// some two screens. A broken host fails dozens of pairs in the same way.
+const DefaultPaths = 12
+
+// TextOptions say how to write for a terminal.
+type TextOptions struct {
+	// Color allows colours.
+	Color bool
+	// Verbose lists healthy pairs too, and draws every path.
+	Verbose bool
+	// Paths is how many failed pairs are drawn as paths; the others are counted by segment.
+	Paths int
+}
+
+// Text writes a check for people: a summary, then each pair that is not healthy as its path.
+func (c Check) Text(w io.Writer, o TextOptions) error {
+	t := &text{w: bufio.NewWriter(w), o: o, ambiguous: c.ambiguous()}
+	t.summary(c)
+	healthy, failed := c.split()
+	switch {
+	case len(c.Pairs) == 1 && len(healthy) == 1:
+		// Who asks for one pair wants to see its way.
+		t.headline(healthy[0])
+		t.path(healthy[0])
+	case o.Verbose:
+		for _, p := range healthy {
+			t.headline(p)
+		}
+	}
+	drawn := len(failed)
+	if !o.Verbose {
+		drawn = min(drawn, o.Paths)
+	}
+	for _, p := range failed[:drawn] {
+		t.printf("\n")
+		t.headline(p)
+		t.path(p)
+		t.facts(p)
+	}
+	t.folded(failed[drawn:])
+	return t.w.Flush()
+}
+
+// folded counts pairs that have no room of their own, by verdict and segment.
+func (t *text) folded(rest []Pair) {
+	if len(rest) == 0 {
+		return
+	}
+	t.printf("\n%d not drawn (-v draws all paths):\n", len(rest))
+	type key struct{ verdict, segment string }
+	pairs := make(map[key][]string)
+	var keys []key
+	for _, p := range rest {
+		k := key{verdict: p.Verdict}
+		if p.Segment != nil {
+			k.segment = *p.Segment
+		}
+		if pairs[k] == nil {
+			keys = append(keys, k)
+		}
+		pairs[k] = append(pairs[k], t.name(p.Src, p.SrcNetwork)+" → "+t.name(p.Dst, p.DstNetwork))
+	}
+	for _, k := range keys {
+		t.printf("  %s  %s\n", t.paint(verdictColor(k.verdict), fmt.Sprintf("%d %s", len(pairs[k]), k.verdict)), k.segment)
+		// Names of three tell what kind of pairs they are.
+		names := pairs[k]
+		if len(names) > 3 {
+			names = append(names[:3:3], "…")
+		}
+		t.printf("    %s\n", strings.Join(names, ", "))
+	}
+}
+
+// split separates healthy pairs from the others, worst first.
+func (c Check) split() (healthy, failed []Pair) {
+	for _, p := range c.Pairs {
+		if p.Verdict == "healthy" {
+			healthy = append(healthy, p)
+		} else {
+			failed = append(failed, p)
+		}
+	}
+	severity := []string{"faulty", "silent", "policy", "unknown"}
+	slices.SortStableFunc(failed, func(a, b Pair) int {
+		return slices.Index(severity, a.Verdict) - slices.Index(severity, b.Verdict)
+	})
+	return healthy, failed
+}
+
+// ambiguous returns the names that instances of several networks bear in this check.
+func (c Check) ambiguous() map[string]bool {
+	network := make(map[string]string)
+	twice := make(map[string]bool)
+	note := func(name, net string) {
+		if was, ok := network[name]; ok && was != net {
+			twice[name] = true
+		}
+		network[name] = net
+	}
+	for _, p := range c.Pairs {
+		note(p.Src, p.SrcNetwork)
+		note(p.Dst, p.DstNetwork)
+	}
+	return twice
+}
+
+// text writes; bufio.Writer keeps the first error for Flush.
+type text struct {
+	w         *bufio.Writer
+	o         TextOptions
+	ambiguous map[string]bool
+}
+
+func (t *text) printf(format string, args ...any) { fmt.Fprintf(t.w, format, args...) }
+
+// Colours by ECMA-48, SGR.
+const (
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+func (t *text) paint(color, s string) string {
+	if !t.o.Color {
+		return s
+	}
+	return "\x1b[" + color + "m" + s + "\x1b[0m"
+}
+
+func verdictColor(verdict string) string {
+	switch verdict {
+	case "healthy":
+		return green
+	case "faulty", "silent":
+		return red
+	}
+	return yellow
+}
+
+func (t *text) summary(c Check) {
+	var counts []string
+	for _, x := range []struct {
+		n       uint32
+		verdict string
+	}{
+		{c.Counts.Healthy, "healthy"}, {c.Counts.Faulty, "faulty"}, {c.Counts.Silent, "silent"},
+		{c.Counts.Policy, "policy"}, {c.Counts.Unknown, "unknown"},
+	} {
+		if x.n > 0 {
+			counts = append(counts, t.paint(verdictColor(x.verdict), fmt.Sprintf("%d %s", x.n, x.verdict)))
+		}
+	}
+	if open := c.Total - min(c.Total, c.Counts.Judged()); open > 0 {
+		counts = append(counts, t.paint(yellow, fmt.Sprintf("%d without verdict", open)))
+	}
+	took := ""
+	if c.Started != nil && c.Ended != nil {
+		took = " in " + duration(c.Ended.Sub(*c.Started).Nanoseconds())
+	}
+	noun := "pairs"
+	if c.Total == 1 {
+		noun = "pair"
+	}
+	t.printf("%s%s: %s", t.paint(bold, fmt.Sprintf("%d %s", c.Total, noun)), took, strings.Join(counts, ", "))
+	t.printf("  %s\n", t.paint(dim, fmt.Sprintf("(run %s, %s)", c.Run.Run, c.State)))
+}
+
+// name writes an instance as one would have to type it.
+func (t *text) name(name, network string) string {
+	if t.ambiguous[name] {
+		return network + "/" + name
+	}
+	return name
+}
+
+func (t *text) headline(p Pair) {
+	mark := "✗"
+	switch p.Verdict {
+	case "healthy":
+		mark = "✓"
+	case "unknown", "pending":
+		mark = "?"
+	}
+	color := verdictColor(p.Verdict)
+	t.printf("%s %s → %s  %s", t.paint(color, mark), t.paint(bold, t.name(p.Src, p.SrcNetwork)),
+		t.paint(bold, t.name(p.Dst, p.DstNetwork)), t.paint(color, p.Verdict))
+	if p.Verdict == "healthy" && p.RTT > 0 {
+		t.printf("  %s", duration(p.RTT))
+	}
+	t.printf("\n")
+}
+
+// path draws the sampling points of a pair, one a line, and the segment where it failed.
+func (t *text) path(p Pair) {
+	last := -1
+	width := 0
+	for i, s := range p.Samples {
+		if s.Seen {
+			last = i
+		}
+		width = max(width, len(s.Point.String()))
+	}
+	failed := failedAt(p, last)
+	direction := "forward"
+	for i, s := range p.Samples {
+		if i == failed {
+			t.printf("    %s\n", t.paint(verdictColor(p.Verdict), "╌╌╌ "+lostWords(p)+" ╌╌╌"))
+		}
+		if s.Direction == "reply" && direction != "reply" {
+			direction = "reply"
+			t.printf("    %s\n", t.paint(dim, "answer of "+t.name(p.Dst, p.DstNetwork)))
+		}
+		mark, note := t.mark(p, s, i, last)
+		line := fmt.Sprintf("    %s %-*s  %9s", mark, width, s.Point, note)
+		if s.TunSrc != "" {
+			line += fmt.Sprintf("  from %s", s.TunSrc)
+			if s.TunID != 0 {
+				line += fmt.Sprintf(", key %d", s.TunID)
+			}
+		}
+		t.printf("%s\n", strings.TrimRight(line, " "))
+	}
+}
+
+// failedAt returns the index of the sample before which the segment's line is drawn: its far end,
+// which lies after the last point seen. -1 is none.
+func failedAt(p Pair, last int) int {
+	if p.SegmentTo == nil {
+		return -1
+	}
+	for i, s := range p.Samples {
+		// Both ends of a pair on one host are the same point; the one that did not see it counts.
+		if i > last && s.Point == *p.SegmentTo {
+			return i
+		}
+	}
+	return -1
+}
+
+func lostWords(p Pair) string {
+	switch p.Verdict {
+	case "silent":
+		return "delivered, no answer"
+	case "policy":
+		return "denied here"
+	case "unknown":
+		return "out of sight from here"
+	}
+	return "lost here"
+}
+
+// mark tells seen, missing and unknown apart. A point whose successor saw the packet was passed,
+// whether or not its sample arrived.
+func (t *text) mark(p Pair, s Sample, i, last int) (mark, note string) {
+	switch {
+	case s.Seen:
+		return t.paint(green, "✓"), duration(s.At)
+	case i < last:
+		return t.paint(yellow, "?"), "no sample"
+	case p.Verdict == "unknown" || p.Verdict == "pending":
+		return t.paint(yellow, "?"), ""
+	}
+	return t.paint(red, "✗"), ""
+}
+
+func (t *text) facts(p Pair) {
+	if p.Segment != nil {
+		t.fact("segment", *p.Segment)
+	}
+	t.fact("cause", p.Cause)
+	t.fact("host", p.Host)
+	if p.Flow != nil {
+		t.fact("flow", p.Flow.String())
+	}
+	t.fact("show it", p.Command)
+}
+
+func (t *text) fact(name, value string) {
+	if value == "" {
+		return
+	}
+	t.printf("    %s %s\n", t.paint(dim, fmt.Sprintf("%-8s", name+":")), value)
+}

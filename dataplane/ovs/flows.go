@@ -1,0 +1,97 @@
+package ovs
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/flows"
+)
+
+// DumpFlows returns all flows of a bridge, whoever owns them.
+func (s *Switch) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error) {
+	return s.dump(ctx, bridge)
+}
+
+// DumpOurs returns the flows of a bridge that have our cookie. The switch does the
+// choosing, so it is cheap on a bridge with many flows.
+func (s *Switch) DumpOurs(ctx context.Context, bridge string) ([]flows.Flow, error) {
+	return s.dump(ctx, bridge, fmt.Sprintf("cookie=%#x/%#x", flows.Cookie, flows.CookieMask))
+}
+
+func (s *Switch) dump(ctx context.Context, bridge string, filter ...string) ([]flows.Flow, error) {
+	args := append([]string{"--no-names", "dump-flows", bridge}, filter...)
+	out, err := s.ofctl(ctx, nil, args...)
+	if err != nil {
+		return nil, fmt.Errorf("ovs: bridge %s: flows: %w", bridge, err)
+	}
+	list, err := flows.ParseDump(string(out))
+	if err != nil {
+		return nil, fmt.Errorf("ovs: bridge %s: %w", bridge, err)
+	}
+	return list, nil
+}
+
+// DumpGroups returns the groups of a bridge, a line each, as flows.Bridge wants
+// them: not nil, also where there are none.
+func (s *Switch) DumpGroups(ctx context.Context, bridge string) ([]string, error) {
+	out, err := s.ofctl(ctx, nil, "--no-names", "dump-groups", bridge)
+	if err != nil {
+		return nil, fmt.Errorf("ovs: bridge %s: groups: %w", bridge, err)
+	}
+	groups := []string{}
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "group_id=") {
+			groups = append(groups, line)
+		}
+	}
+	return groups, nil
+}
+
+// Apply adds and deletes flows on a bridge, all of them or, if it returns an error,
+// none: an OpenFlow bundle (ovs-ofctl(8), --bundle). A flow of add replaces the one
+// in its place, so look first (flows.Diff); one of del that is not there, or is not
+// ours, is left as it is.
+func (s *Switch) Apply(ctx context.Context, bridge string, add, del []flows.Flow) error {
+	for _, f := range add {
+		if !f.Ours() {
+			return fmt.Errorf("ovs: bridge %s: adding %v: cookie %#x is not ours", bridge, f, f.Cookie)
+		}
+	}
+	lines := make([]string, 0, len(add)+len(del))
+	for _, f := range del {
+		lines = append(lines, f.DeleteLine())
+	}
+	for _, f := range add {
+		lines = append(lines, f.AddLine())
+	}
+	return s.bundle(ctx, bridge, lines)
+}
+
+// Renew starts the hard timeouts of our flows anew. A flow that has gone stays
+// gone: audits must see it.
+func (s *Switch) Renew(ctx context.Context, bridge string, ours []flows.Flow) error {
+	lines := make([]string, 0, len(ours))
+	for _, f := range ours {
+		lines = append(lines, f.RenewLine())
+	}
+	return s.bundle(ctx, bridge, lines)
+}
+
+// bundleVersions are those that have bundles (1.3 by an extension of the ONF's).
+var bundleVersions = []string{"OpenFlow13", "OpenFlow14", "OpenFlow15"}
+
+func (s *Switch) bundle(ctx context.Context, bridge string, lines []string) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	text := strings.Join(lines, "\n") + "\n"
+	if _, err := s.ofctl(ctx, strings.NewReader(text), "bundle", bridge, "-"); err != nil {
+		if b, found := s.Snapshot().Bridge(bridge); found && !slices.ContainsFunc(bundleVersions, b.Speaks) {
+			return fmt.Errorf("ovs: bridge %s: protocols %v: want OpenFlow13 or later, which have bundles: %w", bridge, b.Protocols, err)
+		}
+		return fmt.Errorf("ovs: bridge %s: bundle of %d flows: %w", bridge, len(lines), err)
+	}
+	return nil
+}

@@ -1,0 +1,414 @@
+package ovs
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata/trace from what this machine's Open vSwitch prints")
+
+func writeFile(t testing.TB, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mac(text string) stain.MAC {
+	m, err := stain.ParseMAC(text)
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// stainedPacket returns a probe from 10.0.0.1 to 10.0.0.2 in hexadecimal.
+func stainedPacket(t testing.TB) string {
+	t.Helper()
+	frame, err := stain.Default().AppendPacket(nil, stain.Probe{
+		SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
+		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 64,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(frame)
+}
+
+// The pipelines of the traced host, Neutron-like: br-int with the instances, br-tun
+// with the tunnels, br-phy with the underlay.
+const (
+	traceInt = `
+cookie=0xaaaa000000000001,table=0,priority=100,in_port=2 actions=load:0x2->NXM_NX_REG5[],resubmit(,60)
+cookie=0xaaaa000000000001,table=0,priority=100,in_port=3 actions=load:0x3->NXM_NX_REG5[],resubmit(,60)
+cookie=0xaaaa000000000001,table=0,priority=90,in_port=1 actions=resubmit(,81)
+cookie=0xaaaa000000000001,table=0,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=60,priority=100,ip actions=ct(table=72,zone=5)
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,ip,nw_dst=10.0.0.9 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=90,ct_state=+est+trk,ip actions=resubmit(,94)
+cookie=0xaaaa000000000001,table=72,priority=80,ct_state=+new+trk,ip actions=ct(commit,zone=5),resubmit(,94)
+cookie=0xaaaa000000000001,table=81,priority=100,ip actions=ct(table=82,zone=5)
+cookie=0xaaaa000000000001,table=82,priority=90,ct_state=+new+trk,ip,nw_src=10.0.0.66 actions=drop
+cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:02 actions=output:3
+cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:03 actions=output:9
+cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:04 actions=NORMAL
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.2 actions=output:3
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.64/26 actions=output:1
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.5 actions=output:2
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.6 actions=NORMAL
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.7 actions=resubmit(,95),resubmit(,96)
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.8 actions=controller
+cookie=0xaaaa000000000001,table=95,priority=1 actions=note:01.02
+`
+	traceTun = `
+cookie=0xbbbb000000000001,table=0,priority=1,in_port=1 actions=resubmit(,20)
+cookie=0xbbbb000000000001,table=0,priority=1,in_port=2 actions=resubmit(,4)
+cookie=0xbbbb000000000001,table=0,priority=1,in_port=3 actions=resubmit(,4)
+cookie=0xbbbb000000000001,table=0,priority=0 actions=drop
+cookie=0xbbbb000000000001,table=4,priority=1,tun_id=0x3e9 actions=mod_vlan_vid:5,resubmit(,10)
+cookie=0xbbbb000000000001,table=4,priority=0 actions=drop
+cookie=0xbbbb000000000001,table=10,priority=1 actions=learn(table=20,hard_timeout=300,priority=1,cookie=0xbbbb000000000001,NXM_OF_VLAN_TCI[0..11],NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[],load:0->NXM_OF_VLAN_TCI[],load:NXM_NX_TUN_ID[]->NXM_NX_TUN_ID[],output:NXM_OF_IN_PORT[]),output:1
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.65 actions=load:0x3e9->NXM_NX_TUN_ID[],output:2
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.67 actions=set_field:0x3ea->tun_id,output:3
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.68 actions=load:0x3eb->NXM_NX_TUN_ID[],load:0xc0000202->NXM_NX_TUN_IPV4_DST[],output:4
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.69 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.70 actions=load:0x3e9->NXM_NX_TUN_ID[],output:6
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.71 actions=load:0x3ea->NXM_NX_TUN_ID[],output:2,output:3
+cookie=0xbbbb000000000001,table=20,priority=0 actions=resubmit(,22)
+cookie=0xbbbb000000000001,table=22,priority=0 actions=drop
+`
+)
+
+// traceHost builds the host above, hooks it, and returns its switch.
+func traceHost(t *testing.T) *Switch {
+	s := open(t)
+	addBridges(t, "br-int", "br-tun", "br-phy")
+	vsctl(t, "add-port", "br-int", "patch-tun", "--", "set", "interface", "patch-tun", "type=patch", "options:peer=patch-int", "ofport_request=1")
+	vsctl(t, "add-port", "br-tun", "patch-int", "--", "set", "interface", "patch-int", "type=patch", "options:peer=patch-tun", "ofport_request=1")
+	for i, name := range []string{"tap-a", "tap-b"} {
+		sandbox.Command(t, "ip", "link", "add", name, "type", "veth", "peer", "name", name+"-g")
+		t.Cleanup(func() { sandbox.Command(t, "ip", "link", "del", name) })
+		vsctl(t, "add-port", "br-int", name, "tag=5", "--", "set", "interface", name, fmt.Sprintf("ofport_request=%d", i+2), "external_ids:iface-id="+name)
+	}
+	for i, tunnel := range [][]string{
+		{"gre-2", "gre", "192.0.2.2"}, {"vxlan-2", "vxlan", "192.0.2.2"}, {"gnv", "geneve", "flow"},
+		{"gre-9", "gre", "192.0.2.9"}, {"gre-far", "gre", "203.0.113.1"},
+	} {
+		vsctl(t, "add-port", "br-tun", tunnel[0], "--", "set", "interface", tunnel[0], "type="+tunnel[1],
+			"options:remote_ip="+tunnel[2], "options:local_ip=192.0.2.1", "options:key=flow", fmt.Sprintf("ofport_request=%d", i+2))
+	}
+	sandbox.Command(t, "ip", "link", "add", "nic", "type", "veth", "peer", "name", "nic-far")
+	t.Cleanup(func() { sandbox.Command(t, "ip", "link", "del", "nic") })
+	for _, name := range []string{"nic", "nic-far", "tap-a", "tap-a-g", "tap-b", "tap-b-g"} {
+		sandbox.Command(t, "ip", "link", "set", name, "up")
+	}
+	vsctl(t, "add-port", "br-phy", "nic")
+	sandbox.Command(t, "ip", "link", "set", "br-phy", "up", "address", "02:00:00:00:00:01")
+	sandbox.Command(t, "ip", "addr", "add", "192.0.2.1/24", "dev", "br-phy")
+	poll(t, "the route", func() bool {
+		return strings.Contains(sandbox.Command(t, "ovs-appctl", "ovs/route/show"), "192.0.2.0/24 dev br-phy")
+	})
+	sandbox.Command(t, "ovs-appctl", "tnl/neigh/set", "br-phy", "192.0.2.2", "02:00:00:00:00:02")
+	for bridge, text := range map[string]string{"br-int": traceInt, "br-tun": traceTun} {
+		ofctl(t, "del-flows", bridge)
+		addFlows(t, bridge, text)
+	}
+	for _, tap := range []string{"tap-a", "tap-b"} {
+		awaitPort(t, s, "br-int", tap, func(p dataplane.Port) bool { return p.OFPort != 0 && p.LinkState == "up" })
+	}
+	awaitPort(t, s, "br-tun", "gre-far", hasOFPort)
+	for _, bridge := range []string{"br-int", "br-tun"} {
+		_, dye := install(t, s, bridge)
+		awaitPort(t, s, bridge, dye.Name, func(p dataplane.Port) bool { return p.LinkState == "up" })
+	}
+	return s
+}
+
+// traceCase is one packet on the host above.
+type traceCase struct {
+	name, bridge string
+	in           uint16
+	dst, dstMAC  string
+	src          string
+	tunID        uint32
+	reply        bool
+	want         string
+}
+
+var traceCases = []traceCase{
+	{name: "same-host", bridge: "br-int", in: 2, dst: "10.0.0.2", want: "delivered tap-b"},
+	{name: "security-rule", bridge: "br-int", in: 2, dst: "10.0.0.9",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,ip,nw_dst=10.0.0.9 actions=drop"},
+	{name: "reply-passes-the-rule", bridge: "br-int", in: 2, dst: "10.0.0.2", reply: true, want: "delivered tap-b"},
+	{name: "table-miss", bridge: "br-int", in: 2, dst: "10.0.0.4",
+		want: "dropped by br-int: cookie=0x0, table=94, priority=0 actions=drop: table 94 of br-int: no match"},
+	{name: "no-port-for-the-mac", bridge: "br-int", in: 2, dst: "10.0.0.5",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=94, priority=100,ip,nw_dst=10.0.0.5 actions=output:\"tap-a\": skipping output to input port"},
+	{name: "side-branch", bridge: "br-int", in: 2, dst: "10.0.0.7",
+		want: "dropped by br-int: cookie=0x0, table=96, priority=0 actions=drop: table 96 of br-int: no match"},
+	{name: "controller", bridge: "br-int", in: 2, dst: "10.0.0.8",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=94, priority=100,ip,nw_dst=10.0.0.8 actions=CONTROLLER:65535: handed to the controller"},
+	{name: "flooded-by-normal", bridge: "br-int", in: 2, dst: "10.0.0.6",
+		want: "delivered tap-b of br-int,tap-b"},
+	{name: "gre", bridge: "br-int", in: 2, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+	{name: "vxlan", bridge: "br-int", in: 2, dst: "10.0.0.67", want: "tunnelled vxlan-2 to 192.0.2.2 key 1002"},
+	{name: "geneve-by-flow", bridge: "br-int", in: 2, dst: "10.0.0.68", want: "tunnelled gnv to 192.0.2.2 key 1003"},
+	{name: "two-tunnels", bridge: "br-int", in: 2, dst: "10.0.0.71", want: "tunnelled gre-2 to 192.0.2.2 key 1002 of gre-2,vxlan-2"},
+	{name: "next-hop-unknown", bridge: "br-int", in: 2, dst: "10.0.0.69",
+		want: "tunnelled gre-9 to 192.0.2.9 key 1001: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"},
+	{name: "no-route-to-the-tunnel", bridge: "br-int", in: 2, dst: "10.0.0.70",
+		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=20, priority=2,ip,nw_dst=10.0.0.70 actions=load:0x3e9->NXM_NX_TUN_ID[],output:\"gre-far\": native tunnel routing failed"},
+	{name: "no-tunnel", bridge: "br-int", in: 2, dst: "10.0.0.100",
+		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=22, priority=0 actions=drop"},
+	{name: "from-patch", bridge: "br-tun", in: 1, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+	{name: "ingress", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 1001, want: "delivered tap-b"},
+	{name: "ingress-wrong-key", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 4711,
+		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=4, priority=0 actions=drop"},
+	{name: "ingress-security-rule", bridge: "br-tun", in: 2, dst: "10.0.0.2", src: "10.0.0.66", tunID: 1001,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=90,ct_state=+new+trk,ip,nw_src=10.0.0.66 actions=drop"},
+	{name: "ingress-port-gone", bridge: "br-tun", in: 2, dst: "10.0.0.3", dstMAC: "fa:16:3e:00:00:03", tunID: 1001,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=80,ip,dl_dst=fa:16:3e:00:00:03 actions=output:9: Nonexistent output port"},
+	{name: "ingress-flooded-by-normal", bridge: "br-tun", in: 2, dst: "10.0.0.4", dstMAC: "fa:16:3e:00:00:04", tunID: 1001,
+		want: "delivered tap-a of br-int,tap-a,tap-b"},
+	{name: "no-such-port", bridge: "br-int", in: 77, dst: "10.0.0.2",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=0, priority=0 actions=drop"},
+}
+
+func (c traceCase) request() TraceRequest {
+	r := TraceRequest{
+		InPort: c.in, SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
+		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr(c.dst), TTL: 64,
+		TunID: c.tunID, Reply: c.reply, Stain: stain.Default(),
+	}
+	if c.dstMAC != "" {
+		r.DstMAC = mac(c.dstMAC)
+	}
+	if c.src != "" {
+		r.Src = netip.MustParseAddr(c.src)
+	}
+	if c.tunID != 0 {
+		r.TunSrc, r.TunDst = netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.1")
+	}
+	return r
+}
+
+// format returns an outcome in one line.
+func format(tr Trace) string {
+	var s string
+	switch tr.Outcome {
+	case Delivered:
+		s = "delivered " + tr.Port
+	case Tunnelled:
+		s = fmt.Sprintf("tunnelled %s to %s key %d", tr.Port, tr.TunnelRemote, tr.TunnelID)
+	case Dropped:
+		s = fmt.Sprintf("dropped by %s: %v", tr.Flow.Bridge, tr.Flow.Flow)
+	}
+	if len(tr.Ports) > 1 {
+		s += " of " + strings.Join(tr.Ports, ",")
+	}
+	if tr.Reason != "" {
+		s += ": " + tr.Reason
+	}
+	return s
+}
+
+// TestTrace asks real Open vSwitch, on a hooked host. With -update it writes what was
+// printed to testdata/trace, for TestReadTrace.
+func TestTrace(t *testing.T) {
+	s := traceHost(t)
+	state := func() string {
+		return ofctl(t, "dump-flows", "br-int", "table=82") + dumpForeign(t, "br-tun") + sandbox.Command(t, "ovs-appctl", "fdb/show", "br-int")
+	}
+	before := statistics.ReplaceAllString(state(), "")
+	counted := func() (n uint64) {
+		for _, bridge := range []string{"br-int", "br-tun"} {
+			for _, f := range dumpOurs(t, s, bridge) {
+				n += f.Packets
+			}
+		}
+		return n
+	}
+	packets := counted()
+	for _, c := range traceCases {
+		tr, err := s.Trace(t.Context(), c.bridge, c.request())
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		text := sandbox.Command(t, "sh", "-c", tr.Command)
+		if got := format(tr); got != c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s\n%s", c.name, got, c.want, text)
+		}
+		if *update {
+			writeTrace(t, c, s.Snapshot(), text)
+		}
+	}
+	if after := statistics.ReplaceAllString(state(), ""); after != before {
+		t.Errorf("tracing changed something (-before +after):\n%s", cmp.Diff(before, after))
+	}
+	if n := counted(); n != packets {
+		t.Errorf("tracing was counted: %d packets of our flows, were %d", n, packets)
+	}
+}
+
+func TestTraceRefused(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	good := traceCases[0].request()
+	tests := []struct {
+		name, bridge string
+		change       func(*TraceRequest)
+		want         string
+	}{
+		{"no bridge", "nosuchbridge", func(*TraceRequest) {}, "nosuchbridge: unknown bridge"},
+		{"no port", "b0", func(r *TraceRequest) { r.InPort = 0 }, "in_port 0: want the OpenFlow number of a port"},
+		{"IPv6", "b0", func(r *TraceRequest) { r.Dst = netip.MustParseAddr("2001:db8::1") }, "not supported, want IPv4"},
+		{"no stain", "b0", func(r *TraceRequest) { r.Stain = stain.Stain{} }, "not supported"},
+	}
+	for _, tt := range tests {
+		r := good
+		tt.change(&r)
+		if _, err := s.Trace(t.Context(), tt.bridge, r); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: Trace = %v, want %s", tt.name, err, tt.want)
+		}
+	}
+	s.RunDir = t.TempDir()
+	if _, err := s.Trace(t.Context(), "b0", good); err == nil || !strings.Contains(err.Error(), "ovs-vswitchd is not running") {
+		t.Errorf("without ovs-vswitchd: Trace = %v", err)
+	}
+}
+
+func writeTrace(t *testing.T, c traceCase, snap dataplane.Snapshot, text string) {
+	t.Helper()
+	snap.Switchd = ""
+	for i := range snap.Bridges {
+		for j := range snap.Bridges[i].Ports {
+			snap.Bridges[i].Ports[j].ID = ""
+		}
+	}
+	facts, err := json.MarshalIndent(snap, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll("testdata/trace", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, "testdata/trace/"+c.name+".txtar", string(txtar.Format(&txtar.Archive{
+		Comment: []byte("Printed by Open vSwitch " + snap.OVSVersion + "; go test -run TestTrace -update writes it again.\n"),
+		Files: []txtar.File{
+			{Name: "enters", Data: fmt.Appendf(nil, "%s %d\n", c.bridge, c.in)},
+			{Name: "trace", Data: []byte(text)},
+			{Name: "outcome", Data: []byte(c.want + "\n")},
+			{Name: "snapshot", Data: append(facts, '\n')},
+		},
+	})))
+}
+
+// TestReadTrace reads what was once printed, so that it is read the same way where
+// there is another version of Open vSwitch, or none.
+func TestReadTrace(t *testing.T) {
+	t.Parallel()
+	names, err := filepath.Glob("testdata/trace/*.txtar")
+	if err != nil || len(names) < len(traceCases) {
+		t.Fatalf("%d files in testdata/trace, %v; want one for each of %d cases", len(names), err, len(traceCases))
+	}
+	for _, name := range names {
+		files := readArchive(t, name)
+		var (
+			bridge string
+			in     uint16
+			snap   dataplane.Snapshot
+		)
+		if _, err := fmt.Sscan(files["enters"], &bridge, &in); err != nil {
+			t.Fatalf("%s: enters: %v", name, err)
+		}
+		if err := json.Unmarshal([]byte(files["snapshot"]), &snap); err != nil {
+			t.Fatalf("%s: snapshot: %v", name, err)
+		}
+		tr, err := readTrace(files["trace"], snap, bridge, in)
+		if got, want := format(tr), strings.TrimSpace(files["outcome"]); err != nil || got != want {
+			t.Errorf("%s:\ngot  %s, %v\nwant %s", name, got, err, want)
+		}
+	}
+}
+
+func readArchive(t testing.TB, name string) map[string]string {
+	t.Helper()
+	a, err := txtar.ParseFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string]string)
+	for _, f := range a.Files {
+		files[f.Name] = string(f.Data)
+	}
+	return files
+}
+
+// TestReadKernelTrace has the datapath actions of the system datapath, which need a
+// kernel module to be printed (odp-util.c, format_odp_action).
+func TestReadKernelTrace(t *testing.T) {
+	t.Parallel()
+	snap := dataplane.Snapshot{Bridges: []dataplane.Bridge{{Name: "br-int", Ports: []dataplane.Port{
+		{Name: "tap-a", OFPort: 2, IfaceID: "a"}, {Name: "ovn-b", OFPort: 3, Type: "geneve", RemoteIP: "192.0.2.2"},
+		{Name: "gre-c", OFPort: 4, Type: "gre", RemoteIP: "192.0.2.3"}, {Name: "dye-br-int", OFPort: 9, Type: "internal", Dye: true},
+	}}}}
+	dataplane.Classify(&snap)
+	tree := "bridge(\"br-int\")\n----------------\n 0. ip, priority 5\n    output:%s\n     -> output to kernel tunnel\n\nDatapath actions: %s\n"
+	tests := []struct{ output, actions, want string }{
+		{`"ovn-b"`, "dye-br-int,set(tunnel(tun_id=0x7,dst=192.0.2.2,ttl=64,tp_dst=6081,geneve({class=0x102,type=0x80,len=4,0x10002}),flags(df|csum|key))),genev_sys_6081",
+			"tunnelled ovn-b to 192.0.2.2 key 7"},
+		{`"gre-c"`, "set(tunnel(tun_id=0x3e9,src=192.0.2.1,dst=192.0.2.3,ttl=64,flags(df|key))),gre_sys", "tunnelled gre-c to 192.0.2.3 key 1001"},
+		// By NORMAL: the tree names no port.
+		{"LOCAL", "set(tunnel(dst=192.0.2.3,ttl=64,flags(df|key))),gre_sys", "tunnelled gre-c to 192.0.2.3 key 0"},
+		{`"tap-a"`, "ct_clear,check_pkt_len(size=1500,gt(userspace(pid=1,slow_path(action))),le(push_vlan(vid=5,pcp=0),tap-a))", "delivered tap-a"},
+		{`"tap-a"`, "sample(sample=50.0%,actions(tap-a)),dye-br-int", "delivered tap-a"},
+	}
+	for _, tt := range tests {
+		tr, err := readTrace(fmt.Sprintf(tree, tt.output, tt.actions), snap, "br-int", 2)
+		if got := format(tr); err != nil || got != tt.want {
+			t.Errorf("%s: got %s, %v; want %s", tt.actions, got, err, tt.want)
+		}
+	}
+}
+
+// FuzzReadTrace asserts what every outcome must have, whatever the text.
+func FuzzReadTrace(f *testing.F) {
+	names, err := filepath.Glob("testdata/trace/*.txtar")
+	if err != nil || len(names) == 0 {
+		f.Fatalf("no seeds in testdata/trace: %v", err)
+	}
+	for _, name := range names {
+		f.Add(readArchive(f, name)["trace"])
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		tr, err := readTrace(text, dataplane.Snapshot{}, "br-int", 2)
+		switch {
+		case err != nil:
+			if !cmp.Equal(tr, Trace{}) {
+				t.Errorf("with an error: %+v", tr)
+			}
+		case tr.Outcome == Dropped && (tr.Flow.Bridge == "" && !strings.Contains(text, `bridge("")`) || len(tr.Ports) > 0),
+			tr.Outcome == Tunnelled && tr.TunnelRemote == "",
+			tr.Outcome == Delivered && tr.TunnelRemote != "",
+			tr.Outcome != Dropped && len(tr.Ports) == 0:
+			t.Errorf("%+v", tr)
+		case tr.Outcome == 0:
+			t.Error("no outcome and no error")
+		}
+	})
+}

@@ -1,0 +1,110 @@
+package dataplane
+
+import (
+	"slices"
+
+	"github.com/dyetrace/dyetrace/flows"
+)
+
+// Snapshot is what was known of a host's switch at one moment. It is not changed
+// once it was handed out.
+type Snapshot struct {
+	// OVSVersion as the database has it, such as "3.1.0"; empty if it has none.
+	OVSVersion string
+	// Switchd is another string for every process of ovs-vswitchd: flows, and the
+	// settings of OpenFlow ports, do not outlive one. Empty while none runs.
+	Switchd string
+	// Bridges in ascending order of their names.
+	Bridges []Bridge
+}
+
+// Bridge is one bridge.
+type Bridge struct {
+	Name string
+	// DatapathType is "system" or "netdev".
+	DatapathType string
+	// Protocols are the versions of OpenFlow that it is restricted to, such as
+	// "OpenFlow13"; none is all that the switch has.
+	Protocols []string
+	// Ports in ascending order of their names; an interface each, where a bond has
+	// several.
+	Ports []Port
+}
+
+// Port is one port of a bridge.
+type Port struct {
+	// Name of the interface.
+	Name string
+	// ID is the database's for the interface: a port that was deleted and added
+	// again by the same name has another one.
+	ID string
+	// OFPort is its OpenFlow number, 1 to 65279, or 65534 for the bridge's local
+	// port; 0 where it has none, or none yet.
+	OFPort uint16
+	// Error says why Open vSwitch could not open it; empty where it could.
+	Error string
+	// Type is empty for a device of the kernel; else "internal", "patch", "gre",
+	// "vxlan", "geneve" and so on (ovs-vswitchd.conf.db(5), Interface: type).
+	Type string
+	// Peer is the name of a patch port's other end, and PeerBridge the bridge that
+	// has it, if there is one.
+	Peer, PeerBridge string
+	// RemoteIP and LocalIP are a tunnel's options; "flow" where flows choose.
+	RemoteIP, LocalIP string
+	// MAC and IfaceID are external_ids:attached-mac and external_ids:iface-id, by
+	// which a cloud's controller says whose port it is.
+	MAC, IfaceID string
+	// LinkState is "up", "down", or empty where Open vSwitch has none.
+	LinkState string
+	// Dye tells that it is a dye port: of ours, or left by one of us.
+	Dye bool
+	// Role as Classify found it.
+	Role flows.Role
+}
+
+// tunnelTypes are the types of interfaces that are tunnel ends
+// (ovs-vswitchd.conf.db(5), Open vSwitch 3.1).
+var tunnelTypes = []string{"gre", "ip6gre", "vxlan", "geneve", "stt", "lisp", "erspan", "ip6erspan", "gtpu", "bareudp", "srv6"}
+
+// IsTunnel tells whether the port is a tunnel's end.
+func (p Port) IsTunnel() bool { return slices.Contains(tunnelTypes, p.Type) }
+
+// Port returns the port of that name.
+func (b Bridge) Port(name string) (Port, bool) {
+	return find(b.Ports, func(p Port) bool { return p.Name == name })
+}
+
+// ByOFPort returns the port of that OpenFlow number, which is not 0.
+func (b Bridge) ByOFPort(n uint16) (Port, bool) {
+	return find(b.Ports, func(p Port) bool { return n != 0 && p.OFPort == n })
+}
+
+// Speaks tells whether the bridge takes that version of OpenFlow, such as
+// "OpenFlow13", which the switch has.
+func (b Bridge) Speaks(version string) bool {
+	return len(b.Protocols) == 0 || slices.Contains(b.Protocols, version)
+}
+
+// UplinkBridge returns the name of the neighbour through which the instances of
+// this bridge reach the tunnels; empty where the tunnels are on this one, or
+// there are none.
+func (b Bridge) UplinkBridge() string {
+	if slices.ContainsFunc(b.Ports, Port.IsTunnel) {
+		return ""
+	}
+	up, _ := find(b.Ports, func(p Port) bool { return p.Role == flows.Uplink })
+	return up.PeerBridge
+}
+
+// Bridge returns the bridge of that name.
+func (s Snapshot) Bridge(name string) (Bridge, bool) {
+	return find(s.Bridges, func(b Bridge) bool { return b.Name == name })
+}
+
+func find[T any](list []T, is func(T) bool) (T, bool) {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return list[i], true
+	}
+	var none T
+	return none, false
+}

@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+// BenchmarkUserThroughput measures one TCP stream between two guests on different
+// hosts with hooks on all bridges and without, in turns in the same lab, and
+// reports the ratio of the medians.
+func BenchmarkUserThroughput(b *testing.B) {
+	const rounds, seconds = 5, "2"
+	l := up(b)
+	var hooked, bare []float64
+	server := l.iperfServer("blue-3")
+	defer server()
+	measure := func() float64 {
+		var report struct {
+			End struct {
+				SumReceived struct {
+					BitsPerSecond float64 `json:"bits_per_second"`
+				} `json:"sum_received"`
+			} `json:"end"`
+		}
+		out := l.node("blue-1", "iperf3", "-c", "10.0.1.13", "-t", seconds, "-J")
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			b.Fatal(err)
+		}
+		return report.End.SumReceived.BitsPerSecond
+	}
+	for range rounds {
+		hooked = append(hooked, measure())
+		l.stop("hv1", "agent", "TERM")
+		l.stop("hv3", "agent", "TERM")
+		bare = append(bare, measure())
+		l.daemonise("hv1", "agent", l.configFile("hv1"))
+		l.daemonise("hv3", "agent", l.configFile("hv3"))
+		l.ready()
+	}
+	b.ReportMetric(median(hooked)/1e6, "Mbit/s-hooked")
+	b.ReportMetric(median(bare)/1e6, "Mbit/s-bare")
+	b.ReportMetric(median(hooked)/median(bare), "hooked/bare")
+	b.ReportMetric(slices.Max(bare)/slices.Min(bare), "bare-max/min")
+	b.ReportMetric(0, "ns/op") // one operation is a whole measurement: its time says nothing
+}
+
+func (l *lab) iperfServer(guest string) (stop func()) {
+	l.node(guest, "iperf3", "-s", "-D", "-I", "/tmp/iperf3.pid")
+	eventually(l.t, "iperf3 server", 5*time.Second, func() bool {
+		return l.dyetrace("lab", "exec", guest, "--", "sh", "-c", "ss -Hltn sport = :5201 | grep -q .").code == 0
+	})
+	return func() { l.node(guest, "sh", "-c", `kill $(tr -d '\0' </tmp/iperf3.pid)`) }
+}
+
+func median(x []float64) float64 {
+	x = slices.Sorted(slices.Values(x))
+	return x[len(x)/2]
+}
+
+// BenchmarkAllPairs measures `check --all` in the default lab, from the command to
+// the last verdict.
+func BenchmarkAllPairs(b *testing.B) {
+	l := up(b)
+	var took, rtt []float64
+	for b.Loop() {
+		begin := time.Now()
+		c := l.check(0, "--all")
+		took = append(took, time.Since(begin).Seconds())
+		for _, p := range c.Pairs {
+			rtt = append(rtt, float64(p.RTT)/1e3)
+		}
+	}
+	b.ReportMetric(median(took)*1e3, "ms/58-pairs")
+	b.ReportMetric(median(rtt), "µs-rtt-median")
+}
+
+// BenchmarkTenThousandPairs runs 100 instances of one network against each other:
+// 9,900 ordered pairs, end to end.
+func BenchmarkTenThousandPairs(b *testing.B) {
+	l := up(b, "--topology", "scale")
+	c := l.check(0, "--network", "blue") // ARP and the switches' caches are warm after this
+	if len(c.Pairs) < 9900 {
+		b.Fatalf("%d pairs (want 9,900 at least)", len(c.Pairs))
+	}
+	var rate []float64
+	for b.Loop() {
+		begin := time.Now()
+		c := l.check(0, "--network", "blue")
+		rate = append(rate, float64(len(c.Pairs))/time.Since(begin).Seconds())
+	}
+	b.ReportMetric(median(rate), "pairs/s")
+	b.ReportMetric(float64(len(c.Pairs)), "pairs")
+	b.Log(fmt.Sprintf("%s", "limited by the probes per instance and second that the controller allows; see run.per_instance_rate"))
+}

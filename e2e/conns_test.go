@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// counter hands out numbers.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) next() int64 { return c.n.Add(1) }
+
+var labs counter
+
+// playRole is what this binary does inside a guest: `listen ADDR` accepts
+// connections and holds them; `dial ADDR N` opens N, says so, and holds them
+// until its standard input ends.
+func playRole(role string, args []string) int {
+	var err error
+	switch role {
+	case "listen":
+		err = listen(args[0])
+	case "dial":
+		err = dial(args)
+	default:
+		err = fmt.Errorf("role %q: want listen or dial", role)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func listen(addr string) error {
+	l, err := net.Listen("tcp4", addr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	go func() {
+		for {
+			c, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue
+			}
+			go func() { _, _ = io.Copy(c, c); c.Close() }()
+		}
+	}()
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, l.Close())
+}
+
+func dial(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	conns := make([]net.Conn, 0, n)
+	for len(conns) < n {
+		c, err := net.DialTimeout("tcp4", args[0], 5*time.Second)
+		if err != nil {
+			return fmt.Errorf("connection %d: %w", len(conns)+1, err)
+		}
+		conns = append(conns, c)
+		// One byte each way: the connection is established in both directions.
+		if _, err := c.Write([]byte{1}); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			return fmt.Errorf("connection %d: %w", len(conns), err)
+		}
+	}
+	fmt.Println("connected", n)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	for _, c := range conns {
+		err = errors.Join(err, c.Close())
+	}
+	return err
+}

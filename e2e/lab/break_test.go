@@ -1,0 +1,353 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+const (
+	// lossPatience is how long a ping must stay unanswered to count as lost: several requests,
+	// each a hundred times the usual round trip.
+	lossPatience = 400 * time.Millisecond
+	// healPatience bounds the wait for pairs that must answer again.
+	healPatience = 10 * time.Second
+)
+
+// checkTruth pings all pairs, and sends them SYNs as probes are, and compares who gets no answer
+// with the truth that the lab declares.
+func checkTruth(t *testing.T, l *Lab) {
+	t.Helper()
+	truth, err := l.Truth()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole, failing []overlay.Pair
+	for _, p := range l.Overlay().Pairs() {
+		if truth.Failing(p.Src.Name, p.Dst.Name) {
+			failing = append(failing, p)
+		} else {
+			whole = append(whole, p)
+		}
+	}
+	var checks sync.WaitGroup // they wait more than they work
+	defer checks.Wait()
+	check := func(pairs []overlay.Pair, want bool, patience time.Duration) {
+		checks.Go(func() {
+			echoes, err := l.Echo(t.Context(), pairs, patience)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, e := range echoes {
+				if e.Answered != want {
+					t.Errorf("%s to %s: ping answered %v, want %v", e.Src.Name, e.Dst.Name, e.Answered, want)
+				}
+			}
+		})
+		checks.Go(func() {
+			for i, answered := range syn(t, l, pairs, patience) {
+				if answered != want {
+					t.Errorf("%s to %s: SYN answered %v, want %v", pairs[i].Src.Name, pairs[i].Dst.Name, answered, want)
+				}
+			}
+		})
+	}
+	check(whole, true, healPatience)
+	check(failing, false, lossPatience)
+}
+
+// snapshot describes what a break could change and a heal must restore: all flows but what
+// was learned, all of the switches' configuration, links, addresses, routes, firewalls.
+func snapshot(t *testing.T, l *Lab) string {
+	t.Helper()
+	nodes := l.Topology().Nodes()
+	parts := make(map[string]string)
+	var mu sync.Mutex
+	err := all(t.Context(), nodes, func(ctx context.Context, node string) error {
+		out, err := l.Exec(ctx, node, "sh", "-e", "-c", snapshotScript(l, node))
+		mu.Lock()
+		defer mu.Unlock()
+		parts[node] = string(out)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, node := range nodes {
+		for section := range strings.SplitSeq(parts[node], "== ") {
+			title, body, _ := strings.Cut(section, "\n")
+			fmt.Fprintf(&b, "== %s: %s\n%s\n", node, title, normal(body))
+		}
+	}
+	return b.String()
+}
+
+// snapshotScript returns commands that show a node's state, each under a title.
+func snapshotScript(l *Lab, node string) string {
+	commands := []string{"ip -br link", "ip -br addr", "ip route", "nft list ruleset"}
+	if _, ok := l.Overlay().Host(node); ok {
+		for _, i := range l.Overlay().On(node) {
+			for _, c := range commands[:4] {
+				commands = append(commands, "ip netns exec "+i.Name+" "+c)
+			}
+		}
+		commands = append(commands,
+			"ovs-vsctl show", "ovs-vsctl --columns=name,type,options,external_ids,ofport,ofport_request list Interface",
+			"ovs-vsctl --columns=name,tag list Port",
+			"ovs-ofctl --no-stats dump-flows br-int", "ovs-ofctl --no-stats dump-flows br-tun")
+	}
+	var script strings.Builder
+	for _, c := range commands {
+		fmt.Fprintf(&script, "echo '== %s'\n%s\n", c, c)
+	}
+	return script.String()
+}
+
+var linkIndex = regexp.MustCompile(`@if\d+`)
+
+// normal sorts an answer's lines and leaves out what means nothing.
+func normal(out string) string {
+	var lines []string
+	for line := range strings.Lines(out) {
+		if !strings.Contains(line, fmt.Sprintf("hard_timeout=%d", overlay.LearnedTimeout)) {
+			lines = append(lines, strings.TrimSpace(linkIndex.ReplaceAllString(line, "")))
+		}
+	}
+	sort.Strings(lines)
+	return strings.Join(lines, "\n")
+}
+
+// TestBreaks breaks and heals in every way: real pings and the ports' own counters must tell
+// what the break declares, and heal must leave no trace.
+func TestBreaks(t *testing.T) {
+	t.Parallel()
+	l := up(t, "breaks")
+	before := snapshot(t, l)
+	for _, kind := range BreakKinds() {
+		t.Run(kind.Name, func(t *testing.T) {
+			broken, err := l.Break(t.Context(), kind.Name, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if broken.Target != kind.Default {
+				t.Errorf("broken: %+v, want target %s", broken, kind.Default)
+			}
+			truth, err := l.Truth()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(truth.Fates) == 0 {
+				t.Fatal("it declares no fate of any pair")
+			}
+			checkTruth(t, l)
+			for _, f := range oneOfEach(truth.Fates) {
+				checkFate(t, l, f)
+			}
+			if healed, err := l.Heal(t.Context(), kind.Name); err != nil || !slices.Equal(healed, []Broken{broken}) {
+				t.Fatalf("Heal = %v, %v, want %v", healed, err, broken)
+			}
+			checkTruth(t, l)
+			if diff := cmp.Diff(before, snapshot(t, l)); diff != "" {
+				t.Errorf("heal did not restore everything (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// oneOfEach returns one of the fates that differ by their hosts only.
+func oneOfEach(fates []Fate) []Fate {
+	seen := make(map[[2]Point]bool)
+	return slices.DeleteFunc(slices.Clone(fates), func(f Fate) bool {
+		var key [2]Point
+		if f.LastSeen != nil {
+			key[0] = *f.LastSeen
+		}
+		key[1] = f.FirstMissing
+		key[0].Host, key[1].Host = "", ""
+		defer func() { seen[key] = true }()
+		return seen[key]
+	})
+}
+
+// checkFate sends pings of one pair of the fate, and looks at the counters of the ports by
+// which packets come to the points on their way: the last one seen must have counted them,
+// the first one missing must not.
+func checkFate(t *testing.T, l *Lab, f Fate) {
+	t.Helper()
+	// Many more than what guests say unasked, such as ARP for all neighbours that they know.
+	const pings = 40
+	src, _ := l.Overlay().Instance(f.Src[0])
+	dst, _ := l.Overlay().Instance(f.Dst[0])
+	if f.LastSeen == nil {
+		return // it cannot be sent
+	}
+	hosts := slices.Compact([]string{f.LastSeen.Host, f.FirstMissing.Host})
+	before := counters(t, l, hosts)
+	_, _ = l.Exec(t.Context(), src.Name, "ping", "-q", "-c", fmt.Sprint(pings), "-i", "0.002", "-W", "0.1", dst.IP.String())
+	after := counters(t, l, hosts)
+	rose := func(p Point) int {
+		n := 0
+		for _, port := range portsInto(l, p, src, dst) {
+			n += after[p.Host+" "+port] - before[p.Host+" "+port]
+		}
+		return n
+	}
+	if n := rose(*f.LastSeen); n < pings/2 {
+		t.Errorf("%s to %s: %d of %d came to %+v, the last point seen", src.Name, dst.Name, n, pings, *f.LastSeen)
+	}
+	if n := rose(f.FirstMissing); n >= pings/2 {
+		t.Errorf("%s to %s: %d came to %+v, the first point missing", src.Name, dst.Name, n, f.FirstMissing)
+	}
+}
+
+// portsInto returns the ports by which a packet between two instances comes to a point.
+func portsInto(l *Lab, p Point, src, dst overlay.Instance) []string {
+	from, to := src, dst
+	if p.Way == Answer {
+		from, to = dst, src
+	}
+	switch {
+	case p.Kind == FromInstance:
+		return []string{from.Tap()}
+	case p.Kind == ToTunnel:
+		return []string{overlay.PatchInt}
+	case p.Bridge == overlay.Integration:
+		return []string{overlay.PatchTun}
+	}
+	sender, _ := l.Overlay().Host(from.Host)
+	n, _ := l.Overlay().Network(to.Network)
+	return []string{overlay.TunnelName(n.Encap, sender)}
+}
+
+var counter = regexp.MustCompile(`port +"?([^ "]+)"?: rx pkts=(\d+)`)
+
+// counters returns how many packets came in by every port of some hosts, by "HOST PORT".
+func counters(t *testing.T, l *Lab, hosts []string) map[string]int {
+	t.Helper()
+	counted := make(map[string]int)
+	var mu sync.Mutex
+	err := all(t.Context(), hosts, func(ctx context.Context, host string) error {
+		// Counters of patch and tunnel ports are brought up to date when cached flows go.
+		out, err := l.Exec(ctx, host, "sh", "-e", "-c",
+			"ovs-appctl revalidator/purge; ovs-ofctl --names dump-ports br-int; ovs-ofctl --names dump-ports br-tun")
+		if err != nil {
+			return err
+		}
+		found := counter.FindAllStringSubmatch(string(out), -1)
+		if len(found) == 0 {
+			return fmt.Errorf("no counters in %s", out)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range found {
+			n, err := strconv.Atoi(m[2])
+			if err != nil {
+				return err
+			}
+			counted[host+" "+m[1]] = n
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counted
+}
+
+// TestBreaksTogether has many breaks in force at once and heals them in a random order.
+func TestBreaksTogether(t *testing.T) {
+	t.Parallel()
+	l := up(t, "together")
+	before := snapshot(t, l)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	kinds := BreakKinds()
+	for range 2 {
+		random.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+		for _, k := range kinds {
+			if _, err := l.Break(t.Context(), k.Name, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		checkTruth(t, l)
+		random.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+		for i, k := range kinds {
+			if _, err := l.Heal(t.Context(), k.Name); err != nil {
+				t.Fatal(err)
+			}
+			if i == len(kinds)/2 {
+				checkTruth(t, l)
+			}
+		}
+		checkTruth(t, l)
+		if diff := cmp.Diff(before, snapshot(t, l)); diff != "" {
+			t.Fatalf("not everything is restored (-before +after):\n%s", diff)
+		}
+	}
+}
+
+// TestBreakTwice does everything twice, and heals what was never broken.
+func TestBreakTwice(t *testing.T) {
+	t.Parallel()
+	l := up(t, "twice")
+	before := snapshot(t, l)
+	if healed, err := l.Heal(t.Context(), "all"); err != nil || len(healed) > 0 {
+		t.Errorf("Heal of a whole lab = %v, %v", healed, err)
+	}
+	for _, k := range BreakKinds() {
+		b, err := l.breakage(Broken{Kind: k.Name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := l.Break(t.Context(), k.Name, ""); err != nil {
+				t.Errorf("break %s: %v", k.Name, err)
+			}
+		}
+		for range 2 { // by way of what an interrupted command would have left
+			if err := l.turn(t.Context(), b, nil, true); err != nil {
+				t.Errorf("break %s again: %v", k.Name, err)
+			}
+		}
+		for range 2 {
+			if err := l.turn(t.Context(), b, nil, false); err != nil {
+				t.Errorf("heal %s: %v", k.Name, err)
+			}
+		}
+		if _, err := l.Heal(t.Context(), k.Name); err != nil {
+			t.Errorf("heal %s: %v", k.Name, err)
+		}
+		if healed, err := l.Heal(t.Context(), k.Name); err != nil || len(healed) > 0 {
+			t.Errorf("heal %s again = %v, %v", k.Name, healed, err)
+		}
+	}
+	if diff := cmp.Diff(before, snapshot(t, l)); diff != "" {
+		t.Errorf("not everything is restored (-before +after):\n%s", diff)
+	}
+	// A break under way keeps others out; one that was cancelled leaves nothing.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := l.Break(ctx, "tap-off", ""); err == nil {
+		t.Error("a cancelled break succeeded")
+	}
+	if broken, err := l.Broken(); err != nil || len(broken) > 0 {
+		t.Errorf("after a cancelled break: %v, %v", broken, err)
+	}
+	if diff := cmp.Diff(before, snapshot(t, l)); diff != "" {
+		t.Errorf("a cancelled break left (-before +after):\n%s", diff)
+	}
+}

@@ -1,0 +1,306 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+// breakKinds are the ways to break a lab. dies is the truth, and is what a reader should check
+// against the rest of the entry.
+var breakKinds = []BreakKind{
+	{
+		Name: "tunnel-remote", Form: "HOST:HOST:ENCAP", Default: "hv1:hv3:gre", Cause: CauseTunnel,
+		Help: "the first host's tunnel port to the second has a wrong remote address",
+		// Both ways: the port is also what would recognise packets from there.
+		dies:  func(t target, l leg) segment { return diesIf(t.between(l) && t.encapOf(l) == t.encap, onWire) },
+		apply: func(_ workshop, t target) []step { return setRemote(t, unusedAddress(t.hosts[1].VTEP)) },
+		heal:  func(_ workshop, t target) []step { return setRemote(t, t.hosts[1].VTEP.Addr()) },
+	},
+	{
+		Name: "drop-flow", Form: "SRC:DST", Default: "blue-1:blue-3", Cause: CauseFlow,
+		Help: "a flow on the source's br-int drops what it sends to the destination",
+		dies: func(t target, l leg) segment { return diesIf(l.from == t.src() && l.to == t.dst(), inSwitch) },
+		at:   onIntegration(func(t target) string { return t.src().Host }),
+		edit: func(t target, p overlay.Ports, flows []flow) []flow {
+			return append(flows, flow{"0x0", 60, 110, fmt.Sprintf("ip,in_port=%d,nw_dst=%s", p.Taps[t.src().Name], t.dst().IP), "drop"})
+		},
+	},
+	{
+		Name: "drop-tun", Form: "HOST:NETWORK", Default: "hv3:green", Cause: CauseFlow,
+		Help: "a flow on the host's br-tun drops what its tunnels bring of the network",
+		dies: func(t target, l leg) segment {
+			return diesIf(t.receives(l) && l.to.Network == t.network().Name, atIngress)
+		},
+		at: onTunnel,
+		edit: func(t target, _ overlay.Ports, flows []flow) []flow {
+			n := t.network()
+			return append(flows, flow{"0x0", overlay.IngressTable(n), 10, fmt.Sprintf("tun_id=%#x", n.Segmentation), "drop"})
+		},
+	},
+	{
+		Name: "wrong-vni", Form: "HOST:NETWORK", Default: "hv4:green", Cause: CauseTunnel,
+		Help: "the host's br-tun has a wrong segmentation id for the network",
+		dies: func(t target, l leg) segment {
+			return diesIf((t.sends(l) || t.receives(l)) && l.to.Network == t.network().Name, atIngress)
+		},
+		at: onTunnel, edit: wrongVNI,
+	},
+	{
+		Name: "one-way", Form: "SRC:DST", Default: "blue-2:green-4", Cause: CauseFlow,
+		Help: "a flow on the destination's br-int drops its answers to the source",
+		dies: func(t target, l leg) segment {
+			return diesIf(l.answer && l.from == t.dst() && l.to == t.src(), inSwitch)
+		},
+		at: onIntegration(func(t target) string { return t.dst().Host }),
+		edit: func(t target, p overlay.Ports, flows []flow) []flow {
+			match := fmt.Sprintf("ct_state=+rpl+trk,ip,reg5=%#x,nw_dst=%s", p.Taps[t.dst().Name], t.src().IP)
+			return append(flows, flow{"0x0", 72, 90, match, "drop"})
+		},
+	},
+	{
+		Name: "guest-down", Form: "INSTANCE", Default: "blue-3", Cause: CauseGuest,
+		Help:  "the guest's interface is down",
+		dies:  toInstance,
+		apply: func(_ workshop, t target) []step { return []step{guestIP(t, "link set eth0 down\n")} },
+		heal: func(_ workshop, t target) []step {
+			batch := "link set eth0 up\n"
+			if n, _ := t.spec.Network(t.instance().Network); n.Gateway != nil {
+				batch += fmt.Sprintf("route replace default via %s\n", n.Gateway.IP) // it went with the link
+			}
+			return []step{guestIP(t, batch)}
+		},
+	},
+	{
+		Name: "guest-firewall", Form: "INSTANCE", Default: "green-2", Cause: CauseGuest,
+		Help: "the guest's own firewall drops all IPv4 without a word",
+		dies: toInstance,
+		apply: func(_ workshop, t target) []step {
+			return []step{nft(t.instance().Name, "ip", "lab-firewall", "type filter hook input priority 0\n drop")}
+		},
+		heal: func(_ workshop, t target) []step { return []step{nft(t.instance().Name, "ip", "lab-firewall", "")} },
+	},
+	{
+		Name: "tap-off", Form: "INSTANCE", Default: "green-3", Cause: CausePort,
+		Help: "the instance's tap is taken off br-int",
+		dies: func(t target, l leg) segment {
+			if l.from == t.instance() {
+				return atEntry
+			}
+			return toInstance(t, l)
+		},
+		apply: func(_ workshop, t target) []step {
+			return []step{vsctl(t.instance().Host, "--if-exists", "del-port", overlay.Integration, t.instance().Tap())}
+		},
+		heal: replugTap,
+	},
+	{
+		Name: "patch-gone", Form: "HOST", Default: "hv4", Cause: CausePort,
+		Help: "br-int's patch port to br-tun is gone",
+		dies: func(t target, l leg) segment {
+			if t.sends(l) {
+				return inSwitch
+			}
+			return diesIf(t.receives(l), atIngress)
+		},
+		apply: func(_ workshop, t target) []step {
+			return []step{vsctl(t.host(), "--if-exists", "del-port", overlay.Integration, overlay.PatchTun)}
+		},
+		heal: func(w workshop, t target) []step {
+			tx := newTransaction()
+			tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
+			return samePort(t.host(), overlay.PatchTun, w.ports(t.host()).PatchTun, tx)
+		},
+	},
+	{
+		Name: "underlay-down", Form: "HOST", Default: "hv2", Cause: CauseUnderlay,
+		Help:  "the host's uplink is down",
+		dies:  func(t target, l leg) segment { return diesIf(t.sends(l) || t.receives(l), onWire) },
+		apply: func(_ workshop, t target) []step { return []step{setUplink(t, "down")} },
+		heal:  func(_ workshop, t target) []step { return []step{setUplink(t, "up")} },
+	},
+	{
+		Name: "underlay-acl", Form: "HOST:HOST", Default: "hv1:hv4", Cause: CauseUnderlay,
+		Help: "the first host's leaf drops what its VTEP sends to the second's",
+		dies: func(t target, l leg) segment { return diesIf(t.oneWay(l), onWire) },
+		apply: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{nft(leaf, "netdev", aclName(t), fmt.Sprintf("type filter hook ingress device %s priority 0\n ip saddr %s ip daddr %s drop",
+				port, t.hosts[0].VTEP.Addr(), t.hosts[1].VTEP.Addr()))}
+		},
+		heal: func(w workshop, t target) []step {
+			leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{nft(leaf, "netdev", aclName(t), "")}
+		},
+	},
+	{
+		Name: "security-rule", Form: "INSTANCE", Default: "blue-4", Cause: CausePolicy,
+		Help: "the security rules that let others reach the instance are gone",
+		dies: func(t target, l leg) segment { return diesIf(!l.answer && l.to == t.instance(), atDelivery) },
+		at:   onIntegration(func(t target) string { return t.instance().Host }), forgets: true,
+		edit: func(t target, p overlay.Ports, flows []flow) []flow {
+			port := fmt.Sprintf("%#x", p.Taps[t.instance().Name])
+			return slices.DeleteFunc(flows, func(f flow) bool {
+				return f.Table == 82 && strings.HasPrefix(f.Actions, "conjunction") && f.field("reg5") == port
+			})
+		},
+	},
+	{
+		Name: "stale-vtep", Form: "HOST:INSTANCE", Default: "hv1:blue-3", Cause: CauseStale,
+		Help: "the host's flow for the instance points to a hypervisor where it is not",
+		dies: func(t target, l leg) segment { return diesIf(t.sends(l) && l.to == t.instance(), onWire) },
+		at:   onTunnel, edit: staleVTEP,
+	},
+	{
+		Name: "route-gone", Form: "HOST:NETWORK", Default: "hv3:green", Cause: CauseFlow,
+		Help: "the host's distributed router has lost its flows to the network",
+		dies: func(t target, l leg) segment {
+			n := t.network().Name
+			return diesIf(l.from.Host == t.host() && l.from.Network != n && l.to.Network == n, inSwitch)
+		},
+		at: onIntegration(target.host), needsRouter: true,
+		edit: func(t target, _ overlay.Ports, flows []flow) []flow {
+			return slices.DeleteFunc(flows, func(f flow) bool {
+				ip, err := netip.ParseAddr(f.field("nw_dst"))
+				return f.Table == 95 && err == nil && t.network().CIDR.Contains(ip)
+			})
+		},
+	},
+	{
+		Name: "learned-blackhole", Form: "HOST:INSTANCE", Default: "hv4:blue-1", Cause: CauseStale,
+		Help: "an entry such as br-tun learns, but above the controller's, points to a hypervisor where the instance is not",
+		dies: func(t target, l leg) segment { return diesIf(t.sends(l) && l.to == t.instance(), onWire) },
+		at:   onTunnel,
+		edit: func(t target, p overlay.Ports, flows []flow) []flow {
+			i := t.instance()
+			n, _ := t.spec.Network(i.Network)
+			return append(flows, flow{
+				Cookie: fmt.Sprintf("%#x", overlay.Cookie(t.host(), overlay.Tunnel)), Table: 20, Priority: 3,
+				Match:   fmt.Sprintf("vlan_tci=%#04x/0x0fff,dl_dst=%s", t.spec.LocalVLANs(t.host())[n.Name], i.MAC),
+				Actions: fmt.Sprintf("load:0->NXM_OF_VLAN_TCI[],load:%#x->NXM_NX_TUN_ID[],output:%d", n.Segmentation, p.Tunnels[wrongTunnel(t)]),
+			})
+		},
+	},
+}
+
+func onIntegration(host func(target) string) func(target) (string, string) {
+	return func(t target) (string, string) { return host(t), overlay.Integration }
+}
+
+func onTunnel(t target) (string, string) { return t.host(), overlay.Tunnel }
+
+// toInstance: whatever is on its way to the instance dies there.
+func toInstance(t target, l leg) segment { return diesIf(l.to == t.instance(), atDelivery) }
+
+func setRemote(t target, remote netip.Addr) []step {
+	return []step{vsctl(t.host(), "set", "Interface", overlay.TunnelName(t.encap, t.hosts[1]), "options:remote_ip="+remote.String())}
+}
+
+// unusedAddress returns the last host address of a rack's subnet, where no VTEP is.
+func unusedAddress(vtep netip.Prefix) netip.Addr {
+	a := vtep.Masked().Addr().As4()
+	for bit := vtep.Bits(); bit < 31; bit++ {
+		a[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(a)
+}
+
+// wrongVNI changes a network's segmentation id in all flows of br-tun to one that no network
+// has.
+func wrongVNI(t target, _ overlay.Ports, flows []flow) []flow {
+	n := t.network()
+	wrong := n.Segmentation
+	for slices.ContainsFunc(t.spec.Networks, func(o overlay.Network) bool { return o.Segmentation == wrong }) {
+		wrong = (wrong + 1000) % (1 << 24)
+	}
+	right := strconv.FormatUint(uint64(n.Segmentation), 16)
+	table, vlan := overlay.IngressTable(n), fmt.Sprint(t.spec.LocalVLANs(t.host())[n.Name])
+	for i, f := range flows {
+		if f.Table == table && f.field("tun_id") == "0x"+right {
+			flows[i].Match = strings.Replace(f.Match, "tun_id=0x"+right, fmt.Sprintf("tun_id=%#x", wrong), 1)
+		}
+		if (f.Table == 20 || f.Table == 22) && f.field("dl_vlan") == vlan {
+			flows[i].Actions = strings.Replace(f.Actions, "load:0x"+right+"->", fmt.Sprintf("load:%#x->", wrong), 1)
+		}
+	}
+	return flows
+}
+
+func staleVTEP(t target, p overlay.Ports, flows []flow) []flow {
+	i := t.instance()
+	vlan := fmt.Sprint(t.spec.LocalVLANs(t.host())[i.Network])
+	for n, f := range flows {
+		if f.Table == 20 && f.Priority == 2 && f.field("dl_vlan") == vlan && f.field("dl_dst") == i.MAC.String() {
+			before, _, _ := strings.Cut(f.Actions, "output:")
+			flows[n].Actions = fmt.Sprintf("%soutput:%d", before, p.Tunnels[wrongTunnel(t)])
+		}
+	}
+	return flows
+}
+
+// wrongTunnel returns the name of the host's tunnel port to the first host that is neither
+// itself nor the instance's.
+func wrongTunnel(t target) string {
+	i := t.instance()
+	n, _ := t.spec.Network(i.Network)
+	for _, o := range t.spec.Hosts {
+		if o.Name != t.host() && o.Name != i.Host {
+			return overlay.TunnelName(n.Encap, o)
+		}
+	}
+	return "" // two hosts only: no port, the flow drops
+}
+
+// step is a command of a break that is not a flow's.
+type step struct {
+	where string // node or instance
+	stdin string
+	argv  []string
+}
+
+func vsctl(host string, args ...string) step {
+	return step{where: host, argv: append([]string{"ovs-vsctl", "--timeout=30"}, args...)}
+}
+
+// guestIP changes links, addresses and routes of the target, which may have no working link.
+func guestIP(t target, batch string) step {
+	return step{where: t.instance().Name, stdin: batch, argv: []string{"ip", "-batch", "-"}}
+}
+
+func setUplink(t target, state string) step {
+	return step{where: t.host(), argv: []string{"ip", "link", "set", t.hosts[0].Uplink, state}}
+}
+
+// nft makes a table with one chain, or with no rules takes it away. That it is there already,
+// or gone, makes no difference.
+func nft(where, family, table, rules string) step {
+	text := fmt.Sprintf("add table %[1]s %[2]s\ndelete table %[1]s %[2]s\n", family, table)
+	if rules != "" {
+		text += fmt.Sprintf("table %s %s {\n chain lab {\n %s\n }\n}\n", family, table, rules)
+	}
+	return step{where: where, stdin: text, argv: []string{"nft", "-f", "-"}}
+}
+
+func aclName(t target) string { return "lab-acl-" + t.host() + "-" + t.other() }
+
+func replugTap(w workshop, t target) []step {
+	i := t.instance()
+	tx := newTransaction()
+	tx.tap(i, t.spec.LocalVLANs(i.Host)[i.Network])
+	return samePort(i.Host, i.Tap(), w.ports(i.Host).Taps[i.Name], tx)
+}
+
+// samePort runs a transaction that adds a port back, so that it gets the number which the
+// flows know. The request goes again afterwards: the number stays, and the database is as it
+// was (ovs-vswitchd.conf.db(5), Interface, ofport_request).
+func samePort(host, port string, number int, tx *transaction) []step {
+	tx.add("set", "Interface", port, fmt.Sprintf("ofport_request=%d", number))
+	return []step{
+		{where: host, argv: append([]string{"ovs-vsctl"}, tx.args...)},
+		vsctl(host, "clear", "Interface", port, "ofport_request"),
+	}
+}

@@ -1,0 +1,29 @@
+// Package lab raises a small cloud on one machine: a fabric, hypervisors with Open vSwitch and
+// an overlay on it, guests with kernels of their own, and ways to break all of these. It never
+// touches the host's network, processes or files outside of its own directory.
+//
+// A topology is a containerlab file (kind linux only). Each node is a set of namespaces (pid,
+// net, mount, uts, ipc) that a small init holds; when the init ends, the kernel ends
+// everything in the node, its links included:
+//
+//	state directory   /run/dyetrace/labs/NAME: state.json, logs, certificates, instances.yaml
+//	hub               a hidden node: the bridge of the management network
+//	node              own /run, /etc/openvswitch, /var/lib/openvswitch, /var/log/openvswitch;
+//	                  the rest of the file system is the host's
+//	instance          a network namespace in its hypervisor's node
+//
+// The overlay itself, flows included, is decided by package overlay and put in place by
+// SetUpHypervisor, which runs inside a node and works in a container, too.
+//
+// # Processes
+//
+// A lab is raised by a binary that answers to "lab init" and "lab node" (see Reexec). An init
+// hangs on a pipe to the process that raises the lab until the whole lab stands: should that
+// process die before, so does every node.
+//
+// # Breaks
+//
+// Breaks are declared in breaks.go with the truth about them: which pairs fail, and between
+// which sampling points. The truth is written down beside the break; nothing of it comes from
+// Dyetrace's own plans or verdicts.
+package lab

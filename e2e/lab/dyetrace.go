@@ -1,0 +1,178 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	controllerNode = "controller"
+	controllerPort = 7443
+
+	// liveWait bounds the wait for live hooks on every host.
+	liveWait = 30 * time.Second
+)
+
+// tlsFiles is the tls section of all three configuration files.
+type tlsFiles struct {
+	CA   string `yaml:"ca"`
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+}
+
+func (l *Lab) path(name string) string { return filepath.Join(l.dir, name) }
+
+func (l *Lab) tls(name string) tlsFiles {
+	return tlsFiles{CA: l.path("pki/ca.crt"), Cert: l.path("pki/" + name + ".crt"), Key: l.path("pki/" + name + ".key")}
+}
+
+// ContextFile returns the path of the file that tells the command line how to reach this lab's
+// controller (DYETRACE_CONTEXT).
+func (l *Lab) ContextFile() string { return l.path("context.yaml") }
+
+// InventoryFile returns the path of the controller's inventory. A bare lab has it, too.
+func (l *Lab) InventoryFile() string { return l.path("instances.yaml") }
+
+// LogFile returns the path of the log of a daemon of the lab: serve on the controller's node,
+// agent on a hypervisor.
+func (l *Lab) LogFile(node, daemon string) string {
+	return l.path("log/" + node + "-" + daemon + ".log")
+}
+
+// startDyetrace makes certificates and configurations, starts controller and agents, and
+// returns when all hooks are live.
+func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error {
+	node, ok := l.topology.Body.Nodes[controllerNode]
+	if !ok {
+		return fmt.Errorf("topology %s: has no node %q: only --bare works", l.topology.Name, controllerNode)
+	}
+	say("certificates: %s", l.path("pki"))
+	if err := l.issueCertificates(ctx, node.MgmtIP); err != nil {
+		return err
+	}
+	address := net.JoinHostPort(node.MgmtIP.String(), fmt.Sprint(controllerPort))
+	if err := l.writeConfigs(address); err != nil {
+		return err
+	}
+	say("dyetrace: controller on %s, an agent on each of %d hosts", address, len(l.spec.Hosts))
+	// The first daemon to end, while we wait for all to be live, is the reason that they never
+	// will be.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := l.startDaemon(controllerNode, "serve", cancel); err != nil {
+		return err
+	}
+	for _, h := range l.spec.Hosts {
+		if err := l.startDaemon(h.Name, "agent", cancel); err != nil {
+			return err
+		}
+	}
+	err := l.tool(ctx, "status", "--wait", liveWait.String())
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if err != nil {
+		return fmt.Errorf("not all hosts became live (logs: %s): %w", l.path("log"), err)
+	}
+	return nil
+}
+
+func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) error {
+	issue := func(args ...string) []string {
+		return append([]string{"pki", "issue", "--dir", l.path("pki")}, args...)
+	}
+	commands := [][]string{
+		{"pki", "init", "--dir", l.path("pki"), "--quiet"},
+		issue("--role", "controller", "--name", controllerNode, "--san", controller.String(), "--san", controllerNode),
+		issue("--role", "user", "--name", "lab"),
+	}
+	for _, h := range l.spec.Hosts {
+		commands = append(commands, issue("--role", "agent", "--name", h.Name))
+	}
+	for _, c := range commands {
+		if err := l.tool(ctx, c...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tool runs the binary on the host, as a user of this lab would.
+func (l *Lab) tool(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, l.binary, args...)
+	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("dyetrace %s: %w%s", strings.Join(args, " "), err, lastWords(string(out)))
+	}
+	return nil
+}
+
+// writeConfigs writes what the controller, the agents and the command line read.
+func (l *Lab) writeConfigs(address string) error {
+	socket := l.path("api.sock")
+	files := map[string]any{
+		l.path(controllerNode + ".yaml"): struct {
+			Listen, Socket string
+			TLS            tlsFiles
+			Store          string
+			Inventory      []string
+		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}},
+		l.ContextFile(): struct {
+			Server     string
+			ServerName string `yaml:"server_name"`
+			TLS        tlsFiles
+		}{"unix://" + socket, controllerNode, l.tls("lab")},
+	}
+	for _, h := range l.spec.Hosts {
+		files[l.path(h.Name+".yaml")] = struct {
+			Host, Controller string
+			TLS              tlsFiles
+		}{h.Name, "https://" + address, l.tls(h.Name)}
+	}
+	for name, content := range files {
+		text, err := yaml.Marshal(content)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startDaemon starts "dyetrace DAEMON --config STATE/NODE.yaml" in a node. It ends with the
+// node. Should it end before, died is called with the last of its log.
+func (l *Lab) startDaemon(node, daemon string, died func(error)) error {
+	log, err := os.Create(l.LogFile(node, daemon))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd, err := l.Command(context.Background(), node, "dyetrace", daemon, "--config", l.path(node+".yaml"))
+	if err != nil {
+		return err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true} // a Ctrl-C is for the raiser
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%s: %s: %w", node, daemon, err)
+	}
+	go func() {
+		err := cmd.Wait()
+		text, _ := os.ReadFile(log.Name())
+		died(fmt.Errorf("%s: dyetrace %s ended: %v%s", node, daemon, err, lastWords(string(text))))
+	}()
+	return nil
+}

@@ -1,0 +1,305 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+const (
+	// OverlayPath is where a topology file mounts the overlay in a hypervisor.
+	OverlayPath = toolsDir + "/overlay.yaml"
+
+	physical = "br-phy" // the bridge with the uplink and the VTEP
+
+	// guestMTU leaves room for the larger of the two encapsulations on a 1500-byte underlay:
+	// outer IPv4, UDP and VXLAN headers and the inner Ethernet header take 50 bytes.
+	guestMTU = 1450
+
+	// gatewayWait bounds the wait for the rack's router, which may still be starting.
+	gatewayWait = 20 * time.Second
+)
+
+// hypervisor is the host that SetUpHypervisor makes of the node it runs in.
+type hypervisor struct {
+	spec *overlay.Spec
+	host overlay.Host
+}
+
+// SetUpHypervisor makes a hypervisor of the node, or container, that it runs in: Open vSwitch
+// at its default paths with br-phy, br-int and br-tun, a tunnel of each encapsulation to every
+// other host, an instance in a network namespace for each that the overlay places here, and
+// the network controller's flows. overlayFile holds the overlay; host is the name by which it
+// knows this node, the hostname if empty. It must be called once, on a fresh node.
+func SetUpHypervisor(ctx context.Context, overlayFile, host string) error {
+	if host == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("lab node: %w", err)
+		}
+		host = name
+	}
+	f, err := os.Open(overlayFile)
+	if err != nil {
+		return fmt.Errorf("lab node: %w", err)
+	}
+	defer f.Close()
+	spec, err := overlay.Parse(f)
+	if err != nil {
+		return fmt.Errorf("lab node: %s: %w", overlayFile, err)
+	}
+	h, ok := spec.Host(host)
+	if !ok {
+		return fmt.Errorf("lab node: %s: hosts: there is no %q", overlayFile, host)
+	}
+	hv := hypervisor{spec, h}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"Open vSwitch", hv.startSwitch},
+		{"instances", hv.addInstances},
+		{"bridges", hv.addBridges},
+		{"underlay", hv.joinUnderlay},
+		{"flows", hv.installFlows},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("lab node %s: %s: %w", host, step.name, err)
+		}
+	}
+	return nil
+}
+
+func (hv hypervisor) startSwitch(ctx context.Context) error {
+	const db, log = "/etc/openvswitch/conf.db", "/var/log/openvswitch/"
+	return runAll(ctx, [][]string{
+		{"ovsdb-tool", "create", db, "/usr/share/openvswitch/vswitch.ovsschema"},
+		// Both make it themselves only when started by their Debian scripts.
+		{"mkdir", "-p", "/run/openvswitch"},
+		{"ovsdb-server", db, "--remote=punix:/run/openvswitch/db.sock", "--detach", "--no-chdir", "--pidfile",
+			"--log-file=" + log + "ovsdb-server.log", "-vconsole:off"},
+		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".",
+			"external_ids:hostname=" + hv.host.Name, "external_ids:system-id=" + hv.host.Name},
+		{"ovs-vswitchd", "--detach", "--no-chdir", "--pidfile",
+			"--log-file=" + log + "ovs-vswitchd.log", "-vconsole:off"},
+	})
+}
+
+// addInstances makes each guest: a namespace with an eth0, the other end its tap. Offloads are
+// off, because the userspace datapath would forward the empty checksums that veth leaves.
+func (hv hypervisor) addInstances(ctx context.Context) error {
+	for _, i := range hv.spec.On(hv.host.Name) {
+		n, _ := hv.spec.Network(i.Network)
+		if err := run(ctx, nil, "ip", "netns", "add", i.Name); err != nil {
+			return err
+		}
+		outside := fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up\n",
+			i.Tap(), guestMTU, guestMTU, i.MAC, i.Name, i.Tap())
+		if err := run(ctx, []byte(outside), "ip", "-batch", "-"); err != nil {
+			return fmt.Errorf("%s: %w", i.Name, err)
+		}
+		inside := fmt.Sprintf("link set lo up\nlink set eth0 up\naddr add %s/%d dev eth0\n", i.IP, n.CIDR.Bits())
+		if n.Gateway != nil {
+			inside += fmt.Sprintf("route add default via %s\n", n.Gateway.IP)
+		}
+		if err := run(ctx, []byte(inside), "ip", "-n", i.Name, "-batch", "-"); err != nil {
+			return fmt.Errorf("%s: %w", i.Name, err)
+		}
+		if err := run(ctx, nil, "ip", "netns", "exec", i.Name, "ethtool", "-K", "eth0", "tx", "off"); err != nil {
+			return fmt.Errorf("%s: %w", i.Name, err)
+		}
+	}
+	return nil
+}
+
+// addBridges makes all bridges and ports in one transaction, named and annotated as Neutron
+// has them, and returns once ovs-vswitchd has carried it out.
+func (hv hypervisor) addBridges(ctx context.Context) error {
+	const netdev = "datapath_type=netdev"
+	tx := newTransaction()
+	tx.add("--may-exist", "add-br", physical)
+	tx.add("set", "Bridge", physical, netdev, "fail_mode=standalone", "other_config:hwaddr="+quote(hv.host.UplinkMAC().String()))
+	tx.add("add-port", physical, hv.host.Uplink)
+	for _, br := range []string{overlay.Integration, overlay.Tunnel} {
+		tx.add("--may-exist", "add-br", br)
+		tx.add("set", "Bridge", br, netdev, "fail_mode=secure")
+	}
+	tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
+	tx.patch(overlay.Tunnel, overlay.PatchInt, overlay.PatchTun)
+	for _, o := range hv.spec.Hosts {
+		if o.Name == hv.host.Name {
+			continue
+		}
+		for _, encap := range []string{overlay.GRE, overlay.VXLAN} {
+			name := overlay.TunnelName(encap, o)
+			tx.add("add-port", overlay.Tunnel, name, "--", "set", "Interface", name, "type="+encap,
+				"options:df_default=true", "options:in_key=flow", "options:out_key=flow",
+				"options:local_ip="+hv.host.VTEP.Addr().String(), "options:remote_ip="+o.VTEP.Addr().String())
+		}
+	}
+	vlans := hv.spec.LocalVLANs(hv.host.Name)
+	for _, i := range hv.spec.On(hv.host.Name) {
+		tx.tap(i, vlans[i.Network])
+	}
+	return run(ctx, nil, "ovs-vsctl", tx.args...)
+}
+
+// transaction collects the commands of one call of ovs-vsctl.
+type transaction struct{ args []string }
+
+func newTransaction() *transaction { return &transaction{[]string{"--timeout=30"}} }
+
+func (tx *transaction) add(command ...string) {
+	tx.args = append(append(tx.args, "--"), command...)
+}
+
+func (tx *transaction) patch(bridge, port, peer string) {
+	tx.add("--may-exist", "add-port", bridge, port, "--", "set", "Interface", port, "type=patch", "options:peer="+peer)
+}
+
+// tap plugs an instance in.
+func (tx *transaction) tap(i overlay.Instance, vlan uint16) {
+	tx.add("--may-exist", "add-port", overlay.Integration, i.Tap(), fmt.Sprintf("tag=%d", vlan), "--", "set", "Interface", i.Tap(),
+		"external_ids:iface-id="+i.PortID(), "external_ids:attached-mac="+quote(i.MAC.String()),
+		"external_ids:iface-status=active", "external_ids:vm-uuid="+i.VMID())
+}
+
+// quote keeps a colon from being taken for syntax (ovs-vsctl(8), database values).
+func quote(s string) string { return strconv.Quote(s) }
+
+// joinUnderlay gives br-phy the VTEP and waits until the rack's router answers. The uplink's
+// own kernel interface must stay silent: Open vSwitch owns what arrives there.
+func (hv hypervisor) joinUnderlay(ctx context.Context) error {
+	gateway := hv.host.Gateway.String()
+	batch := fmt.Sprintf("link set %[1]s arp off\naddr add %[2]s dev %[3]s\nlink set %[3]s up\nroute add %[4]s via %[5]s\n",
+		hv.host.Uplink, hv.host.VTEP, physical, hv.spec.Underlay, gateway)
+	err := runAll(ctx, [][]string{
+		{"sysctl", "-q", "-w", "net.ipv4.conf.all.arp_ignore=1"},
+		{"ethtool", "-K", hv.host.Uplink, "tx", "off"},
+	})
+	if err != nil {
+		return err
+	}
+	if err := run(ctx, []byte(batch), "ip", "-batch", "-"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, gatewayWait)
+	defer cancel()
+	seconds := strconv.Itoa(int(gatewayWait.Seconds()))
+	if err := run(ctx, nil, "ping", "-q", "-c", "1", "-i", "0.1", "-w", seconds, gateway); err != nil {
+		return fmt.Errorf("the gateway does not answer: %w", err)
+	}
+	return hv.knowNeighbours(ctx)
+}
+
+// knowNeighbours tells Open vSwitch the MACs of the VTEPs in its own rack, and to keep what it
+// knows for the longest time it can, in seconds. Left to itself it drops the first packet of a
+// tunnel while it asks by ARP, after 15 idle minutes again.
+func (hv hypervisor) knowNeighbours(ctx context.Context) error {
+	steps := [][]string{{"ovs-appctl", "tnl/neigh/aging", "3600"}}
+	for _, o := range hv.spec.Hosts {
+		if o.Name != hv.host.Name && hv.host.VTEP.Contains(o.VTEP.Addr()) {
+			steps = append(steps, []string{"ovs-appctl", "tnl/neigh/set", physical,
+				o.VTEP.Addr().String(), o.UplinkMAC().String()})
+		}
+	}
+	return runAll(ctx, steps)
+}
+
+// flowsFile is where a hypervisor keeps the flows that the controller installed on a bridge:
+// "ovs-ofctl diff-flows BRIDGE FILE" tells what changed since, and breaks start from it.
+func flowsFile(bridge string) string { return filepath.Join(toolsDir, bridge+".flows") }
+
+// portsFile is where a hypervisor keeps the port numbers that those flows use, as JSON.
+const portsFile = toolsDir + "/ports.json"
+
+// installFlows asks for the port numbers and installs each bridge's flows in one bundle.
+func (hv hypervisor) installFlows(ctx context.Context) error {
+	ports, err := hv.ports(ctx)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(ports)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(portsFile, text, 0o644); err != nil {
+		return err
+	}
+	for bridge, flows := range map[string]string{
+		overlay.Integration: hv.spec.IntegrationFlows(hv.host.Name, ports),
+		overlay.Tunnel:      hv.spec.TunnelFlows(hv.host.Name, ports),
+	} {
+		file := flowsFile(bridge)
+		if err := os.WriteFile(file, []byte(flows), 0o644); err != nil {
+			return err
+		}
+		if err := run(ctx, nil, "ovs-ofctl", "--bundle", "add-flows", bridge, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (hv hypervisor) ports(ctx context.Context) (overlay.Ports, error) {
+	out, err := output(ctx, nil, "ovs-vsctl", "--timeout=30", "--bare", "--no-headings", "--format=csv",
+		"--columns=name,ofport", "list", "Interface")
+	if err != nil {
+		return overlay.Ports{}, err
+	}
+	numbers := make(map[string]int)
+	for line := range strings.Lines(string(out)) {
+		name, number, _ := strings.Cut(strings.TrimSpace(line), ",")
+		if numbers[name], err = strconv.Atoi(number); err != nil || numbers[name] < 1 && name != physical {
+			return overlay.Ports{}, fmt.Errorf("interface %s: ofport %q: Open vSwitch could not open it", name, number)
+		}
+	}
+	p := overlay.Ports{
+		PatchTun: numbers[overlay.PatchTun], PatchInt: numbers[overlay.PatchInt],
+		Taps: make(map[string]int), Tunnels: make(map[string]int),
+	}
+	for _, i := range hv.spec.On(hv.host.Name) {
+		p.Taps[i.Name] = numbers[i.Tap()]
+	}
+	for _, o := range hv.spec.Hosts {
+		for _, encap := range []string{overlay.GRE, overlay.VXLAN} {
+			name := overlay.TunnelName(encap, o)
+			p.Tunnels[name] = numbers[name]
+		}
+	}
+	return p, nil
+}
+
+func runAll(ctx context.Context, commands [][]string) error {
+	for _, c := range commands {
+		if err := run(ctx, nil, c[0], c[1:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func run(ctx context.Context, stdin []byte, name string, args ...string) error {
+	_, err := output(ctx, stdin, name, args...)
+	return err
+}
+
+func output(ctx context.Context, stdin []byte, name string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stderr strings.Builder
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(stdin), &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("%s %s: %w%s", name, strings.Join(args, " "), err, lastWords(stderr.String()))
+	}
+	return out, nil
+}

@@ -1,0 +1,476 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+// DefaultName is the name of a lab, and its topology, where none is given.
+const DefaultName = "racks"
+
+// Options says how to raise a lab. The zero value raises racks with controller and agents.
+type Options struct {
+	Name     string    // DefaultName if empty
+	Topology string    // one of Topologies; DefaultName if empty
+	Bare     bool      // the network only, neither controller nor agents
+	Binary   string    // answers to "lab init" and so on, see Reexec; os.Executable if empty
+	Log      io.Writer // a line for each step; nil for none
+}
+
+// Lab is a lab that stands, or is being raised. Its methods may be called concurrently.
+type Lab struct {
+	dir      string
+	binary   string
+	topology *Topology
+	spec     *overlay.Spec
+
+	mu    sync.Mutex // guards state
+	state *state
+}
+
+// Name returns the lab's name.
+func (l *Lab) Name() string { return l.state.Name }
+
+// Dir returns the lab's state directory.
+func (l *Lab) Dir() string { return l.dir }
+
+// Overlay returns what the lab's overlay consists of; not to be changed.
+func (l *Lab) Overlay() *overlay.Spec { return l.spec }
+
+// Topology returns the lab's topology; not to be changed.
+func (l *Lab) Topology() *Topology { return l.topology }
+
+// Took returns how long raising the lab took.
+func (l *Lab) Took() time.Duration { return time.Duration(l.state.Seconds * float64(time.Second)) }
+
+// Bare reports whether the lab has the network only, neither controller nor agents.
+func (l *Lab) Bare() bool { return l.state.Bare }
+
+// NodeInfo is one node of a lab.
+type NodeInfo struct {
+	Name    string `json:"name"`
+	PID     int    `json:"pid"` // its init, as the host sees it
+	Address string `json:"address"`
+	Image   string `json:"image"` // with containerlab; here it runs on the host's files
+}
+
+// Nodes returns the nodes of the lab's topology, by name.
+func (l *Lab) Nodes() []NodeInfo {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var nodes []NodeInfo
+	for _, name := range l.topology.Nodes() {
+		spec := l.topology.Body.Nodes[name]
+		info := NodeInfo{Name: name, Address: spec.MgmtIP.String(), Image: spec.Image}
+		if i := slices.IndexFunc(l.state.Nodes, func(p process) bool { return p.Node == name }); i >= 0 {
+			info.PID = l.state.Nodes[i].PID
+		}
+		nodes = append(nodes, info)
+	}
+	return nodes
+}
+
+// Alive returns an error that names the nodes which are dead, or nil.
+func (l *Lab) Alive() error {
+	var errs []error
+	for _, name := range append(l.topology.Nodes(), hubName) {
+		_, err := l.node(name)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Up raises a lab and returns when every pair of instances that should reach each other does
+// and, unless it is bare, the controller has live hooks on every host. If it fails, or ctx
+// ends before, nothing of the lab is left. The error wraps ErrExists if the lab stands
+// already; what an earlier, interrupted Up left of it is cleared away.
+func Up(ctx context.Context, opts Options) (*Lab, error) {
+	l, err := prepare(&opts)
+	if err != nil {
+		return nil, err
+	}
+	held, err := l.claim(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("lab %s: %w", opts.Name, err)
+	}
+	defer held.release()
+	if err := l.raise(ctx, opts); err != nil {
+		err = fmt.Errorf("lab %s: %w", opts.Name, err)
+		// ctx may be what ended it, and clearing up must not.
+		if left := l.clear(context.WithoutCancel(ctx)); left != nil {
+			err = errors.Join(err, fmt.Errorf("lab %s: clear up: %w", opts.Name, left))
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// Open returns a lab that stands. The error wraps ErrNotFound if there is none of that name.
+func Open(name string) (*Lab, error) {
+	dir, err := Dir(name)
+	if err != nil {
+		return nil, err
+	}
+	s, err := readState(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("lab %s: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lab %s: %w", name, err)
+	}
+	if !s.Ready {
+		return nil, fmt.Errorf("lab %s: is not up: it is being raised, or was interrupted (then: lab down)", name)
+	}
+	l := &Lab{dir: dir, state: s}
+	if err := l.load(os.DirFS(filepath.Join(dir, "topology")), s.Topology); err != nil {
+		return nil, fmt.Errorf("lab %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// List returns the names of the labs that have a state directory, standing or not.
+func List() ([]string, error) {
+	dir, err := Dir(DefaultName)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Dir(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && nameRE.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Down takes a lab down, whatever state it is in, and returns when nothing of it is left. That
+// there is no such lab is no error. The error wraps ErrBusy if another command has the lab in
+// hand until ctx ends.
+func Down(ctx context.Context, name string) error {
+	dir, err := Dir(name)
+	if err != nil {
+		return err
+	}
+	l := &Lab{dir: dir, state: &state{Name: name}}
+	return l.Down(ctx)
+}
+
+// Down is Down for this lab.
+func (l *Lab) Down(ctx context.Context) error {
+	held, err := lock(ctx, l.dir)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		// Its directory is gone, but its nodes need not be.
+		err = l.clear(ctx)
+	case err == nil:
+		defer held.release()
+		err = l.clear(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("lab %s: down: %w", l.state.Name, err)
+	}
+	return nil
+}
+
+// clear ends all nodes and removes the state directory.
+func (l *Lab) clear(ctx context.Context) error {
+	found, err := inits(l.dir)
+	if err != nil {
+		return err
+	}
+	recorded := l.state.Nodes
+	if s, err := readState(l.dir); err == nil {
+		recorded = s.Nodes
+	}
+	for _, p := range recorded {
+		if !slices.Contains(found, p) && p.alive() {
+			found = append(found, p)
+		}
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(found))
+	for i, p := range found {
+		wg.Go(func() { errs[i] = p.kill(ctx) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(l.dir); err != nil {
+		return err
+	}
+	// What Up made above it goes with the last lab. That it is not empty is fine.
+	if parent := filepath.Dir(l.dir); parent == defaultParent {
+		_ = os.Remove(parent)
+		_ = os.Remove(filepath.Dir(parent))
+	}
+	return nil
+}
+
+// prepare checks what can be checked before anything is raised.
+func prepare(opts *Options) (*Lab, error) {
+	if opts.Name == "" {
+		opts.Name = DefaultName
+	}
+	if opts.Topology == "" {
+		opts.Topology = DefaultName
+	}
+	if opts.Log == nil {
+		opts.Log = io.Discard
+	}
+	if !slices.Contains(Topologies(), opts.Topology) {
+		return nil, fmt.Errorf("lab: topology %q: want one of %s", opts.Topology, strings.Join(Topologies(), ", "))
+	}
+	dir, err := Dir(opts.Name)
+	if err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("lab: needs root: it makes network and mount namespaces, and runs Open vSwitch in them")
+	}
+	if err := checkTools(); err != nil {
+		return nil, err
+	}
+	if opts.Binary == "" {
+		if opts.Binary, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+	}
+	if opts.Binary, err = filepath.Abs(opts.Binary); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	l := &Lab{dir: dir, binary: opts.Binary, state: &state{Name: opts.Name, Topology: opts.Topology, Bare: opts.Bare}}
+	files, err := fs.Sub(topologies, path.Join("topologies", opts.Topology))
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	return l, l.load(files, opts.Topology)
+}
+
+// checkTools looks for the programs that a lab runs, and names the Debian packages of those
+// that are missing.
+func checkTools() error {
+	var errs []error
+	for _, t := range []struct{ program, pkg string }{
+		{"ovs-vswitchd", "openvswitch-switch"}, {"ovs-vsctl", "openvswitch-switch"},
+		{"ip", "iproute2"}, {"nsenter", "util-linux"}, {"ethtool", "ethtool"}, {"nft", "nftables"},
+		{"ping", "iputils-ping"}, {"sysctl", "procps"},
+	} {
+		if _, err := exec.LookPath(t.program); err != nil {
+			errs = append(errs, fmt.Errorf("lab: %s: not found; Debian package %s", t.program, t.pkg))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// load reads topology and overlay.
+func (l *Lab) load(files fs.FS, name string) error {
+	text, err := fs.ReadFile(files, name+".clab.yml")
+	if err != nil {
+		return err
+	}
+	if l.topology, err = ParseTopology(text); err != nil {
+		return err
+	}
+	f, err := files.Open("overlay.yaml")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	l.spec, err = overlay.Parse(f)
+	return err
+}
+
+// claim makes the state directory and takes its lock.
+func (l *Lab) claim(ctx context.Context) (dirLock, error) {
+	for {
+		if err := os.MkdirAll(l.dir, 0o755); err != nil {
+			return dirLock{}, err
+		}
+		held, err := tryLock(l.dir)
+		if errors.Is(err, ErrNotFound) && ctx.Err() == nil {
+			continue // removed by a lab down between the two
+		}
+		if err != nil {
+			return dirLock{}, err
+		}
+		old, err := readState(l.dir)
+		if err == nil && old.Ready && len(old.Nodes) > 0 && !slices.ContainsFunc(old.Nodes, func(p process) bool { return !p.alive() }) {
+			held.release()
+			return dirLock{}, ErrExists
+		}
+		found, err := inits(l.dir)
+		entries, errDir := os.ReadDir(l.dir)
+		if err := errors.Join(err, errDir); err != nil {
+			held.release()
+			return dirLock{}, err
+		}
+		if len(found) == 0 && len(entries) == 0 {
+			return held, nil
+		}
+		err = l.clear(ctx) // remains of an earlier one
+		held.release()
+		if err != nil {
+			return dirLock{}, err
+		}
+	}
+}
+
+// raise raises the lab in a claimed directory.
+func (l *Lab) raise(ctx context.Context, opts Options) error {
+	began := time.Now()
+	say := func(format string, args ...any) {
+		fmt.Fprintf(opts.Log, "%6.2fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	if err := l.writeFiles(); err != nil {
+		return err
+	}
+	say("lab %s: %d nodes in namespaces", opts.Name, len(l.topology.Nodes()))
+	pipes, err := l.startNodes(ctx)
+	defer func() {
+		for _, r := range pipes {
+			r.pipe.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	say("fabric: %d links", len(l.topology.Body.Links))
+	if err := l.wire(); err != nil {
+		return err
+	}
+	say("overlay: %d hypervisors, %d instances", len(l.spec.Hosts), len(l.spec.Instances))
+	if err := all(ctx, l.topology.Nodes(), l.runExecs); err != nil {
+		return err
+	}
+	if err := l.awaitOverlay(ctx); err != nil {
+		return err
+	}
+	say("overlay: all %d pairs answer a ping", len(l.spec.Pairs()))
+	if !opts.Bare {
+		if err := l.startDyetrace(ctx, say); err != nil {
+			return err
+		}
+	}
+	for _, r := range pipes {
+		if err := r.release(); err != nil {
+			return fmt.Errorf("%s: release: %w", r.Node, err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state.Ready, l.state.Seconds = true, time.Since(began).Seconds()
+	if err := l.state.write(l.dir); err != nil {
+		return err
+	}
+	say("lab %s is up", opts.Name)
+	return ctx.Err()
+}
+
+// writeFiles puts topology, overlay and inventory into the state directory.
+func (l *Lab) writeFiles() error {
+	if err := l.state.write(l.dir); err != nil {
+		return err
+	}
+	files, err := fs.Sub(topologies, path.Join("topologies", l.state.Topology))
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(filepath.Join(l.dir, "topology"), files); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(l.dir, "log"), 0o755); err != nil {
+		return err
+	}
+	inventory, err := l.spec.Inventory()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(l.dir, "instances.yaml"), inventory, 0o644)
+}
+
+// startNodes starts all inits and returns those that it started, also when it fails.
+func (l *Lab) startNodes(ctx context.Context) ([]raised, error) {
+	var pipes []raised
+	err := all(ctx, append(l.topology.Nodes(), hubName), func(ctx context.Context, name string) error {
+		binds, err := l.binds(name)
+		if err != nil {
+			return err
+		}
+		r, err := l.startInit(ctx, name, binds)
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		pipes = append(pipes, r)
+		l.state.Nodes = append(l.state.Nodes, r.process)
+		return l.state.write(l.dir)
+	})
+	return pipes, err
+}
+
+// binds returns what a node sees of the host's files: what its topology says, the binary, and
+// the state directory in its place, which the node's own /run would hide.
+func (l *Lab) binds(node string) ([]bind, error) {
+	binds := []bind{{Source: l.binary, Target: toolsDir + "/bin/dyetrace", ReadOnly: true}}
+	if underTmpfs(l.dir) {
+		binds = append(binds, bind{Source: l.dir, Target: l.dir})
+	}
+	for _, text := range l.topology.Body.Nodes[node].Binds {
+		b, err := parseBind(text, filepath.Join(l.dir, "topology"))
+		if err != nil {
+			return nil, err
+		}
+		binds = append(binds, b)
+	}
+	return binds, nil
+}
+
+func (l *Lab) runExecs(ctx context.Context, node string) error {
+	for _, command := range l.topology.Body.Nodes[node].Exec {
+		if _, err := l.Exec(ctx, node, strings.Fields(command)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitOverlay returns when every pair that should reach each other does.
+func (l *Lab) awaitOverlay(ctx context.Context) error {
+	const patience = 5 * time.Second // measured: 0.1 s
+	echoes, err := l.Echo(ctx, l.spec.Pairs(), patience)
+	if err != nil {
+		return err
+	}
+	var silent []string
+	for _, e := range echoes {
+		if !e.Answered {
+			silent = append(silent, e.Src.Name+" to "+e.Dst.Name)
+		}
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("overlay: %d of %d pairs get no answer to a ping: %s", len(silent), len(echoes), strings.Join(silent, ", "))
+	}
+	return nil
+}

@@ -1,0 +1,371 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+// up raises a bare lab for one test.
+func up(t *testing.T, name string) *Lab {
+	t.Helper()
+	l, err := Up(t.Context(), Options{Name: name, Bare: true, Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Down(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+		checkNothingLeft(t, l.Dir())
+	})
+	return l
+}
+
+// checkNothingLeft looks for what a lab could leave on the host.
+func checkNothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("state directory: %v, want it gone", err)
+	}
+	for _, pid := range processesOf(t, dir) {
+		text, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		t.Errorf("process %s is left: %q", pid, strings.ReplaceAll(string(text), "\x00", " "))
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), dir) {
+		t.Errorf("mounts below %s are left:\n%s", dir, mounts)
+	}
+}
+
+// processesOf returns the processes that see a lab's state directory mounted: those in its
+// nodes, whatever they are.
+func processesOf(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []string
+	for _, e := range entries {
+		mounts, err := os.ReadFile(filepath.Join("/proc", e.Name(), "mounts"))
+		if err == nil && strings.Contains(string(mounts), dir+" ") {
+			pids = append(pids, e.Name())
+		}
+	}
+	return pids
+}
+
+// hostNetwork describes what of the host's network a lab could disturb.
+func hostNetwork(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, file := range []string{"/proc/net/dev", "/proc/net/route"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			name, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if rest == "" {
+				name = line // a route
+			}
+			fmt.Fprintln(&b, strings.TrimSpace(name))
+		}
+	}
+	names, _ := filepath.Glob("/run/netns/*")
+	fmt.Fprintln(&b, names)
+	return b.String()
+}
+
+// allPairs returns all ordered pairs of instances, also those that must not reach each other.
+func allPairs(s *overlay.Spec) []overlay.Pair {
+	var pairs []overlay.Pair
+	for _, a := range s.Instances {
+		for _, b := range s.Instances {
+			if a.Name != b.Name {
+				pairs = append(pairs, overlay.Pair{Src: a, Dst: b})
+			}
+		}
+	}
+	return pairs
+}
+
+func TestUp(t *testing.T) {
+	before := hostNetwork(t)
+	l := up(t, "up")
+	t.Logf("a bare lab was up after %v", l.Took().Round(10*time.Millisecond))
+	if limit := 30 * time.Second; l.Took() > limit {
+		t.Errorf("it took %v, want less than %v even on a busy machine", l.Took(), limit)
+	}
+	if diff := cmp.Diff(before, hostNetwork(t)); diff != "" {
+		t.Errorf("the host's network changed (-before +after):\n%s", diff)
+	}
+	if _, err := Up(t.Context(), Options{Name: "up", Bare: true}); !errors.Is(err, ErrExists) {
+		t.Errorf("Up of a lab that is up: %v, want %v", err, ErrExists)
+	}
+	t.Run("pairs", func(t *testing.T) { testPairs(t, l) })
+	t.Run("isolation", func(t *testing.T) { testIsolation(t, l) })
+	t.Run("tcp", func(t *testing.T) { testTCP(t, l) })
+	t.Run("flows", func(t *testing.T) { testFlowsAccepted(t, l) })
+	t.Run("learning", func(t *testing.T) { testLearning(t, l) })
+	t.Run("quiet", func(t *testing.T) { testQuiet(t, l) })
+	t.Run("exec", func(t *testing.T) { testExec(t, l) })
+	t.Run("inventory", func(t *testing.T) { testInventory(t, l) })
+}
+
+// testPairs checks that the pairs of the design, and no others, are there, and that routers
+// cost one of the TTL.
+func testPairs(t *testing.T, l *Lab) {
+	pairs := l.Overlay().Pairs()
+	routed, red := 0, 0
+	for _, p := range pairs {
+		if p.Routed() {
+			routed++
+		}
+		if p.Src.Network == "red" {
+			red++
+		}
+	}
+	if len(pairs) != 58 || routed != 32 || red != 2 {
+		t.Fatalf("%d pairs, %d routed, %d red, want 58, 32 and 2", len(pairs), routed, red)
+	}
+	echoes, err := l.Echo(t.Context(), pairs, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range echoes {
+		ttl := 64
+		if e.Routed() {
+			ttl--
+		}
+		if !e.Answered || e.TTL != ttl || !slices.Equal(e.At, []string{e.Dst.Name}) {
+			t.Errorf("%s to %s: answered %v, TTL %d, arrived at %v; want an answer, TTL %d, at it alone",
+				e.Src.Name, e.Dst.Name, e.Answered, e.TTL, e.At, ttl)
+		}
+	}
+}
+
+// testIsolation checks that nothing of one tenant arrives at another, although the addresses
+// are the same.
+func testIsolation(t *testing.T, l *Lab) {
+	var foreign []overlay.Pair
+	for _, p := range allPairs(l.Overlay()) {
+		if !l.Overlay().Joined(p.Src.Network, p.Dst.Network) {
+			foreign = append(foreign, p)
+		}
+	}
+	if len(foreign) != 32 {
+		t.Fatalf("%d foreign pairs, want 32", len(foreign))
+	}
+	echoes, err := l.Echo(t.Context(), foreign, 500*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived := 0
+	for _, e := range echoes {
+		for _, at := range e.At {
+			i, _ := l.Overlay().Instance(at)
+			if arrived++; !l.Overlay().Joined(e.Src.Network, i.Network) {
+				t.Errorf("%s, sent to %s of %s, arrived at %s of %s", e.Src.Name, e.Dst.IP, e.Dst.Network, at, i.Network)
+			}
+		}
+	}
+	// blue-1 to the address of red-2 must have reached blue-2, or nothing was tested.
+	if arrived == 0 {
+		t.Error("no request arrived anywhere, although addresses are shared")
+	}
+}
+
+// testTCP opens real connections over each kind of way.
+func testTCP(t *testing.T, l *Lab) {
+	const port = "7"
+	for _, pair := range [][2]string{
+		{"blue-1", "blue-2"}, {"blue-1", "green-1"}, {"blue-1", "blue-3"}, {"blue-4", "green-2"}, {"red-1", "red-2"},
+	} {
+		t.Run(pair[0]+" to "+pair[1], func(t *testing.T) {
+			dst, _ := l.Overlay().Instance(pair[1])
+			listener := listenIn(t, l, pair[1], netip.AddrPortFrom(dst.IP, 7))
+			got := make(chan string, 1)
+			go func() { got <- listener.serveOnce() }()
+			// Bash, because every Debian has it: more than 1448 bytes, so that segments are full.
+			sent := strings.Repeat("0123456789", 1000)
+			script := fmt.Sprintf("exec 3<>/dev/tcp/%s/%s && printf %%s %s >&3", dst.IP, port, sent)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if _, err := l.Exec(ctx, pair[0], "bash", "-c", script); err != nil {
+				t.Fatal(err)
+			}
+			if text := <-got; text != sent {
+				t.Errorf("received %d bytes, want the %d sent", len(text), len(sent))
+			}
+		})
+	}
+}
+
+// testFlowsAccepted checks that Open vSwitch holds exactly the flows that package overlay
+// made, no more, no less, apart from what it learned.
+func testFlowsAccepted(t *testing.T, l *Lab) {
+	for _, h := range l.Overlay().Hosts {
+		for _, br := range []string{overlay.Integration, overlay.Tunnel} {
+			if diff := flowDiff(t, l, h.Name, br); diff != "" {
+				t.Errorf("%s %s: what Open vSwitch holds (-) differs from what was made (+):\n%s", h.Name, br, diff)
+			}
+		}
+	}
+}
+
+// flowDiff compares a bridge with the controller's flows, without learned ones.
+func flowDiff(t *testing.T, l *Lab, host, bridge string) string {
+	t.Helper()
+	// It exits with 2 if they differ; what was learned always does.
+	out, err := l.Exec(t.Context(), host, "ovs-ofctl", "diff-flows", bridge, flowsFile(bridge))
+	if err != nil && len(out) == 0 {
+		t.Fatal(err)
+	}
+	var diff strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if !strings.Contains(line, fmt.Sprintf("hard_timeout=%d", overlay.LearnedTimeout)) {
+			diff.WriteString(line)
+		}
+	}
+	return diff.String()
+}
+
+// testLearning checks that br-tun learned remote instances, and never a gateway.
+func testLearning(t *testing.T, l *Lab) {
+	out, err := l.Exec(t.Context(), "hv1", "ovs-ofctl", "--no-stats", "dump-flows", overlay.Tunnel, "table=20")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote, _ := l.Overlay().Instance("blue-3")
+	if learned := "hard_timeout=300, priority=1,vlan_tci=0x0001/0x0fff,dl_dst=" + remote.MAC.String(); !strings.Contains(string(out), learned) {
+		t.Errorf("table 20 has no flow with %q:\n%s", learned, out)
+	}
+	for _, n := range l.Overlay().Networks {
+		if n.Gateway != nil && strings.Contains(string(out), n.Gateway.MAC.String()) {
+			t.Errorf("table 20 knows the gateway %s:\n%s", n.Gateway.MAC, out)
+		}
+	}
+}
+
+// testQuiet checks that no link of the underlay carries IPv6 of its own accord, and that IPv6
+// can still be used.
+func testQuiet(t *testing.T, l *Lab) {
+	for _, node := range l.Topology().Nodes() {
+		out, err := l.Exec(t.Context(), node, "ip", "-6", "addr", "show", "scope", "link")
+		if err != nil || len(out) > 0 {
+			t.Errorf("%s: link-local addresses: %s, %v, want none", node, out, err)
+		}
+	}
+	if _, err := l.Exec(t.Context(), "blue-1", "ip", "-6", "addr", "add", "fd00::1/64", "dev", "eth0"); err != nil {
+		t.Error(err)
+	}
+}
+
+func testExec(t *testing.T, l *Lab) {
+	for where, want := range map[string]string{"hv2": "hv2", "spine1": "spine1", "blue-3": "hv3"} {
+		if out, err := l.Exec(t.Context(), where, "hostname"); err != nil || strings.TrimSpace(string(out)) != want {
+			t.Errorf("hostname in %s: %q, %v, want %q", where, out, err, want)
+		}
+	}
+	if _, err := l.Exec(t.Context(), "hv9", "true"); !errors.Is(err, ErrNoPlace) {
+		t.Errorf("in hv9: %v, want %v", err, ErrNoPlace)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd, err := l.Command(ctx, "hv1", "sh", "-c", "echo started; sleep 1000 & wait")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	_ = cmd.Wait()
+	waitFor(t, "the end of a cancelled command's children", func() bool {
+		ps, err := l.Exec(t.Context(), "hv1", "ps", "ax")
+		return err == nil && !strings.Contains(string(ps), "sleep 1000")
+	})
+}
+
+func testInventory(t *testing.T, l *Lab) {
+	text, err := os.ReadFile(l.InventoryFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"name: blue\n", "cidr: 10.0.1.0/24", "mac: fa:16:3e:00:01:01", "router: r1", "segmentation_id: 1001",
+		"name: red-2\n", "network: red\n", "ip: 10.0.1.12", "host: hv3",
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("inventory has no %q:\n%s", want, text)
+		}
+	}
+}
+
+// waitFor polls until ok or, after a time that only a hang takes, fails.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestTwoLabs raises two labs at once, with the same addresses inside, and breaks one.
+func TestTwoLabs(t *testing.T) {
+	t.Parallel()
+	labs := make(chan *Lab, 2)
+	for _, name := range []string{"twin-a", "twin-b"} {
+		go func() {
+			l, err := Up(t.Context(), Options{Name: name, Bare: true})
+			if err != nil {
+				t.Error(err)
+			}
+			labs <- l
+		}()
+	}
+	a, b := <-labs, <-labs
+	for _, l := range []*Lab{a, b} {
+		if l != nil {
+			defer l.Down(context.WithoutCancel(t.Context()))
+		}
+	}
+	if a == nil || b == nil {
+		t.FailNow()
+	}
+	if _, err := a.Break(t.Context(), "underlay-down", ""); err != nil {
+		t.Fatal(err)
+	}
+	checkTruth(t, a)
+	checkTruth(t, b)
+	if err := a.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	checkNothingLeft(t, a.Dir())
+	checkTruth(t, b)
+}

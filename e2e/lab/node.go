@@ -1,0 +1,214 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hubName is the hidden node that has the management network's bridge.
+const hubName = "mgmt-hub"
+
+// raised is an init that was started here and still hangs on its pipe.
+type raised struct {
+	process
+	pipe io.WriteCloser
+}
+
+// release lets the init outlive this process.
+func (r raised) release() error {
+	_, err := r.pipe.Write([]byte{releaseByte})
+	return errors.Join(err, r.pipe.Close())
+}
+
+// startInit starts the init of a node and returns when its namespaces are made.
+func (l *Lab) startInit(ctx context.Context, node string, binds []bind) (raised, error) {
+	config, pipe, err := os.Pipe()
+	if err != nil {
+		return raised{}, err
+	}
+	ready, answer, err := os.Pipe()
+	if err != nil {
+		config.Close()
+		pipe.Close()
+		return raised{}, err
+	}
+	defer ready.Close()
+
+	cmd := exec.Command(l.binary, "lab", "init", l.dir, node)
+	cmd.Dir = "/"
+	cmd.Env = nodeEnv(nil)
+	cmd.ExtraFiles = []*os.File{config, answer} // initConfigFD, initReadyFD
+	cmd.SysProcAttr = initAttributes()
+	err = cmd.Start()
+	config.Close()
+	answer.Close()
+	if err != nil {
+		pipe.Close()
+		return raised{}, fmt.Errorf("start its init: %w", err)
+	}
+	go cmd.Wait() // or it stays a zombie for as long as we run
+	p, err := identify(node, cmd.Process.Pid)
+	if err != nil {
+		pipe.Close()
+		return raised{}, fmt.Errorf("its init ended at once: %w", err)
+	}
+	r := raised{process: p, pipe: pipe}
+	if err := r.configure(ctx, ready, initConfig{Hostname: node, Binds: binds}); err != nil {
+		pipe.Close() // which ends it
+		return raised{}, err
+	}
+	return r, nil
+}
+
+func (r raised) configure(ctx context.Context, ready *os.File, cfg initConfig) error {
+	line, err := json.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	if _, err := r.pipe.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("its init: %w", err)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		ready.SetReadDeadline(deadline)
+	}
+	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	said, err := io.ReadAll(ready)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("its init: %w", err)
+	case string(said) != readyWord:
+		return fmt.Errorf("its init: %s", orElse(string(said), "ended without a word"))
+	}
+	return nil
+}
+
+func orElse(text, other string) string {
+	if text == "" {
+		return other
+	}
+	return text
+}
+
+// nodeEnv is the environment of a command in a node: little, and the same on every host.
+func nodeEnv(extra map[string]string) []string {
+	env := []string{
+		"PATH=" + filepath.Join(toolsDir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root", "LANG=C.UTF-8",
+	}
+	if term := os.Getenv("TERM"); term != "" {
+		env = append(env, "TERM="+term)
+	}
+	for key, value := range extra {
+		env = append(env, key+"="+value)
+	}
+	slices.Sort(env)
+	return env
+}
+
+// Command prepares a command that runs in a node, or in an instance (its network, its
+// hypervisor's files). When ctx ends, the command and its children are killed. The error wraps
+// ErrNoPlace if where names neither.
+func (l *Lab) Command(ctx context.Context, where string, argv ...string) (*exec.Cmd, error) {
+	if len(argv) == 0 {
+		return nil, errors.New("lab: want a command to run")
+	}
+	node := where
+	if i, ok := l.spec.Instance(where); ok {
+		node = i.Host
+		argv = append([]string{"ip", "netns", "exec", where}, argv...)
+	}
+	p, err := l.node(node)
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{"--target", fmt.Sprint(p.PID), "--mount", "--uts", "--ipc", "--net", "--pid", "--"}, argv...)
+	cmd := exec.CommandContext(ctx, "nsenter", args...)
+	cmd.Env = nodeEnv(l.topology.Body.Nodes[node].Env)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	return cmd, nil
+}
+
+// ErrNoPlace says that a name is neither a node's nor an instance's.
+var ErrNoPlace = errors.New("no such node or instance")
+
+// node returns the live init of a node.
+func (l *Lab) node(name string) (process, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.IndexFunc(l.state.Nodes, func(p process) bool { return p.Node == name })
+	if i < 0 {
+		return process{}, fmt.Errorf("%s: %w", name, ErrNoPlace)
+	}
+	if p := l.state.Nodes[i]; p.alive() {
+		return p, nil
+	}
+	return process{}, fmt.Errorf("node %s is dead: run lab down", name)
+}
+
+// Exec runs a command in a node or an instance and returns what it wrote to its standard
+// output. The error holds the last of its standard error; it wraps *exec.ExitError if the
+// command itself failed.
+func (l *Lab) Exec(ctx context.Context, where string, argv ...string) ([]byte, error) {
+	return l.exec(ctx, nil, where, argv...)
+}
+
+func (l *Lab) exec(ctx context.Context, stdin io.Reader, where string, argv ...string) ([]byte, error) {
+	cmd, err := l.Command(ctx, where, argv...)
+	if err != nil {
+		return nil, err
+	}
+	var stderr strings.Builder
+	cmd.Stdin, cmd.Stderr = stdin, &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("%s: %s: %w%s", where, strings.Join(argv, " "), err, lastWords(stderr.String()))
+	}
+	return out, nil
+}
+
+// lastWords returns the end of a command's complaint, to hang on an error.
+func lastWords(stderr string) string {
+	const most = 2000 // bytes: enough for a tool's own message, short enough for a terminal
+	stderr = strings.TrimSpace(stderr)
+	if stderr == "" {
+		return ""
+	}
+	return ": " + stderr[max(0, len(stderr)-most):]
+}
+
+// all runs f for every name at the same time and returns their errors joined, each under its
+// name. The first error cancels the others' context.
+func all(ctx context.Context, names []string, f func(ctx context.Context, name string) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			if err := f(ctx, name); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", name, err)
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

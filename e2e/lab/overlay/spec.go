@@ -1,0 +1,353 @@
+package overlay
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Encapsulations that a network can have.
+const (
+	GRE   = "gre"
+	VXLAN = "vxlan"
+)
+
+// MAC is an Ethernet address, written aa:bb:cc:dd:ee:ff.
+type MAC [6]byte
+
+// String returns the address as aa:bb:cc:dd:ee:ff.
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// MarshalText returns the address as aa:bb:cc:dd:ee:ff.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (m *MAC) UnmarshalText(text []byte) error {
+	hw, err := net.ParseMAC(string(text))
+	if err != nil || len(hw) != len(m) {
+		return fmt.Errorf("%q is not an Ethernet address (aa:bb:cc:dd:ee:ff)", text)
+	}
+	copy(m[:], hw)
+	return nil
+}
+
+// Spec says what an overlay consists of.
+type Spec struct {
+	Underlay  netip.Prefix `yaml:"underlay"` // holds every VTEP; each host routes it to its gateway
+	Hosts     []Host       `yaml:"hosts"`
+	Networks  []Network    `yaml:"networks"`
+	Instances []Instance   `yaml:"instances"`
+}
+
+// Host is a hypervisor.
+type Host struct {
+	Name    string       `yaml:"name"`
+	Uplink  string       `yaml:"uplink"`  // its interface to the fabric
+	VTEP    netip.Prefix `yaml:"vtep"`    // its tunnel end, with the length of the rack's subnet
+	Gateway netip.Addr   `yaml:"gateway"` // the rack's router
+}
+
+// Gateway is a network's address on its router.
+type Gateway struct {
+	IP  netip.Addr `yaml:"ip"`
+	MAC MAC        `yaml:"mac"`
+}
+
+// Network is a tenant's layer 2 network.
+type Network struct {
+	Name         string       `yaml:"name"`
+	CIDR         netip.Prefix `yaml:"cidr"`
+	Gateway      *Gateway     `yaml:"gateway,omitempty"` // set exactly if Router is
+	Router       string       `yaml:"router,omitempty"`  // networks with the same router reach each other
+	Encap        string       `yaml:"encap"`             // GRE or VXLAN
+	Segmentation uint32       `yaml:"segmentation_id"`   // GRE key or VNI, 1 to 2²⁴−1
+}
+
+// Instance is a guest with one port.
+type Instance struct {
+	Name    string     `yaml:"name"`
+	Network string     `yaml:"network"`
+	MAC     MAC        `yaml:"mac"`
+	IP      netip.Addr `yaml:"ip"`
+	Host    string     `yaml:"host"`
+}
+
+// Parse reads a specification in YAML and validates it. A key that it does not know is an
+// error.
+func Parse(r io.Reader) (*Spec, error) {
+	dec := yaml.NewDecoder(r)
+	dec.KnownFields(true)
+	s := new(Spec)
+	if err := dec.Decode(s); err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("overlay: %w", err)
+	}
+	return s, nil
+}
+
+// Validate returns all that is wrong with the specification, joined, or nil.
+func (s *Spec) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !s.Underlay.IsValid() || !s.Underlay.Addr().Is4() {
+		bad("underlay: want an IPv4 prefix that holds every VTEP")
+	}
+	if len(s.Hosts) == 0 {
+		bad("hosts: want at least one")
+	}
+	seen := make(map[string]bool)
+	once := func(kind, name string) {
+		if name == "" {
+			bad("%s: one has no name", kind)
+		} else if seen[kind+name] {
+			bad("%s: %s is there twice", kind, name)
+		}
+		seen[kind+name] = true
+	}
+	for _, h := range s.Hosts {
+		once("hosts", h.Name)
+		once("vtep", h.VTEP.Addr().String())
+		if err := h.validate(s.Underlay); err != nil {
+			bad("hosts: %s: %w", h.Name, err)
+		}
+	}
+	for _, n := range s.Networks {
+		once("networks", n.Name)
+		once("segmentation_id", fmt.Sprintf("%s %d", n.Encap, n.Segmentation))
+		if err := n.validate(); err != nil {
+			bad("networks: %s: %w", n.Name, err)
+		}
+	}
+	for _, i := range s.Instances {
+		once("instances", i.Name)
+		once("address", i.Network+" "+i.IP.String())
+		once("address", i.Network+" "+i.MAC.String())
+		if err := i.validate(s); err != nil {
+			bad("instances: %s: %w", i.Name, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h Host) validate(underlay netip.Prefix) error {
+	switch {
+	case h.Uplink == "":
+		return errors.New("uplink: want the name of the interface to the fabric")
+	case !h.VTEP.IsValid() || !underlay.Contains(h.VTEP.Addr()):
+		return fmt.Errorf("vtep: want an address with prefix length inside %s", underlay)
+	case !h.VTEP.Contains(h.Gateway):
+		return fmt.Errorf("gateway: want an address inside %s", h.VTEP.Masked())
+	}
+	return nil
+}
+
+func (n Network) validate() error {
+	switch {
+	case !n.CIDR.IsValid() || !n.CIDR.Addr().Is4() || n.CIDR != n.CIDR.Masked():
+		return errors.New("cidr: want an IPv4 prefix with no host bits")
+	case n.Encap != GRE && n.Encap != VXLAN:
+		return fmt.Errorf("encap: %q: want %s or %s", n.Encap, GRE, VXLAN)
+	case n.Segmentation == 0 || n.Segmentation >= 1<<24:
+		return fmt.Errorf("segmentation_id: %d: want 1 to %d", n.Segmentation, 1<<24-1)
+	case (n.Gateway != nil) != (n.Router != ""):
+		return errors.New("want both gateway and router, or neither")
+	case n.Gateway != nil && !n.CIDR.Contains(n.Gateway.IP):
+		return fmt.Errorf("gateway: ip: want an address inside %s", n.CIDR)
+	}
+	return nil
+}
+
+func (i Instance) validate(s *Spec) error {
+	n, ok := s.Network(i.Network)
+	switch {
+	case !ok:
+		return fmt.Errorf("network: there is no %q", i.Network)
+	case !n.CIDR.Contains(i.IP):
+		return fmt.Errorf("ip: want an address inside %s", n.CIDR)
+	case i.MAC[0]&1 != 0 || i.MAC == MAC{}:
+		return fmt.Errorf("mac: %s: want a unicast address", i.MAC)
+	case n.Gateway != nil && (n.Gateway.IP == i.IP || n.Gateway.MAC == i.MAC):
+		return errors.New("ip, mac: the gateway has it")
+	case len(i.Name) > 63:
+		return errors.New("name: want at most 63 letters")
+	}
+	if _, ok := s.Host(i.Host); !ok {
+		return fmt.Errorf("host: there is no %q", i.Host)
+	}
+	return nil
+}
+
+// Host returns the host of that name.
+func (s *Spec) Host(name string) (Host, bool) {
+	return byName(s.Hosts, func(h Host) bool { return h.Name == name })
+}
+
+// Network returns the network of that name.
+func (s *Spec) Network(name string) (Network, bool) {
+	return byName(s.Networks, func(n Network) bool { return n.Name == name })
+}
+
+// Instance returns the instance of that name.
+func (s *Spec) Instance(name string) (Instance, bool) {
+	return byName(s.Instances, func(i Instance) bool { return i.Name == name })
+}
+
+func byName[T any](list []T, is func(T) bool) (T, bool) {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return list[i], true
+	}
+	var zero T
+	return zero, false
+}
+
+// Joined reports whether instances of the two networks reach each other: it is one network,
+// or one router has both.
+func (s *Spec) Joined(a, b string) bool {
+	na, okA := s.Network(a)
+	nb, okB := s.Network(b)
+	return okA && okB && (a == b || na.Router != "" && na.Router == nb.Router)
+}
+
+// Pair is an ordered pair of instances.
+type Pair struct {
+	Src, Dst Instance
+}
+
+// Routed reports whether a router lies between the two.
+func (p Pair) Routed() bool { return p.Src.Network != p.Dst.Network }
+
+// Pairs returns all ordered pairs of which the first must reach the second.
+func (s *Spec) Pairs() []Pair {
+	var pairs []Pair
+	for _, a := range s.Instances {
+		for _, b := range s.Instances {
+			if a.Name != b.Name && s.Joined(a.Network, b.Network) {
+				pairs = append(pairs, Pair{a, b})
+			}
+		}
+	}
+	return pairs
+}
+
+// On returns the instances of a host.
+func (s *Spec) On(host string) []Instance {
+	var on []Instance
+	for _, i := range s.Instances {
+		if i.Host == host {
+			on = append(on, i)
+		}
+	}
+	return on
+}
+
+// LocalVLANs returns the VLAN by which a host knows each network that it needs: those of its
+// instances first, counted from 1 as they come, then those that a router joins to them. They
+// mean nothing outside of that host.
+func (s *Spec) LocalVLANs(host string) map[string]uint16 {
+	vlans := make(map[string]uint16)
+	add := func(network string) {
+		if vlans[network] == 0 {
+			vlans[network] = uint16(len(vlans) + 1)
+		}
+	}
+	on := s.On(host)
+	for _, i := range on {
+		add(i.Network)
+	}
+	for _, n := range s.Networks {
+		if slices.ContainsFunc(on, func(i Instance) bool { return s.Joined(i.Network, n.Name) }) {
+			add(n.Name)
+		}
+	}
+	return vlans
+}
+
+// TunnelName returns the name of a host's tunnel port to remote: the encapsulation and the
+// remote VTEP in hexadecimal, as Neutron has it.
+func TunnelName(encap string, remote Host) string {
+	a := remote.VTEP.Addr().As4()
+	return fmt.Sprintf("%s-%02x%02x%02x%02x", encap, a[0], a[1], a[2], a[3])
+}
+
+// UplinkMAC returns the MAC of the host's VTEP. It differs from the uplink's own, or the
+// kernel, too, would take what Open vSwitch takes there, and answer it a second time.
+func (h Host) UplinkMAC() MAC {
+	d := digest("uplink", h.Name)
+	return MAC{0x02, d[0], d[1], d[2], d[3], d[4]}
+}
+
+// PortID returns the UUID of the instance's port (the interface's external_ids:iface-id).
+func (i Instance) PortID() string { return uuid("port", i.Name) }
+
+// VMID returns the UUID of the instance itself (external_ids:vm-uuid).
+func (i Instance) VMID() string { return uuid("instance", i.Name) }
+
+// Tap returns the name of the instance's port on br-int: tap and eleven characters of the
+// port's UUID, as Neutron has it, which fills the 15 that Linux allows.
+func (i Instance) Tap() string { return "tap" + i.PortID()[:11] }
+
+// Cookie returns the cookie of all flows that the controller has on a bridge of a host: no
+// meaning, as with Neutron, but the same each time.
+func Cookie(host, bridge string) uint64 {
+	return binary.BigEndian.Uint64(digest("cookie", host, bridge))
+}
+
+// RouterMAC returns the MAC that a host's routed frames bear between hosts, so that the
+// gateway's own never crosses the overlay and no switch learns it twice. Its first bytes are
+// Neutron's default dvr_base_mac.
+func RouterMAC(host string) MAC {
+	d := digest("router", host)
+	return MAC{0xfa, 0x16, 0x3f, d[0], d[1], d[2]}
+}
+
+func uuid(kind, name string) string {
+	d := digest(kind, name)
+	d[6] = d[6]&0x0f | 0x80 // version 8: custom (RFC 9562, section 5.8)
+	d[8] = d[8]&0x3f | 0x80 // variant: RFC 9562, section 4.1
+	return fmt.Sprintf("%x-%x-%x-%x-%x", d[0:4], d[4:6], d[6:8], d[8:10], d[10:16])
+}
+
+func digest(parts ...string) []byte {
+	var b bytes.Buffer
+	for _, p := range parts {
+		b.WriteString(p)
+		b.WriteByte(0)
+	}
+	sum := sha256.Sum256(b.Bytes())
+	return sum[:]
+}
+
+// Inventory returns the specification as the file from which Dyetrace's controller takes what
+// instances there are, in YAML. It tells of no VTEP and no encapsulation.
+func (s *Spec) Inventory() ([]byte, error) {
+	type network struct {
+		Name         string       `yaml:"name"`
+		CIDR         netip.Prefix `yaml:"cidr"`
+		Gateway      *Gateway     `yaml:"gateway,omitempty"`
+		Router       string       `yaml:"router,omitempty"`
+		Segmentation uint32       `yaml:"segmentation_id"`
+	}
+	var file struct {
+		Networks  []network  `yaml:"networks"`
+		Instances []Instance `yaml:"instances"`
+	}
+	for _, n := range s.Networks {
+		file.Networks = append(file.Networks, network{n.Name, n.CIDR, n.Gateway, n.Router, n.Segmentation})
+	}
+	file.Instances = s.Instances
+	text, err := yaml.Marshal(file)
+	if err != nil {
+		return nil, fmt.Errorf("overlay: inventory: %w", err)
+	}
+	return text, nil
+}

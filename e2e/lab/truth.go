@@ -1,0 +1,225 @@
+package lab
+
+import (
+	"slices"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
+)
+
+// Kinds of sampling point: how a packet came to the bridge.
+const (
+	FromInstance = "from-instance" // br-int, from a tap
+	ToTunnel     = "to-tunnel"     // br-tun, from patch-int
+	FromTunnel   = "from-tunnel"   // br-tun, from a tunnel; br-int, from patch-tun
+)
+
+// Ways of a packet of a probe.
+const (
+	Request = "request" // from source to destination
+	Answer  = "answer"  // what the destination's kernel says to it
+)
+
+// Point is a place that a packet passes: it enters this bridge, and none of the bridge's own
+// flows has touched it yet.
+type Point struct {
+	Host   string `json:"host"`
+	Bridge string `json:"bridge"`
+	Kind   string `json:"kind"`
+	Way    string `json:"way"`
+}
+
+// Fate is what becomes of a probe of any source in Src to any destination in Dst.
+type Fate struct {
+	Src          []string `json:"src"`
+	Dst          []string `json:"dst"`
+	LastSeen     *Point   `json:"last_seen"` // nil if it cannot even be sent
+	FirstMissing Point    `json:"first_missing"`
+}
+
+// Reach is a set of pairs: each source with each destination.
+type Reach struct {
+	Src []string `json:"src"`
+	Dst []string `json:"dst"`
+}
+
+// Truth is what a break, or several, do to probes that enter at the source's tap. Pairs that
+// are named nowhere are healthy. It follows from where each break declares that packets die,
+// and from nothing else.
+type Truth struct {
+	Causes []string `json:"causes"` // one for each break
+	Fates  []Fate   `json:"fates"`
+	// Unseen pairs fail for the guests, while every sampling point sees probes pass: the
+	// answer dies on its last way, between the source's br-int and the source.
+	Unseen []Reach `json:"unseen"`
+}
+
+// segment is a part of a packet's way from one instance to another.
+type segment int
+
+const (
+	unharmed   segment = iota
+	atEntry            // there is no port to enter by
+	inSwitch           // between the sender's br-int and its br-tun, or the other instance of the host
+	onWire             // between the sender's br-tun and the receiver's
+	atIngress          // between the receiver's br-tun and its br-int
+	atDelivery         // between the receiver's br-int and the guest, or in the guest
+)
+
+// leg is one packet's way: a request, or the answer to one.
+type leg struct {
+	from, to overlay.Instance
+	answer   bool
+}
+
+// crosses reports whether the leg leaves its host.
+func (l leg) crosses() bool { return l.from.Host != l.to.Host }
+
+// earliest returns the first segment in which one of the breaks kills the leg.
+func (l leg) earliest(breaks []breakage) segment {
+	first := unharmed
+	for _, b := range breaks {
+		if s := b.dies(l); s != unharmed && (first == unharmed || s < first) {
+			first = s
+		}
+	}
+	return first
+}
+
+// points returns the points that the leg passes, in order.
+func (l leg) points() []Point {
+	way := Request
+	if l.answer {
+		way = Answer
+	}
+	points := []Point{{l.from.Host, overlay.Integration, FromInstance, way}}
+	if l.crosses() {
+		points = append(points,
+			Point{l.from.Host, overlay.Tunnel, ToTunnel, way},
+			Point{l.to.Host, overlay.Tunnel, FromTunnel, way},
+			Point{l.to.Host, overlay.Integration, FromTunnel, way})
+	}
+	return points
+}
+
+// passed returns how many of its points the leg passes if it dies in s.
+func (l leg) passed(s segment) int {
+	switch {
+	case s == atEntry:
+		return 0
+	case s == inSwitch || !l.crosses():
+		return 1
+	case s == onWire:
+		return 2
+	case s == atIngress:
+		return 3
+	}
+	return len(l.points())
+}
+
+// outcome is what becomes of the probe of one pair.
+type outcome struct {
+	last    *Point
+	missing *Point // nil: no point misses it
+	failed  bool
+}
+
+// probe walks a probe of a pair through the lab: the request, then the answer.
+func probe(p overlay.Pair, breaks []breakage) outcome {
+	request, answer := leg{p.Src, p.Dst, false}, leg{p.Dst, p.Src, true}
+	path := append(request.points(), answer.points()...)
+	var passed int
+	if s := request.earliest(breaks); s != unharmed {
+		passed = request.passed(s)
+	} else if s := answer.earliest(breaks); s != unharmed {
+		passed = len(request.points()) + answer.passed(s)
+	} else {
+		return outcome{}
+	}
+	o := outcome{failed: true}
+	if passed > 0 {
+		o.last = &path[passed-1]
+	}
+	if passed < len(path) {
+		o.missing = &path[passed]
+	}
+	return o
+}
+
+// truthOf works out what breaks do together to every pair that would reach each other.
+func truthOf(s *overlay.Spec, breaks []breakage) Truth {
+	t := Truth{Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
+	for _, b := range breaks {
+		t.Causes = append(t.Causes, b.kind.Cause)
+	}
+	for _, p := range s.Pairs() {
+		o := probe(p, breaks)
+		switch {
+		case o.missing != nil:
+			t.Fates = addFate(t.Fates, p, o)
+		case o.failed:
+			t.Unseen = addReach(t.Unseen, p)
+		}
+	}
+	t.Fates, t.Unseen = mergeFates(t.Fates), mergeReaches(t.Unseen)
+	return t
+}
+
+// addFate adds a pair to the fates, one for each source.
+func addFate(fates []Fate, p overlay.Pair, o outcome) []Fate {
+	for i, f := range fates {
+		if f.Src[0] == p.Src.Name && samePoints(f, Fate{LastSeen: o.last, FirstMissing: *o.missing}) {
+			fates[i].Dst = append(f.Dst, p.Dst.Name)
+			return fates
+		}
+	}
+	return append(fates, Fate{[]string{p.Src.Name}, []string{p.Dst.Name}, o.last, *o.missing})
+}
+
+func samePoints(a, b Fate) bool {
+	return a.FirstMissing == b.FirstMissing && (a.LastSeen == nil) == (b.LastSeen == nil) &&
+		(a.LastSeen == nil || *a.LastSeen == *b.LastSeen)
+}
+
+// mergeFates joins those that differ in the source only.
+func mergeFates(fates []Fate) []Fate {
+	merged := []Fate{}
+	for _, f := range fates {
+		i := slices.IndexFunc(merged, func(m Fate) bool { return samePoints(m, f) && slices.Equal(m.Dst, f.Dst) })
+		if i < 0 {
+			merged = append(merged, f)
+		} else {
+			merged[i].Src = append(merged[i].Src, f.Src...)
+		}
+	}
+	return merged
+}
+
+func addReach(reaches []Reach, p overlay.Pair) []Reach {
+	for i, r := range reaches {
+		if r.Src[0] == p.Src.Name {
+			reaches[i].Dst = append(r.Dst, p.Dst.Name)
+			return reaches
+		}
+	}
+	return append(reaches, Reach{[]string{p.Src.Name}, []string{p.Dst.Name}})
+}
+
+func mergeReaches(reaches []Reach) []Reach {
+	merged := []Reach{}
+	for _, r := range reaches {
+		i := slices.IndexFunc(merged, func(m Reach) bool { return slices.Equal(m.Dst, r.Dst) })
+		if i < 0 {
+			merged = append(merged, r)
+		} else {
+			merged[i].Src = append(merged[i].Src, r.Src...)
+		}
+	}
+	return merged
+}
+
+// Failing returns whether guests of a pair, by name, get no answer from each other.
+func (t Truth) Failing(src, dst string) bool {
+	has := func(s, d []string) bool { return slices.Contains(s, src) && slices.Contains(d, dst) }
+	return slices.ContainsFunc(t.Fates, func(f Fate) bool { return has(f.Src, f.Dst) }) ||
+		slices.ContainsFunc(t.Unseen, func(r Reach) bool { return has(r.Src, r.Dst) })
+}

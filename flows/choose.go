@@ -1,0 +1,151 @@
+package flows
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Why a bridge can have no hook.
+var (
+	// ErrNoMark says that foreign flows read every bit that could be the mark, or
+	// that it cannot be told which they read.
+	ErrNoMark = errors.New("no bit is free for the mark")
+	// ErrNoTable says that foreign flows use every table that could be the hook's.
+	ErrNoTable = errors.New("no table is free for the hook")
+	// ErrShadowed says that a foreign flow in table 0 would take packets that the
+	// hook must have.
+	ErrShadowed = errors.New("shadowed by a foreign flow")
+)
+
+// Bridge is what Choose must know of a bridge.
+type Bridge struct {
+	Name string
+	// Flows are all that are on the bridge, ours included.
+	Flows []Flow
+	// Groups are the lines of ovs-ofctl dump-groups. Actions in their buckets count
+	// as those of flows do, so they are needed where a flow uses a group; nil says
+	// that they were not read.
+	Groups []string
+	Ports  []Port
+	// Dye is the OpenFlow number of the dye port, 0 where there is none yet.
+	Dye uint16
+	// Stain that the hook is for; the zero Stain stands for any.
+	Stain stain.Stain
+}
+
+// Tables that a hook may be in, the last one first: pipelines grow from 0 (Neutron
+// has reached 94, Antrea 110 in its older numbering), and 254 is Open vSwitch's own.
+const (
+	firstTable = 200
+	lastTable  = 253
+)
+
+const deadVLAN = 4095
+
+// markRegisters are the registers in which to look for a mark, each from bit 31
+// down. reg10 first: Neutron and Antrea leave it alone, and in OVN it has flags,
+// handed out from bit 0 and each read alone, while reg11 to reg15 are read whole
+// as soon as there is a port. Then from the highest, since people who write
+// flows by hand begin with reg0. Within a register from the top, since fields and
+// flags both grow from the bottom.
+var markRegisters = [registers]int{10, 15, 14, 13, 12, 11, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0}
+
+// Choose finds the hook's table and mark by reading the foreign flows of b. What
+// keep has stays, each of the two for itself, as long as it is good; keep may be
+// nil. It returns an error that wraps ErrShadowed, ErrNoMark or ErrNoTable.
+func Choose(b Bridge, keep *Hook) (table uint8, mark Mark, err error) {
+	var e effects
+	for _, f := range b.Flows {
+		if f.Ours() {
+			continue
+		}
+		if err := b.shadow(f); err != nil {
+			return 0, Mark{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+		}
+		e.flow(f)
+		if e.groups && b.Groups == nil {
+			return 0, Mark{}, fmt.Errorf("bridge %s: %w: groups were not read, and are used by %v", b.Name, ErrNoMark, f)
+		}
+	}
+	for _, g := range b.Groups {
+		e.group(g)
+	}
+	if mark, err = e.mark(keep); err == nil {
+		table, err = e.table(keep)
+	}
+	if err != nil {
+		return 0, Mark{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+	}
+	return table, mark, nil
+}
+
+func (e *effects) flow(f Flow) {
+	e.tables[f.Table] = true
+	matchReads(&e.reads, f.Match)
+	e.actions(f.Actions)
+	e.goesTo(f.Actions)
+}
+
+// shadow refuses a foreign flow of table 0 whose priority is not below that of a
+// flow of ours which some packet would match as well: which of two flows of one
+// priority is taken, OpenFlow leaves open. Flows for VLAN 4095 are no matter:
+// IEEE 802.1Q reserves that number, so no probe bears it, and Neutron drops it
+// first of all, since it is the VLAN of its dead ports.
+func (b Bridge) shadow(f Flow) error {
+	if f.Table != 0 || f.Priority < guardPriority {
+		return nil
+	}
+	probe := "tcp"
+	if b.Stain != (stain.Stain{}) {
+		probe += "," + stained(b.Stain)
+	}
+	match := parseMatch(f.Match)
+	if slices.Contains(match, number("dl_vlan", deadVLAN)) {
+		return nil
+	}
+	if f.Priority == enterPriority && overlap(match, parseMatch(probe)) ||
+		b.Dye != 0 && overlap(match, parseMatch(inPort(b.Dye))) {
+		return fmt.Errorf("%w: %v", ErrShadowed, f)
+	}
+	return nil
+}
+
+// mark returns the best bit that nothing reads: keep's, else one that nothing
+// writes, else one that is written only.
+func (e *effects) mark(keep *Hook) (Mark, error) {
+	if keep != nil && keep.Mark.valid() && !e.reads.has(keep.Mark) {
+		return keep.Mark, nil
+	}
+	written := Mark{}
+	for _, r := range markRegisters {
+		for bit := 31; bit >= 0; bit-- {
+			m := Mark{Field: register{1, r}.name(), Bit: uint8(bit)}
+			switch {
+			case e.reads.has(m):
+			case !e.writes.has(m):
+				return m, nil
+			case written == Mark{}:
+				written = m
+			}
+		}
+	}
+	if written == (Mark{}) {
+		return Mark{}, fmt.Errorf("%w: foreign flows read all of reg0 to reg15", ErrNoMark)
+	}
+	return written, nil
+}
+
+func (e *effects) table(keep *Hook) (uint8, error) {
+	if keep != nil && keep.Table >= firstTable && keep.Table <= lastTable && !e.tables[keep.Table] {
+		return keep.Table, nil
+	}
+	for t := lastTable; t >= firstTable; t-- {
+		if !e.tables[t] {
+			return uint8(t), nil
+		}
+	}
+	return 0, fmt.Errorf("%w: foreign flows use all of %d to %d", ErrNoTable, firstTable, lastTable)
+}

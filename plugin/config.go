@@ -1,0 +1,278 @@
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+
+	"github.com/dyetrace/dyetrace/pki"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Config is a controller's configuration; reference.yml explains every key.
+type Config struct {
+	Listen    string        `koanf:"listen"`
+	Socket    string        `koanf:"socket"`
+	TLS       pki.Files     `koanf:"tls"`
+	Store     string        `koanf:"store"`
+	Inventory []string      `koanf:"inventory"`
+	Metrics   string        `koanf:"metrics"`
+	Stain     StainConfig   `koanf:"stain"`
+	Heartbeat time.Duration `koanf:"heartbeat"`
+	Run       RunConfig     `koanf:"run"`
+
+	// Version of the program, to be told to agents and users. No key: whoever builds it knows.
+	Version string `koanf:"-"`
+}
+
+// StainConfig chooses the stain.
+type StainConfig struct {
+	TOS  int `koanf:"tos"`
+	Port int `koanf:"port"`
+}
+
+// RunConfig is what runs have in common.
+type RunConfig struct {
+	Timeout          time.Duration `koanf:"timeout"`
+	Settle           time.Duration `koanf:"settle"`
+	PerInstanceRate  float64       `koanf:"per_instance_rate"`
+	PerInstanceBurst int           `koanf:"per_instance_burst"`
+	MaxActive        int           `koanf:"max_active"`
+	MaxPairs         int           `koanf:"max_pairs"`
+}
+
+// keys is every key that a file may have, with what is right for it.
+var keys = map[string]string{
+	"listen":                 "HOST:PORT, such as 172.20.20.10:7443",
+	"socket":                 "the path of a unix socket",
+	"tls.ca":                 "the path of a PEM file",
+	"tls.cert":               "the path of a PEM file",
+	"tls.key":                "the path of a PEM file",
+	"store":                  "the path of a file",
+	"inventory":              "a list of paths of files",
+	"metrics":                "HOST:PORT, such as 127.0.0.1:9464",
+	"stain.tos":              "a number, such as 0x5c",
+	"stain.port":             "a number from 1 to 65535",
+	"heartbeat":              "a time such as 1s",
+	"run.timeout":            "a time such as 30s",
+	"run.settle":             "a time such as 250ms",
+	"run.per_instance_rate":  "probes per second, such as 10",
+	"run.per_instance_burst": "a number of probes, such as 10",
+	"run.max_active":         "a number of runs, such as 64",
+	"run.max_pairs":          "a number of pairs, such as 100000",
+}
+
+// Bounds of configured values, each with its reason.
+const (
+	// Three missed heartbeats are a lost agent: below 100 ms a garbage collection would do,
+	// above a minute a run would wait for one that is long gone.
+	minHeartbeat, maxHeartbeat = 100 * time.Millisecond, time.Minute
+	// A path takes 0.5 ms (measured), an agent batches for some more; after 10 s a packet of
+	// ours is not under way any more (RFC 791 bounds a TTL of 64 by 64 s, in theory).
+	minSettle, maxSettle = 5 * time.Millisecond, 10 * time.Second
+	minTimeout           = 100 * time.Millisecond
+	maxTimeout           = 24 * time.Hour
+	// What one agent can send is a few hundred thousand a second.
+	maxRate = 1e6
+	// Agents take 256 runs at a time.
+	maxActive = 256
+	// A pair of ten points takes some 3 kB while its run is under way.
+	maxPairs = 10_000_000
+)
+
+// DefaultConfig returns the values of keys that a file leaves out.
+func DefaultConfig() Config {
+	s := stain.Default()
+	return Config{
+		Listen: ":7443",
+		Store:  "/var/lib/dyetrace/dyetrace.db",
+		Stain:  StainConfig{TOS: int(s.TOS), Port: int(s.Port)},
+		// Three missed ones are noticed within a run's patience.
+		Heartbeat: time.Second,
+		Run: RunConfig{
+			Timeout: 30 * time.Second, Settle: 250 * time.Millisecond,
+			PerInstanceRate: 10, PerInstanceBurst: 10,
+			MaxActive: 64, MaxPairs: 100_000,
+		},
+	}
+}
+
+// LoadConfig reads a YAML file over the defaults. Unknown keys, wrong types and values out of
+// range are refused; the error names the file and every bad key, and says what would be right.
+func LoadConfig(path string) (Config, error) {
+	cfg, err := load(path)
+	if err == nil {
+		err = cfg.Validate()
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func load(path string) (Config, error) {
+	cfg := DefaultConfig()
+	k := koanf.New(".")
+	if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+		return Config{}, err
+	}
+	if err := checkKeys(k); err != nil {
+		return Config{}, err
+	}
+	// One key at a time, so that an error can say which, and what would be right.
+	var errs []error
+	for _, key := range k.Keys() {
+		one := koanf.New(".")
+		if err := one.Set(key, k.Get(key)); err != nil {
+			return Config{}, fmt.Errorf("%s: %w", key, err)
+		}
+		err := one.UnmarshalWithConf("", &cfg, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
+			ErrorUnused: true, Result: &cfg, TagName: "koanf", DecodeHook: decode,
+		}})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %v (want %s)", key, k.Get(key), keys[key]))
+		}
+	}
+	return cfg, errors.Join(errs...)
+}
+
+// decode reads "250ms" as a time, and refuses what mapstructure would bend: a bare number for a
+// time, of which nobody knows the unit, and a fraction for a number of things.
+var decode = mapstructure.ComposeDecodeHookFunc(
+	mapstructure.StringToTimeDurationHookFunc(),
+	func(_, to reflect.Type, v any) (any, error) {
+		switch v := v.(type) {
+		case int, float64:
+			if to == reflect.TypeFor[time.Duration]() {
+				return nil, errors.New("no unit")
+			}
+			if f, ok := v.(float64); ok && to.Kind() == reflect.Int && f != math.Trunc(f) {
+				return nil, errors.New("a fraction")
+			}
+		}
+		return v, nil
+	},
+)
+
+// checkKeys refuses keys that are not known, and values where a group of keys should be.
+func checkKeys(k *koanf.Koanf) error {
+	var errs []error
+	for _, key := range k.Keys() {
+		if _, known := keys[key]; known {
+			continue
+		}
+		group, _, _ := strings.Cut(key, ".")
+		var near []string
+		for known := range keys {
+			if g, _, nested := strings.Cut(known, "."); nested == strings.Contains(key, ".") && (!nested || g == group) || g == key {
+				near = append(near, known)
+			}
+		}
+		if len(near) == 0 {
+			for known := range keys {
+				g, _, _ := strings.Cut(known, ".")
+				near = append(near, g)
+			}
+		}
+		slices.Sort(near)
+		errs = append(errs, fmt.Errorf("%s: unknown key (want one of %s)", key, strings.Join(slices.Compact(near), ", ")))
+	}
+	return errors.Join(errs...)
+}
+
+// Validate checks every value; the error joins one line per bad key.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Listen == "" && c.Socket == "" {
+		bad("listen: empty, and no socket either (want %s)", keys["listen"])
+	}
+	for _, x := range []struct{ key, addr string }{{"listen", c.Listen}, {"metrics", c.Metrics}} {
+		if why := badAddress(x.addr); x.addr != "" && why != "" {
+			bad("%s: %q: %s (want %s)", x.key, x.addr, why, keys[x.key])
+		}
+	}
+	// sun_path of unix(7) has 108 bytes, the last of which is 0.
+	if len(c.Socket) > 107 {
+		bad("socket: %d bytes (want a path of at most 107)", len(c.Socket))
+	}
+	for _, x := range []struct{ key, path string }{{"tls.ca", c.TLS.CA}, {"tls.cert", c.TLS.Cert}, {"tls.key", c.TLS.Key}} {
+		if x.path == "" {
+			bad("%s: missing (want %s; there is no unauthenticated mode, and `dyetrace pki` makes certificates)", x.key, keys[x.key])
+		}
+	}
+	if c.Store == "" || strings.HasSuffix(c.Store, "/") {
+		bad("store: %q (want %s)", c.Store, keys["store"])
+	}
+	for i, path := range c.Inventory {
+		switch {
+		case path == "":
+			bad("inventory[%d]: empty (want the path of a file)", i)
+		case slices.Contains(c.Inventory[:i], path):
+			bad("inventory[%d]: %s is there already (want each file once)", i, path)
+		}
+	}
+	if c.Stain.TOS < 0 || c.Stain.TOS > 255 || c.Stain.Port < 0 || c.Stain.Port > 65535 {
+		bad("stain: tos %d, port %d (want tos 4 to 252 and port 1 to 65535)", c.Stain.TOS, c.Stain.Port)
+	} else if err := c.stain().Validate(); err != nil {
+		bad("%w", err)
+	}
+	if c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat {
+		bad("heartbeat: %v (want %v to %v)", c.Heartbeat, minHeartbeat, maxHeartbeat)
+	}
+	return errors.Join(append(errs, c.Run.validate()...)...)
+}
+
+func (c RunConfig) validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Timeout < minTimeout || c.Timeout > maxTimeout {
+		bad("run.timeout: %v (want %v to %v)", c.Timeout, minTimeout, maxTimeout)
+	}
+	if c.Settle < minSettle || c.Settle > maxSettle {
+		bad("run.settle: %v (want %v to %v)", c.Settle, minSettle, maxSettle)
+	}
+	if !(c.PerInstanceRate > 0 && c.PerInstanceRate <= maxRate) { // NaN is neither
+		bad("run.per_instance_rate: %g (want more than 0, at most %g probes per second)", c.PerInstanceRate, float64(maxRate))
+	}
+	if c.PerInstanceBurst < 1 || c.PerInstanceBurst > maxRate {
+		bad("run.per_instance_burst: %d (want 1 to %g probes)", c.PerInstanceBurst, float64(maxRate))
+	}
+	if c.MaxActive < 1 || c.MaxActive > maxActive {
+		bad("run.max_active: %d (want 1 to %d runs)", c.MaxActive, maxActive)
+	}
+	if c.MaxPairs < 1 || c.MaxPairs > maxPairs {
+		bad("run.max_pairs: %d (want 1 to %d pairs)", c.MaxPairs, maxPairs)
+	}
+	return errs
+}
+
+// badAddress says why something is no address to listen on; empty if it is one.
+func badAddress(addr string) string {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "no HOST:PORT"
+	}
+	switch n, err := strconv.ParseUint(port, 10, 16); {
+	case err != nil:
+		return fmt.Sprintf("port %q is no number from 1 to 65535", port)
+	case n == 0:
+		return "port 0, which agents could not know"
+	}
+	return ""
+}
+
+func (c Config) stain() stain.Stain {
+	return stain.Stain{Scheme: stain.TCP, TOS: uint8(c.Stain.TOS), Port: uint16(c.Stain.Port)}
+}

@@ -1,0 +1,3 @@
+// Package plugin is the controller: it wires inventory, fleet, runs, store and server together by
+// a configuration. It does nothing that one of them could do.
+package plugin

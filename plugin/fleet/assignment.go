@@ -1,0 +1,241 @@
+package fleet
+
+import (
+	"sync"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+const (
+	// maxQueued bounds the samples that wait for one run: 1 Mi of them are some 60 MB, or all
+	// that 100,000 pairs of ten points have.
+	maxQueued = 1 << 20
+	// messageCost is what a message takes besides its samples, in samples: an agent that sends
+	// them one by one must not take more memory than one that sends columns.
+	messageCost = 16
+)
+
+// Spec is what the agents are told of a run before it begins.
+type Spec struct {
+	// Hosts take part. Events name them by their place here.
+	Hosts []string
+	Key   stain.Key
+	// Total bounds the indexes of probes.
+	Total uint32
+	// Expires is when agents forget the run though nobody told them to.
+	Expires time.Duration
+}
+
+// Event is a word of one host's agent, or about it.
+type Event struct {
+	// Host is the index in Spec.Hosts.
+	Host int
+	// Message is a *dyetracev1.Ready, *Injected, *Samples, *Finished or *Explanation with
+	// columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
+	Message any
+}
+
+// Gone says that the host's session is over, or was not there to begin with. It is the last
+// event of the host.
+type Gone struct{ Reason string }
+
+// Lost says that samples of the host were dropped because the run did not take them in time.
+type Lost struct{ Samples int }
+
+// Assignment is one run, as the agents know it. One goroutine uses it.
+type Assignment struct {
+	fleet  *Fleet
+	number uint64
+	spec   Spec
+	parts  []*session // by host; nil where there is none
+
+	wake chan struct{} // has room for one
+
+	mu     sync.Mutex
+	events []Event
+	queued int // samples in events, and messageCost for each message
+	owed   []owed
+	lost   []int // samples dropped, by host
+}
+
+// owed is what an agent was asked for and has not answered.
+type owed struct {
+	ready, finished bool
+	probes          int
+	explanations    int
+	over            bool // Finished has come: no more samples
+}
+
+// Begin announces a run to the agents of its hosts. Each answers with a Ready; where there is
+// none the event is [Gone]. The caller must Close the assignment.
+func (f *Fleet) Begin(spec Spec) *Assignment {
+	a := &Assignment{
+		fleet: f, spec: spec,
+		parts: make([]*session, len(spec.Hosts)),
+		wake:  make(chan struct{}, 1),
+		owed:  make([]owed, len(spec.Hosts)),
+		lost:  make([]int, len(spec.Hosts)),
+	}
+	f.mu.Lock()
+	a.number = f.nextRun
+	f.nextRun++
+	for i, name := range spec.Hosts {
+		if h := f.hosts[name]; h != nil {
+			a.parts[i] = h.session
+		}
+	}
+	f.mu.Unlock()
+
+	for i, s := range a.parts {
+		a.owed[i].ready = true
+		if s == nil {
+			a.gone(i, errNone)
+			continue
+		}
+		if err := s.attach(member{a, i}); err != nil {
+			a.parts[i] = nil
+			a.gone(i, err)
+			continue
+		}
+		s.send(&dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Prepare{Prepare: &dyetracev1.Prepare{
+			Run: a.number, Key: spec.Key[:], Total: spec.Total, ExpiresMs: uint32(spec.Expires.Milliseconds()),
+		}}})
+	}
+	return a
+}
+
+// Inject asks a host to send probes. It answers with Injected, one or several.
+func (a *Assignment) Inject(host int, m *dyetracev1.Inject) {
+	a.ask(host, func(o *owed) { o.probes += len(m.GetIndex()) })
+	m.Run = a.number
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Inject{Inject: m}})
+}
+
+// Finish ends the run at a host. After all samples that it has it answers with Finished.
+func (a *Assignment) Finish(host int) {
+	a.ask(host, func(o *owed) { o.finished = true })
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Finish{
+		Finish: &dyetracev1.Finish{Run: a.number},
+	}})
+}
+
+// Explain asks a host what its flows do with a packet. It answers with an Explanation of the
+// id that is returned.
+func (a *Assignment) Explain(host int, m *dyetracev1.Explain) (id uint64) {
+	a.fleet.mu.Lock()
+	a.fleet.nextExplain++
+	id = a.fleet.nextExplain
+	a.fleet.mu.Unlock()
+
+	a.ask(host, func(o *owed) { o.explanations++ })
+	m.Id = id
+	if s := a.parts[host]; s != nil {
+		s.explain(id, a.number)
+	}
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Explain{Explain: m}})
+	return id
+}
+
+func (a *Assignment) ask(host int, f func(*owed)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f(&a.owed[host])
+}
+
+func (a *Assignment) send(host int, m *dyetracev1.SessionResponse) {
+	if s := a.parts[host]; s != nil {
+		s.send(m)
+	}
+}
+
+// Wake returns a channel that has a value when there may be events.
+func (a *Assignment) Wake() <-chan struct{} { return a.wake }
+
+// Events returns what came since the last call, in order for each host; buf is used again.
+func (a *Assignment) Events(buf []Event) []Event {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	events := a.events
+	a.events, a.queued = buf[:0], 0
+	for i, n := range a.lost {
+		if n > 0 {
+			events = append(events, Event{i, Lost{n}})
+			a.lost[i] = 0
+		}
+	}
+	return events
+}
+
+// Close forgets the run. Agents that were not told to Finish forget it when it expires.
+func (a *Assignment) Close() {
+	for _, s := range a.parts {
+		if s != nil {
+			s.forget(a.number)
+		}
+	}
+}
+
+// answer takes in a word that is not samples, if it was asked for.
+func (a *Assignment) answer(host int, m any) (asked bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	o := &a.owed[host]
+	switch m := m.(type) {
+	case *dyetracev1.Ready:
+		asked, o.ready = o.ready, false
+	case *dyetracev1.Finished:
+		asked, o.finished = o.finished, false
+		o.over = o.over || asked
+	case *dyetracev1.Explanation:
+		if asked = o.explanations > 0; asked {
+			o.explanations--
+		}
+	case *dyetracev1.Injected:
+		n := len(m.GetIndex()) + len(m.GetFailures())
+		if asked = n > 0 && n <= o.probes && checkInjected(m, a.spec.Total); asked {
+			o.probes -= n
+		}
+	}
+	if asked {
+		a.put(Event{host, m})
+	}
+	return asked
+}
+
+// samples takes in samples that were checked, and reports whether there was room.
+func (a *Assignment) samples(host int, m *dyetracev1.Samples) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := len(m.GetIndex())
+	switch {
+	case a.owed[host].over: // the agent has attested that there are none
+		return false
+	case a.queued+n+messageCost > maxQueued:
+		a.lost[host] += n
+		a.ring()
+		return false
+	}
+	a.queued += n + messageCost
+	a.put(Event{host, m})
+	return true
+}
+
+func (a *Assignment) gone(host int, why error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.put(Event{host, Gone{why.Error()}})
+}
+
+func (a *Assignment) put(e Event) {
+	a.events = append(a.events, e)
+	a.ring()
+}
+
+func (a *Assignment) ring() {
+	select {
+	case a.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}

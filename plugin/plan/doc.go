@@ -1,0 +1,27 @@
+// Package plan turns a scope into ordered pairs, and a pair into the path that its probe
+// should take: where it is injected, what it looks like, and every sampling point that should
+// see it and its answer. It sends nothing, asks nobody and knows no time.
+//
+// # A path
+//
+// A point sees a packet as it enters a bridge, before the bridge's own flows (to-instance
+// alone sees it as it leaves). Between hosts that have a bridge for instances and one for
+// tunnels, joined by a patch, a probe and its answer pass eight points:
+//
+//	host A                                   host B
+//	instance ─▶ br-int ─▶ br-tun ─ tunnel ─▶ br-tun ─▶ br-int ─▶ instance    forward
+//	            0 from-   1 to-              2 from-   3 from-
+//	            instance  tunnel             tunnel    tunnel
+//
+//	instance ◀─ br-int ◀─ br-tun ◀─ tunnel ─ br-tun ◀─ br-int ◀─ instance    reply
+//	            7 from-   6 from-            5 to-     4 from-
+//	            tunnel    tunnel             tunnel    instance
+//
+// With tunnels on the instances' bridge itself there are four (0, 3, 4, 7), on one host two
+// (0, 4). A bridge without a hook has no points: what happens on it lies between its
+// neighbours' points.
+//
+// Routing is taken to be distributed: the bridge where the instance is attached routes, so that
+// every later point sees the routed packet (TTL one less, the router's and the receiver's MAC
+// addresses, the tunnel key of the receiver's network).
+package plan

@@ -1,0 +1,398 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// TTL that probes start with, as Linux guests do (net.ipv4.ip_default_ttl).
+const TTL = 64
+
+// maxChain bounds how many bridges lie between an instance and its tunnels. Two are usual;
+// the bound only keeps a loop of patches from looping us.
+const maxChain = 4
+
+// Direction of travel; the numbers are the contract's.
+type Direction uint8
+
+// Directions.
+const (
+	Forward Direction = iota + 1
+	// Reply is the guest's answer.
+	Reply
+)
+
+func (d Direction) String() string {
+	switch d {
+	case Forward:
+		return "forward"
+	case Reply:
+		return "reply"
+	}
+	return "unknown"
+}
+
+// Path is the way that a pair's probe should take, there and back.
+type Path struct {
+	Pair Pair
+	// From and To are where source and destination are attached.
+	From, To End
+	// Inject is where the probe enters, as if the source had sent it there.
+	Inject Inject
+	// Blocked says why nothing can be injected; nil where it can.
+	Blocked *Blocked
+
+	// What the probe is as the source would send it. DstMAC is the destination's, or the
+	// gateway's of the source's network where a router lies between.
+	SrcMAC, DstMAC stain.MAC
+	Src, Dst       netip.Addr
+	TTL            uint8
+
+	// Points are in the order of passage, the answer's after the probe's.
+	Points []Expected
+	// VTEPs says whose a tunnel address is. Shared between paths, never changed.
+	VTEPs map[netip.Addr]string
+}
+
+// End is where an instance is attached.
+type End struct {
+	Host string
+	// Bridge and Port are empty where they are not known.
+	Bridge, Port string
+	// LinkDown is true where Open vSwitch sees no carrier on the port.
+	LinkDown bool
+	// Absent says that the host's agent has no port for the instance, in words; a fact about
+	// the host. Empty where there is one, or where no agent could tell.
+	Absent string
+	// Blind says why we cannot tell where the instance is attached: no agent reports the host
+	// now, or which of its ports is the instance's is not clear. Empty otherwise.
+	Blind string
+	// Gap says that the bridge of the instance has no patch to the host's tunnels, in words.
+	Gap string
+	// VTEPs are the host's own tunnel addresses, Tunnels its tunnel ports, as far as known.
+	// Both are shared and never changed.
+	VTEPs   []netip.Addr
+	Tunnels []inventory.Tunnel
+}
+
+// Inject names the port where probes enter.
+type Inject struct {
+	Host, Bridge, Port string
+}
+
+// Blocked is why a pair cannot be probed.
+type Blocked struct {
+	Reason string
+	// Absent is true where the source has no port: a fact about the host, and so a fault of
+	// the network. Otherwise it is we who cannot.
+	Absent bool
+}
+
+// Expected is a sampling point that should see the packet, and what it should see.
+type Expected struct {
+	Host      string
+	Bridge    string
+	Kind      stain.Kind
+	Direction Direction
+	// TTL is what it should have there. An answer is taken to start with 64.
+	TTL uint8
+	// SrcMAC and DstMAC are the packet's there, as far as distributed routing says.
+	SrcMAC, DstMAC stain.MAC
+	// TunID is the tunnel key of the network that it travels in; 0 where the inventory does
+	// not tell.
+	TunID uint32
+	// Absent says why the point does not exist, in words: the packet should pass there, but no
+	// hook samples it. Such a point is never missed, and only tells where the way goes.
+	Absent string
+}
+
+func (e Expected) String() string { return e.Host + "/" + e.Bridge + " " + e.Kind.String() }
+
+// Index returns which point of the path this is; ok is false where it is none.
+func (p *Path) Index(host, bridge string, kind stain.Kind, d Direction) (i int, ok bool) {
+	for i := range p.Points {
+		e := &p.Points[i]
+		if e.Kind == kind && e.Direction == d && e.Bridge == bridge && e.Host == host {
+			return i, true
+		}
+	}
+	return -1, false
+}
+
+// Hosts returns the hosts whose agents take part: those that have a point.
+func (p *Path) Hosts() []string {
+	var hosts []string
+	for i := range p.Points {
+		if h := p.Points[i].Host; !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
+}
+
+// Of returns the path of a pair. Where something is missing it says so in the path (Blocked,
+// End.Absent, End.Blind): that is a finding, not an error. The error is for a pair that has no
+// path by the inventory, and wraps ErrNoPath or inventory.ErrUnknown.
+func Of(snap *inventory.Snapshot, pair Pair) (Path, error) {
+	if !Joined(snap, pair.Src.Network, pair.Dst.Network) {
+		return Path{}, fmt.Errorf("%s: %w: %s", pair, ErrNoPath, apart(snap, pair.Src.Network, pair.Dst.Network))
+	}
+	srcNet, ok := snap.Network(pair.Src.Network)
+	if !ok {
+		return Path{}, fmt.Errorf("%s: network %q: %w", pair, pair.Src.Network, inventory.ErrUnknown)
+	}
+	dstNet, _ := snap.Network(pair.Dst.Network)
+
+	p := Path{
+		Pair: pair, SrcMAC: pair.Src.MAC, DstMAC: pair.Dst.MAC,
+		Src: pair.Src.IP, Dst: pair.Dst.IP, TTL: TTL,
+		VTEPs: snap.VTEPs(),
+	}
+	there := leg{Forward, TTL, pair.Src, pair.Dst, srcNet, dstNet}
+	back := leg{Reply, TTL, pair.Dst, pair.Src, dstNet, srcNet}
+	p.DstMAC = there.sent().dstMAC
+
+	from, to := locate(snap, pair.Src), locate(snap, pair.Dst)
+	p.From, p.To = from.End, to.End
+	p.Inject = Inject{from.Host, from.Bridge, from.Port}
+	p.Blocked = from.blocked()
+	if from.Host == to.Host {
+		p.Points = slices.Concat(there.within(from, to), back.within(to, from))
+	} else {
+		p.Points = slices.Concat(there.out(from), there.in(to), back.out(to), back.in(from))
+	}
+	return p, nil
+}
+
+// site is an end with the bridges between the instance and its tunnels.
+type site struct {
+	End
+	connected bool
+	chain     []*dyetracev1.Bridge // chain[0] is the instance's
+}
+
+func locate(snap *inventory.Snapshot, in inventory.Instance) site {
+	ep, err := snap.Endpoint(in)
+	s := site{End: End{Host: in.Host, Port: in.Port}}
+	if err == nil {
+		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, LinkDown: ep.LinkState == "down"}
+	}
+	h, known := snap.Host(s.Host)
+	s.connected = h.Connected
+	s.VTEPs, s.Tunnels = h.VTEPs(), h.Tunnels()
+	switch {
+	case in.Host == "" && err != nil:
+		s.Blind = err.Error() // it may be on a host that has no agent
+	case !known:
+		s.Blind = fmt.Sprintf("no agent has reported host %s", s.Host)
+	case errors.Is(err, inventory.ErrNoEndpoint) && s.connected:
+		s.Absent, s.Blind = absence(snap, in, h)
+	case errors.Is(err, inventory.ErrNoEndpoint):
+		s.Blind = fmt.Sprintf("the agent of %s is not connected", s.Host)
+	case err != nil:
+		s.Blind = err.Error()
+	}
+	if s.Bridge == "" {
+		s.Bridge = usualBridge(h)
+	}
+	s.chain, s.Gap = chain(h, s.Bridge)
+	return s
+}
+
+// absence words that an instance has no port on its host. Where another host has a port with
+// the instance's iface-id, it is the inventory that is wrong, not the network: moved says so.
+// A MAC elsewhere is no proof, since another tenant may use the same.
+func absence(snap *inventory.Snapshot, in inventory.Instance, h inventory.Host) (absent, moved string) {
+	bridge := usualBridge(h)
+	if bridge == "" {
+		bridge = "any bridge"
+	}
+	absent = fmt.Sprintf("no port for %s (%s) on %s of %s", in.Name, in.MAC, bridge, in.Host)
+	if in.Port != "" {
+		absent = fmt.Sprintf("%s is not on %s of %s", in.Port, bridge, in.Host)
+	}
+	for _, ep := range snap.Sightings(in) {
+		if ep.Host != in.Host && (ep.IfaceID == in.Ref() || ep.IfaceID == in.Name) {
+			return "", fmt.Sprintf("%s says that %s is on %s, but it is %s of %s", in.Source, in.Name, in.Host, ep.Port, ep.Host)
+		}
+	}
+	return absent, ""
+}
+
+// usualBridge is where the host attaches instances: the one bridge that has endpoints, or has
+// an uplink to the tunnels, or samples what comes from instances; empty where that is not one.
+func usualBridge(h inventory.Host) string {
+	var used, joined, able []string
+	for _, e := range h.Endpoints {
+		if !slices.Contains(used, e.GetBridge()) {
+			used = append(used, e.GetBridge())
+		}
+	}
+	for _, b := range h.Bridges {
+		if slices.Contains(b.GetKinds(), dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) {
+			able = append(able, b.GetName())
+			if b.GetUplinkBridge() != "" {
+				joined = append(joined, b.GetName())
+			}
+		}
+	}
+	for _, found := range [][]string{used, joined, able} {
+		if len(found) == 1 {
+			return found[0]
+		}
+	}
+	return ""
+}
+
+// chain follows a bridge's uplinks to the tunnels. Where they end short of any tunnel, while
+// one other bridge of the host has tunnels, that one is where they ought to lead: gap says so.
+func chain(h inventory.Host, bridge string) (c []*dyetracev1.Bridge, gap string) {
+	b, ok := h.Bridge(bridge)
+	for ; ok && len(c) < maxChain && !slices.Contains(c, b); b, ok = h.Bridge(b.GetUplinkBridge()) {
+		c = append(c, b)
+	}
+	if len(c) == 0 || len(c[len(c)-1].GetTunnels()) > 0 {
+		return c, ""
+	}
+	var tunnels []*dyetracev1.Bridge
+	for _, b := range h.Bridges {
+		if len(b.GetTunnels()) > 0 && !slices.Contains(c, b) {
+			tunnels = append(tunnels, b)
+		}
+	}
+	if len(tunnels) != 1 {
+		return c, ""
+	}
+	gap = fmt.Sprintf("%s of %s has no patch port to %s, where the tunnels are", c[len(c)-1].GetName(), h.Name, tunnels[0].GetName())
+	return append(c, tunnels[0]), gap
+}
+
+// blocked says why the site cannot inject; nil if it can.
+func (s site) blocked() *Blocked {
+	switch {
+	case s.Absent != "":
+		return &Blocked{s.Absent, true}
+	case s.Blind != "":
+		return &Blocked{s.Blind, false}
+	case !s.connected:
+		return &Blocked{fmt.Sprintf("the agent of %s is not connected", s.Host), false}
+	case len(s.chain) == 0:
+		return &Blocked{fmt.Sprintf("%s of %s is on %s, which has no hook", s.Port, s.Host, s.Bridge), false}
+	}
+	if why := lacks(s.chain[0], stain.FromInstance); why != "" {
+		return &Blocked{fmt.Sprintf("%s/%s: %s", s.Host, s.Bridge, why), false}
+	}
+	return nil
+}
+
+// lacks says why a bridge has no point of that kind; empty if it has. A hook that was refused
+// samples nothing; one that is being restored counts, and the audit tells whether it was in time.
+func lacks(b *dyetracev1.Bridge, k stain.Kind) string {
+	kind := dyetracev1.PointKind(k)
+	switch b.GetState() {
+	case dyetracev1.HookState_HOOK_STATE_REFUSED:
+		return "no hook: " + b.GetReason()
+	case dyetracev1.HookState_HOOK_STATE_ABSENT:
+		if len(b.GetKinds()) == 0 { // never was there, so that it is not known what it will see
+			return "no hook yet: " + b.GetReason()
+		}
+	}
+	for _, a := range b.GetAbsent() {
+		if a.GetKind() == kind {
+			return a.GetReason()
+		}
+	}
+	if !slices.Contains(b.GetKinds(), kind) {
+		return fmt.Sprintf("its hook does not sample %s", k)
+	}
+	return ""
+}
+
+// leg is one direction: who sends to whom, through which networks.
+type leg struct {
+	direction    Direction
+	ttl          uint8
+	src, dst     inventory.Instance
+	srcNet, dNet inventory.Network
+}
+
+// look is what a packet looks like somewhere.
+type look struct {
+	srcMAC, dstMAC stain.MAC
+	ttl            uint8
+	tunID          uint32
+}
+
+// sent is the packet as the sender sends it.
+func (l leg) sent() look {
+	dst := l.dst.MAC
+	if l.srcNet.Name != l.dNet.Name {
+		dst = l.srcNet.GatewayMAC
+	}
+	return look{l.src.MAC, dst, l.ttl, l.srcNet.SegmentationID}
+}
+
+// routed is the packet once the sender's bridge has passed it on.
+func (l leg) routed() look {
+	if l.srcNet.Name == l.dNet.Name {
+		return l.sent()
+	}
+	return look{l.dNet.GatewayMAC, l.dst.MAC, l.ttl - 1, l.dNet.SegmentationID}
+}
+
+func (l leg) point(s site, b *dyetracev1.Bridge, k stain.Kind, v look) Expected {
+	return Expected{
+		Host: s.Host, Bridge: b.GetName(), Kind: k, Direction: l.direction,
+		TTL: v.ttl, SrcMAC: v.srcMAC, DstMAC: v.dstMAC, TunID: v.tunID,
+		Absent: lacks(b, k),
+	}
+}
+
+// out is the way from the sender up to its tunnels.
+func (l leg) out(s site) []Expected {
+	var ps []Expected
+	for i, b := range s.chain {
+		if i == 0 {
+			ps = append(ps, l.point(s, b, stain.FromInstance, l.sent()))
+		} else {
+			ps = append(ps, l.point(s, b, stain.ToTunnel, l.routed()))
+		}
+	}
+	return ps
+}
+
+// in is the way from the tunnels down to the receiver. A host without tunnels, on a VLAN of
+// the underlay, has no such points.
+func (l leg) in(s site) []Expected {
+	var ps []Expected
+	for _, b := range slices.Backward(s.chain) {
+		pt := l.point(s, b, stain.FromTunnel, l.routed())
+		if len(s.chain) > 1 || len(b.GetTunnels()) > 0 || pt.Absent == "" {
+			ps = append(ps, pt)
+		}
+	}
+	return append(ps, l.deliver(s)...)
+}
+
+// within is the way between two instances of one host.
+func (l leg) within(from, to site) []Expected {
+	var ps []Expected
+	if len(from.chain) > 0 {
+		ps = append(ps, l.point(from, from.chain[0], stain.FromInstance, l.sent()))
+	}
+	return append(ps, l.deliver(to)...)
+}
+
+// deliver is the last step, which only some switches can show.
+func (l leg) deliver(s site) []Expected {
+	if len(s.chain) == 0 || lacks(s.chain[0], stain.ToInstance) != "" {
+		return nil
+	}
+	return []Expected{l.point(s, s.chain[0], stain.ToInstance, l.routed())}
+}

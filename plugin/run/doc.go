@@ -1,0 +1,26 @@
+// Package run executes runs: from a scope to pairs, probes, samples and verdicts in the store. It
+// decides when to send, to wait, to ask and to stop; what the evidence means is for package
+// verdict to say, and it never talks to a switch.
+//
+// # The way of a run
+//
+//		preparing ──▶ probing ──▶ closing ──▶ explaining ──▶ over
+//
+//	  - preparing: all hosts on any path hear of the run, and answer with an audit of their hooks.
+//	  - probing: probes go out as the pace allows. A pair whose points have all been seen is judged
+//	    at once. One that arrived with a sample missing is judged when it has settled. Any other is
+//	    tried again, up to [maxAttempts] probes, and then waits.
+//	  - closing: the agents attest their hooks a second time, after their last sample. If no pair
+//	    waits, nobody waits for that either.
+//	  - explaining: where the verdict asks for it, the host that saw the probe last replays it.
+//
+// At the end of its time a run judges what it has; what it has not seen is unknown then, and
+// never faulty.
+//
+// # Goroutines, and who waits for whom
+//
+// A run has two: one that turns events into results, and one that writes results to the store and
+// only then shows them to watchers. While the second writes, results gather for its next
+// transaction. A watcher reads a log that only grows, at its own speed: a slow one delays nobody,
+// and none misses a verdict or gets one twice. There is no timer and no goroutine per pair.
+package run

@@ -1,0 +1,287 @@
+package run
+
+import (
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// maxAttempts is how many probes a pair may take: two losses in a row may be chance on a path
+// that loses 1 %, three are not (one in a million).
+const maxAttempts = 3
+
+// maxOdd bounds the duplicates, and the sightings off the way, that are kept of one probe: enough
+// to recognise a loop or a flood, not enough to be harmed by one.
+const maxOdd = 8
+
+// ledger is what is known of the probes of a run: which left, and where they were seen. It is
+// columns, not a tree, since a run may have 100,000 pairs of ten points. It knows no time.
+//
+// The probe number attempt·pairs + pair is the attempt-th of a pair.
+type ledger struct {
+	paths []plan.Path
+	hosts []string // that take part; events name them by their place here
+
+	bridges map[string]int32 // bridges by name, on whatever host
+	points  []point          // of all paths, in a row
+	first   []uint32         // first[i] to first[i+1] are the points of path i
+	there   []uint64         // address tag of pair i's probe,
+	back    []uint64         // and of its answer
+
+	probes   []probe
+	slots    []slot                        // of the probes that were sent, a path's points each
+	failures map[uint32]string             // by probe: why it did not leave
+	doubles  map[uint32][]verdict.Sample   // by probe: second and later samples of a point
+	strays   map[uint32][]verdict.Sighting // by probe: samples off the way
+}
+
+// point is plan.Expected as it is looked for.
+type point struct {
+	host, bridge int32
+	kind         stain.Kind
+	direction    plan.Direction
+	absent       bool
+}
+
+type probeState uint8
+
+const (
+	unsent probeState = iota
+	asked             // the agent was told to
+	left              // and says that it did
+	failed            // or that it could not
+)
+
+type probe struct {
+	slot       uint32 // of its first point
+	missing    uint8  // points that exist and have not seen it
+	state      probeState
+	portAbsent bool
+}
+
+// slot is one sample, or none.
+type slot struct {
+	atNs   uint64
+	tunSrc uint32
+	tunID  uint32
+	inPort uint32
+	ttl    uint8
+	seen   bool
+}
+
+// fate is what became of a sample.
+type fate uint8
+
+const (
+	used      fate = iota
+	completed      // used, and the last of its probe
+	doubled
+	stray
+	forged // of a probe that was not sent, or with other addresses
+)
+
+// newLedger returns the ledger of pairs whose probes take these paths.
+func newLedger(key stain.Key, paths []plan.Path) *ledger {
+	n := len(paths)
+	l := &ledger{
+		paths: paths, bridges: map[string]int32{},
+		first: make([]uint32, n+1), there: make([]uint64, n), back: make([]uint64, n),
+		probes:   make([]probe, maxAttempts*n),
+		failures: map[uint32]string{}, doubles: map[uint32][]verdict.Sample{}, strays: map[uint32][]verdict.Sighting{},
+	}
+	hosts := map[string]int32{}
+	for i := range paths {
+		p := &paths[i]
+		l.there[i] = stain.AddrTag(key, p.Src, p.Dst)
+		l.back[i] = stain.AddrTag(key, p.Dst, p.Src)
+		for _, e := range p.Points {
+			h, known := hosts[e.Host]
+			if !known {
+				h = int32(len(l.hosts))
+				hosts[e.Host] = h
+				l.hosts = append(l.hosts, e.Host)
+			}
+			b, known := l.bridges[e.Bridge]
+			if !known {
+				b = int32(len(l.bridges))
+				l.bridges[e.Bridge] = b
+			}
+			l.points = append(l.points, point{h, b, e.Kind, e.Direction, e.Absent != ""})
+		}
+		l.first[i+1] = uint32(len(l.points))
+	}
+	l.slots = make([]slot, 0, len(l.points))
+	return l
+}
+
+// pairs is how many there are.
+func (l *ledger) pairs() int { return len(l.paths) }
+
+// of returns the pair that a probe is spent on.
+func (l *ledger) of(probe uint32) int { return int(probe) % len(l.paths) }
+
+// number returns the probe that is the attempt-th of a pair, counting from 0.
+func (l *ledger) number(pair, attempt int) uint32 { return uint32(attempt*len(l.paths) + pair) }
+
+// attempts returns how many probes of a pair were asked for.
+func (l *ledger) attempts(pair int) int {
+	n := 0
+	for n < maxAttempts && l.probes[l.number(pair, n)].state != unsent {
+		n++
+	}
+	return n
+}
+
+// ask marks a probe as asked for: from now on it may be seen.
+func (l *ledger) ask(number uint32) {
+	pair := l.of(number)
+	p := &l.probes[number]
+	p.state = asked
+	p.slot = uint32(len(l.slots))
+	for _, pt := range l.points[l.first[pair]:l.first[pair+1]] {
+		if !pt.absent {
+			p.missing++
+		}
+		l.slots = append(l.slots, slot{})
+	}
+}
+
+// leave records that a probe left; false if it was not on its way.
+func (l *ledger) leave(number uint32) bool {
+	p := &l.probes[number]
+	if p.state != asked {
+		return false
+	}
+	p.state = left
+	return true
+}
+
+// fail records that a probe did not leave; false if it was not on its way.
+func (l *ledger) fail(number uint32, why string, portAbsent bool) bool {
+	p := &l.probes[number]
+	if p.state != asked {
+		return false
+	}
+	if why == "" {
+		why = "the agent gives no reason"
+	}
+	p.state, p.portAbsent = failed, portAbsent
+	l.failures[number] = why
+	return true
+}
+
+// see records the i-th sample of m, which the agent of a host sent; bridge is the bridge's number
+// in l.bridges, -1 if no path has it.
+func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate {
+	number := m.Index[i]
+	p := &l.probes[number]
+	pair := l.of(number)
+	direction, tag := plan.Forward, l.there[pair]
+	if m.Reply[i] {
+		direction, tag = plan.Reply, l.back[pair]
+	}
+	if p.state == unsent || m.AddrTag[i] != tag {
+		return forged
+	}
+	want := point{host: int32(host), bridge: bridge, kind: stain.Kind(m.Kind[i]), direction: direction}
+	for k, pt := range l.points[l.first[pair]:l.first[pair+1]] {
+		absent := pt.absent
+		if pt.absent = false; pt != want {
+			continue
+		}
+		s := slot{
+			atNs: m.AtNs[i], tunSrc: m.TunSrc[i], tunID: m.TunId[i], inPort: m.InPort[i],
+			ttl: uint8(min(m.Ttl[i], 255)), seen: true,
+		}
+		at := &l.slots[int(p.slot)+k]
+		if at.seen {
+			if d := l.doubles[number]; len(d) < maxOdd {
+				l.doubles[number] = append(d, s.sample(k))
+			}
+			return doubled
+		}
+		*at = s
+		if absent {
+			return used
+		}
+		if p.missing--; p.missing == 0 {
+			return completed
+		}
+		return used
+	}
+	if s := l.strays[number]; len(s) < maxOdd {
+		l.strays[number] = append(s, verdict.Sighting{
+			Host: l.hosts[host], Bridge: m.Bridges[m.Bridge[i]], Kind: want.kind, Direction: direction,
+		})
+	}
+	return stray
+}
+
+func (s *slot) sample(point int) verdict.Sample {
+	return verdict.Sample{
+		Point: point, AtNs: int64(s.atNs), TTL: s.ttl, InPort: s.inPort,
+		TunSrc: verdict.Addr4(s.tunSrc), TunID: s.tunID,
+	}
+}
+
+// arrived says whether the last point of a probe's path that exists has seen it, so that nothing
+// more need be waited for to call the pair healthy.
+func (l *ledger) arrived(number uint32) bool {
+	p := &l.probes[number]
+	if p.state == unsent {
+		return false
+	}
+	pair := l.of(number)
+	for k := int(l.first[pair+1]-l.first[pair]) - 1; k >= 0; k-- {
+		if !l.points[int(l.first[pair])+k].absent {
+			return l.slots[int(p.slot)+k].seen
+		}
+	}
+	return false
+}
+
+// evidence returns what is known of the attempts of a pair. The hooks and who is gone are for the
+// caller to add.
+func (l *ledger) evidence(pair int) verdict.Evidence {
+	e := verdict.Evidence{Path: &l.paths[pair]}
+	for a := range l.attempts(pair) {
+		number := l.number(pair, a)
+		p := &l.probes[number]
+		at := verdict.Attempt{
+			Injected: p.state == left, Failure: l.failures[number], PortAbsent: p.portAbsent, Stray: l.strays[number],
+		}
+		size := int(l.first[pair+1] - l.first[pair])
+		at.Seen = make([]verdict.Sample, 0, size+len(l.doubles[number]))
+		for k := range size {
+			if s := &l.slots[int(p.slot)+k]; s.seen {
+				at.Seen = append(at.Seen, s.sample(k))
+			}
+		}
+		at.Seen = append(at.Seen, l.doubles[number]...)
+		// Whoever saw it knows that it left, though the agent's word may still be on its way.
+		at.Injected = at.Injected || len(at.Seen) > 0
+		e.Attempts = append(e.Attempts, at)
+	}
+	return e
+}
+
+// appendProbe adds a probe to what a host is asked to inject; ports holds the numbers of the ports
+// that m has already.
+func (l *ledger) appendProbe(m *dyetracev1.Inject, ports map[plan.Inject]uint32, number uint32) {
+	p := &l.paths[l.of(number)]
+	port, known := ports[p.Inject]
+	if !known {
+		port = uint32(len(m.Ports))
+		ports[p.Inject] = port
+		m.Ports = append(m.Ports, &dyetracev1.PortRef{Bridge: p.Inject.Bridge, Port: p.Inject.Port})
+	}
+	m.Index = append(m.Index, number)
+	m.Port = append(m.Port, port)
+	m.SrcMac = append(m.SrcMac, p.SrcMAC.Uint64())
+	m.DstMac = append(m.DstMac, p.DstMAC.Uint64())
+	src, dst := p.Src.As16(), p.Dst.As16()
+	m.SrcIp = append(m.SrcIp, src[:]...)
+	m.DstIp = append(m.DstIp, dst[:]...)
+	m.Ttl = append(m.Ttl, p.TTL)
+}

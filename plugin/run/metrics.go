@@ -1,0 +1,56 @@
+package run
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	active       prometheus.Gauge
+	watchers     prometheus.Gauge
+	runs         *prometheus.CounterVec
+	verdicts     *prometheus.CounterVec
+	probes       prometheus.Counter
+	explanations prometheus.Counter
+	samples      *prometheus.CounterVec
+	write        prometheus.Histogram
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	f := promauto.With(r)
+	counter := func(name, help string) prometheus.Counter {
+		return f.NewCounter(prometheus.CounterOpts{Namespace: "dyetrace", Subsystem: "run", Name: name, Help: help})
+	}
+	vec := func(name, label, help string) *prometheus.CounterVec {
+		return f.NewCounterVec(prometheus.CounterOpts{Namespace: "dyetrace", Subsystem: "run", Name: name, Help: help}, []string{label})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return f.NewGauge(prometheus.GaugeOpts{Namespace: "dyetrace", Subsystem: "run", Name: name, Help: help})
+	}
+	return &metrics{
+		active:       gauge("active", "Runs under way."),
+		watchers:     gauge("watchers", "Watchers of runs under way."),
+		runs:         vec("runs_total", "state", "Runs ended, by state: done, cancelled, interrupted."),
+		verdicts:     vec("verdicts_total", "verdict", "Verdicts stored."),
+		probes:       counter("probes_total", "Probes asked for."),
+		explanations: counter("explanations_total", "Explanations asked for."),
+		samples: vec("samples_total", "fate",
+			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),
+		write: f.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "dyetrace", Subsystem: "run", Name: "store_write_seconds", Help: "Time to write a batch of verdicts.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms, an fsync, to 8 s
+		}),
+	}
+}
+
+// count counts what became of samples.
+func (m *metrics) count(fates [forged + 1]int, late int) {
+	for label, n := range map[string]int{
+		"used": fates[used] + fates[completed], "duplicate": fates[doubled], "stray": fates[stray],
+		"rejected": fates[forged], "late": late,
+	} {
+		if n > 0 {
+			m.samples.WithLabelValues(label).Add(float64(n))
+		}
+	}
+}

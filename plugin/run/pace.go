@@ -1,0 +1,150 @@
+package run
+
+import (
+	"sync"
+	"time"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+// pace bounds how many probes an instance takes part in, over all runs: as the source, whose
+// kernel gets the answer, and as the destination, whose kernel gets the probe. An instance has a
+// bucket of burst tokens that fills at a rate.
+//
+// It also sees to it that between two instances there is one probe under way at a time, in
+// either direction and over all runs. A probe from a to b and one from b to a are the same
+// connection (RFC 9293, section 3.3.1: both ports are the stain's), and connection tracking takes
+// the answer to the one for a forged answer to the other (measured: +inv, dropped).
+type pace struct {
+	rate  float64 // tokens a second
+	burst float64
+
+	mu      sync.Mutex
+	buckets map[string]*bucket
+	wires   map[[2]string]*wire
+}
+
+// wire is the one connection that two instances can have by stained packets.
+type wire struct {
+	busy  bool
+	users int // pairs of runs under way
+}
+
+type bucket struct {
+	tokens float64
+	at     time.Time // when tokens was right
+	users  int       // pairs of runs under way
+}
+
+func newPace(rate, burst float64) *pace {
+	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}}
+}
+
+// lane is the two buckets of a pair, and its wire.
+type lane struct {
+	src, dst *bucket
+	wire     *wire
+}
+
+// join returns the lanes of pairs, which must leave.
+func (p *pace) join(pairs []plan.Pair, now time.Time) []lane {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	lanes := make([]lane, len(pairs))
+	for i := range pairs {
+		src, dst := pairs[i].Src.Ref(), pairs[i].Dst.Ref()
+		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst))}
+	}
+	return lanes
+}
+
+func (p *pace) wire(a, b string) *wire {
+	w := p.wires[[2]string{a, b}]
+	if w == nil {
+		w = &wire{}
+		p.wires[[2]string{a, b}] = w
+	}
+	w.users++
+	return w
+}
+
+// free says that the probe which pick let go by a lane is over: answered, or withdrawn.
+func (p *pace) free(l lane) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.wire.busy = false
+}
+
+func (p *pace) bucket(ref string, now time.Time) *bucket {
+	b := p.buckets[ref]
+	if b == nil {
+		b = &bucket{tokens: p.burst, at: now}
+		p.buckets[ref] = b
+	}
+	b.users++
+	return b
+}
+
+// leave gives lanes back. Buckets that nobody uses and that are full are forgotten: a new one
+// would be the same.
+func (p *pace) leave(lanes []lane, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range lanes {
+		l.src.users--
+		l.dst.users--
+		l.wire.users--
+	}
+	for key, w := range p.wires {
+		if w.users == 0 {
+			delete(p.wires, key)
+		}
+	}
+	for ref, b := range p.buckets {
+		if p.fill(b, now); b.users == 0 && b.tokens >= p.burst {
+			delete(p.buckets, ref)
+		}
+	}
+}
+
+func (p *pace) fill(b *bucket, now time.Time) {
+	if now.After(b.at) {
+		b.tokens = min(p.burst, b.tokens+now.Sub(b.at).Seconds()*p.rate)
+		b.at = now
+	}
+}
+
+// pick takes from queue the probes that may go now, in order, and returns them and the rest.
+// laneOf returns the lane of a probe. rest reuses queue. Whoever picks owes a free.
+func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go_, rest []uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rest = queue[:0]
+	for _, number := range queue {
+		l := laneOf(number)
+		p.fill(l.src, now)
+		p.fill(l.dst, now)
+		if l.wire.busy || l.src.tokens < 1 || l.dst.tokens < 1 {
+			rest = append(rest, number)
+			continue
+		}
+		l.src.tokens--
+		l.dst.tokens--
+		l.wire.busy = true
+		go_ = append(go_, number)
+	}
+	return go_, rest
+}
+
+// needs returns how long pairs take at the least, one probe each.
+func (p *pace) needs(pairs []plan.Pair) time.Duration {
+	probes := map[string]int{}
+	most := 0
+	for i := range pairs {
+		for _, ref := range []string{pairs[i].Src.Ref(), pairs[i].Dst.Ref()} {
+			probes[ref]++
+			most = max(most, probes[ref])
+		}
+	}
+	return time.Duration(max(0, float64(most)-p.burst) / p.rate * float64(time.Second))
+}

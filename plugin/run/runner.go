@@ -1,0 +1,500 @@
+package run
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Errors that a caller may want to tell apart.
+var (
+	// ErrScope says that a scope cannot be resolved; the text names the field.
+	ErrScope = errors.New("scope cannot be checked")
+	// ErrBusy says that as many runs are under way as may be, or that a run is too large.
+	ErrBusy = errors.New("limit reached")
+	// ErrEnded says that a run is not under way.
+	ErrEnded = errors.New("run is not under way")
+	// ErrClosing says that the controller is shutting down.
+	ErrClosing = errors.New("the controller is shutting down")
+)
+
+// Store keeps runs. What a call acknowledges must survive the process. A result given twice is
+// kept as first given.
+type Store interface {
+	CreateRun(ctx context.Context, scope *dyetracev1.Scope, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
+	ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time.Duration, error)
+	PutResults(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
+	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, now time.Time) error
+	Run(ctx context.Context, id string) (*dyetracev1.Run, error)
+	Runs(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error)
+	Pairs(ctx context.Context, id string) ([]*dyetracev1.PairResult, error)
+}
+
+// Fleet is how the agents are reached.
+type Fleet interface {
+	Begin(fleet.Spec) *fleet.Assignment
+}
+
+// Book is who is where.
+type Book interface {
+	Snapshot() *inventory.Snapshot
+}
+
+// Config is what runs have in common.
+type Config struct {
+	// Timeout bounds a run whose caller does not say; what the pace makes it take at the least
+	// is added.
+	Timeout time.Duration
+	// Settle is how long after a probe left its samples may take.
+	Settle time.Duration
+	// PerInstanceRate bounds the probes that an instance takes part in, per second over all
+	// runs, after a burst of so many.
+	PerInstanceRate  float64
+	PerInstanceBurst int
+	// MaxActive bounds the runs at one time, MaxPairs the pairs of one.
+	MaxActive, MaxPairs int
+
+	Store Store
+	Fleet Fleet
+	Book  Book
+	Log   *slog.Logger
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
+}
+
+// Runner executes runs, many at a time. Its methods may be called from many goroutines.
+type Runner struct {
+	cfg     Config
+	pace    *pace
+	metrics *metrics
+
+	ctx  context.Context // of the runs
+	stop context.CancelCauseFunc
+	wg   sync.WaitGroup
+
+	// launching is held to read from before a run is in the store as running until it is active:
+	// who holds it to write finds each run either active or ended.
+	launching sync.RWMutex
+
+	mu     sync.Mutex
+	closed bool
+	begun  int // places among the active runs that are taken in advance
+	active map[string]*activeRun
+}
+
+// activeRun is a run under way, as others may touch it.
+type activeRun struct {
+	feed *feed
+	end  context.CancelCauseFunc
+	over chan struct{} // closed when it is out of active
+}
+
+// Why a run ended before its end.
+var (
+	errCancelled   = errors.New("cancelled")
+	errInterrupted = errors.New("interrupted")
+)
+
+// New returns a runner. Run must be called for it to end well.
+func New(cfg Config) *Runner {
+	r := &Runner{
+		cfg: cfg, pace: newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)),
+		metrics: newMetrics(cfg.Metrics), active: map[string]*activeRun{},
+	}
+	r.ctx, r.stop = context.WithCancelCause(context.Background())
+	return r
+}
+
+// Run waits until ctx is done, interrupts all runs, and returns when the last of them has ended.
+// Interrupted runs can be resumed.
+func (r *Runner) Run(ctx context.Context) error {
+	<-ctx.Done()
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.stop(errInterrupted)
+	r.wg.Wait()
+	return nil
+}
+
+// Start plans a scope and begins to execute it. timeout 0 is the configured one. The error wraps
+// [ErrScope], [ErrBusy], [ErrClosing], or is the store's.
+func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout time.Duration) (*dyetracev1.Run, error) {
+	snap := r.cfg.Book.Snapshot()
+	s, err := plan.ScopeFromProto(scope)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrScope, err)
+	}
+	pairs, err := plan.Pairs(snap, s)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrScope, err)
+	}
+	if len(pairs) > r.cfg.MaxPairs {
+		return nil, fmt.Errorf("%w: %d pairs in one run (at most %d: choose a network or a host, or raise run.max_pairs)", ErrBusy, len(pairs), r.cfg.MaxPairs)
+	}
+	if timeout == 0 {
+		timeout = r.cfg.Timeout + r.pace.needs(pairs)
+	}
+	if err := r.begin(); err != nil {
+		return nil, err
+	}
+	planned := make([]*dyetracev1.PairResult, len(pairs))
+	seq := make([]uint32, len(pairs))
+	for i := range pairs {
+		planned[i] = &dyetracev1.PairResult{Src: refOf(pairs[i].Src), Dst: refOf(pairs[i].Dst)}
+		seq[i] = uint32(i)
+	}
+	r.launching.RLock()
+	defer r.launching.RUnlock()
+	run, err := r.cfg.Store.CreateRun(ctx, scope, time.Now(), timeout, planned)
+	if err != nil {
+		r.giveUp()
+		return nil, err
+	}
+	return r.launch(run, nil, job{pairs: pairs, seq: seq, timeout: timeout}), nil
+}
+
+// Resume goes on with an interrupted run: pairs that have a verdict keep it. The error wraps
+// [ErrBusy], [ErrClosing], or is the store's.
+func (r *Runner) Resume(ctx context.Context, id string) (*dyetracev1.Run, error) {
+	run, err := r.cfg.Store.Run(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.begin(); err != nil {
+		return nil, err
+	}
+	r.launching.RLock()
+	defer r.launching.RUnlock()
+	run, timeout, err := r.cfg.Store.ResumeRun(ctx, run.GetId())
+	if err != nil {
+		r.giveUp()
+		return nil, err
+	}
+	planned, err := r.cfg.Store.Pairs(ctx, run.GetId())
+	if err != nil {
+		r.giveUp()
+		return nil, errors.Join(err, r.cfg.Store.FinishRun(context.WithoutCancel(ctx), run.GetId(), dyetracev1.RunState_RUN_STATE_INTERRUPTED, time.Now()))
+	}
+	before, j := replan(r.cfg.Book.Snapshot(), planned)
+	j.timeout = timeout
+	return r.launch(run, before, j), nil
+}
+
+// replan returns the verdicts that a plan has, and what is left to do.
+func replan(snap *inventory.Snapshot, planned []*dyetracev1.PairResult) (before []*dyetracev1.PairResult, j job) {
+	for i, p := range planned {
+		if p.GetVerdict() != dyetracev1.Verdict_VERDICT_UNSPECIFIED {
+			before = append(before, p)
+			continue
+		}
+		src, serr := snap.Resolve(p.GetSrc().GetNetwork() + "/" + p.GetSrc().GetName())
+		dst, derr := snap.Resolve(p.GetDst().GetNetwork() + "/" + p.GetDst().GetName())
+		if serr != nil || derr != nil {
+			why := serr
+			if why == nil {
+				why = derr
+			}
+			j.lost.seq = append(j.lost.seq, uint32(i))
+			j.lost.results = append(j.lost.results, unknown(p.GetSrc(), p.GetDst(), why))
+			continue
+		}
+		j.pairs = append(j.pairs, plan.Pair{Src: src, Dst: dst})
+		j.seq = append(j.seq, uint32(i))
+	}
+	return before, j
+}
+
+// unknown is the verdict on a pair that cannot even be planned.
+func unknown(src, dst *dyetracev1.InstanceRef, why error) *dyetracev1.PairResult {
+	return &dyetracev1.PairResult{Src: src, Dst: dst, Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, Cause: why.Error()}
+}
+
+func refOf(i inventory.Instance) *dyetracev1.InstanceRef {
+	return &dyetracev1.InstanceRef{Name: i.Name, Network: i.Network}
+}
+
+// begin reserves a place among the active runs; launch takes it, giveUp gives it back.
+func (r *Runner) begin() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.closed:
+		return ErrClosing
+	case r.begun+len(r.active) >= r.cfg.MaxActive:
+		return fmt.Errorf("%w: %d runs are under way (run.max_active)", ErrBusy, r.cfg.MaxActive)
+	}
+	r.begun++
+	r.wg.Add(1)
+	return nil
+}
+
+func (r *Runner) giveUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun--
+	r.wg.Done()
+}
+
+// job is what a run has to do.
+type job struct {
+	pairs   []plan.Pair
+	seq     []uint32 // of each pair, in the plan
+	timeout time.Duration
+	lost    batch // verdicts on pairs that cannot be planned
+}
+
+// launch makes a run active. before are verdicts that it has already.
+func (r *Runner) launch(run *dyetracev1.Run, before []*dyetracev1.PairResult, j job) *dyetracev1.Run {
+	run.Verdict = worst(run.GetCounts())
+	a := &activeRun{feed: newFeed(run, before), over: make(chan struct{})}
+	id := run.GetId()
+	ctx, end := context.WithCancelCause(r.ctx)
+	a.end = end
+	shown, _, _, _ := a.feed.since(0)
+
+	r.mu.Lock()
+	r.begun--
+	r.active[id] = a
+	r.mu.Unlock()
+	r.metrics.active.Inc()
+	go func() {
+		defer r.wg.Done()
+		defer r.metrics.active.Dec()
+		r.execute(ctx, id, a, j)
+		end(nil)
+		r.mu.Lock()
+		delete(r.active, id)
+		r.mu.Unlock()
+		close(a.over)
+	}()
+	return shown
+}
+
+// execute is the life of a run.
+func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
+	log := r.cfg.Log.With("run", id)
+	snap := r.cfg.Book.Snapshot()
+	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
+	for i, p := range j.pairs {
+		path, err := plan.Of(snap, p)
+		if err != nil {
+			j.lost.seq = append(j.lost.seq, j.seq[i])
+			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))
+			continue
+		}
+		pairs, paths, seq = append(pairs, p), append(paths, path), append(seq, j.seq[i])
+	}
+	var key stain.Key
+	rand.Read(key[:]) // never fails, see crypto/rand
+
+	log.Info("run begins", "pairs", len(j.pairs), "timeout", j.timeout)
+	began := time.Now()
+	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, key, j.timeout, began,
+		func(s fleet.Spec) agents { return r.cfg.Fleet.Begin(s) })
+	x.out.seq = append(x.out.seq, j.lost.seq...)
+	x.out.results = append(x.out.results, j.lost.results...)
+
+	in, gaveUp := make(chan batch), make(chan struct{})
+	written := make(chan error, 1)
+	go func() { written <- r.write(id, a.feed, in, gaveUp) }()
+	whole := x.run(ctx, in, gaveUp)
+	err := <-written
+	x.release(time.Now())
+	state := dyetracev1.RunState_RUN_STATE_DONE
+	switch {
+	case err != nil:
+		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
+	case whole: // whatever was asked of it in its last moment
+	case errors.Is(context.Cause(ctx), errCancelled):
+		state = dyetracev1.RunState_RUN_STATE_CANCELLED
+	default:
+		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
+	}
+	r.finish(id, a.feed, state, err, log, began)
+}
+
+// write puts verdicts into the store, and then into the feed. If the store fails it closes gaveUp
+// and returns why: a verdict that is not on disk is shown to nobody.
+func (r *Runner) write(id string, f *feed, in <-chan batch, gaveUp chan<- struct{}) error {
+	for b := range in {
+		began := time.Now()
+		// Not the run's context: what was judged when it was cancelled is kept.
+		err := r.cfg.Store.PutResults(context.Background(), id, b.seq, b.results)
+		if err != nil {
+			close(gaveUp)
+			return err
+		}
+		r.metrics.write.Observe(time.Since(began).Seconds())
+		for _, p := range b.results {
+			r.metrics.verdicts.WithLabelValues(verdictLabel(p.GetVerdict())).Inc()
+		}
+		f.add(b.results)
+	}
+	return nil
+}
+
+func verdictLabel(v dyetracev1.Verdict) string {
+	switch v {
+	case dyetracev1.Verdict_VERDICT_HEALTHY:
+		return "healthy"
+	case dyetracev1.Verdict_VERDICT_FAULTY:
+		return "faulty"
+	case dyetracev1.Verdict_VERDICT_SILENT:
+		return "silent"
+	case dyetracev1.Verdict_VERDICT_POLICY:
+		return "policy"
+	}
+	return "unknown"
+}
+
+// finish records how a run ended; err is why it could not be stored, if so.
+func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error, log *slog.Logger, began time.Time) {
+	now := time.Now()
+	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, now); ferr != nil {
+		err = errors.Join(err, ferr)
+		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED // as the next start will find it
+	}
+	f.end(state, timestamppb.New(now))
+	label := stateLabel(state)
+	r.metrics.runs.WithLabelValues(label).Inc()
+	if err != nil {
+		log.Error("run cannot be stored, and is interrupted", "err", err)
+	}
+	run, _, _, _ := f.since(0)
+	c := run.GetCounts()
+	log.Info("run ends", "state", label, "took", now.Sub(began).Round(time.Millisecond),
+		"healthy", c.GetHealthy(), "faulty", c.GetFaulty(), "silent", c.GetSilent(), "policy", c.GetPolicy(), "unknown", c.GetUnknown())
+}
+
+func stateLabel(s dyetracev1.RunState) string {
+	switch s {
+	case dyetracev1.RunState_RUN_STATE_DONE:
+		return "done"
+	case dyetracev1.RunState_RUN_STATE_CANCELLED:
+		return "cancelled"
+	}
+	return "interrupted"
+}
+
+// Cancel ends a run: pairs without a verdict stay so. It returns the run as it ended. The error
+// wraps [ErrEnded], or is the store's.
+func (r *Runner) Cancel(ctx context.Context, id string) (*dyetracev1.Run, error) {
+	run, err := r.cfg.Store.Run(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	a := r.look(run)
+	if a == nil {
+		return nil, fmt.Errorf("run %s: %w", run.GetId(), ErrEnded)
+	}
+	a.end(errCancelled)
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-a.over:
+	}
+	run, _, _, _ = a.feed.since(0)
+	return run, nil
+}
+
+func (r *Runner) find(id string) *activeRun {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.active[id]
+}
+
+// look returns the active run that the store knows as run; nil if that has ended.
+func (r *Runner) look(run *dyetracev1.Run) *activeRun {
+	a := r.find(run.GetId())
+	if a == nil && run.GetState() == dyetracev1.RunState_RUN_STATE_RUNNING {
+		r.launching.Lock() // it may be on its way
+		a = r.find(run.GetId())
+		r.launching.Unlock()
+	}
+	return a
+}
+
+// Active returns how many runs are under way.
+func (r *Runner) Active() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.active)
+}
+
+// Get returns a run and its verdicts so far. id may be the beginning of an id, here and below. The
+// error is the store's.
+func (r *Runner) Get(ctx context.Context, id string) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
+	run, err := r.cfg.Store.Run(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if a := r.look(run); a != nil {
+		run, results, _, _ := a.feed.since(0)
+		return run, results, nil
+	}
+	return r.stored(ctx, run.GetId())
+}
+
+// stored returns a run that is not under way.
+func (r *Runner) stored(ctx context.Context, id string) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
+	run, err := r.cfg.Store.Run(ctx, id) // again: it may have ended since somebody looked
+	if err != nil {
+		return nil, nil, err
+	}
+	planned, err := r.cfg.Store.Pairs(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	results := planned[:0]
+	for _, p := range planned {
+		if p.GetVerdict() != dyetracev1.Verdict_VERDICT_UNSPECIFIED {
+			results = append(results, p)
+		}
+	}
+	run.Verdict = worst(run.GetCounts())
+	return run, results, nil
+}
+
+// List returns at most limit runs older than before, newest first, without their pairs.
+func (r *Runner) List(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error) {
+	runs, err := r.cfg.Store.Runs(ctx, before, limit)
+	for _, run := range runs {
+		run.Verdict = worst(run.GetCounts())
+	}
+	return runs, err
+}
+
+// Watch shows a run as it stands, every verdict once as it falls, those fallen before first, and
+// the run again when it has ended. It returns then, or with ctx, or with the first error of show.
+func (r *Runner) Watch(ctx context.Context, id string, show func(*dyetracev1.WatchRunResponse) error) error {
+	run, err := r.cfg.Store.Run(ctx, id)
+	if err != nil {
+		return err
+	}
+	if a := r.look(run); a != nil {
+		r.metrics.watchers.Inc()
+		defer r.metrics.watchers.Dec()
+		return a.feed.watch(ctx, show)
+	}
+	run, results, err := r.stored(ctx, run.GetId())
+	if err != nil {
+		return err
+	}
+	f := newFeed(run, results)
+	f.end(run.GetState(), run.GetEnded())
+	return f.watch(ctx, show)
+}

@@ -1,0 +1,563 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/pki"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+const labPairs = 58
+
+func TestRunHealthy(t *testing.T) {
+	t.Parallel()
+	// The pace that users get: the lab's run must end within 2 s with it.
+	w := newWorld(t, func(c *Config) { c.Run = DefaultConfig().Run })
+	w.start()
+	w.agents4()
+	began := time.Now()
+	got := w.check(all(), 0)
+	took := time.Since(began)
+	if got.last.GetState() != dyetracev1.RunState_RUN_STATE_DONE || got.last.Verdict != dyetracev1.Verdict_VERDICT_HEALTHY ||
+		got.last.Counts.Healthy != labPairs || got.last.Total != labPairs || len(got.pairs) != labPairs {
+		t.Errorf("run = %v with %d pairs", got.last, len(got.pairs))
+	}
+	t.Logf("took %v", took)
+	if took > 2*time.Second {
+		t.Errorf("took %v, want at most 2s", took)
+	}
+	for name, p := range got.pairs {
+		if p.Cause != "" || p.Probes != 1 || p.Segment != nil || p.RttNs <= 0 {
+			t.Errorf("%s: %v", name, p)
+		}
+		for _, s := range p.Samples {
+			if !s.Seen {
+				t.Errorf("%s: %v not seen", name, s.Point)
+			}
+		}
+	}
+	if p := got.pairs["blue/blue-1 → green/green-2"]; len(p.GetSamples()) != 8 || p.Samples[1].Ttl != 63 {
+		t.Errorf("routed pair: %v", p)
+	}
+	if p := got.pairs["blue/blue-1 → green/green-1"]; len(p.GetSamples()) != 2 {
+		t.Errorf("pair on one host: %v", p)
+	}
+}
+
+// at returns a rule for one pair, by name, and one point of its path.
+func at(pair string, index int, f fate) rule {
+	return func(s sighting) fate {
+		if s.pair.String() == pair && s.index == index {
+			return f
+		}
+		return seen
+	}
+}
+
+func TestRunFaults(t *testing.T) {
+	t.Parallel()
+	const pair = "blue/blue-1 → blue/blue-2"
+	drop := func(*dyetracev1.Explain) *dyetracev1.Explanation {
+		return &dyetracev1.Explanation{
+			Outcome: dyetracev1.Outcome_OUTCOME_DROPPED,
+			Flow:    &dyetracev1.FlowRef{Bridge: "br-int", Table: 60, Priority: 90, Match: "ip,nw_dst=10.0.1.12"},
+			Command: "ovs-appctl ofproto/trace …",
+		}
+	}
+	deliver := func(*dyetracev1.Explain) *dyetracev1.Explanation {
+		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DELIVERED, Port: "tap-blue-2"}
+	}
+	tests := []struct {
+		name    string
+		rule    rule
+		explain func(*dyetracev1.Explain) *dyetracev1.Explanation // of all agents
+		agents  func(map[string]*scripted)
+		verdict dyetracev1.Verdict
+		probes  uint32
+		cause   string // part of it
+		segment string // kinds, from → to
+	}{
+		{
+			name: "lost in the tunnel", rule: at(pair, 2, gone),
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 3, segment: "hv1/br-tun to-tunnel → hv2/br-tun from-tunnel",
+		},
+		{
+			name: "dropped before the guest", rule: at(pair, 4, gone), explain: drop,
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 3, cause: "table 60", segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
+		},
+		{
+			name: "guest does not answer", rule: at(pair, 4, gone), explain: deliver,
+			verdict: dyetracev1.Verdict_VERDICT_SILENT, probes: 3,
+		},
+		{
+			name: "nobody explains", rule: at(pair, 4, gone),
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 3,
+		},
+		{
+			name: "one sample missed", rule: at(pair, 3, unseen),
+			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 1, cause: "without a sample",
+		},
+		{
+			name: "first probe lost",
+			rule: func(s sighting) fate {
+				if s.pair.String() == pair && s.attempt == 0 && s.index == 5 {
+					return gone
+				}
+				return seen
+			},
+			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 2, cause: "1 of 2 probes lost",
+		},
+		{
+			name: "hook gone meanwhile", rule: at(pair, 2, gone),
+			agents: func(all map[string]*scripted) {
+				a := all["hv2"]
+				a.onFinish = func(*dyetracev1.Finish) bool {
+					a.windows = []*dyetracev1.HookWindow{{Bridge: "br-int", Live: true, Epoch: 2}, {Bridge: "br-tun", Live: true, Epoch: 2}}
+					return true
+				}
+				all["hv1"].windows = []*dyetracev1.HookWindow{{Bridge: "br-int", Reason: "wiped"}, {Bridge: "br-tun", Reason: "wiped"}}
+			},
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 3,
+		},
+		{
+			name: "port absent",
+			agents: func(all map[string]*scripted) {
+				a := all["hv1"]
+				a.onInject = func(m *dyetracev1.Inject) bool {
+					failed := &dyetracev1.Injected{Run: m.Run}
+					for _, i := range m.Index {
+						failed.Failures = append(failed.Failures, &dyetracev1.InjectFailure{Index: i, Reason: "no such port", PortAbsent: true})
+					}
+					a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Injected{Injected: failed}})
+					return false
+				}
+			},
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 1, cause: "tap-blue-1 is not on br-int of hv1",
+		},
+		{
+			name: "seen twice", rule: at(pair, 2, twice),
+			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 1,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+			w.start()
+			if tt.rule != nil {
+				w.rule(tt.rule)
+			}
+			all := map[string]*scripted{}
+			for _, host := range labHosts {
+				all[host] = w.agent(host)
+				all[host].onExplain = tt.explain
+			}
+			if tt.agents != nil {
+				tt.agents(all)
+			}
+			for host, a := range all {
+				a.dial(w.cert(pki.RoleAgent, host))
+			}
+			w.ready(4)
+			got := w.check(onePair("blue-1", "blue-2"), 20*time.Second)
+			p := got.pairs[pair]
+			if p == nil {
+				t.Fatalf("no verdict: %v", got.last)
+			}
+			t.Logf("%v: %s", p.Verdict, p.Cause)
+			if p.Verdict != tt.verdict || p.Probes != tt.probes || !strings.Contains(p.Cause, tt.cause) {
+				t.Errorf("%v, %d probes, cause %q; want %v, %d, %q", p.Verdict, p.Probes, p.Cause, tt.verdict, tt.probes, tt.cause)
+			}
+			if s := segmentOf(p); tt.segment != "" && s != tt.segment {
+				t.Errorf("segment = %q, want %q", s, tt.segment)
+			}
+			if got.last.Verdict != tt.verdict {
+				t.Errorf("run's verdict = %v", got.last.Verdict)
+			}
+		})
+	}
+}
+
+func segmentOf(p *dyetracev1.PairResult) string {
+	word := func(pt *dyetracev1.Point) string {
+		return pt.GetHost() + "/" + pt.GetBridge() + " " + stain.Kind(pt.GetKind()).String()
+	}
+	if p.Segment == nil {
+		return ""
+	}
+	return word(p.Segment.From) + " → " + word(p.Segment.To)
+}
+
+// TestDisconnect has an agent go in mid-run: what it should have seen is unknown, what did not
+// need it is healthy.
+func TestDisconnect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w.start()
+	for _, host := range labHosts {
+		a := w.agent(host)
+		if host == "hv2" {
+			a.onInject = func(*dyetracev1.Inject) bool {
+				a.cancel()
+				return false
+			}
+			// Nor is anything that others send through it seen.
+			w.rule(func(s sighting) fate {
+				if s.point.Host == "hv2" {
+					return unseen
+				}
+				return seen
+			})
+		}
+		a.dial(w.cert(pki.RoleAgent, host))
+	}
+	w.ready(4)
+	w.rule(func(s sighting) fate { // and nothing gets through it
+		if s.pair.Dst.Host == "hv2" && s.index >= 2 {
+			return gone
+		}
+		return seen
+	})
+	got := w.check(all(), 20*time.Second)
+	if got.last.State != dyetracev1.RunState_RUN_STATE_DONE || len(got.pairs) != labPairs {
+		t.Fatalf("run = %v, %d verdicts", got.last, len(got.pairs))
+	}
+	for name, p := range got.pairs {
+		want := dyetracev1.Verdict_VERDICT_HEALTHY
+		if strings.HasSuffix(p.Src.Name, "-2") && p.Src.Network != "red" || strings.HasSuffix(p.Dst.Name, "-2") && p.Dst.Network != "red" {
+			want = dyetracev1.Verdict_VERDICT_UNKNOWN
+		}
+		if p.Verdict != want {
+			t.Errorf("%s: %v (%s), want %v", name, p.Verdict, p.Cause, want)
+		}
+	}
+}
+
+// TestTimeout has agents that never answer one thing or another: the run ends in time, and knows
+// nothing.
+func TestTimeout(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(*scripted){
+		"prepare": func(a *scripted) { a.onPrepare = func(*dyetracev1.Prepare) bool { return false } },
+		"inject":  func(a *scripted) { a.onInject = func(*dyetracev1.Inject) bool { return false } },
+		"finish":  func(a *scripted) { a.onFinish = func(*dyetracev1.Finish) bool { return false } },
+	}
+	for name, deaf := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(c *Config) { c.Run.Settle = 20 * time.Millisecond })
+			w.start()
+			// Something is wrong, so that all of this is needed for a verdict.
+			w.rule(at("blue/blue-1 → blue/blue-2", 2, gone))
+			for _, host := range labHosts {
+				a := w.agent(host)
+				deaf(a)
+				a.dial(w.cert(pki.RoleAgent, host))
+			}
+			w.ready(4)
+			began := time.Now()
+			got := w.check(onePair("blue-1", "blue-2"), time.Second)
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("took %v with a timeout of 1s", took)
+			}
+			for pair, p := range got.pairs {
+				t.Logf("%s: %s", pair, p.Cause)
+			}
+			if c := got.last.Counts; c.Unknown != 1 || got.last.State != dyetracev1.RunState_RUN_STATE_DONE {
+				t.Errorf("run = %v, want one unknown", got.last)
+			}
+		})
+	}
+}
+
+// TestPaceTimeout has a run whose time does not suffice for its pace.
+func TestPaceTimeout(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 0.001, 1 })
+	w.start()
+	w.agents4()
+	got := w.check(all(), 500*time.Millisecond)
+	c := got.last.Counts
+	if c.Healthy == 0 || c.Unknown == 0 || c.Healthy+c.Unknown != labPairs {
+		t.Errorf("counts = %v, want some healthy and all others unknown", c)
+	}
+	for name, n := range w.injects {
+		if n > 1 {
+			t.Errorf("%s was probed %d times", name, n)
+		}
+	}
+	for name, p := range got.pairs {
+		if p.Verdict == dyetracev1.Verdict_VERDICT_UNKNOWN && !strings.Contains(p.Cause, "probes a second") {
+			t.Errorf("%s: cause %q does not tell of the pace", name, p.Cause)
+		}
+	}
+}
+
+// TestWatch has watchers come at the beginning, in the middle and after the end; each must get
+// every verdict once.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	// Six a second for each instance: the run takes some two seconds.
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 6, 2 })
+	w.start()
+	w.agents4()
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: all()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.Run.Id
+	type outcome struct {
+		*watched
+		err error
+	}
+	results := make(chan outcome)
+	begin := func() {
+		go func() {
+			got, err := w.watch(t.Context(), w.user(), id, nil)
+			results <- outcome{got, err}
+		}()
+	}
+	begin()
+	// One that leaves in the middle, and tells the next to begin.
+	got, err := w.watch(t.Context(), user, id, func(g *watched) bool { return len(g.pairs) >= 10 })
+	if !errors.Is(err, errStop) || got.first.State != dyetracev1.RunState_RUN_STATE_RUNNING {
+		t.Fatalf("run was over before it could be watched: %v, %v", got.last, err)
+	}
+	begin()
+	begin()
+	for range 3 {
+		r := <-results
+		if r.err != nil || len(r.pairs) != labPairs || r.last.GetCounts().GetHealthy() != labPairs {
+			t.Errorf("watcher got %d verdicts, %v, %v", len(r.pairs), r.last, r.err)
+		}
+	}
+	late, err := w.watch(t.Context(), user, id[:8], nil)
+	if err != nil || len(late.pairs) != labPairs || late.first.State != dyetracev1.RunState_RUN_STATE_DONE {
+		t.Errorf("after the end: %d verdicts, %v, %v", len(late.pairs), late.first, err)
+	}
+	run, err := user.GetRun(t.Context(), connect.NewRequest(&dyetracev1.GetRunRequest{Id: id}))
+	if err != nil || len(run.Msg.Pairs) != labPairs {
+		t.Fatalf("GetRun: %d pairs, %v", len(run.Msg.GetPairs()), err)
+	}
+	if diff := cmp.Diff(late.last, run.Msg.Run, protocmp.Transform()); diff != "" {
+		t.Errorf("WatchRun and GetRun differ (-watched +got):\n%s", diff)
+	}
+	for _, p := range run.Msg.Pairs {
+		if diff := cmp.Diff(late.pairs[nameOf(p)], p, protocmp.Transform()); diff != "" {
+			t.Errorf("%s: WatchRun and GetRun differ:\n%s", nameOf(p), diff)
+		}
+	}
+}
+
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 0.001, 1 })
+	w.start()
+	finished := make(chan uint64, 8)
+	for _, host := range labHosts {
+		a := w.agent(host)
+		a.onFinish = func(m *dyetracev1.Finish) bool {
+			finished <- m.Run
+			return true
+		}
+		a.dial(w.cert(pki.RoleAgent, host))
+	}
+	w.ready(4)
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: all()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.Run.Id
+	var cancelled *dyetracev1.Run
+	got, err := w.watch(t.Context(), user, id, func(g *watched) bool {
+		if len(g.pairs) == 1 && cancelled == nil {
+			res, err := user.CancelRun(t.Context(), connect.NewRequest(&dyetracev1.CancelRunRequest{Id: id}))
+			if err != nil {
+				t.Error(err)
+			}
+			cancelled = res.Msg.GetRun()
+		}
+		return false
+	})
+	if err != nil || got.last.GetState() != dyetracev1.RunState_RUN_STATE_CANCELLED || cancelled.GetState() != dyetracev1.RunState_RUN_STATE_CANCELLED {
+		t.Fatalf("watched %v, %v; cancelled %v", got.last, err, cancelled)
+	}
+	if n := int(got.last.Counts.Healthy); n != len(got.pairs) || n == labPairs {
+		t.Errorf("%d verdicts, counts %v", len(got.pairs), got.last.Counts)
+	}
+	for range labHosts {
+		<-finished // every agent is told
+	}
+	for _, tt := range []struct {
+		what string
+		err  error
+	}{
+		{"cancel twice", second(user.CancelRun(t.Context(), connect.NewRequest(&dyetracev1.CancelRunRequest{Id: id})))},
+		{"resume", second(user.ResumeRun(t.Context(), connect.NewRequest(&dyetracev1.ResumeRunRequest{Id: id})))},
+	} {
+		if connect.CodeOf(tt.err) != connect.CodeFailedPrecondition {
+			t.Errorf("%s a cancelled run: %v", tt.what, tt.err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestResume stops the controller in mid-run and starts another on the same store.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 0.001, 1 })
+	stop := w.start()
+	w.agents4()
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: all(), TimeoutMs: 60_000}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.Run.Id
+	stopped := make(chan struct{})
+	before, err := w.watch(t.Context(), user, id, func(g *watched) bool {
+		if len(g.pairs) == 3 {
+			go func() { stop(); close(stopped) }()
+		}
+		return false
+	})
+	<-stopped
+	if err != nil || before.last.GetState() != dyetracev1.RunState_RUN_STATE_INTERRUPTED {
+		t.Fatalf("watcher of the run that was interrupted: %v, %v", before.last, err)
+	}
+
+	w.cfg.Run.PerInstanceRate, w.cfg.Run.PerInstanceBurst = 1000, 1000
+	w.start()
+	w.agents4()
+	user = w.user()
+	got, err := w.watch(t.Context(), user, id, nil)
+	if err != nil || got.last.State != dyetracev1.RunState_RUN_STATE_INTERRUPTED || len(got.pairs) < len(before.pairs) {
+		t.Fatalf("after the restart: %v with %d verdicts, %v; watchers had %d", got.last, len(got.pairs), err, len(before.pairs))
+	}
+	probed := map[string]int{}
+	w.mu.Lock()
+	for name, n := range w.injects {
+		probed[name] = n
+	}
+	w.mu.Unlock()
+
+	resumed, err := user.ResumeRun(t.Context(), connect.NewRequest(&dyetracev1.ResumeRunRequest{Id: id}))
+	if err != nil || resumed.Msg.Run.State != dyetracev1.RunState_RUN_STATE_RUNNING {
+		t.Fatalf("ResumeRun: %v, %v", resumed, err)
+	}
+	after, err := w.watch(t.Context(), user, id, nil)
+	if err != nil || after.last.State != dyetracev1.RunState_RUN_STATE_DONE || len(after.pairs) != labPairs || after.last.Counts.Healthy != labPairs {
+		t.Fatalf("after resuming: %v with %d verdicts, %v", after.last, len(after.pairs), err)
+	}
+	for name, p := range got.pairs {
+		if diff := cmp.Diff(p, after.pairs[name], protocmp.Transform()); diff != "" {
+			t.Errorf("%s was judged before, and differs now:\n%s", name, diff)
+		}
+		if w.injects[name] != probed[name] {
+			t.Errorf("%s was judged before, and probed again", name)
+		}
+	}
+	if _, err := user.ResumeRun(t.Context(), connect.NewRequest(&dyetracev1.ResumeRunRequest{Id: id})); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("resuming twice: %v", err)
+	}
+}
+
+// TestManyRuns has several at once, by different scopes.
+func TestManyRuns(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.start()
+	w.agents4()
+	scopes := []*dyetracev1.Scope{
+		all(),
+		onePair("red/red-1", "red/10.0.1.12"),
+		{Scope: &dyetracev1.Scope_Network{Network: "red"}},
+		{Scope: &dyetracev1.Scope_Host{Host: "hv4"}},
+		all(), all(), all(), all(),
+	}
+	want := []uint32{labPairs, 1, 2, 26, labPairs, labPairs, labPairs, labPairs}
+	done := make(chan *watched, len(scopes))
+	for _, s := range scopes {
+		go func() { done <- w.check(s, 0) }()
+	}
+	var totals []uint32
+	for range scopes {
+		got := <-done
+		if got.last.Counts.Healthy != got.last.Total {
+			t.Errorf("%v: %v", got.last.Scope, got.last.Counts)
+		}
+		totals = append(totals, got.last.Total)
+	}
+	slices.Sort(totals)
+	slices.Sort(want)
+	if !slices.Equal(totals, want) {
+		t.Errorf("totals = %v, want %v", totals, want)
+	}
+}
+
+// TestStray has a probe of one pair end at a host that is not on its way.
+func TestStray(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w.start()
+	w.agents4()
+	w.rule(func(s sighting) fate {
+		if s.pair.String() != "blue/blue-1 → blue/blue-2" || s.index < 2 {
+			return seen
+		}
+		return gone
+	})
+	hv4 := w.agents["hv4"]
+	hv1 := w.agents["hv1"]
+	hv1.onInject = func(m *dyetracev1.Inject) bool {
+		for i, index := range m.Index {
+			pair, err := w.pairOf("hv1", m.Ports[m.Port[i]].Port, m.DstIp[16*i:16*i+16])
+			if err != nil || pair.String() != "blue/blue-1 → blue/blue-2" {
+				continue
+			}
+			s := &dyetracev1.Samples{Run: m.Run, Bridges: []string{"br-tun"}}
+			addSample(s, plan.Path{Src: pair.Src.IP, Dst: pair.Dst.IP, Points: []plan.Expected{{Host: "hv4", Bridge: "br-tun", Kind: stain.FromTunnel, Direction: plan.Forward}}}, 0, index, hv1.key(m.Run))
+			hv4.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: s}})
+		}
+		return true
+	}
+	got := w.check(&dyetracev1.Scope{Scope: &dyetracev1.Scope_Network{Network: "blue"}}, 0)
+	p := got.pairs["blue/blue-1 → blue/blue-2"]
+	if p.GetVerdict() != dyetracev1.Verdict_VERDICT_FAULTY || !strings.Contains(p.GetCause(), "hv4") {
+		t.Errorf("verdict = %v, cause %q; want a fault that tells of hv4", p.GetVerdict(), p.GetCause())
+	}
+}
+
+func TestWatchContext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 0.001, 1 })
+	w.start()
+	w.agents4()
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: all()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = w.watch(ctx, user, res.Msg.Run.Id, func(*watched) bool {
+		cancel()
+		return false
+	})
+	if connect.CodeOf(err) != connect.CodeCanceled {
+		t.Errorf("a watcher who leaves gets %v", err)
+	}
+}

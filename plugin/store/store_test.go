@@ -1,0 +1,386 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+var (
+	start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	scope = &dyetracev1.Scope{Scope: &dyetracev1.Scope_Network{Network: "blue"}}
+)
+
+func open(t testing.TB, path string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// plan returns n pairs without verdicts.
+func plan(n int) []*dyetracev1.PairResult {
+	pairs := make([]*dyetracev1.PairResult, n)
+	for i := range pairs {
+		pairs[i] = &dyetracev1.PairResult{
+			Src: &dyetracev1.InstanceRef{Network: "blue", Name: fmt.Sprintf("blue-%d", i)},
+			Dst: &dyetracev1.InstanceRef{Network: "green", Name: fmt.Sprintf("green-%d", i)},
+		}
+	}
+	return pairs
+}
+
+// judged returns p with a verdict, as a run would have it.
+func judged(p *dyetracev1.PairResult, v dyetracev1.Verdict) *dyetracev1.PairResult {
+	p = proto.CloneOf(p)
+	p.Verdict = v
+	p.Probes = 1
+	for i := range 8 {
+		p.Samples = append(p.Samples, &dyetracev1.Sample{
+			Point: &dyetracev1.Point{Host: "hv1", Bridge: "br-int", Kind: dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE},
+			Seen:  true, AtNs: int64(i) * 40_000, Ttl: 64,
+		})
+	}
+	if v == dyetracev1.Verdict_VERDICT_FAULTY {
+		p.Cause = "hv2: dropped by br-int table 60"
+		p.Host = "hv2"
+	}
+	return p
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := open(t, filepath.Join(t.TempDir(), "a b?c.db"))
+	pairs := plan(200)
+	run, err := s.CreateRun(ctx, scope, start, 30*time.Second, pairs)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	a := judged(pairs[7], dyetracev1.Verdict_VERDICT_HEALTHY)
+	b := judged(pairs[199], dyetracev1.Verdict_VERDICT_FAULTY)
+	if err := s.PutResults(ctx, run.Id, []uint32{7, 199}, []*dyetracev1.PairResult{a, b}); err != nil {
+		t.Fatal(err)
+	}
+	// The second verdict on a pair does not count.
+	again := judged(pairs[7], dyetracev1.Verdict_VERDICT_SILENT)
+	if err := s.PutResults(ctx, run.Id, []uint32{7}, []*dyetracev1.PairResult{again}); err != nil {
+		t.Fatal(err)
+	}
+
+	want := slices.Clone(pairs)
+	want[7], want[199] = a, b
+	got, err := s.Pairs(ctx, run.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Errorf("Pairs (-want +got):\n%s", diff)
+	}
+
+	if err := s.FinishRun(ctx, run.Id, dyetracev1.RunState_RUN_STATE_DONE, start.Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	stored, err := s.Run(ctx, run.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.State = dyetracev1.RunState_RUN_STATE_DONE
+	run.Counts = &dyetracev1.Counts{Healthy: 1, Faulty: 1}
+	if stored.Ended.AsTime() != start.Add(time.Second) {
+		t.Errorf("ended = %v", stored.Ended.AsTime())
+	}
+	stored.Ended = nil
+	if diff := cmp.Diff(run, stored, protocmp.Transform()); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+}
+
+func TestStates(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := open(t, path)
+	pairs := plan(2)
+	one := []*dyetracev1.PairResult{judged(pairs[0], dyetracev1.Verdict_VERDICT_HEALTHY)}
+
+	create := func() string {
+		run, err := s.CreateRun(ctx, scope, start, 7*time.Second, pairs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run.Id
+	}
+	check := func(what string, err, want error) {
+		t.Helper()
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", what, err, want)
+		}
+	}
+
+	check("put into a run that is not there", s.PutResults(ctx, "0000", []uint32{0}, one), ErrNotFound)
+	check("finish a run that is not there", s.FinishRun(ctx, "0000", dyetracev1.RunState_RUN_STATE_DONE, start), ErrNotFound)
+	_, _, err := s.ResumeRun(ctx, "0000")
+	check("resume a run that is not there", err, ErrNotFound)
+
+	id := create()
+	_, _, err = s.ResumeRun(ctx, id)
+	check("resume a running run", err, ErrState)
+	if err := s.PutResults(ctx, id, []uint32{2}, one); err == nil {
+		t.Error("a verdict beyond the plan was accepted")
+	}
+	if err := s.PutResults(ctx, id, []uint32{0, 1}, one); err == nil {
+		t.Error("columns of unequal length were accepted")
+	}
+	// One bad verdict: none of the batch is written.
+	if err := s.PutResults(ctx, id, []uint32{0, 1}, []*dyetracev1.PairResult{one[0], pairs[1]}); err == nil {
+		t.Error("a result without a verdict was accepted")
+	}
+	if r, err := s.Run(ctx, id); err != nil || r.Counts.Healthy != 0 {
+		t.Errorf("after a refused batch: %v, %v", r, err)
+	}
+	check("cancel", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_CANCELLED, start), nil)
+	check("put into a cancelled run", s.PutResults(ctx, id, []uint32{0}, one), ErrState)
+	check("finish twice", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_DONE, start), ErrState)
+
+	// A run that its process did not finish can be resumed by the next one, once.
+	left := create()
+	_, err = Open(ctx, path)
+	check("open twice", err, ErrLocked)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	r, err := s.Run(ctx, left)
+	if err != nil || r.State != dyetracev1.RunState_RUN_STATE_INTERRUPTED || r.Ended != nil {
+		t.Errorf("run left by the last process: %v, %v; want it interrupted, with no end", r, err)
+	}
+	check("put into an interrupted run", s.PutResults(ctx, left, []uint32{0}, one), ErrState)
+	r, timeout, err := s.ResumeRun(ctx, left)
+	if err != nil || r.State != dyetracev1.RunState_RUN_STATE_RUNNING || timeout != 7*time.Second {
+		t.Errorf("ResumeRun = %v, %v, %v", r, timeout, err)
+	}
+	check("put into a resumed run", s.PutResults(ctx, left, []uint32{0}, one), nil)
+}
+
+func TestFind(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := open(t, filepath.Join(t.TempDir(), "s.db"))
+	var all []string
+	for range 5 { // within one millisecond, as far as the store can tell
+		run, err := s.CreateRun(ctx, scope, start, time.Second, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, run.Id)
+	}
+	later, err := s.CreateRun(ctx, scope, start.Add(24*time.Hour), time.Second, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = append(all, later.Id)
+	if !slices.IsSorted(all) || len(slices.Compact(slices.Clone(all))) != len(all) {
+		t.Fatalf("ids do not rise: %q", all)
+	}
+
+	tests := []struct {
+		id   string
+		want string
+		err  error
+	}{
+		{id: all[2], want: all[2]},
+		{id: later.Id[:6], want: later.Id},
+		{id: all[0][:3], err: ErrAmbiguous},
+		{id: "zzzz", err: ErrNotFound},
+		{id: "%", err: ErrNotFound},
+		{id: "", err: ErrNotFound},
+	}
+	for _, tt := range tests {
+		run, err := s.Run(ctx, tt.id)
+		if !errors.Is(err, tt.err) || run.GetId() != tt.want {
+			t.Errorf("Run(%q) = %q, %v; want %q, %v", tt.id, run.GetId(), err, tt.want, tt.err)
+		}
+	}
+
+	var pages []string
+	before := ""
+	for {
+		runs, err := s.Runs(ctx, before, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(runs) == 0 {
+			break
+		}
+		for _, r := range runs {
+			pages = append(pages, r.Id)
+		}
+		before = runs[len(runs)-1].Id
+	}
+	slices.Reverse(pages)
+	if !slices.Equal(pages, all) {
+		t.Errorf("pages = %q, want %q", pages, all)
+	}
+}
+
+// TestConcurrent has several runs write while others read: nobody may see SQLITE_BUSY.
+func TestConcurrent(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := open(t, filepath.Join(t.TempDir(), "s.db"))
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			pairs := plan(50)
+			run, err := s.CreateRun(ctx, scope, time.Now(), time.Second, pairs)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i, p := range pairs {
+				r := []*dyetracev1.PairResult{judged(p, dyetracev1.Verdict_VERDICT_HEALTHY)}
+				if err := s.PutResults(ctx, run.Id, []uint32{uint32(i)}, r); err != nil {
+					t.Error(err)
+					return
+				}
+				// What was acknowledged is seen by the next reader.
+				got, err := s.Run(ctx, run.Id)
+				if err != nil || int(got.Counts.Healthy) != i+1 {
+					t.Errorf("after %d results: %v, %v", i+1, got, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestPermissions(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := open(t, path)
+	if _, err := s.CreateRun(t.Context(), scope, start, time.Second, nil); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(path + "*")
+	if err != nil || len(files) < 3 { // database, lock, write-ahead log
+		t.Fatalf("files = %q, %v", files, err)
+	}
+	for _, f := range files {
+		fi, err := os.Stat(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, want 0600", filepath.Base(f), fi.Mode().Perm())
+		}
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	garbage := filepath.Join(dir, "garbage.db")
+	if err := os.WriteFile(garbage, []byte("this is a text file, and longer than a header of SQLite, which has a hundred bytes ............."), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{garbage, filepath.Join(dir, "no", "such", "dir.db")} {
+		if s, err := Open(t.Context(), path); err == nil {
+			s.Close()
+			t.Errorf("Open(%s) succeeded", path)
+		}
+	}
+}
+
+func TestSynchronous(t *testing.T) {
+	t.Parallel()
+	s := open(t, filepath.Join(t.TempDir(), "s.db"))
+	var mode string
+	var sync int
+	if err := s.write.QueryRow(`PRAGMA journal_mode`).Scan(&mode); err != nil || mode != "wal" {
+		t.Errorf("journal_mode = %s, %v", mode, err)
+	}
+	if err := s.write.QueryRow(`PRAGMA synchronous`).Scan(&sync); err != nil || sync != 2 {
+		t.Errorf("synchronous = %d, %v; want 2 (FULL)", sync, err)
+	}
+}
+
+func TestFormatID(t *testing.T) {
+	t.Parallel()
+	for v, want := range map[uint64]string{
+		0:           "000000000000",
+		31:          "00000000000z",
+		1<<60 - 1:   "zzzzzzzzzzzz",
+		1 << 20:     "000000010000",
+		0xffff << 8: "0000000fzzr0",
+	} {
+		if got := formatID(v); got != want {
+			t.Errorf("formatID(%#x) = %s, want %s", v, got, want)
+		}
+	}
+}
+
+func BenchmarkCreateRun(b *testing.B) {
+	for _, n := range []int{58, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, filepath.Join(b.TempDir(), "s.db"))
+			pairs := plan(n)
+			for b.Loop() {
+				if _, err := s.CreateRun(b.Context(), scope, start, time.Second, pairs); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "pairs/s")
+		})
+	}
+}
+
+func BenchmarkPutResults(b *testing.B) {
+	for _, n := range []int{1, 64, 512} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, filepath.Join(b.TempDir(), "s.db"))
+			const total = 10_000
+			pairs := plan(total)
+			for i, p := range pairs {
+				pairs[i] = judged(p, dyetracev1.Verdict_VERDICT_HEALTHY)
+			}
+			seq := make([]uint32, n)
+			at, id := total, ""
+			for b.Loop() {
+				if at+n > total {
+					b.StopTimer()
+					run, err := s.CreateRun(b.Context(), scope, start, time.Second, pairs)
+					if err != nil {
+						b.Fatal(err)
+					}
+					at, id = 0, run.Id
+					b.StartTimer()
+				}
+				for i := range seq {
+					seq[i] = uint32(at + i)
+				}
+				if err := s.PutResults(b.Context(), id, seq, pairs[at:at+n]); err != nil {
+					b.Fatal(err)
+				}
+				at += n
+			}
+			b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "results/s")
+		})
+	}
+}

@@ -1,0 +1,27 @@
+// Package verdict judges a pair: what was expected and what was seen go in, a verdict, a
+// place and a cause come out. It does no I/O, knows no time, and two calls with equal evidence
+// return equal results.
+//
+// # What proves what
+//
+//   - A sample proves every hop before it. The last point of the path seen: healthy, even if a
+//     sample on the way is missing; that one was our loss.
+//   - Absence proves nothing, unless the hook of that point was audited live before and after
+//     the probe, with the same epoch and the same count of lost samples, by an agent that was
+//     connected all the while. Then the packet did not pass there.
+//   - What lies after the last point seen and before the first point whose absence is proof is
+//     the segment that failed.
+//   - If the guest lies in the segment, it may be the guest who is silent. What the bridge's
+//     flows do with the very packet (an [Explanation]) decides: dropped is faulty, or policy
+//     where a security rule dropped it; delivered is silent; no explanation is unknown.
+//   - That a port is not on its bridge is a fact, as good as a sample.
+//
+// All else is unknown. With several probes of one pair, one that arrived is enough for healthy;
+// if none arrived, the one that came furthest is judged, since it proves the others' segments
+// passable.
+//
+// # What healthy does not say
+//
+// The answer is seen as it enters the source's bridge. Whether it also left by the source's
+// port is seen only where that bridge offers to-instance points.
+package verdict

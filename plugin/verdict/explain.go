@@ -1,0 +1,169 @@
+package verdict
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Outcome is the fate of an explained packet on the host that explains it; the numbers are
+// the contract's.
+type Outcome uint8
+
+// Outcomes.
+const (
+	Delivered Outcome = iota + 1
+	Tunnelled
+	Dropped
+)
+
+// Explanation is what the flows of a host do with a packet (Explanation of the contract).
+type Explanation struct {
+	// Point is NeedExplain.Point of the question; an explanation of another point than the
+	// last one seen is of no use and is not used.
+	Point int
+	// Error says why there is none; the rest is empty then.
+	Error   string
+	Outcome Outcome
+	// Port it leaves by (Delivered; several are separated by commas), or the tunnel port (Tunnelled).
+	Port         string
+	TunnelRemote string
+	TunnelID     uint32
+	// Flow that decided (Dropped); nil where none matched and nothing more is known.
+	Flow    *Flow
+	Command string
+}
+
+// Flow is one flow of a bridge.
+type Flow struct {
+	Bridge   string
+	Table    uint32
+	Priority uint32
+	Match    string
+	Actions  string
+	Cookie   uint64
+}
+
+func (f *Flow) String() string {
+	match := f.Match
+	if match == "" {
+		match = "any packet"
+	}
+	return fmt.Sprintf("%s table %d, priority %d, %s (cookie %#x)", f.Bridge, f.Table, f.Priority, match, f.Cookie)
+}
+
+// NeedExplain asks for an explanation: what do the flows of Host do with this packet as it
+// enters Bridge? Fields are those of Explain in the contract.
+type NeedExplain struct {
+	// Point is the index in Path.Points of the last point seen, to be echoed in Explanation.Point.
+	Point int
+	// Decides is true where the verdict hangs on the answer; otherwise it only refines the cause.
+	Decides bool
+
+	Host, Bridge string
+	// Port is empty where InPort is known.
+	Port           string
+	InPort         uint32
+	SrcMAC, DstMAC stain.MAC
+	Src, Dst       netip.Addr
+	TTL            uint8
+	// TunID, TunSrc and TunDst are zero where it enters by no tunnel.
+	TunID          uint32
+	TunSrc, TunDst netip.Addr
+	Reply          bool
+}
+
+// question asks about the packet at the last point seen, as it was seen there.
+func (e *Evidence) question(t *trail) *NeedExplain {
+	p := e.Path
+	at := &p.Points[t.last]
+	s, _ := t.sample(t.last)
+	q := &NeedExplain{
+		Point: t.last, Host: at.Host, Bridge: at.Bridge, InPort: s.InPort,
+		SrcMAC: at.SrcMAC, DstMAC: at.DstMAC, Src: p.Src, Dst: p.Dst, TTL: s.TTL,
+		Reply: at.Direction == plan.Reply,
+	}
+	if q.Reply {
+		q.Src, q.Dst = p.Dst, p.Src
+	}
+	sender, receiver := e.ends(at.Direction)
+	if q.InPort == 0 && at.Kind == stain.FromInstance {
+		q.Port = sender.Port
+	}
+	if q.TTL == 0 {
+		q.TTL = at.TTL
+	}
+	if s.TunSrc.IsValid() {
+		q.TunSrc, q.TunID, q.TunDst = s.TunSrc, s.TunID, local(receiver, at.Bridge, s.InPort)
+	}
+	return q
+}
+
+// ends returns who sends and who receives in a direction.
+func (e *Evidence) ends(d plan.Direction) (sender, receiver *plan.End) {
+	if d == plan.Reply {
+		return &e.Path.To, &e.Path.From
+	}
+	return &e.Path.From, &e.Path.To
+}
+
+// local is the tunnel's own address: of the port that it came in by, else of the host if it
+// has one only.
+func local(end *plan.End, bridge string, ofport uint32) netip.Addr {
+	for _, t := range end.Tunnels {
+		if t.Bridge == bridge && t.OFPort == ofport && t.Local.IsValid() {
+			return t.Local
+		}
+	}
+	if len(end.VTEPs) == 1 {
+		return end.VTEPs[0]
+	}
+	return netip.Addr{}
+}
+
+// to says whether the packet was delivered to that port, maybe among others (a flood).
+func (x *Explanation) to(port string) bool {
+	for p := range strings.SplitSeq(x.Port, ",") {
+		if strings.TrimSpace(p) == port && port != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Tables of the Neutron agent's Open vSwitch firewall where a packet that no rule allows ends
+// (neutron/plugins/ml2/drivers/openvswitch/agent/common/constants.py): RULES_EGRESS_TABLE,
+// RULES_INGRESS_TABLE, and DROPPED_TRAFFIC_TABLE, where newer agents send it to be logged.
+// Tables 71 and 81 are not among them: they drop spoofed addresses, which no rule of the
+// tenant's allows or denies.
+const (
+	rulesEgress  = 72
+	rulesIngress = 82
+	dropped      = 93
+)
+
+// Policy says whether a flow that dropped a packet is a security rule, on the bridge where
+// instances are attached. Table numbers are no proof by themselves, since another controller
+// may use the same ones; so the flow must also look like the firewall's: matching the port
+// and network registers or the connection's state as its rules do, or being the table's last
+// resort.
+func Policy(f *Flow, instances string) bool {
+	if f == nil || f.Bridge != instances {
+		return false
+	}
+	if f.Table != rulesEgress && f.Table != rulesIngress && f.Table != dropped {
+		return false
+	}
+	if f.Priority == 0 && f.Match == "" {
+		return true
+	}
+	for _, field := range []string{"reg5=", "reg6=", "reg_port=", "reg_net=", "ct_state=", "ct_mark="} {
+		if strings.Contains(f.Match, field) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,397 @@
+package verdict
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Verdict on a pair; the numbers are the contract's.
+type Verdict uint8
+
+// Verdicts.
+const (
+	Healthy Verdict = iota + 1
+	Faulty
+	// Silent: delivered, the guest did not answer.
+	Silent
+	// Policy drop: a security rule's.
+	PolicyDrop
+	// Unknown: we could not see well enough.
+	Unknown
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Healthy:
+		return "healthy"
+	case Faulty:
+		return "faulty"
+	case Silent:
+		return "silent"
+	case PolicyDrop:
+		return "policy"
+	case Unknown:
+		return "unknown"
+	}
+	return "none"
+}
+
+// Segment lies between the last point that saw the packet and the first that did not.
+type Segment struct {
+	// From is nil where the packet never entered; the contract leaves it out then.
+	From *plan.Expected
+	To   plan.Expected
+}
+
+func (s Segment) String() string {
+	if s.From == nil {
+		return "before " + s.To.String()
+	}
+	return s.From.String() + " → " + s.To.String()
+}
+
+// Result is the verdict on one pair.
+type Result struct {
+	Verdict Verdict
+	// Segment is nil for Healthy, and where the packet cannot be placed at all.
+	Segment *Segment
+	// Host to look at first; empty for Healthy.
+	Host string
+	// Cause is one line for a person. For Healthy it is empty, or notes what was odd.
+	Cause string
+	// RTTNs is from the first sample on the source's host to the last, 0 where either is missing.
+	RTTNs int64
+	// Samples are of the attempt that was judged.
+	Samples []Aligned
+	// Probes spent, the judged one included.
+	Probes int
+	// Flow that dropped it and Command that shows it, where known.
+	Flow    *Flow
+	Command string
+	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
+	Need *NeedExplain
+}
+
+// judgement is one call of Judge.
+type judgement struct {
+	Evidence
+	goal   int // the last point that can see
+	trails []trail
+	t      *trail // the attempt that is judged
+}
+
+// Complete says that an attempt was seen at every point that exists: it needs no audit after
+// the probe, nor anything else, to be judged healthy. One that is not complete should be judged
+// when all samples and audits are in, even if its answer was seen.
+func Complete(p *plan.Path, a *Attempt) bool {
+	want := 0
+	for i := range p.Points {
+		if p.Points[i].Absent == "" {
+			want++
+		}
+	}
+	for i := range a.Seen {
+		first := true
+		for k := range i {
+			first = first && a.Seen[k].Point != a.Seen[i].Point
+		}
+		pt := a.Seen[i].Point
+		if first && pt >= 0 && pt < len(p.Points) && p.Points[pt].Absent == "" {
+			want--
+		}
+	}
+	return want == 0 && goal(p) >= 0
+}
+
+// Judge returns the verdict that the evidence carries.
+func Judge(e Evidence) Result {
+	j := judgement{Evidence: e, goal: goal(e.Path), trails: make([]trail, len(e.Attempts))}
+	for i := range e.Attempts {
+		j.trails[i] = e.trail(&e.Attempts[i])
+	}
+	j.t = j.pick()
+	r := j.judge()
+	r.Probes = len(e.Attempts)
+	if j.t != nil {
+		r.Samples = align(e.Path, j.t)
+	} else {
+		r.Samples = align(e.Path, &trail{at: make([]int, len(e.Path.Points))})
+	}
+	return r
+}
+
+// goal is the last point that exists, if seeing the packet there proves the way there and
+// back: it must be the answer's, on the source's host. -1 if there is none such.
+func goal(p *plan.Path) int {
+	for i := len(p.Points) - 1; i >= 0; i-- {
+		if pt := &p.Points[i]; pt.Absent == "" {
+			if pt.Direction == plan.Reply && pt.Host == p.From.Host {
+				return i
+			}
+			return -1
+		}
+	}
+	return -1
+}
+
+// pick returns the attempt to judge: the first that arrived, else the one that came furthest,
+// a proven loss before an unproven one; nil if nothing was tried.
+func (j *judgement) pick() *trail {
+	var best *trail
+	for i := range j.trails {
+		t := &j.trails[i]
+		if j.arrived(t) {
+			return t
+		}
+		if best == nil || t.last > best.last || t.last == best.last && t.weight() > best.weight() {
+			best = t
+		}
+	}
+	return best
+}
+
+func (j *judgement) arrived(t *trail) bool { return j.goal >= 0 && t.last >= j.goal }
+
+// weight orders attempts that came equally far by how much they prove.
+func (t *trail) weight() int {
+	switch {
+	case t.next >= 0 || t.PortAbsent:
+		return 2
+	case t.Failure != "":
+		return 1
+	}
+	return 0
+}
+
+func (j *judgement) judge() Result {
+	switch {
+	case j.t != nil && j.arrived(j.t):
+		return j.whole()
+	case j.Path.Blocked != nil && (j.t == nil || j.t.last < 0):
+		return j.blocked()
+	case j.t == nil:
+		return j.unplaced("no probe was sent")
+	case j.t.last < 0:
+		return j.notEntered()
+	case j.t.next < 0:
+		return j.unseen()
+	default:
+		return j.lost()
+	}
+}
+
+// whole judges a probe whose answer came back.
+func (j *judgement) whole() Result {
+	if r, doubt := j.byWhom(); doubt {
+		return r
+	}
+	r := Result{Verdict: Healthy, Cause: strings.Join(j.notes(), "; ")}
+	first, seenFirst := j.t.sample(0)
+	last, _ := j.t.sample(j.t.last)
+	if seenFirst && j.Path.Points[0].Host == j.Path.From.Host {
+		r.RTTNs = last.AtNs - first.AtNs
+	}
+	return r
+}
+
+// byWhom asks who answered, if no sample of the destination's host says that it did. A later
+// sample proves every earlier hop only while there is one way; a stale tunnel may lead to an
+// old copy of the instance, which answers. The outer source address of the answer tells. doubt
+// is true where r, and not healthy, is the verdict.
+func (j *judgement) byWhom() (r Result, doubt bool) {
+	to := &j.Path.To
+	if to.Host == j.Path.From.Host {
+		return Result{}, false
+	}
+	provable := "" // why what is missing there proves nothing; the last reason
+	proof := false
+	for i := range j.Path.Points {
+		if j.Path.Points[i].Host != to.Host {
+			continue
+		}
+		if _, seen := j.t.sample(i); seen {
+			return Result{}, false
+		}
+		provable = j.blind(i)
+		proof = proof || provable == ""
+	}
+	by, stray := j.impostor()
+	src, owner := j.answeredFrom()
+	switch {
+	case stray:
+		return j.answeredBy(by.String(), true), true
+	case owner != "" && owner != to.Host:
+		return j.answeredBy(fmt.Sprintf("%s (tunnel from %s)", owner, src), proof), true
+	case src.IsValid() && (owner != "" || !proof):
+		return Result{}, false
+	case proof:
+		return j.doubtful(fmt.Sprintf("answered, but not by way of %s, where %s should be", to.Host, j.Path.Pair.Dst.Name)), true
+	}
+	cause := fmt.Sprintf("answered, but nothing shows that it was %s of %s", j.Path.Pair.Dst.Name, to.Host)
+	return j.doubtful(cause + because(firstOf(to.Blind, provable))), true
+}
+
+// impostor is where an answer was seen leaving an instance that is not the destination.
+func (j *judgement) impostor() (Sighting, bool) {
+	for _, s := range j.t.Stray {
+		if s.Direction == plan.Reply && s.Kind == stain.FromInstance && s.Host != j.Path.To.Host {
+			return s, true
+		}
+	}
+	return Sighting{}, false
+}
+
+// answeredFrom is the outer source address of the answer as it came in, and whose it is; zero
+// where it came by no tunnel, or was not seen there, and empty where nobody's that we know.
+func (j *judgement) answeredFrom() (src netip.Addr, owner string) {
+	for i := range j.Path.Points {
+		if s, seen := j.t.sample(i); seen && j.Path.Points[i].Direction == plan.Reply && s.TunSrc.IsValid() {
+			return s.TunSrc, j.Path.VTEPs[s.TunSrc]
+		}
+	}
+	return netip.Addr{}, ""
+}
+
+// answeredBy judges an answer that came from somewhere else. It is the network's fault only if
+// the destination is where we think, and certainly did not answer itself: a router in between,
+// say, tunnels anew what it passes on.
+func (j *judgement) answeredBy(by string, sure bool) Result {
+	to, dst := &j.Path.To, j.Path.Pair.Dst.Name
+	if to.Absent != "" || to.Blind != "" || !sure {
+		why := firstOf(to.Absent, to.Blind, "nothing of "+to.Host+" could be seen")
+		return j.doubtful(fmt.Sprintf("answered from %s, and whether that is %s is not known: %s", by, dst, why))
+	}
+	r := j.doubtful(fmt.Sprintf("answered from %s, but %s is on %s: stale tunnel, or its address is used twice", by, dst, to.Host))
+	r.Verdict = Faulty
+	return r
+}
+
+// doubtful is an unknown between the source's and the destination's host.
+func (j *judgement) doubtful(cause string) Result {
+	from, first := j.crossing()
+	return Result{Verdict: Unknown, Segment: j.segment(from, first), Host: j.Path.From.Host, Cause: cause}
+}
+
+// crossing returns the last point before and the first point on the destination's host, or the
+// last of the probe and the first of the answer if it has none.
+func (j *judgement) crossing() (from, to int) {
+	for i := range j.Path.Points {
+		if p := &j.Path.Points[i]; p.Host == j.Path.To.Host || p.Direction == plan.Reply {
+			return i - 1, i
+		}
+	}
+	return -1, j.goal
+}
+
+// blocked judges a pair that could not be probed.
+func (j *judgement) blocked() Result {
+	b := j.Path.Blocked
+	if !b.Absent {
+		return j.unplaced(b.Reason)
+	}
+	return Result{Verdict: Faulty, Segment: j.entrance(), Host: j.Path.From.Host, Cause: b.Reason}
+}
+
+// entrance is the segment before the first point; nil where there is none.
+func (j *judgement) entrance() *Segment {
+	if len(j.Path.Points) == 0 {
+		return nil
+	}
+	return j.segment(-1, 0)
+}
+
+// unplaced is an unknown about which there is no more to say than why.
+func (j *judgement) unplaced(cause string) Result {
+	return Result{Verdict: Unknown, Host: j.Path.From.Host, Cause: cause}
+}
+
+// notEntered judges a probe that no point of the path saw, not even the first.
+func (j *judgement) notEntered() Result {
+	in := j.Path.Inject
+	r := Result{Verdict: Unknown, Segment: j.entrance(), Host: in.Host}
+	switch {
+	case j.t.PortAbsent:
+		r.Verdict = Faulty
+		r.Cause = fmt.Sprintf("%s is not on %s of %s", firstOf(in.Port, "the port of "+j.Path.Pair.Src.Name), in.Bridge, in.Host)
+	case j.t.Failure != "":
+		r.Cause = fmt.Sprintf("%s could not inject: %s", in.Host, j.t.Failure)
+	case !j.t.Injected:
+		r.Cause = fmt.Sprintf("%s did not say that the probe left", in.Host)
+		if why, gone := j.Gone[in.Host]; gone {
+			r.Cause += because(why)
+		}
+	default:
+		r.Cause = fmt.Sprintf("%s injected it, but its own hook on %s did not see it", in.Host, in.Bridge)
+		if len(j.Path.Points) > 0 {
+			r.Cause += because(j.blind(0))
+		}
+	}
+	return r
+}
+
+// unseen judges a probe after whose last sample no absence is proof.
+func (j *judgement) unseen() Result {
+	last := j.t.last
+	r := Result{Verdict: Unknown, Host: j.Path.Points[last].Host}
+	reasons := j.blinds(last+1, len(j.Path.Points))
+	if last+1 < len(j.Path.Points) {
+		r.Segment = j.segment(last, last+1)
+		r.Host = j.Path.Points[last+1].Host
+	}
+	if j.Path.To.Blind != "" {
+		reasons = append(reasons, j.Path.To.Blind)
+	}
+	if len(reasons) == 0 {
+		reasons = append(reasons, fmt.Sprintf("no hook of %s sees the answer", j.Path.From.Host))
+	}
+	r.Cause = fmt.Sprintf("seen up to %s; beyond, we could not see: %s", j.Path.Points[last], few(reasons))
+	return r
+}
+
+// blinds returns why the points from first up to end could not see, each reason once.
+func (j *judgement) blinds(first, end int) []string {
+	var reasons []string
+next:
+	for i := first; i < end; i++ {
+		why := j.blind(i)
+		for _, r := range reasons {
+			if r == why {
+				continue next
+			}
+		}
+		if why != "" {
+			reasons = append(reasons, why)
+		}
+	}
+	return reasons
+}
+
+// few joins reasons, but not so many that nobody reads them.
+func few(reasons []string) string {
+	const most = 3
+	if len(reasons) > most {
+		return strings.Join(reasons[:most], "; ") + fmt.Sprintf("; and %d more", len(reasons)-most)
+	}
+	return strings.Join(reasons, "; ")
+}
+
+func (j *judgement) segment(from, to int) *Segment {
+	s := &Segment{To: j.Path.Points[to]}
+	if from >= 0 {
+		s.From = &j.Path.Points[from]
+	}
+	return s
+}
+
+func firstOf(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}

@@ -1,0 +1,482 @@
+package verdict
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+type hosts = map[string]*inventory.Host
+
+// windowed changes one hook's window.
+func windowed(host, bridge string, change func(*Window)) func(*Evidence) {
+	return func(e *Evidence) {
+		w := e.Hooks[Place{host, bridge}]
+		change(&w)
+		e.Hooks[Place{host, bridge}] = w
+	}
+}
+
+func reinstalled(w *Window) { w.After.Epoch++ }
+func lossy(w *Window)       { w.After.Lost += 3 }
+func notBefore(w *Window)   { w.Before.Live, w.Before.Reason = false, "flows were deleted" }
+func notAfter(w *Window)    { w.After.Live = false }
+func unaudited(w *Window)   { w.After = nil }
+
+// answerFrom has the answers come in by a tunnel from that address.
+func answerFrom(vtep string) func(*Evidence) {
+	return func(e *Evidence) {
+		for _, a := range e.Attempts {
+			for i := range a.Seen {
+				if s := &a.Seen[i]; s.TunSrc.IsValid() && e.Path.Points[s.Point].Direction == plan.Reply {
+					s.TunSrc = netip.MustParseAddr(vtep)
+				}
+			}
+		}
+	}
+}
+
+func gone(host string) func(*Evidence) {
+	return func(e *Evidence) { e.Gone = map[string]string{host: "its agent was cut off at 10:42"} }
+}
+
+func flow(bridge string, table, priority uint32, match string) *Flow {
+	return &Flow{Bridge: bridge, Table: table, Priority: priority, Match: match, Actions: "drop", Cookie: 0xc0ffee}
+}
+
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	const (
+		crossing = "blue-1 blue-3"  // 8 points: hv1 0 1, hv3 2 3, answer hv3 4 5, hv1 6 7
+		routed   = "blue-1 green-3" // the same, routed
+		local    = "blue-1 blue-2"  // 2 points on hv1
+		shown    = "blue-1 blue-4"  // hv1 0 1, hv4 2 and 3 as delivered, answer hv4 4, hv1 5 6
+	)
+	drop := flow("br-int", 60, 90, "ip,nw_dst=10.0.1.13")
+	tests := []struct {
+		name    string
+		pair    string
+		net     []func(hosts)
+		probes  []string
+		impair  []func(*Evidence)
+		explain *Explanation
+		want    string
+	}{
+		// Seen all the way, or at its end.
+		{name: "whole", pair: crossing, probes: []string{"01234567"}, want: "healthy | - |  | "},
+		{name: "whole on one host", pair: local, probes: []string{"01"}, want: "healthy | - |  | "},
+		{name: "whole with delivery", pair: shown, probes: []string{"0123456"}, want: "healthy | - |  | "},
+		{name: "out of order", pair: crossing, probes: []string{"67012345"}, want: "healthy | - |  | "},
+		{name: "the end proves the way", pair: crossing, probes: []string{"0134567"},
+			want: "healthy | - |  | passed hv3/br-tun from-tunnel without a sample"},
+		{name: "the end proves the way, destination blind", pair: crossing, probes: []string{"0167"}, impair: []func(*Evidence){gone("hv3")},
+			want: "healthy | - |  | passed 4 points without a sample, hv3/br-tun from-tunnel first"},
+		{name: "the end proves the way, destination unhooked", pair: crossing, net: []func(hosts){refused("hv3", "br-int"), refused("hv3", "br-tun")}, probes: []string{"0167"},
+			want: "healthy | - |  | "},
+		{name: "one of two", pair: crossing, probes: []string{"01", "01234567"},
+			want: "healthy | - |  | 1 of 2 probes lost, between hv1/br-tun to-tunnel and hv3/br-tun from-tunnel"},
+		{name: "one of three, one unclear", pair: crossing, probes: []string{"01", "no:full", "01234567"}, impair: []func(*Evidence){gone("hv3")},
+			want: "healthy | - |  | 1 of 3 probes lost, between hv1/br-tun to-tunnel and hv1/br-tun from-tunnel"},
+		{name: "one failed to inject", pair: crossing, probes: []string{"no:full", "01234567"},
+			want: "healthy | - |  | 1 of 2 probes could not be followed"},
+		{name: "duplicate", pair: crossing, probes: []string{"012234567"},
+			want: "healthy | - |  | seen more than once at hv3/br-tun from-tunnel: duplicated before it"},
+		{name: "flooded", pair: crossing, probes: []string{"01234567 @hv2:fwd"},
+			want: "healthy | - |  | also seen at hv2/br-int from-tunnel, off its way"},
+		{name: "source without link", pair: crossing, net: []func(hosts){linkDown("hv1", "tap-b1")}, probes: []string{"01234567"},
+			want: "healthy | - |  | the answer came back to hv1, but the link of tap-b1, where blue-1 is, is down"},
+
+		// Answered, but by whom?
+		{name: "impostor", pair: crossing, probes: []string{"0167 @hv4:fwd @hv4:reply"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered from hv4/br-int from-instance, but blue-3 is on hv3: stale tunnel, or its address is used twice"},
+		{name: "impostor, told by the tunnel", pair: crossing, probes: []string{"0167"}, impair: []func(*Evidence){answerFrom("10.1.1.2")},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered from hv2 (tunnel from 10.1.1.2), but blue-3 is on hv3: stale tunnel, or its address is used twice"},
+		{name: "impostor or router, destination blind", pair: crossing, probes: []string{"0167"}, impair: []func(*Evidence){answerFrom("10.1.1.2"), gone("hv3")},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered from hv2 (tunnel from 10.1.1.2), and whether that is blue-3 is not known: nothing of hv3 could be seen"},
+		{name: "unknown tunnel address, destination did not see it", pair: crossing, probes: []string{"0167"}, impair: []func(*Evidence){answerFrom("10.9.9.9")},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but not by way of hv3, where blue-3 should be"},
+		{name: "tunnel not seen, destination did not see it", pair: crossing, probes: []string{"017"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but not by way of hv3, where blue-3 should be"},
+		{name: "tunnel not seen, destination blind", pair: crossing, probes: []string{"017"}, impair: []func(*Evidence){gone("hv3")},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but nothing shows that it was blue-3 of hv3 (hv3: its agent was cut off at 10:42)"},
+		{name: "the tunnel's source stands for the destination", pair: crossing, probes: []string{"0167"},
+			want: "healthy | - |  | passed 4 points without a sample, hv3/br-tun from-tunnel first"},
+		{name: "impostor, and the inventory may be wrong", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, probes: []string{"0167 @hv4:reply"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered from hv4/br-int from-instance, and whether that is blue-3 is not known: tap-b3 is not on br-int of hv3"},
+
+		// Never entered.
+		{name: "port absent when injected", pair: crossing, probes: []string{"absent"},
+			want: "faulty | before hv1/br-int from-instance | hv1 | tap-b1 is not on br-int of hv1"},
+		{name: "port absent when planned", pair: crossing, net: []func(hosts){unplug("hv1", "tap-b1")},
+			want: "faulty | before hv1/br-int from-instance | hv1 | tap-b1 is not on br-int of hv1"},
+		{name: "source's agent not connected", pair: crossing, net: []func(hosts){disconnected("hv1")},
+			want: "unknown | - | hv1 | the agent of hv1 is not connected"},
+		{name: "source's hook refused", pair: crossing, net: []func(hosts){refused("hv1", "br-int")},
+			want: "unknown | - | hv1 | hv1/br-int: no hook: no free mark"},
+		{name: "no probe", pair: crossing, want: "unknown | - | hv1 | no probe was sent"},
+		{name: "injection failed", pair: crossing, probes: []string{"no:socket_is_full"},
+			want: "unknown | before hv1/br-int from-instance | hv1 | hv1 could not inject: socket is full"},
+		{name: "agent fell silent", pair: crossing, probes: []string{"mute"}, impair: []func(*Evidence){gone("hv1")},
+			want: "unknown | before hv1/br-int from-instance | hv1 | hv1 did not say that the probe left (its agent was cut off at 10:42)"},
+		{name: "own hook did not see it", pair: crossing, probes: []string{""},
+			want: "unknown | before hv1/br-int from-instance | hv1 | hv1 injected it, but its own hook on br-int did not see it"},
+		{name: "own hook was not there", pair: crossing, probes: []string{""}, impair: []func(*Evidence){windowed("hv1", "br-int", notBefore)},
+			want: "unknown | before hv1/br-int from-instance | hv1 | hv1 injected it, but its own hook on br-int did not see it (hv1/br-int: hook not live before the probe (flows were deleted))"},
+
+		// Lost on the source's host.
+		{name: "before br-tun", pair: crossing, probes: []string{"0"},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun | ask hv1/br-int!"},
+		{name: "dropped by a flow", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: drop},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)"},
+		{name: "dropped by a security rule", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 72, 50, "ct_state=+inv+trk,reg5=0x1")},
+			want: "policy | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1: denied by a security rule: br-int table 72, priority 50, ct_state=+inv+trk,reg5=0x1 (cookie 0xc0ffee)"},
+		{name: "dropped, nobody knows by what", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1: dropped after hv1/br-int from-instance"},
+		{name: "flows would pass it now", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun, though its flows now send it into tunnel gre-hv3 (to 10.1.2.3)"},
+		{name: "delivered on the wrong host", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Delivered, Port: "tap-x"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 delivers it to its own port tap-x, but blue-3 is on hv3"},
+		{name: "explanation contradicts the samples", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-tun", 20, 0, "")},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun; further on, br-tun table 20, priority 0, any packet (cookie 0xc0ffee) drops it now"},
+		{name: "patch gone at the source", pair: crossing, net: []func(hosts){noPatch("hv1")}, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: drop},
+			want: "faulty | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee); br-int of hv1 has no patch port to br-tun, where the tunnels are"},
+		{name: "patch gone, not explained", pair: crossing, net: []func(hosts){noPatch("hv1")}, probes: []string{"0"},
+			want: "faulty | hv1/br-int from-instance → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-int from-instance: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) or beside it, none at hv3/br-tun from-tunnel either (hv1/br-tun: its hook does not sample to-tunnel); br-int of hv1 has no patch port to br-tun, where the tunnels are | ask hv1/br-int!"},
+
+		// Lost in the tunnel.
+		{name: "tunnel", pair: crossing, probes: []string{"01"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-tun"},
+		{name: "tunnel to the wrong host", pair: crossing, probes: []string{"01 @hv4:fwd"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.4", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel; seen at hv4/br-int from-tunnel, which does not have blue-3"},
+		{name: "tunnel to nowhere", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.9.9.9", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.9.9.9 (no host's tunnel address that we know), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
+		{name: "wrong key", pair: routed, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 9999},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3) with tunnel key 9999, but the key of network green is 1002"},
+		{name: "underlay", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel"},
+		{name: "receiver has no tunnel back", pair: crossing, net: []func(hosts){remote("hv3", "gre-hv1", "10.1.9.9")}, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | hv3 has no gre tunnel port from hv1 (10.1.1.1)"},
+		{name: "sent astray, seen", pair: crossing, probes: []string{"01 @hv4:fwd"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); seen at hv4/br-int from-tunnel, which does not have blue-3 | ask hv1/br-tun"},
+		{name: "answer lost in the tunnel", pair: crossing, probes: []string{"012345"},
+			want: "faulty | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | no sample after hv3/br-tun to-tunnel: lost in the tunnel hv3 → hv1 (10.1.2.3 → 10.1.1.1) | ask hv3/br-tun"},
+
+		// Lost on the destination's host.
+		{name: "dropped coming in", pair: crossing, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 0, "")},
+			want: "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv3 | hv3: dropped by br-tun table 4, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "patch gone at the destination", pair: crossing, net: []func(hosts){noPatch("hv3")}, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 1, "tun_id=0x3e9")},
+			want: "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv3 | hv3: dropped by br-tun table 4, priority 1, tun_id=0x3e9 (cookie 0xc0ffee); br-int of hv3 has no patch port to br-tun, where the tunnels are"},
+		{name: "silent guest", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer"},
+		{name: "silent guest, flooded to", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "patch-tun, tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer"},
+		{name: "guest without link", pair: crossing, net: []func(hosts){linkDown("hv3", "tap-b3")}, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | link of tap-b3 on hv3 is down: blue-3 is off, or its interface is"},
+		{name: "guest without link, not explained", pair: crossing, net: []func(hosts){linkDown("hv3", "tap-b3")}, probes: []string{"0123"}, explain: &Explanation{Point: 3, Error: "ovs-appctl: timeout"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | link of tap-b3 on hv3 is down: blue-3 is off, or its interface is"},
+		{name: "guest or network", pair: crossing, probes: []string{"0123"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-int!"},
+		{name: "guest or network, explanation failed", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Error: "ovs-appctl: timeout"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: could not be explained: ovs-appctl: timeout"},
+		{name: "explanation of another point is none", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-int!"},
+		{name: "denied coming in", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "policy | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "dropped before the guest", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: drop},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)"},
+		{name: "delivered to another", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-g3"},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3 delivers it to tap-g3, but blue-3 is at tap-b3"},
+		{name: "sent away again", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4", TunnelID: 1001},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3 sends it into tunnel gre-hv4 (to 10.1.2.4), but blue-3 is here, at tap-b3"},
+		{name: "tap off", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, probes: []string{"0123"},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | tap-b3 is not on br-int of hv3 | ask hv3/br-int"},
+		{name: "seen delivered, no answer", pair: shown, probes: []string{"0123"},
+			want: "silent | hv4/br-int to-instance → hv4/br-int from-instance | hv4 | delivered to tap-b4 of hv4, but blue-4 does not answer (seen leaving by its port)"},
+		{name: "not delivered", pair: shown, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: drop},
+			want: "faulty | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | hv4: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)"},
+		{name: "answer dropped", pair: crossing, probes: []string{"01234"}, explain: &Explanation{Point: 4, Outcome: Dropped, Flow: flow("br-int", 60, 95, "ip,nw_src=10.0.1.13")},
+			want: "faulty | hv3/br-int from-instance → hv3/br-tun to-tunnel | hv3 | hv3: dropped by br-int table 60, priority 95, ip,nw_src=10.0.1.13 (cookie 0xc0ffee)"},
+		{name: "answer lost on the source's host", pair: crossing, probes: []string{"0123456"},
+			want: "faulty | hv1/br-tun from-tunnel → hv1/br-int from-tunnel | hv1 | no sample after hv1/br-tun from-tunnel: lost on hv1 before br-int | ask hv1/br-tun"},
+		{name: "silent on one host", pair: local, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Delivered, Port: "tap-b2"},
+			want: "silent | hv1/br-int from-instance → hv1/br-int from-instance | hv1 | delivered to tap-b2 of hv1, but blue-2 does not answer"},
+		{name: "dropped on one host", pair: local, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: drop},
+			want: "faulty | hv1/br-int from-instance → hv1/br-int from-instance | hv1 | hv1: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)"},
+
+		// We could not see.
+		{name: "hook reinstalled", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled), windowed("hv3", "br-int", lossy), windowed("hv1", "br-tun", notAfter), windowed("hv1", "br-int", unaudited)},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3/br-tun: hook installed anew meanwhile; hv3/br-int: agent lost 3 samples meanwhile; hv1/br-tun: hook not live after the probe; and 1 more"},
+		{name: "one point blind, the next proves", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled)},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) or beside it, none at hv3/br-int from-tunnel either (hv3/br-tun: hook installed anew meanwhile) | ask hv1/br-tun"},
+		{name: "one point blind, the tunnel is right", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled)}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, but hv3/br-int from-tunnel did not see it: lost on the way (hv3/br-tun: hook installed anew meanwhile)"},
+		{name: "destination blind, source deaf", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")},
+			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; hv3: its agent was cut off at 10:42 | ask hv1/br-tun!"},
+		{name: "destination blind, source drops", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_dst=fa:16:3e:00:01:13")},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1: dropped by br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
+		{name: "destination blind, source sends it astray", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
+		{name: "destination blind, source does right", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3"},
+			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel; its flows send it into tunnel gre-hv3 (to 10.1.2.3), and what became of it there is not known (hv3: its agent was cut off at 10:42)"},
+		{name: "destination's agent gone, seen before", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){gone("hv3")},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-tun from-tunnel | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: its agent cannot be asked what the flows do with it; hv3: its agent was cut off at 10:42"},
+		{name: "answer may have gone unseen", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", lossy), windowed("hv3", "br-tun", lossy)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-tun from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (hv3/br-int: agent lost 3 samples meanwhile; hv3/br-tun: agent lost 3 samples meanwhile)"},
+		{name: "nothing audited", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){func(e *Evidence) { e.Hooks = nil }},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3/br-tun: hook not audited before the probe; hv3/br-int: hook not audited before the probe; hv1/br-tun: hook not audited before the probe; and 1 more"},
+		{name: "source cannot see answers", pair: crossing, net: []func(hosts){noPatch("hv1"), refused("hv1", "br-tun")}, probes: []string{"012345"},
+			want: "unknown | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | seen up to hv3/br-tun to-tunnel; beyond, we could not see: hv1/br-tun: no hook: no free mark; hv1/br-int: its hook does not sample from-tunnel"},
+
+		// Several attempts.
+		{name: "the furthest is judged", pair: crossing, probes: []string{"0", "0123", "01"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer; 2 of 3 probes lost earlier, after hv1/br-int from-instance"},
+		{name: "a blocked pair's earlier probe counts", pair: crossing, probes: []string{"no:full", "absent", "01"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-tun"},
+		{name: "absent before full", pair: crossing, probes: []string{"no:full", "absent"},
+			want: "faulty | before hv1/br-int from-instance | hv1 | tap-b1 is not on br-int of hv1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := pathOf(t, lab(t, tt.net...), tt.pair)
+			e := Evidence{Path: p, Hooks: live(p), Explanation: tt.explain}
+			for _, text := range tt.probes {
+				e.Attempts = append(e.Attempts, probe(t, p, text))
+			}
+			for _, impair := range tt.impair {
+				impair(&e)
+			}
+			r := Judge(e)
+			if got := show(&r); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if r.Probes != len(tt.probes) {
+				t.Errorf("Probes = %d, want %d", r.Probes, len(tt.probes))
+			}
+			if again := Judge(e); !reflect.DeepEqual(r, again) {
+				t.Errorf("judged again: %+v\nfirst: %+v", again, r)
+			}
+			if m := r.Proto(p.Pair); int(m.GetVerdict()) != int(r.Verdict) || (m.Segment == nil) != (r.Segment == nil) {
+				t.Errorf("Proto = %v", m)
+			}
+		})
+	}
+}
+
+// TestWrongKeySeen: the destination's host sees the key that came with the packet.
+func TestWrongKeySeen(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 green-3")
+	a := probe(t, p, "012")
+	a.Seen[2].TunID = 9999
+	r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{a},
+		Explanation: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 0, ""), Command: "ovs-appctl ofproto/trace br-tun in_port=10"}})
+	const want = "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv3 | hv3: dropped by br-tun table 4, priority 0, any packet (cookie 0xc0ffee); " +
+		"it came with tunnel key 9999, but the key of network green is 1002: look at hv1"
+	if got := show(&r); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if r.Flow == nil || r.Flow.Table != 4 || r.Command == "" {
+		t.Errorf("Flow = %v, Command = %q", r.Flow, r.Command)
+	}
+}
+
+// TestLoop: the same packet comes by again with a smaller TTL.
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	a := probe(t, p, "011")
+	a.Seen[2].TTL -= 2
+	r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{a}})
+	if !strings.Contains(r.Cause, "seen again at hv1/br-tun to-tunnel with another TTL: a loop") {
+		t.Errorf("Cause = %q", r.Cause)
+	}
+}
+
+// TestNeed: what is asked is the packet as it was last seen, so that the answer is about it.
+func TestNeed(t *testing.T) {
+	t.Parallel()
+	ip := func(s string) []byte { return as16(netip.MustParseAddr(s)) }
+	tests := []struct {
+		name, pair, seen string
+		want             *dyetracev1.Explain
+	}{
+		{"at the source", "blue-1 green-3", "0", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 20,
+			SrcMac: 0xfa163e000111, DstMac: 0xfa163e000101, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 64}},
+		{"out of the tunnel, routed", "blue-1 green-3", "012", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
+			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
+			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203}},
+		{"the answer", "blue-1 blue-3", "01234", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 24,
+			SrcMac: 0xfa163e000113, DstMac: 0xfa163e000111, SrcIp: ip("10.0.1.13"), DstIp: ip("10.0.1.11"), Ttl: 64, Reply: true}},
+	}
+	for _, tt := range tests {
+		p := pathOf(t, lab(t), tt.pair)
+		r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, tt.seen)}})
+		if r.Need == nil {
+			t.Errorf("%s: nothing asked", tt.name)
+			continue
+		}
+		if d := cmp.Diff(tt.want, r.Need.Proto(5), protocmp.Transform()); d != "" {
+			t.Errorf("%s: -want +got\n%s", tt.name, d)
+		}
+	}
+	// A switch that does not tell in_port: by the port's name.
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	a := probe(t, p, "0")
+	a.Seen[0].InPort = 0
+	if r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{a}}); r.Need == nil || r.Need.Port != "tap-b1" || r.Need.InPort != 0 {
+		t.Errorf("asked %+v, want port tap-b1", r.Need)
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		flow *Flow
+		want bool
+	}{
+		{flow("br-int", 72, 50, "ct_state=+inv+trk"), true},
+		{flow("br-int", 82, 40, "ct_state=+est,ip,reg5=0x3"), true},
+		{flow("br-int", 82, 0, ""), true},
+		{flow("br-int", 93, 0, ""), true},
+		{flow("br-int", 72, 50, "ip,nw_dst=10.0.1.13"), false}, // somebody's own drop in that table
+		{flow("br-int", 71, 10, "reg5=0x3"), false},            // spoofed address
+		{flow("br-int", 60, 90, "reg5=0x3"), false},
+		{flow("br-tun", 72, 0, ""), false},
+		{nil, false},
+	}
+	for _, tt := range tests {
+		if got := Policy(tt.flow, "br-int"); got != tt.want {
+			t.Errorf("Policy(%v) = %v", tt.flow, got)
+		}
+	}
+}
+
+func TestAlign(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, pair string
+		at         map[int]int64 // clock of the point's own host, µs
+		want       []int64       // µs
+	}{
+		{"both directions take equally long", "blue-1 blue-3",
+			map[int]int64{0: 1000, 1: 1010, 2: 500, 3: 510, 4: 540, 5: 560, 6: 1110, 7: 1130}, []int64{0, 10, 30, 40, 70, 90, 110, 130}},
+		{"no answer: the way took no time", "blue-1 blue-3", map[int]int64{0: 1000, 1: 1010, 2: 500, 3: 510}, []int64{0, 10, 10, 20, 0, 0, 0, 0}},
+		{"one sample over there: in the middle", "blue-1 blue-3", map[int]int64{0: 1000, 1: 1010, 3: 77, 6: 1110, 7: 1130}, []int64{0, 10, 0, 60, 0, 0, 110, 130}},
+		{"first point missing", "blue-1 blue-3", map[int]int64{1: 1010, 2: 500, 5: 560, 6: 1110}, []int64{0, 0, 20, 0, 0, 80, 100, 0}},
+		{"source unseen: the other's clock", "blue-1 blue-3", map[int]int64{2: 500, 5: 560, 6: 1110, 7: 1130}, []int64{0, 0, 0, 0, 0, 60, 60, 80}},
+		{"one host", "blue-1 blue-2", map[int]int64{0: 1000, 1: 1077}, []int64{0, 77}},
+		{"nothing", "blue-1 blue-2", nil, []int64{0, 0}},
+	}
+	for _, tt := range tests {
+		p := pathOf(t, lab(t), tt.pair)
+		var a Attempt
+		for i := range p.Points {
+			if us, ok := tt.at[i]; ok {
+				a.Seen = append(a.Seen, Sample{Point: i, AtNs: us * 1000})
+			}
+		}
+		e := Evidence{Path: p}
+		tr := e.trail(&a)
+		var got []int64
+		for i, s := range align(p, &tr) {
+			if _, seen := tt.at[i]; s.Seen != seen {
+				t.Errorf("%s: point %d: Seen = %v", tt.name, i, s.Seen)
+			}
+			got = append(got, s.AtNs/1000)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s: -want +got\n%s", tt.name, d)
+		}
+	}
+}
+
+func TestRTT(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	for seen, want := range map[string]int64{"01234567": 700_007, "1234567": 0, "0123456": 0} {
+		if r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, seen)}}); r.RTTNs != want {
+			t.Errorf("seen at %s: RTT = %d ns, want %d", seen, r.RTTNs, want)
+		}
+	}
+}
+
+func TestComplete(t *testing.T) {
+	t.Parallel()
+	whole := pathOf(t, lab(t), "blue-1 blue-3")
+	part := pathOf(t, lab(t, refused("hv3", "br-tun")), "blue-1 blue-3") // 2 and 5 are not there
+	deaf := pathOf(t, lab(t, noPatch("hv1"), refused("hv1", "br-tun")), "blue-1 blue-3")
+	tests := []struct {
+		name string
+		path *plan.Path
+		seen string
+		want bool
+	}{
+		{"all", whole, "01234567", true},
+		{"all, some twice", whole, "0123345677", true},
+		{"one missing, another twice", whole, "01234566", false},
+		{"all that there are", part, "013467", true},
+		{"the answer's end is not there", deaf, "02345", false},
+		{"none", whole, "", false},
+	}
+	for _, tt := range tests {
+		a := probe(t, tt.path, tt.seen)
+		if got := Complete(tt.path, &a); got != tt.want {
+			t.Errorf("%s: Complete = %v", tt.name, got)
+		}
+	}
+}
+
+// TestResultProto: what users get of a faulty pair.
+func TestResultProto(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 green-3")
+	x := ExplanationFromProto(&dyetracev1.Explanation{Id: 1, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Command: "ovs-appctl …",
+		Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60, Priority: 9, Match: "ip", Actions: "drop", Cookie: 1}}, 4)
+	r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01234")}, Explanation: x})
+	m := r.Proto(p.Pair)
+	seg := m.GetSegment()
+	if seg.GetDirection() != dyetracev1.Direction_DIRECTION_REPLY || seg.GetFrom().GetKind() != dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE ||
+		seg.GetTo().GetBridge() != "br-tun" || seg.GetTo().GetHost() != "hv3" {
+		t.Errorf("segment = %v", seg)
+	}
+	if len(m.GetSamples()) != 8 || m.GetFlow().GetTable() != 60 || m.GetCommand() != "ovs-appctl …" || m.GetDst().GetNetwork() != "green" {
+		t.Errorf("result = %v", m)
+	}
+	s := m.GetSamples()[2]
+	if !s.GetSeen() || s.GetTunSrc() != "10.1.1.1" || s.GetTunId() != 1002 || s.GetTtl() != 63 || s.GetDirection() != dyetracev1.Direction_DIRECTION_FORWARD {
+		t.Errorf("sample 2 = %v", s)
+	}
+	if s := m.GetSamples()[7]; s.GetSeen() || s.GetAtNs() != 0 {
+		t.Errorf("sample 7 = %v", s)
+	}
+	if x := ExplanationFromProto(&dyetracev1.Explanation{}, 0); x.Error == "" {
+		t.Error("an answer without outcome passed for one")
+	}
+	if got := Addr4(as32(netip.MustParseAddr("10.1.2.3"))); got.String() != "10.1.2.3" || Addr4(0).IsValid() {
+		t.Errorf("Addr4 = %v", got)
+	}
+}
+
+func BenchmarkJudge(b *testing.B) {
+	p := pathOf(b, lab(b), "blue-1 blue-3")
+	for name, seen := range map[string]string{"healthy": "01234567", "lost": "012"} {
+		e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(b, p, seen)}}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if r := Judge(e); r.Verdict == 0 {
+					b.Fatal("no verdict")
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,402 @@
+package verdict
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// loss is a packet that was seen at from, and provably not at to.
+type loss struct {
+	from, to int
+	last     *plan.Expected // Points[from]
+	next     *plan.Expected // Points[to]
+	// guest says that the guest lies between; answers that to is where its answer should first
+	// have been seen.
+	guest, answers bool
+	// sender and receiver of what was lost; name is the receiving instance's.
+	sender, receiver *plan.End
+	name             string
+	x                *Explanation // of this very point, without error; nil if none
+}
+
+// finding is what a rule makes of a loss.
+type finding struct {
+	verdict Verdict
+	host    string
+	cause   string
+	to      int // narrows the segment; 0 leaves it
+}
+
+// lost judges a probe that was seen up to one point and provably not at a later one.
+func (j *judgement) lost() Result {
+	l := j.loss()
+	r := Result{}
+	if x := j.Explanation; x != nil && x.Point == l.from {
+		r.Command = x.Command
+	}
+	f := j.find(&l)
+	r.Verdict, r.Host = f.verdict, f.host
+	r.Segment = j.segment(l.from, l.to)
+	if f.to > l.from && f.to < l.to {
+		r.Segment = j.segment(l.from, f.to)
+	}
+	if l.x != nil && l.x.Outcome == Dropped {
+		r.Flow = l.x.Flow
+	}
+	r.Need = j.need(&l, f.verdict)
+	r.Cause = strings.Join(append([]string{f.cause}, j.lossNotes(&l)...), "; ")
+	return r
+}
+
+func (j *judgement) loss() loss {
+	p := j.Path
+	l := loss{from: j.t.last, to: j.t.next}
+	l.last, l.next = &p.Points[l.from], &p.Points[l.to]
+	l.guest = l.last.Direction == plan.Forward && l.next.Direction == plan.Reply
+	l.answers = l.guest && l.next.Kind == stain.FromInstance && l.next.Host == p.To.Host
+	l.sender, l.receiver = j.ends(l.last.Direction)
+	l.name = p.Pair.Dst.Name
+	if l.last.Direction == plan.Reply {
+		l.name = p.Pair.Src.Name
+	}
+	if x := j.Explanation; x != nil && x.Point == l.from && x.Error == "" {
+		l.x = x
+	}
+	return l
+}
+
+// need asks for an explanation if there is none yet and somebody could give one.
+func (j *judgement) need(l *loss, v Verdict) *NeedExplain {
+	if x := j.Explanation; x != nil && x.Point == l.from {
+		return nil
+	}
+	if _, gone := j.Gone[l.last.Host]; gone {
+		return nil
+	}
+	if v == Silent && l.last.Kind == stain.ToInstance {
+		return nil // it was seen on its way to the guest: no flow is left to be asked
+	}
+	q := j.question(j.t)
+	q.Decides = (l.guest || j.rules(l)) && !l.noPort()
+	return q
+}
+
+// rules says that the packet may have been lost on a bridge that has security rules.
+func (j *judgement) rules(l *loss) bool {
+	bridge := j.instancesBridge(l.last.Host)
+	for i := l.from; i < l.to; i++ {
+		if p := &j.Path.Points[i]; p.Host == l.last.Host && p.Bridge == bridge {
+			return true
+		}
+	}
+	return false
+}
+
+// noPort says that what lacks is the port of the instance on the host that saw the packet last.
+func (l *loss) noPort() bool {
+	return l.guest && l.receiver.Absent != "" && l.last.Host == l.receiver.Host
+}
+
+// find applies the rules, the strongest evidence first.
+func (j *judgement) find(l *loss) finding {
+	switch {
+	case l.guest && l.last.Kind == stain.ToInstance && l.answers:
+		return j.silent(l, "seen leaving by its port")
+	case l.noPort():
+		return finding{Faulty, l.last.Host, l.receiver.Absent, 0}
+	case l.x != nil && l.x.Outcome == Dropped:
+		return j.dropped(l)
+	case !l.guest:
+		return j.between(l)
+	case l.x != nil && l.x.Outcome == Delivered:
+		return j.delivered(l)
+	case l.x != nil && l.x.Outcome == Tunnelled:
+		return j.tunnelled(l)
+	case l.answers && l.receiver.LinkDown && l.last.Host == l.receiver.Host:
+		return j.silent(l, "")
+	}
+	return j.undecided(l)
+}
+
+func (j *judgement) undecided(l *loss) finding {
+	why := "what its flows do with it was not explained"
+	if x := j.Explanation; x != nil && x.Point == l.from && x.Error != "" {
+		why = "could not be explained: " + x.Error
+	}
+	if _, gone := j.Gone[l.last.Host]; gone {
+		why = "its agent cannot be asked what the flows do with it"
+	}
+	reasons := j.blinds(l.from+1, l.to)
+	if l.receiver.Absent != "" {
+		reasons = append(reasons, l.receiver.Absent)
+	}
+	if len(reasons) > 0 {
+		why += "; " + few(reasons)
+	}
+	cause := fmt.Sprintf("lost after %s, by the network or by %s itself: %s", l.last, j.Path.Pair.Dst.Name, why)
+	return finding{Unknown, l.last.Host, cause, 0}
+}
+
+func (j *judgement) silent(l *loss, how string) finding {
+	port := firstOf(l.receiver.Port, "its port")
+	cause := fmt.Sprintf("delivered to %s of %s, but %s does not answer", port, l.receiver.Host, l.name)
+	switch {
+	case l.receiver.LinkDown:
+		cause = fmt.Sprintf("link of %s on %s is down: %s is off, or its interface is", port, l.receiver.Host, l.name)
+	case how != "":
+		cause += " (" + how + ")"
+	}
+	return finding{Silent, l.receiver.Host, cause, 0}
+}
+
+// dropped: the flows of the host that saw it last drop this packet.
+func (j *judgement) dropped(l *loss) finding {
+	f := finding{verdict: Faulty, host: l.last.Host}
+	if l.x.Flow == nil {
+		f.cause = fmt.Sprintf("%s: dropped after %s", f.host, l.last)
+		return f
+	}
+	f.to = j.after(l, l.x.Flow.Bridge)
+	if f.to > l.to {
+		// It provably did not come as far as the bridge that drops it now.
+		f = j.between(l)
+		f.cause += fmt.Sprintf("; further on, %s drops it now", l.x.Flow)
+		return f
+	}
+	f.cause = fmt.Sprintf("%s: dropped by %s", f.host, l.x.Flow)
+	if Policy(l.x.Flow, j.instancesBridge(l.last.Host)) {
+		f.verdict = PolicyDrop
+		f.cause = fmt.Sprintf("%s: denied by a security rule: %s", f.host, l.x.Flow)
+	}
+	return f
+}
+
+// instancesBridge is where the pair's instances are attached on a host; empty if none is there.
+func (j *judgement) instancesBridge(host string) string {
+	switch host {
+	case j.Path.From.Host:
+		return j.Path.From.Bridge
+	case j.Path.To.Host:
+		return j.Path.To.Bridge
+	}
+	return ""
+}
+
+// after returns the point that follows a bridge of the host which saw the packet last: there
+// it should have been seen next, had that bridge not dropped it. 0 if the bridge is not on the way.
+func (j *judgement) after(l *loss, bridge string) int {
+	for i := l.from; i+1 < len(j.Path.Points); i++ {
+		p := &j.Path.Points[i]
+		if p.Host != l.last.Host || p.Direction != l.last.Direction {
+			break
+		}
+		if p.Bridge == bridge {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// delivered: the flows hand it to a port of the host that saw it last; the guest lies in the segment.
+func (j *judgement) delivered(l *loss) finding {
+	switch {
+	case l.last.Host != l.receiver.Host, !l.answers, l.receiver.Port == "", l.receiver.Blind != "":
+		reasons := j.blinds(l.from+1, l.to)
+		if l.receiver.Blind != "" {
+			reasons = append(reasons, l.receiver.Blind)
+		}
+		cause := fmt.Sprintf("lost after %s; its flows deliver it to %s, which tells too little", l.last, l.x.Port)
+		return finding{Unknown, l.last.Host, cause + because(few(reasons)), 0}
+	case l.x.to(l.receiver.Port):
+		return j.silent(l, "")
+	}
+	return finding{Faulty, l.last.Host, fmt.Sprintf("%s delivers it to %s, but %s is at %s",
+		l.last.Host, l.x.Port, l.name, l.receiver.Port), 0}
+}
+
+// tunnelled: the flows send it into a tunnel; the guest lies in the segment.
+func (j *judgement) tunnelled(l *loss) finding {
+	switch owner := j.owner(l.x.TunnelRemote); {
+	case l.last.Host == l.receiver.Host && l.answers:
+		return finding{Faulty, l.last.Host, fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
+			l.last.Host, l.x.Port, l.x.TunnelRemote, l.name, firstOf(l.receiver.Port, l.receiver.Bridge)), 0}
+	case owner != "" && owner != l.receiver.Host:
+		return finding{Faulty, l.last.Host, j.wrongTunnel(l, owner), j.landing(l)}
+	}
+	cause := fmt.Sprintf("lost after %s; its flows send it into tunnel %s (to %s), and what became of it there is not known",
+		l.last, l.x.Port, l.x.TunnelRemote)
+	return finding{Unknown, l.last.Host, cause + because(few(j.blinds(l.from+1, l.to))), 0}
+}
+
+// owner is the host whose tunnel address this is; empty where not known.
+func (j *judgement) owner(remote string) string {
+	a, err := netip.ParseAddr(remote)
+	if err != nil {
+		return ""
+	}
+	return j.Path.VTEPs[a]
+}
+
+// landing is the first point of the segment on another host than the last seen; 0 if none.
+func (j *judgement) landing(l *loss) int {
+	for i := l.from + 1; i <= l.to; i++ {
+		if j.Path.Points[i].Host != l.last.Host {
+			return i
+		}
+	}
+	return 0
+}
+
+func (j *judgement) wrongTunnel(l *loss, owner string) string {
+	whose := "no host's tunnel address that we know"
+	if owner != "" {
+		whose = owner
+	}
+	return fmt.Sprintf("%s sends it to %s (%s), but %s is on %s%s: stale or wrong tunnel",
+		l.last.Host, l.x.TunnelRemote, whose, l.name, l.receiver.Host, addresses(l.receiver.VTEPs))
+}
+
+func addresses(vteps []netip.Addr) string {
+	if len(vteps) == 0 {
+		return ""
+	}
+	texts := make([]string, len(vteps))
+	for i, a := range vteps {
+		texts[i] = a.String()
+	}
+	return " (" + strings.Join(texts, ", ") + ")"
+}
+
+// between: lost by the network, whatever the flows say now; they only tell what to look at.
+func (j *judgement) between(l *loss) finding {
+	f := finding{verdict: Faulty, host: l.last.Host}
+	crosses := l.next.Host != l.last.Host
+	switch {
+	case l.x != nil && l.x.Outcome == Tunnelled && crosses:
+		f = j.inTunnel(l)
+	case l.x != nil && l.x.Outcome == Tunnelled:
+		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now send it into tunnel %s (to %s)",
+			l.last, l.last.Host, l.next.Bridge, l.x.Port, l.x.TunnelRemote)
+	case l.x != nil && l.x.Outcome == Delivered && crosses:
+		f.cause = fmt.Sprintf("%s delivers it to its own port %s, but %s is on %s", l.last.Host, l.x.Port, l.name, l.receiver.Host)
+	case l.x != nil && l.x.Outcome == Delivered:
+		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now deliver it to %s",
+			l.last, l.last.Host, l.next.Bridge, l.x.Port)
+	case crosses:
+		f.host, f.cause = j.unexplainedTunnel(l)
+	default:
+		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.next.Bridge)
+	}
+	if !l.narrow() && f.to == 0 {
+		f.cause += because(few(j.blinds(l.from+1, l.to)))
+	}
+	return f
+}
+
+func (j *judgement) unexplainedTunnel(l *loss) (host, cause string) {
+	route := fmt.Sprintf("in the tunnel %s → %s", l.last.Host, l.next.Host)
+	if s, r := l.sender.VTEPs, l.receiver.VTEPs; len(s) == 1 && len(r) == 1 {
+		route += fmt.Sprintf(" (%s → %s)", s[0], r[0])
+	}
+	if !l.narrow() {
+		route = fmt.Sprintf("%s or beside it, none at %s either", route, l.next)
+	}
+	cause = fmt.Sprintf("no sample after %s: lost %s", l.last, route)
+	if missing := noTunnel(l, ""); missing != "" {
+		return l.receiver.Host, cause + "; " + missing
+	}
+	return l.last.Host, cause
+}
+
+// narrow says that no other point lies in the segment.
+func (l *loss) narrow() bool { return l.to == l.from+1 }
+
+// inTunnel: the sender's flows send it into a tunnel and the receiver's host does not see it.
+// Which end is at fault is told by what each end is configured to do. Only a tunnel to another
+// host narrows the segment: what goes to the right one may be lost anywhere up to where it is
+// provably missing.
+func (j *judgement) inTunnel(l *loss) finding {
+	sender, receiver := l.last.Host, l.receiver.Host
+	remote, err := netip.ParseAddr(l.x.TunnelRemote)
+	owner := j.owner(l.x.TunnelRemote)
+	right := owner == receiver
+	for _, a := range l.receiver.VTEPs {
+		right = right || a == remote
+	}
+	if err == nil && len(l.receiver.VTEPs) > 0 && !right {
+		return finding{Faulty, sender, j.wrongTunnel(l, owner), j.landing(l)}
+	}
+	if key := j.key(l); key != 0 && l.x.TunnelID != 0 && l.x.TunnelID != key {
+		return finding{Faulty, sender, fmt.Sprintf("%s sends it to %s (%s) with tunnel key %d, but the key of network %s is %d",
+			sender, receiver, l.x.TunnelRemote, l.x.TunnelID, j.network(l), key), 0}
+	}
+	if missing := noTunnel(l, typeOf(l.sender.Tunnels, l.x.Port)); missing != "" {
+		return finding{Faulty, receiver, missing, 0}
+	}
+	where := fmt.Sprintf("where it does not come in: lost in the underlay, or at %s's end of the tunnel", receiver)
+	if !l.narrow() {
+		where = fmt.Sprintf("but %s did not see it: lost on the way", l.next)
+	}
+	return finding{Faulty, sender, fmt.Sprintf("%s sends it to %s (%s, key %d) as it should, %s",
+		sender, receiver, l.x.TunnelRemote, l.x.TunnelID, where), 0}
+}
+
+// key is the tunnel key of the network that the packet travels in once routed; 0 if not known.
+func (j *judgement) key(l *loss) uint32 {
+	for i := l.from; i <= l.to; i++ {
+		if p := &j.Path.Points[i]; p.Direction == l.last.Direction && (p.Kind == stain.FromTunnel || p.Kind == stain.ToTunnel) {
+			return p.TunID
+		}
+	}
+	return 0
+}
+
+// network is the one that the packet travels in once routed.
+func (j *judgement) network(l *loss) string {
+	if l.last.Direction == plan.Reply {
+		return j.Path.Pair.Src.Network
+	}
+	return j.Path.Pair.Dst.Network
+}
+
+func typeOf(tunnels []inventory.Tunnel, port string) string {
+	for _, t := range tunnels {
+		if t.Port == port {
+			return t.Type
+		}
+	}
+	return ""
+}
+
+// noTunnel says that the receiving host takes tunnel packets from certain addresses only, and
+// the sender's is not among them (ovs-vswitchd.conf.db(5), options:remote_ip). typ bounds it to
+// one kind of tunnel; empty is any. Empty if a tunnel port takes it, or we cannot tell.
+func noTunnel(l *loss, typ string) string {
+	some := false
+	for _, t := range l.receiver.Tunnels {
+		if typ != "" && t.Type != typ {
+			continue
+		}
+		some = true
+		if !t.Remote.IsValid() {
+			return "" // remote_ip=flow
+		}
+		for _, a := range l.sender.VTEPs {
+			if t.Remote == a {
+				return ""
+			}
+		}
+	}
+	if !some || len(l.sender.VTEPs) == 0 {
+		return ""
+	}
+	if typ != "" {
+		typ += " "
+	}
+	return fmt.Sprintf("%s has no %stunnel port from %s%s", l.receiver.Host, typ, l.sender.Host, addresses(l.sender.VTEPs))
+}

@@ -1,0 +1,122 @@
+package verdict
+
+import (
+	"fmt"
+)
+
+// notes are what was odd about a probe that arrived.
+func (j *judgement) notes() []string {
+	var notes []string
+	if n := j.others(); n != "" {
+		notes = append(notes, n)
+	}
+	missing, first := 0, -1
+	for i := range j.t.last {
+		if _, seen := j.t.sample(i); !seen && j.Path.Points[i].Absent == "" {
+			if missing++; first < 0 {
+				first = i
+			}
+		}
+	}
+	switch {
+	case missing == 1:
+		notes = append(notes, fmt.Sprintf("passed %s without a sample", j.Path.Points[first]))
+	case missing > 1:
+		notes = append(notes, fmt.Sprintf("passed %d points without a sample, %s first", missing, j.Path.Points[first]))
+	}
+	if n := j.duplicates(); n != "" {
+		notes = append(notes, n)
+	}
+	if len(j.t.Stray) > 0 {
+		notes = append(notes, fmt.Sprintf("also seen at %s, off its way", j.t.Stray[0]))
+	}
+	if j.Path.From.LinkDown {
+		notes = append(notes, fmt.Sprintf("the answer came back to %s, but the link of %s, where %s is, is down",
+			j.Path.From.Host, j.Path.From.Port, j.Path.Pair.Src.Name))
+	}
+	return notes
+}
+
+// others says what became of the attempts that did not arrive.
+func (j *judgement) others() string {
+	lost, unclear := 0, 0
+	var first *trail
+	for i := range j.trails {
+		switch t := &j.trails[i]; {
+		case t == j.t || j.arrived(t):
+		case t.next >= 0:
+			if lost++; first == nil {
+				first = t
+			}
+		default:
+			unclear++
+		}
+	}
+	all := len(j.trails)
+	switch {
+	case lost > 0 && first.next >= 0:
+		return fmt.Sprintf("%d of %d probes lost, between %s and %s", lost, all, j.Path.Points[first.last], j.Path.Points[first.next])
+	case unclear > 0:
+		return fmt.Sprintf("%d of %d probes could not be followed", unclear, all)
+	}
+	return ""
+}
+
+func (j *judgement) duplicates() string {
+	switch {
+	case j.t.doubled < 0:
+		return ""
+	case j.t.looped:
+		return fmt.Sprintf("seen again at %s with another TTL: a loop", j.Path.Points[j.t.doubled])
+	}
+	return fmt.Sprintf("seen more than once at %s: duplicated before it", j.Path.Points[j.t.doubled])
+}
+
+// lossNotes are what else is known of a loss: clues, none of which changes the verdict.
+func (j *judgement) lossNotes(l *loss) []string {
+	var notes []string
+	for _, s := range j.t.Stray {
+		if s.Direction != l.last.Direction {
+			continue
+		}
+		text := fmt.Sprintf("seen at %s, off its way", s)
+		if s.Host != l.receiver.Host && s.Host != l.sender.Host {
+			text = fmt.Sprintf("seen at %s, which does not have %s", s, l.name)
+		}
+		notes = append(notes, text)
+		break // the first is clue enough; a flood would fill the line
+	}
+	if s, _ := j.t.sample(l.from); s.TunID != 0 && l.last.TunID != 0 && s.TunID != l.last.TunID {
+		notes = append(notes, fmt.Sprintf("it came with tunnel key %d, but the key of network %s is %d: look at %s",
+			s.TunID, j.network(l), l.last.TunID, l.sender.Host))
+	}
+	for _, gap := range []string{j.Path.From.Gap, j.Path.To.Gap} {
+		if gap != "" && j.Path.From.Host != j.Path.To.Host {
+			notes = append(notes, gap)
+		}
+	}
+	if n := j.duplicates(); n != "" {
+		notes = append(notes, n)
+	}
+	if n := j.earlier(); n != "" {
+		notes = append(notes, n)
+	}
+	return notes
+}
+
+// earlier says that other attempts were lost before the judged one was.
+func (j *judgement) earlier() string {
+	n := 0
+	var first *trail
+	for i := range j.trails {
+		if t := &j.trails[i]; t.last >= 0 && t.last < j.t.last && t.next >= 0 && t.next <= j.t.last {
+			if n++; first == nil {
+				first = t
+			}
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d probes lost earlier, after %s", n, len(j.trails), j.Path.Points[first.last])
+}

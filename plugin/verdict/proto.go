@@ -1,0 +1,119 @@
+package verdict
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+// Proto returns the result as users get it.
+func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
+	m := &dyetracev1.PairResult{
+		Src:     &dyetracev1.InstanceRef{Name: pair.Src.Name, Network: pair.Src.Network},
+		Dst:     &dyetracev1.InstanceRef{Name: pair.Dst.Name, Network: pair.Dst.Network},
+		Verdict: dyetracev1.Verdict(r.Verdict),
+		Host:    r.Host,
+		Cause:   r.Cause,
+		RttNs:   r.RTTNs,
+		Samples: make([]*dyetracev1.Sample, len(r.Samples)),
+		Probes:  uint32(r.Probes),
+		Flow:    r.Flow.proto(),
+		Command: r.Command,
+	}
+	if r.Segment != nil {
+		m.Segment = &dyetracev1.Segment{To: point(&r.Segment.To), Direction: dyetracev1.Direction(r.Segment.To.Direction)}
+		if r.Segment.From != nil {
+			m.Segment.From = point(r.Segment.From)
+			m.Segment.Direction = dyetracev1.Direction(r.Segment.From.Direction)
+		}
+	}
+	for i := range r.Samples {
+		m.Samples[i] = r.Samples[i].proto()
+	}
+	return m
+}
+
+func point(e *plan.Expected) *dyetracev1.Point {
+	return &dyetracev1.Point{Host: e.Host, Bridge: e.Bridge, Kind: dyetracev1.PointKind(e.Kind)}
+}
+
+func (a *Aligned) proto() *dyetracev1.Sample {
+	m := &dyetracev1.Sample{Point: point(&a.Expected), Seen: a.Seen, AtNs: a.AtNs, Direction: dyetracev1.Direction(a.Direction)}
+	if a.Seen {
+		m.Ttl, m.TunId = uint32(a.Sample.TTL), a.Sample.TunID
+		if a.Sample.TunSrc.IsValid() {
+			m.TunSrc = a.Sample.TunSrc.String()
+		}
+	}
+	return m
+}
+
+func (f *Flow) proto() *dyetracev1.FlowRef {
+	if f == nil {
+		return nil
+	}
+	return &dyetracev1.FlowRef{Bridge: f.Bridge, Table: f.Table, Priority: f.Priority, Match: f.Match, Actions: f.Actions, Cookie: f.Cookie}
+}
+
+// Proto returns the question as agents get it, under an id of the caller's.
+func (n *NeedExplain) Proto(id uint64) *dyetracev1.Explain {
+	m := &dyetracev1.Explain{
+		Id: id, Bridge: n.Bridge, Port: n.Port, InPort: n.InPort,
+		SrcMac: n.SrcMAC.Uint64(), DstMac: n.DstMAC.Uint64(),
+		SrcIp: as16(n.Src), DstIp: as16(n.Dst), Ttl: uint32(n.TTL),
+		TunId: n.TunID, TunSrc: as32(n.TunSrc), TunDst: as32(n.TunDst), Reply: n.Reply,
+	}
+	return m
+}
+
+// as16 is an address as the contract has it: IPv4 mapped into IPv6 (RFC 4291, section 2.5.5.2).
+func as16(a netip.Addr) []byte {
+	if !a.IsValid() {
+		return nil
+	}
+	b := a.As16()
+	return b[:]
+}
+
+// as32 is an IPv4 address, big endian; 0 for none.
+func as32(a netip.Addr) uint32 {
+	if !a.Is4() {
+		return 0
+	}
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+// Addr4 returns the address of the contract's big-endian number, such as Samples.tun_src; the
+// zero Addr for 0.
+func Addr4(v uint32) netip.Addr {
+	if v == 0 {
+		return netip.Addr{}
+	}
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], v)
+	return netip.AddrFrom4(b)
+}
+
+// ExplanationFromProto reads an agent's answer to the question that asked about point. An
+// answer without outcome or error is one with an error: silence must not decide.
+func ExplanationFromProto(m *dyetracev1.Explanation, point int) *Explanation {
+	x := &Explanation{
+		Point: point, Error: m.GetError(), Outcome: Outcome(m.GetOutcome()), Port: m.GetPort(),
+		TunnelRemote: m.GetTunnelRemote(), TunnelID: m.GetTunnelId(), Command: m.GetCommand(),
+	}
+	if f := m.GetFlow(); f != nil {
+		x.Flow = &Flow{Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(), Match: f.GetMatch(), Actions: f.GetActions(), Cookie: f.GetCookie()}
+	}
+	if x.Error == "" && (x.Outcome < Delivered || x.Outcome > Dropped) {
+		x.Error = "the agent names no outcome"
+	}
+	return x
+}
+
+// AuditFromProto reads one audit.
+func AuditFromProto(m *dyetracev1.HookWindow) *Audit {
+	return &Audit{Live: m.GetLive(), Reason: m.GetReason(), Epoch: m.GetEpoch(), Lost: m.GetLost()}
+}

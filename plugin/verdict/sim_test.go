@@ -1,0 +1,454 @@
+package verdict
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// The simulator knows the truth: which probes the network or the guest lost, and where. It
+// shows the judge what agents would: samples, some of them lost by us, and audits and reasons
+// that tell of every impairment. The judge may then say unknown; it may never be wrong.
+//
+// What lies between the last bridge and the guest's kernel counts as the guest: nothing that
+// an agent sees could tell them apart.
+
+// fate is what became of a probe.
+type fate uint8
+
+const (
+	arrived  fate = iota
+	unsent        // it never entered
+	byFlow        // a flow dropped it
+	byRule        // a security rule did
+	byNet         // lost, and no flow shows why
+	byGuest       // delivered, not answered
+	astray        // tunnelled to a host that does not have the destination
+	answered      // astray, and answered from there
+)
+
+func (f fate) String() string {
+	return [...]string{"arrived", "unsent", "byFlow", "byRule", "byNet", "byGuest", "astray", "answered"}[f]
+}
+
+// truth of one probe: it passed points up to reach.
+type truth struct {
+	fate  fate
+	reach int
+}
+
+// world is one network with at most one lasting fault, and ours.
+type world struct {
+	path *plan.Path
+	// hard is the fault that every probe meets after passing Points[at]; arrived is none.
+	hard fate
+	at   int
+
+	guest    int // the last point before the guest
+	crossing int // the last point before the tunnel, -1 on one host
+
+	lossy    map[Place]bool  // its agent loses samples
+	gaps     map[Place][]int // attempts during which the hook was away
+	goneFrom map[string]int  // the agent was cut off before this attempt
+	hidden   bool            // the host that gets what goes astray shows nothing
+	impaired bool            // any of ours, or anything that makes a verdict depend on what we lack
+	truths   []truth
+	evidence Evidence
+}
+
+func build(t *rapid.T, tb testing.TB) *world {
+	pair := rapid.SampledFrom([]string{"blue-1 blue-3", "blue-3 blue-1", "blue-1 green-3", "blue-1 blue-2", "blue-1 blue-4", "blue-4 blue-1"}).Draw(t, "pair")
+	w := &world{lossy: map[Place]bool{}, gaps: map[Place][]int{}, goneFrom: map[string]int{}, crossing: -1}
+
+	var change []func(hosts)
+	src, dst := pathOf(tb, lab(tb), pair).From, pathOf(tb, lab(tb), pair).To
+	structural := rapid.SampledFrom([]string{"none", "none", "none", "none", "refused", "unplugged", "no link", "patch gone at the source",
+		"patch gone at the destination", "destination disconnected", "source unplugged"}).Draw(t, "structure")
+	tunnelled := src.Host != dst.Host && src.Host != "hv4" && dst.Host != "hv4"
+	switch structural {
+	case "refused":
+		where := rapid.SampledFrom([]func(hosts){refused(src.Host, "br-tun"), refused(dst.Host, "br-tun"), refused("hv3", "br-int")}).Draw(t, "refused")
+		change = append(change, where)
+		w.impaired = true
+	case "unplugged":
+		change = append(change, unplug(dst.Host, dst.Port))
+	case "source unplugged":
+		change = append(change, unplug(src.Host, src.Port))
+	case "no link":
+		change = append(change, linkDown(dst.Host, dst.Port))
+	case "patch gone at the source":
+		if tunnelled {
+			change = append(change, noPatch(src.Host))
+		}
+	case "patch gone at the destination":
+		if tunnelled {
+			change = append(change, noPatch(dst.Host))
+		}
+	case "destination disconnected":
+		change = append(change, disconnected(dst.Host))
+		w.goneFrom[dst.Host], w.impaired = 0, true
+	}
+	w.path = pathOf(tb, lab(tb, change...), pair)
+	for i, p := range w.path.Points {
+		if p.Direction == plan.Forward {
+			w.guest = i
+			if p.Host == src.Host && src.Host != dst.Host {
+				w.crossing = i
+			}
+		}
+	}
+	switch {
+	case structural == "unplugged":
+		w.hard, w.at = byFlow, w.beforeDelivery()
+	case structural == "no link":
+		w.hard, w.at = byGuest, w.guest
+	case structural == "patch gone at the source" && tunnelled:
+		w.hard, w.at = byFlow, 0
+	case structural == "patch gone at the destination" && tunnelled:
+		w.hard, w.at = byFlow, w.crossing+1
+	default:
+		w.fault(t)
+	}
+	return w
+}
+
+// beforeDelivery is the point after which the destination's bridge hands the probe over.
+func (w *world) beforeDelivery() int {
+	if w.path.Points[w.guest].Kind == stain.ToInstance {
+		return w.guest - 1
+	}
+	return w.guest
+}
+
+// fault draws a lasting fault that can be where it is.
+func (w *world) fault(t *rapid.T) {
+	w.at = rapid.IntRange(0, len(w.path.Points)-2).Draw(t, "at")
+	instances := w.path.Points[w.at].Kind == stain.FromInstance || w.at == w.beforeDelivery()
+	switch w.hard = fate(rapid.IntRange(0, int(answered)).Draw(t, "hard")); w.hard {
+	case unsent:
+		w.hard = arrived
+	case byFlow, byNet:
+		if w.guestOnly(w.at) {
+			w.hard = byGuest
+		}
+	case byRule:
+		if !instances || w.guestOnly(w.at) {
+			w.hard = arrived
+		}
+	case byGuest:
+		w.at = w.guest
+	case astray, answered:
+		if w.crossing < 0 {
+			w.hard = arrived
+		}
+		w.at = w.crossing
+	}
+	if w.hard == byNet && w.at == w.guest {
+		w.hard = byGuest
+	}
+}
+
+// guestOnly says that nothing but the guest can lose a packet after this point.
+func (w *world) guestOnly(i int) bool {
+	return i == w.guest && w.path.Points[i].Kind == stain.ToInstance
+}
+
+// impair draws what is wrong with our own eyes.
+func (w *world) impair(t *rapid.T, attempts int) {
+	if !rapid.Bool().Draw(t, "impaired") {
+		return
+	}
+	w.impaired = true
+	w.hidden = rapid.Bool().Draw(t, "hidden")
+	for _, pt := range w.path.Points {
+		place := Place{pt.Host, pt.Bridge}
+		if _, done := w.gaps[place]; done || w.lossy[place] {
+			continue
+		}
+		if _, cut := w.goneFrom[pt.Host]; cut {
+			continue
+		}
+		switch rapid.IntRange(0, 5).Draw(t, "eyes of "+pt.Host+"/"+pt.Bridge) {
+		case 0:
+			w.lossy[place] = true
+		case 1:
+			w.gaps[place] = rapid.SliceOfDistinct(rapid.IntRange(0, attempts-1), rapid.ID[int]).Draw(t, "gaps")
+		}
+	}
+	for _, h := range w.path.Hosts() {
+		if _, cut := w.goneFrom[h]; cut {
+			continue
+		}
+		if rapid.IntRange(0, 5).Draw(t, "agent of "+h) == 0 {
+			w.goneFrom[h] = rapid.IntRange(0, attempts).Draw(t, "gone from")
+		}
+	}
+}
+
+// run sends the probes.
+func (w *world) run(t *rapid.T, tb testing.TB) {
+	attempts := rapid.IntRange(1, 3).Draw(t, "attempts")
+	w.impair(t, attempts)
+	if w.path.Blocked != nil {
+		attempts = 0
+	}
+	lost := map[Place]uint64{}
+	for n := range attempts {
+		tr := w.send(t, n)
+		w.truths = append(w.truths, tr)
+		w.evidence.Attempts = append(w.evidence.Attempts, w.see(t, tb, n, tr, lost))
+	}
+	w.evidence.Path = w.path
+	w.evidence.Hooks = w.audits(lost)
+	for h := range w.goneFrom {
+		if w.evidence.Gone == nil {
+			w.evidence.Gone = map[string]string{}
+		}
+		w.evidence.Gone[h] = "its agent was cut off"
+	}
+}
+
+// send lets probe n go its way.
+func (w *world) send(t *rapid.T, n int) truth {
+	source := Place{w.path.Inject.Host, w.path.Inject.Bridge}
+	if from, cut := w.goneFrom[source.Host]; cut && n >= from {
+		return truth{unsent, -1}
+	}
+	if slices.Contains(w.gaps[source], n) {
+		return truth{unsent, -1} // the flow that lets it in is the hook's
+	}
+	for i := range w.path.Points {
+		switch {
+		case i == len(w.path.Points)-1:
+			return truth{arrived, i}
+		case w.hard != arrived && i == w.at:
+			return truth{w.hard, i}
+		case i != w.guest && rapid.IntRange(0, 19).Draw(t, fmt.Sprintf("loss of %d after %d", n, i)) == 0:
+			return truth{byNet, i}
+		}
+	}
+	panic("a path without points")
+}
+
+// see is what agents see of it.
+func (w *world) see(t *rapid.T, tb testing.TB, n int, tr truth, lost map[Place]uint64) Attempt {
+	a := Attempt{Injected: true}
+	if from, cut := w.goneFrom[w.path.Inject.Host]; cut && n >= from {
+		a.Injected = false
+	}
+	passed := func(i int) bool {
+		if tr.fate == answered && i > w.guest && w.path.Points[i].Host == w.path.From.Host {
+			return true
+		}
+		return i <= tr.reach
+	}
+	for i, pt := range w.path.Points {
+		place := Place{pt.Host, pt.Bridge}
+		from, cut := w.goneFrom[pt.Host]
+		switch {
+		case !passed(i) || pt.Absent != "" || cut && n >= from || slices.Contains(w.gaps[place], n):
+			continue
+		case w.lossy[place] && rapid.Bool().Draw(t, "sample lost"):
+			lost[place]++
+			continue
+		}
+		sample := sampleAt(tb, w.path, i, 0)
+		if tr.fate == answered && sample.TunSrc.IsValid() && i > w.guest {
+			sample.TunSrc = netip.MustParseAddr(vteps["hv2"])
+		}
+		a.Seen = append(a.Seen, sample)
+		if rapid.IntRange(0, 15).Draw(t, "twice") == 0 {
+			a.Seen = append(a.Seen, sampleAt(tb, w.path, i, 9))
+		}
+	}
+	if (tr.fate == astray || tr.fate == answered) && !w.hidden {
+		a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromTunnel, plan.Forward})
+		if tr.fate == answered {
+			a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromInstance, plan.Reply})
+		}
+	}
+	return a
+}
+
+// audits attest every impairment, those too that cost no sample.
+func (w *world) audits(lost map[Place]uint64) map[Place]Window {
+	hooks := live(w.path)
+	for place, win := range hooks {
+		if _, gap := w.gaps[place]; gap {
+			win.After.Epoch++
+		}
+		win.After.Lost += lost[place]
+		if from, cut := w.goneFrom[place.Host]; cut {
+			if win.After = nil; from == 0 {
+				win.Before = nil
+			}
+		}
+		hooks[place] = win
+	}
+	return hooks
+}
+
+// explain answers as the host's flows would: they know of faults in flows and of tunnels that
+// lead astray, and nothing of losses. It may fail.
+func (w *world) explain(t *rapid.T, q *NeedExplain) *Explanation {
+	if _, cut := w.goneFrom[q.Host]; cut {
+		t.Fatalf("asked %s, whose agent is gone", q.Host)
+	}
+	if rapid.IntRange(0, 5).Draw(t, "explanation") == 0 {
+		w.impaired = true
+		if rapid.Bool().Draw(t, "no answer") {
+			return nil
+		}
+		return &Explanation{Point: q.Point, Error: "ovs-appctl: timeout"}
+	}
+	direction := w.path.Points[q.Point].Direction
+	_, receiver := w.evidence.ends(direction)
+	for i := q.Point; ; i++ {
+		pt := &w.path.Points[i]
+		if i == w.at && (w.hard == byFlow || w.hard == byRule) {
+			f := flow(pt.Bridge, 60, 90, "ip,nw_dst=10.0.1.13")
+			if w.hard == byRule {
+				f = flow(pt.Bridge, 82, 0, "")
+			}
+			return &Explanation{Point: q.Point, Outcome: Dropped, Flow: f}
+		}
+		if i+1 < len(w.path.Points) && w.path.Points[i+1].Host == pt.Host && w.path.Points[i+1].Direction == direction {
+			continue
+		}
+		x := &Explanation{Point: q.Point, Outcome: Tunnelled, TunnelRemote: vteps[receiver.Host], Port: "gre-" + receiver.Host, TunnelID: pt.TunID}
+		switch {
+		case pt.Host == receiver.Host:
+			x = &Explanation{Point: q.Point, Outcome: Delivered, Port: receiver.Port}
+		case i == w.at && (w.hard == astray || w.hard == answered):
+			x.TunnelRemote = vteps["hv2"]
+		}
+		return x
+	}
+}
+
+// place finds a point of a segment; -1 is before the first.
+func (w *world) place(p *plan.Expected) int {
+	if p == nil {
+		return -1
+	}
+	i, ok := w.path.Index(p.Host, p.Bridge, p.Kind, p.Direction)
+	if !ok {
+		return -2
+	}
+	return i
+}
+
+// best is the probe that came furthest.
+func (w *world) best() truth {
+	best := truth{unsent, -1}
+	for _, tr := range w.truths {
+		if tr.fate == arrived {
+			return tr
+		}
+		if tr.reach > best.reach {
+			best = tr
+		}
+	}
+	return best
+}
+
+// suffered says that some probe met one of these fates, within from and to.
+func (w *world) suffered(from, to int, fates ...fate) bool {
+	return slices.ContainsFunc(w.truths, func(tr truth) bool {
+		return slices.Contains(fates, tr.fate) && from <= tr.reach && tr.reach < to
+	})
+}
+
+// check holds a result against the truth. explained is whether all was asked that could be.
+func (w *world) check(t *rapid.T, r *Result, explained bool) {
+	from, to := -1, len(w.path.Points)
+	if r.Segment != nil {
+		from, to = w.place(r.Segment.From), w.place(&r.Segment.To)
+	}
+	whole := slices.ContainsFunc(w.truths, func(tr truth) bool { return tr.fate == arrived })
+	wrong := func(why string) {
+		t.Fatalf("%s\nverdict %s\ntruth %v, hard %v after %d, impaired %v", why, show(r), w.truths, w.hard, w.at, w.impaired)
+	}
+	switch r.Verdict {
+	case Healthy:
+		if !whole {
+			wrong("wrong healthy")
+		}
+	case Faulty:
+		network := []fate{byFlow, byNet, astray, answered}
+		if !explained || w.impaired {
+			network = append(network, byRule) // that it is a rule, only the explanation tells
+		}
+		blockedFact := w.path.Blocked != nil && w.path.Blocked.Absent
+		if whole || !blockedFact && !w.suffered(from, to, network...) {
+			wrong("wrong faulty")
+		}
+	case Silent:
+		if whole || !w.suffered(from, to, byGuest) {
+			wrong("wrong silent")
+		}
+	case PolicyDrop:
+		// Lost by chance short of the rule, unseen by us: the rule denies the pair all the same.
+		if whole || w.hard != byRule || !w.suffered(from, to, byRule, byNet) {
+			wrong("wrong policy")
+		}
+	case Unknown:
+		if explained && !w.impaired {
+			wrong("unknown, though all could be seen")
+		}
+	default:
+		wrong("no verdict")
+	}
+	if explained && !w.impaired && len(w.truths) > 0 {
+		w.checkExact(r, from, to, wrong)
+	}
+}
+
+// checkExact: with all to be seen, verdict and segment are those of the probe that came furthest.
+func (w *world) checkExact(r *Result, from, to int, wrong func(string)) {
+	best := w.best()
+	want := map[fate]Verdict{arrived: Healthy, byFlow: Faulty, byNet: Faulty, astray: Faulty, answered: Faulty, byRule: PolicyDrop, byGuest: Silent}[best.fate]
+	if r.Verdict != want {
+		if best.fate == byNet && best.reach == w.at && w.hard == byRule && r.Verdict == PolicyDrop {
+			return // lost by chance where the rule would have dropped it
+		}
+		wrong("want " + want.String())
+	}
+	if want != Healthy && (from != best.reach || to != best.reach+1) {
+		wrong(fmt.Sprintf("segment from %d to %d, want from %d to %d", from, to, best.reach, best.reach+1))
+	}
+}
+
+func TestNeverWrong(t *testing.T) {
+	t.Parallel()
+	verdicts := map[Verdict]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		w := build(rt, t)
+		w.run(rt, t)
+		r := Judge(w.evidence)
+		w.check(rt, &r, false)
+		if r.Need != nil {
+			w.evidence.Explanation = w.explain(rt, r.Need)
+			decides := r.Need.Decides
+			before := r.Verdict
+			r = Judge(w.evidence)
+			if !decides && r.Verdict != before {
+				rt.Fatalf("an answer that was not to decide turned %s into %s", before, show(&r))
+			}
+		}
+		w.check(rt, &r, true)
+		verdicts[r.Verdict]++
+	})
+	for _, v := range []Verdict{Healthy, Faulty, Silent, PolicyDrop, Unknown} {
+		if verdicts[v] == 0 && !t.Failed() {
+			t.Errorf("no world led to %s: the simulator has gone blunt", v)
+		}
+	}
+	t.Logf("verdicts: %v", verdicts)
+}

@@ -1,0 +1,337 @@
+package stain
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"pgregory.net/rapid"
+)
+
+func goodCopy() Copy {
+	return Copy{
+		Kind: FromTunnel, InPort: 0x1234, TunSrc: [4]byte{172, 16, 0, 9}, TunID: 0xabcdef,
+		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 63, Token: 0xdeadbeef,
+	}
+}
+
+const goldenCopy = "" +
+	"0602cdef1234" + "02abac100009" + "0800" +
+	"455c0028" + "00004000" + "3f062772" + "0a000001" + "0a000002" +
+	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "033c0000"
+
+// goldenReply is what a Linux guest answered to the probe of goldenFrame (RST|ACK,
+// window 0), captured, checksums and all, with the MAC addresses of a copy.
+const goldenReply = "" +
+	"060100000007" + "020000000000" + "0800" +
+	"455c0028" + "00004000" + "40062672" + "0a000002" + "0a000001" +
+	"000b000b" + "00000000" + "deadbef0" + "50140000" + "fe190000"
+
+func TestParseCopyGolden(t *testing.T) {
+	t.Parallel()
+	reply := Copy{Kind: FromInstance, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true}
+	for _, tt := range []struct {
+		name, frame string
+		want        Copy
+	}{
+		{"probe from a tunnel", goldenCopy, goodCopy()},
+		{"answer of a guest", goldenReply, reply},
+	} {
+		var got Copy
+		if err := Default().ParseCopy(unhexAll(t, tt.frame), &got); err != nil || got != tt.want {
+			t.Errorf("%s: ParseCopy = %+v, %v; want %+v", tt.name, got, err, tt.want)
+		}
+	}
+	got, err := Default().AppendCopy(nil, goodCopy())
+	if err != nil || hex.EncodeToString(got) != goldenCopy {
+		t.Errorf("AppendCopy = %x, %v; want %s", got, err, goldenCopy)
+	}
+}
+
+func unhexAll(t testing.TB, text string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Offsets in an untagged frame.
+const (
+	atType  = 12
+	atIP    = 14
+	atTCP   = 34
+	atFlags = 47
+)
+
+func TestParseCopy(t *testing.T) {
+	t.Parallel()
+	put16 := func(at int, v uint16) func([]byte) []byte {
+		return func(b []byte) []byte { binary.BigEndian.PutUint16(b[at:], v); return b }
+	}
+	put := func(at int, v byte) func([]byte) []byte {
+		return func(b []byte) []byte { b[at] = v; return b }
+	}
+	tag := func(tpid uint16) func([]byte) []byte {
+		return func(b []byte) []byte {
+			return slices.Insert(b, atType, byte(tpid>>8), byte(tpid), 0x00, 0x64)
+		}
+	}
+	tests := []struct {
+		name   string
+		change func([]byte) []byte
+		want   error
+	}{
+		{"as it is", func(b []byte) []byte { return b }, nil},
+		{"padded to 60 bytes", func(b []byte) []byte { return append(b, make([]byte, 6)...) }, nil},
+		{"VLAN tag", tag(0x8100), nil},
+		{"service tag", tag(0x88a8), nil},
+		{"congestion experienced", put(atIP+1, 0x5f), nil},
+		{"ECE and CWR", put(atFlags, 0xc2), nil},
+		{"checksums not filled in", func(b []byte) []byte { b[atIP+10] ^= 1; b[atTCP+16] ^= 1; return b }, nil},
+		{"two tags", func(b []byte) []byte { return tag(0x8100)(tag(0x8100)(b)) }, ErrNotStained},
+		{"empty", func(b []byte) []byte { return nil }, ErrShort},
+		{"half a tag", func(b []byte) []byte { return tag(0x8100)(b)[:16] }, ErrShort},
+		{"no IP header", func(b []byte) []byte { return b[:atIP+19] }, ErrShort},
+		{"cut in the TCP header", func(b []byte) []byte { return b[:len(b)-1] }, ErrShort},
+		{"total length of an IP header", put16(atIP+2, 20), ErrShort},
+		{"total length beyond the frame", put16(atIP+2, 41), ErrShort},
+		{"IHL 4", put(atIP, 0x44), ErrShort},
+		{"IHL beyond the packet", put(atIP, 0x46), ErrShort},
+		{"data offset 4", put(atTCP+12, 0x40), ErrShort},
+		{"data offset beyond the packet", put(atTCP+12, 0x60), ErrShort},
+		{"not to us", put(0, 0x52), ErrNotCopy},
+		{"not from us", put(6, 0x52), ErrNotCopy},
+		{"kind 0", put(1, 0), ErrNotCopy},
+		{"kind 5", put(1, 5), ErrNotCopy},
+		{"ARP", put16(atType, 0x0806), ErrNotStained},
+		{"IP version 6", put(atIP, 0x65), ErrNotStained},
+		{"UDP", put(atIP+9, 17), ErrNotStained},
+		{"other ToS", put(atIP+1, 0x60), ErrNotStained},
+		{"first fragment", put16(atIP+6, 0x2000), ErrNotStained},
+		{"later fragment", put16(atIP+6, 1), ErrNotStained},
+		{"other source port", put16(atTCP, 12), ErrNotStained},
+		{"other destination port", put16(atTCP+2, 12), ErrNotStained},
+		{"no flags", put(atFlags, 0), ErrNotStained},
+		{"SYN and RST", put(atFlags, 0x06), ErrNotStained},
+		{"ACK alone", put(atFlags, 0x10), ErrNotStained},
+		{"SYN and FIN", put(atFlags, 0x03), ErrNotStained},
+		{"SYN, RST and ACK", put(atFlags, 0x16), ErrNotStained},
+	}
+	for _, tt := range tests {
+		frame := tt.change(unhexAll(t, goldenCopy))
+		got, want := Copy{Token: 1}, Copy{Token: 1} // unchanged on error
+		if tt.want == nil {
+			want = goodCopy()
+		}
+		if err := Default().ParseCopy(frame, &got); !errors.Is(err, tt.want) || got != want {
+			t.Errorf("%s: ParseCopy = %+v, %v; want %+v, %v", tt.name, got, err, want, tt.want)
+		}
+	}
+	var c Copy
+	if err := (Stain{Scheme: 9, TOS: 0x5c, Port: 11}).ParseCopy(unhexAll(t, goldenCopy), &c); !errors.Is(err, ErrNotStained) {
+		t.Errorf("scheme 9: %v, want ErrNotStained", err)
+	}
+}
+
+// IPv4 options (a route that records itself) and a SYN-ACK's TCP options move
+// the fields that are read.
+func TestParseCopyOptions(t *testing.T) {
+	t.Parallel()
+	s, want := Default(), goodCopy()
+	want.Reply = true
+	var parts []gopacket.SerializableLayer
+	for _, part := range wantIPv4(s, want.Src, want.Dst, want.TTL, layers.TCP{
+		Ack: want.Token + 1, SYN: true, ACK: true,
+		Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 0xb4}}},
+	}) {
+		if ip, ok := part.(*layers.IPv4); ok {
+			ip.Options = []layers.IPv4Option{{OptionType: 7, OptionLength: 7, OptionData: []byte{4, 0, 0, 0, 0}}}
+		}
+		parts = append(parts, part)
+	}
+	dst, src := MAC(unhexAll(t, goldenCopy[:12])), MAC(unhexAll(t, goldenCopy[12:24]))
+	frame := append(ethernet(dst, src, layers.EthernetTypeIPv4), serialize(t, parts...)...)
+	var got Copy
+	if err := s.ParseCopy(frame, &got); err != nil || got != want {
+		t.Errorf("ParseCopy = %+v, %v; want %+v", got, err, want)
+	}
+}
+
+func drawCopy(t *rapid.T) Copy {
+	reply := rapid.Bool().Draw(t, "reply")
+	return Copy{
+		Kind: Kind(rapid.Uint8Range(1, 4).Draw(t, "kind")), InPort: rapid.Uint16().Draw(t, "inPort"),
+		TunSrc: drawAddr(t).As4(), TunID: rapid.Uint32Max(1<<24-1).Draw(t, "tunID"),
+		Src: drawAddr(t), Dst: drawAddr(t), TTL: rapid.Uint8().Draw(t, "ttl"),
+		Token: rapid.Uint32().Draw(t, "token"), Reply: reply,
+		Close: !reply && rapid.Bool().Draw(t, "close"),
+	}
+}
+
+func TestCopyRoundTrip(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s, want := drawStain(t), drawCopy(t)
+		frame, err := s.AppendCopy(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp := layers.TCP{Seq: want.Token, SYN: true}
+		switch {
+		case want.Reply:
+			tcp = layers.TCP{Ack: want.Token + 1, RST: true, ACK: true}
+		case want.Close:
+			tcp = layers.TCP{Seq: want.Token + 1, RST: true}
+		}
+		oracle := append(ethernet(MAC(frame[:6]), MAC(frame[6:12]), layers.EthernetTypeIPv4),
+			serialize(t, wantIPv4(s, want.Src, want.Dst, want.TTL, tcp)...)...)
+		if !bytes.Equal(frame, oracle) {
+			t.Fatalf("AppendCopy = %x, gopacket says %x", frame, oracle)
+		}
+		var got Copy
+		if err := s.ParseCopy(frame, &got); err != nil || got != want {
+			t.Fatalf("ParseCopy = %+v, %v; want %+v", got, err, want)
+		}
+	})
+}
+
+func TestAppendCopyRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		change func(s *Stain, c *Copy)
+	}{
+		{"scheme", func(s *Stain, _ *Copy) { s.Scheme = 0 }},
+		{"no kind", func(_ *Stain, c *Copy) { c.Kind = 0 }},
+		{"IPv6", func(_ *Stain, c *Copy) { c.Src = netip.IPv6Loopback() }},
+		{"no address", func(_ *Stain, c *Copy) { c.Dst = netip.Addr{} }},
+	}
+	for _, tt := range tests {
+		s, c := Default(), goodCopy()
+		tt.change(&s, &c)
+		if b, err := s.AppendCopy([]byte("b"), c); err == nil || string(b) != "b" {
+			t.Errorf("%s: AppendCopy = %q, %v", tt.name, b, err)
+		}
+	}
+}
+
+// What ParseCopy takes, gopacket must decode to the same fields, and the copy
+// must encode to a frame that decodes to the same copy.
+func FuzzParseCopy(f *testing.F) {
+	probe, reply := unhexAll(f, goldenCopy), unhexAll(f, goldenReply)
+	f.Add(probe)
+	f.Add(reply)
+	f.Add(slices.Insert(slices.Clone(probe), atType, 0x81, 0, 0, 5))
+	f.Add(probe[:40])
+	f.Add([]byte{})
+	s := Default()
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		var c Copy
+		if s.ParseCopy(frame, &c) != nil {
+			if c != (Copy{}) {
+				t.Fatalf("failed, but set %+v", c)
+			}
+			return
+		}
+		again, err := s.AppendCopy(nil, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Copy
+		if err := s.ParseCopy(again, &back); err != nil || back != c {
+			t.Fatalf("%+v comes back as %+v, %v", c, back, err)
+		}
+		agree(t, frame, c)
+	})
+}
+
+// agree compares a copy with gopacket's view of its frame. Options are where the
+// two may differ: gopacket refuses malformed ones, we skip them unread.
+func agree(t *testing.T, frame []byte, c Copy) {
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
+	if p.ErrorLayer() != nil && hasOptions(frame) {
+		return
+	}
+	ip, okIP := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
+	tcp, okTCP := p.Layer(layers.LayerTypeTCP).(*layers.TCP)
+	if !okIP || !okTCP {
+		t.Fatalf("gopacket sees no TCP over IPv4 in %x: %v", frame, p)
+	}
+	src, _ := netip.AddrFromSlice(ip.SrcIP)
+	dst, _ := netip.AddrFromSlice(ip.DstIP)
+	if src != c.Src || dst != c.Dst || ip.TTL != c.TTL || ip.TOS&0xfc != Default().TOS {
+		t.Fatalf("%+v, gopacket says %+v", c, ip)
+	}
+	token := tcp.Seq
+	switch {
+	case tcp.ACK:
+		token = tcp.Ack - 1
+	case tcp.RST:
+		token = tcp.Seq - 1
+	}
+	if token != c.Token || c.Close != (tcp.RST && !tcp.ACK) || c.Reply != tcp.ACK || tcp.SYN == tcp.RST || tcp.FIN || tcp.SrcPort != 11 || tcp.DstPort != 11 {
+		t.Fatalf("%+v, gopacket says %+v", c, tcp)
+	}
+}
+
+func hasOptions(frame []byte) bool {
+	ip := frame[atIP:]
+	if binary.BigEndian.Uint16(frame[atType:]) != typeIPv4 {
+		ip = ip[vlanLen:]
+	}
+	header := int(ip[0]&0x0f) * 4
+	return header > ipv4Len || ip[header+12]>>4 > 5
+}
+
+// Decoding must cost no garbage, whether it is a copy or a forgery.
+func TestParseCopyAllocates(t *testing.T) {
+	s, good := Default(), unhexAll(t, goldenCopy)
+	forged := slices.Clone(good)
+	forged[atFlags] = 0
+	tokens, key := NewTokens(Key{1}, 1000), Key{1}
+	var c Copy
+	if n := testing.AllocsPerRun(1000, func() {
+		if s.ParseCopy(forged, &c) == nil || s.ParseCopy(good, &c) != nil {
+			t.Fatal("decoded wrongly")
+		}
+		index, _ := tokens.Index(c.Token)
+		sink += index + uint32(AddrTag(key, c.Src, c.Dst))
+	}); n != 0 {
+		t.Errorf("decoding allocates %v times, want 0", n)
+	}
+}
+
+func BenchmarkParseCopy(b *testing.B) {
+	s, frame := Default(), unhexAll(b, goldenCopy)
+	b.ReportAllocs()
+	var c Copy
+	for b.Loop() {
+		if err := s.ParseCopy(frame, &c); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSample is all that the hot path does with a sample: decode, token to
+// index, tag of the addresses.
+func BenchmarkSample(b *testing.B) {
+	s, frame, key := Default(), unhexAll(b, goldenCopy), Key{1}
+	tokens := NewTokens(key, 1<<31)
+	b.ReportAllocs()
+	var c Copy
+	for b.Loop() {
+		if err := s.ParseCopy(frame, &c); err != nil {
+			b.Fatal(err)
+		}
+		index, _ := tokens.Index(c.Token)
+		sink += index + uint32(AddrTag(key, c.Src, c.Dst))
+	}
+}

@@ -1,0 +1,86 @@
+// Package stain says what a stained packet is: the marks that a probe carries,
+// the token in it, the frames that carry probes in and samples out.
+// It never sends or receives anything, keeps no state, and knows no switch; it
+// imports the standard library only.
+//
+// # The probe
+//
+// Scheme tcp (the only one so far) is a TCP SYN without options over IPv4, 40
+// bytes, with the stain's ToS and source port = destination port = the stain's
+// port:
+//
+//		 0                   1                   2                   3
+//		 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//		+-------+-------+---------------+-------------------------------+
+//		|   4   |   5   |   Stain.TOS   |              40               |
+//		+-------+-------+---------------+-----+-------------------------+
+//		|               0               |0 1 0|            0            |  ID 0, DF
+//		+---------------+---------------+-----+-------------------------+
+//		|   Probe.TTL   |    6 (TCP)    |        header checksum        |
+//		+---------------+---------------+-------------------------------+
+//		|                           Probe.Src                           |
+//		+---------------------------------------------------------------+
+//		|                           Probe.Dst                           |
+//		+-------------------------------+-------------------------------+
+//		|          Stain.Port           |          Stain.Port           |
+//		+-------------------------------+-------------------------------+
+//		|                     Probe.Token (sequence)                    |
+//		+---------------------------------------------------------------+
+//		|                               0                               |
+//		+-------+-----------------------+-------------------------------+
+//		|   5   |       0       S Y N   |             64240             |  window
+//		+-------+-----------------------+-------------------------------+
+//		|           checksum            |               0               |
+//		+-------------------------------+-------------------------------+
+//
+//	  - Don't Fragment is set, as hosts set it on a SYN of their own, and so the
+//	    datagram is atomic (RFC 6864, section 4): its ID means nothing to anyone
+//	    and is 0. A constant keeps the header's sum a constant, too.
+//	  - The window is what Linux offers first on Ethernet (44 segments of 1460
+//	    bytes): firewalls have no rule against it, as some have against 0 or 1024.
+//	  - No options: the headers stay at fixed offsets. No peer needs one, since no
+//	    byte of data is ever sent; connection tracking takes such a SYN as +new.
+//	  - The frame is not padded to the 60 bytes of Ethernet: where it enters the
+//	    bridge there is no wire, and where there is one, the NIC pads.
+//
+// The guest that has the address answers from its kernel: RST|ACK where the
+// port is closed, SYN|ACK where it is open. Both acknowledge sequence number
+// token+1 (RFC 9293, section 3.10.7), so the answer carries the token too.
+//
+// # Withdrawing a probe
+//
+// A probe that nobody answered leaves half-open connections in the connection
+// tracking of every switch that it passed. Each would take the answer to the next
+// probe between the two for a forgery, since that acknowledges another sequence
+// number, and drop it (measured with the userspace conntrack of Open vSwitch 3.1:
+// +inv until the entry's 30 s are over). So the sender withdraws it as a host
+// gives a connection up: the same segment with RST for SYN and sequence number
+// token+1 (Probe.Close). Guests ignore it (RFC 9293, section 3.10.7.1).
+//
+// # Into the bridge
+//
+// A probe enters by the dye port, behind one MPLS label that names the port
+// which it shall seem to have come in by; the hook pops it (package flows):
+//
+//	Ethernet, type 0x8847 | MPLS: label = ofport, TC 0, S 1, TTL 64 | IPv4 | TCP
+//
+// TC is the payload's ethertype: 0 IPv4, and 1, not in use yet, IPv6.
+//
+// # Out of the bridge
+//
+// A copy comes back by the dye port. The hook writes what only the switch knows
+// over its MAC addresses:
+//
+//	          byte 0   1        2        3        4        5
+//	         +--------+--------+--------+--------+--------+--------+
+//	eth_dst  |   06   |  Kind  | TunID 15..0     |  InPort         |
+//	         +--------+--------+--------+--------+--------+--------+
+//	eth_src  |   02   | 23..16 |  TunSrc (outer IPv4 source)       |
+//	         +--------+--------+--------+--------+--------+--------+
+//
+// 06 and 02 are locally administered unicast addresses (IEEE 802, section 8.4)
+// that no vendor owns. TunID is the tunnel's key, 24 bits as in VXLAN, Geneve
+// and NVGRE; the upper bits of a longer key (GRE has 32) are lost. TunSrc and
+// TunID are 0 where the packet came by no tunnel. All else in the copy is the
+// packet as it was when it entered the bridge.
+package stain

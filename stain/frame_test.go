@@ -1,0 +1,235 @@
+package stain
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"pgregory.net/rapid"
+)
+
+func TestStainValidate(t *testing.T) {
+	t.Parallel()
+	if err := Default().Validate(); err != nil {
+		t.Errorf("Default: %v", err)
+	}
+	tests := []struct {
+		stain Stain
+		want  string
+	}{
+		{Stain{}, "scheme"},
+		{Stain{2, 0x5c, 11}, "scheme(2)"},
+		{Stain{TCP, 0x5d, 11}, "tos 0x5d"},
+		{Stain{TCP, 0, 11}, "tos 0"},
+		{Stain{TCP, 0x5c, 0}, "port 0"},
+	}
+	for _, tt := range tests {
+		if err := tt.stain.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v, want an error with %q", tt.stain, err, tt.want)
+		}
+	}
+	if err := (Stain{}).Validate(); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("no scheme: %v, want ErrUnsupported", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	for k, want := range []string{"unclassified", "from-instance", "from-tunnel", "to-instance", "to-tunnel", "kind(5)"} {
+		if got := Kind(k).String(); got != want {
+			t.Errorf("Kind(%d) = %s, want %s", k, got, want)
+		}
+	}
+	if TCP.String() != "tcp" || Scheme(9).String() != "scheme(9)" {
+		t.Errorf("schemes are %v and %v", TCP, Scheme(9))
+	}
+}
+
+// goodProbe is a probe that nothing is wrong with.
+func goodProbe() Probe {
+	return Probe{
+		SrcMAC: MAC{0x52, 0x54, 0, 0, 0, 1}, DstMAC: MAC{0x52, 0x54, 0, 0, 0, 2},
+		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"),
+		TTL: 64, Token: 0xdeadbeef,
+	}
+}
+
+// The checksums by hand: the words of the IPv4 header add to 0xd98d, and
+// ^0xd98d = 0x2672; those of the pseudo-header and the TCP header add to 0x2fcc1,
+// and ^(0xfcc1+2) = 0x033c. Linux took a frame like it, and sent goldenReply.
+const goldenFrame = "" +
+	"525400000002" + "525400000001" + "8847" + // Ethernet
+	"00005140" + // label 5, TC 0, S, TTL 64
+	"455c0028" + "00004000" + "40062672" + "0a000001" + "0a000002" +
+	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "033c0000"
+
+func TestAppendFrameGolden(t *testing.T) {
+	t.Parallel()
+	got, err := Default().AppendFrame([]byte("before"), 5, goodProbe())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := hex.EncodeToString(got[len("before"):]); text != goldenFrame || string(got[:6]) != "before" {
+		t.Errorf("AppendFrame =\n%s, want\n%s", text, goldenFrame)
+	}
+	if len(got) > MaxFrame {
+		t.Errorf("%d bytes, more than MaxFrame", len(got))
+	}
+}
+
+func TestAppendFrameRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, want string
+		change     func(s *Stain, ofport *uint16, p *Probe)
+		is         error
+	}{
+		{"ofport 0", "ofport 0", func(_ *Stain, n *uint16, _ *Probe) { *n = 0 }, nil},
+		{"reserved ofport", "ofport 65280", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xff00 }, nil},
+		{"controller's ofport", "ofport 65533", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xfffd }, nil},
+		{"scheme", "scheme(0)", func(s *Stain, _ *uint16, _ *Probe) { s.Scheme = 0 }, ErrUnsupported},
+		{"no source", "source address: missing", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.Addr{} }, nil},
+		{"IPv6", "destination address: 2001:db8::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("2001:db8::1") }, ErrUnsupported},
+		{"unspecified", "source address: 0.0.0.0", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv4Unspecified() }, nil},
+		{"multicast", "destination address: 224.0.0.1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("224.0.0.1") }, nil},
+		{"broadcast", "destination address: 255.255.255.255", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("255.255.255.255") }, nil},
+		{"to itself", "same as source", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = p.Src }, nil},
+		{"no source MAC", "source MAC 00:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{} }, nil},
+		{"group as source", "source MAC 01:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{1} }, nil},
+		{"to all", "destination MAC ff:", func(_ *Stain, _ *uint16, p *Probe) { p.DstMAC = MACFromUint64(1<<48 - 1) }, nil},
+		{"ttl", "ttl 0", func(_ *Stain, _ *uint16, p *Probe) { p.TTL = 0 }, nil},
+	}
+	for _, tt := range tests {
+		s, ofport, p := Default(), uint16(5), goodProbe()
+		tt.change(&s, &ofport, &p)
+		b, err := s.AppendFrame([]byte("b"), ofport, p)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) || string(b) != "b" {
+			t.Errorf("%s: AppendFrame = %q, %v; want an error with %q", tt.name, b, err, tt.want)
+		}
+		if strings.Contains(tt.name, "ofport") {
+			continue
+		}
+		if b, err := s.AppendPacket([]byte("b"), p); err == nil || string(b) != "b" {
+			t.Errorf("%s: AppendPacket = %q, %v", tt.name, b, err)
+		}
+	}
+	for _, ofport := range []uint16{1, portMax - 1, portLocal} {
+		if _, err := Default().AppendFrame(nil, ofport, goodProbe()); err != nil {
+			t.Errorf("ofport %d: %v", ofport, err)
+		}
+	}
+}
+
+// serialize has gopacket build what a test expects, checksums included.
+func serialize(t rapid.TB, parts ...gopacket.SerializableLayer) []byte {
+	buf := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	if err := gopacket.SerializeLayers(buf, opts, parts...); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// drawProbe draws any probe that AppendFrame takes.
+func drawProbe(t *rapid.T) Probe {
+	unicast := rapid.Custom(func(t *rapid.T) MAC { return drawMAC(t, "mac") }).Filter(MAC.unicast)
+	addr := rapid.Custom(drawAddr).Filter(func(a netip.Addr) bool { _, err := unicast4(a); return err == nil })
+	p := Probe{
+		SrcMAC: unicast.Draw(t, "srcMAC"), DstMAC: unicast.Draw(t, "dstMAC"),
+		Src: addr.Draw(t, "src"), TTL: rapid.Uint8Min(1).Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"),
+		Close: rapid.Bool().Draw(t, "close"),
+	}
+	p.Dst = addr.Filter(func(a netip.Addr) bool { return a != p.Src }).Draw(t, "dst")
+	return p
+}
+
+func drawAddr(t *rapid.T) netip.Addr {
+	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr")))
+}
+
+func drawStain(t *rapid.T) Stain {
+	return Stain{TCP, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
+}
+
+// wantIPv4 are the layers of a stained segment as the package documentation
+// draws them.
+func wantIPv4(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
+	ip := &layers.IPv4{
+		Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: layers.IPProtocolTCP,
+		SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+	}
+	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(s.Port), layers.TCPPort(s.Port), 64240
+	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
+		panic(err) // IPv4 is a network layer
+	}
+	return []gopacket.SerializableLayer{ip, &tcp}
+}
+
+// ethernet returns the header that stands before what serialize returns. (Were it
+// a layer among the others, gopacket would pad the frame to 60 bytes.)
+func ethernet(dst, src MAC, etherType layers.EthernetType) []byte {
+	return binary.BigEndian.AppendUint16(slices.Concat(dst[:], src[:]), uint16(etherType))
+}
+
+func TestAppendFrameOracle(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s, p := drawStain(t), drawProbe(t)
+		ofport := rapid.Uint16Range(1, portMax-1).Draw(t, "ofport")
+		tcp := layers.TCP{Seq: p.Token, SYN: true}
+		if p.Close {
+			tcp = layers.TCP{Seq: p.Token + 1, RST: true}
+		}
+		segment := wantIPv4(s, p.Src, p.Dst, p.TTL, tcp)
+
+		mpls := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}
+		want := append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeMPLSUnicast),
+			serialize(t, append([]gopacket.SerializableLayer{mpls}, segment...)...)...)
+		if got, err := s.AppendFrame(nil, ofport, p); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("AppendFrame = %x, %v; want %x", got, err, want)
+		}
+		want = append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeIPv4), serialize(t, segment...)...)
+		if got, err := s.AppendPacket(nil, p); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("AppendPacket = %x, %v; want %x", got, err, want)
+		}
+	})
+}
+
+// An IPv4-mapped address, as the protobuf contract carries it, is the same probe.
+func TestAppendFrameMapped(t *testing.T) {
+	t.Parallel()
+	p := goodProbe()
+	p.Src, p.Dst = netip.AddrFrom16(p.Src.As16()), netip.AddrFrom16(p.Dst.As16())
+	if got, err := Default().AppendFrame(nil, 5, p); err != nil || hex.EncodeToString(got) != goldenFrame {
+		t.Errorf("AppendFrame = %x, %v; want %s", got, err, goldenFrame)
+	}
+}
+
+func TestAppendFrameAllocates(t *testing.T) {
+	s, p, b := Default(), goodProbe(), make([]byte, 0, MaxFrame)
+	if n := testing.AllocsPerRun(1000, func() {
+		if _, err := s.AppendFrame(b, 5, p); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("AppendFrame allocates %v times, want 0", n)
+	}
+}
+
+func BenchmarkAppendFrame(b *testing.B) {
+	s, p, buf := Default(), goodProbe(), make([]byte, 0, MaxFrame)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.Token++
+		if _, err := s.AppendFrame(buf, 5, p); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
