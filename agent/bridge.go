@@ -23,6 +23,7 @@ type Switch interface {
 	Run(ctx context.Context) error
 	Snapshot() dataplane.Snapshot
 	Changed() <-chan struct{}
+	Sync(ctx context.Context) error
 	EnsureDyePort(ctx context.Context, bridge string) (ovs.DyePort, error)
 	RemoveDyePort(ctx context.Context, bridge string) error
 	DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error)

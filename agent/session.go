@@ -284,6 +284,8 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			wg.Go(func() { a.inject(ctx, m.Inject) })
 		case *dyetracev1.SessionResponse_Finish:
 			wg.Go(func() { a.finish(ctx, m.Finish.Run) })
+		case *dyetracev1.SessionResponse_Refresh:
+			wg.Go(func() { a.refresh(ctx, m.Refresh.Id) })
 		case *dyetracev1.SessionResponse_Explain:
 			select {
 			case explain <- struct{}{}:
@@ -309,6 +311,16 @@ func (a *Agent) say(ctx context.Context, m *dyetracev1.SessionRequest) {
 	if err := a.outbox.put(ctx, m); err != nil && ctx.Err() == nil {
 		a.log.Warn("answer lost", "err", err)
 	}
+}
+
+// refresh tells the host's state as it is now.
+func (a *Agent) refresh(ctx context.Context, id uint64) {
+	if err := a.sw.Sync(ctx); err != nil {
+		a.log.Warn("reading the switch anew", "err", err)
+	}
+	a.hooks.reconcile(ctx)
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.hooks.state()}})
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{Refreshed: &dyetracev1.Refreshed{Id: id}}})
 }
 
 func (a *Agent) ready(ctx context.Context, run uint64) {

@@ -19,12 +19,12 @@ func Hookable(s Snapshot) []string {
 }
 
 // Classify sets Role and PeerBridge of every port of s, in place. What it reads of
-// a port is Name, Type, Peer, MAC, IfaceID and Dye.
+// a port is Name, Type, Peer, MAC, IfaceID and Dye; of s, also Managed.
 //
 // A port is an instance's if a cloud's controller marked it as one. Where no port
-// of the host is marked (home-grown clouds), it is any device of the kernel on a
-// bridge that has tunnels, or that is joined to one that has; and if there is
-// no tunnel at all, on any bridge.
+// of the host is marked, nor would be (home-grown clouds), it is any device of the
+// kernel on a bridge that has tunnels, or that is joined to one that has; and if
+// there is no tunnel at all, on any bridge.
 //
 // A patch port is an uplink if it leads to tunnels, a downlink if it leads to
 // instances; where it leads to both, a bridge with instances of its own looks
@@ -32,20 +32,16 @@ func Hookable(s Snapshot) []string {
 // that is on no way between an instance and a tunnel are all other ones.
 func Classify(s *Snapshot) {
 	g := newGraph(s)
-	for i := range s.Bridges {
-		b := &s.Bridges[i]
-		for j := range b.Ports {
-			b.Ports[j].PeerBridge = g.peerBridge(b.Ports[j])
-		}
-	}
-	for i := range s.Bridges {
-		b := &s.Bridges[i]
-		onTheWay := g.onTheWay(b)
-		for j := range b.Ports {
-			p := &b.Ports[j]
-			p.Role = flows.Other
+	for _, n := range g.nodes {
+		onTheWay := g.onTheWay(n)
+		for i := range n.Ports {
+			p := &n.Ports[i]
+			p.PeerBridge, p.Role = "", flows.Other
+			if peer := g.peer(*p); peer != nil {
+				p.PeerBridge = peer.Name
+			}
 			if onTheWay {
-				p.Role = g.role(b, *p)
+				p.Role = g.role(n, *p)
 			}
 		}
 	}
@@ -53,22 +49,40 @@ func Classify(s *Snapshot) {
 
 // graph is the bridges of a host, joined by patch ports.
 type graph struct {
-	bridges map[string]*Bridge
+	nodes   map[string]*node  // by the name of the bridge
 	home    map[string]string // bridge of each port
-	marked  bool              // some port is marked as an instance's
+	marked  bool              // ports of instances are marked
 	tunnels bool              // some port is a tunnel
 }
 
+// node is what a bridge has of its own.
+type node struct {
+	*Bridge
+	tunnels   bool
+	beside    bool // a patch port joins it to a bridge with tunnels
+	instances bool
+}
+
 func newGraph(s *Snapshot) graph {
-	g := graph{bridges: make(map[string]*Bridge), home: make(map[string]string)}
+	g := graph{nodes: make(map[string]*node), home: make(map[string]string), marked: s.Managed}
 	for i := range s.Bridges {
-		b := &s.Bridges[i]
-		g.bridges[b.Name] = b
-		for _, p := range b.Ports {
-			g.home[p.Name] = b.Name
+		n := &node{Bridge: &s.Bridges[i]}
+		g.nodes[n.Name] = n
+		for _, p := range n.Ports {
+			g.home[p.Name] = n.Name
 			g.marked = g.marked || p.marked()
-			g.tunnels = g.tunnels || p.IsTunnel()
+			n.tunnels = n.tunnels || p.IsTunnel()
 		}
+		g.tunnels = g.tunnels || n.tunnels
+	}
+	for _, n := range g.nodes {
+		n.beside = slices.ContainsFunc(n.Ports, func(p Port) bool {
+			peer := g.peer(p)
+			return peer != nil && peer.tunnels
+		})
+	}
+	for _, n := range g.nodes {
+		n.instances = slices.ContainsFunc(n.Ports, func(p Port) bool { return g.instance(n, p) })
 	}
 	return g
 }
@@ -85,111 +99,84 @@ func (p Port) plain() bool {
 	return p.Type != "internal" && p.Type != "patch" && !p.IsTunnel()
 }
 
-// peerBridge returns the bridge at the other end of a patch port, if its other end
-// agrees that it is.
-func (g graph) peerBridge(p Port) string {
-	if p.Type != "patch" {
-		return ""
+// peer returns the bridge at the other end of a patch port, if that end agrees that
+// it is; else nil.
+func (g graph) peer(p Port) *node {
+	n := g.nodes[g.home[p.Peer]]
+	if p.Type != "patch" || n == nil {
+		return nil
 	}
-	name, ok := g.home[p.Peer]
-	if !ok {
-		return ""
+	if other, _ := n.Port(p.Peer); other.Type != "patch" || other.Peer != p.Name {
+		return nil
 	}
-	other, _ := g.bridges[name].Port(p.Peer)
-	if other.Type != "patch" || other.Peer != p.Name {
-		return ""
-	}
-	return name
+	return n
 }
 
-// instance tells whether p, of bridge b, is an instance's port.
-func (g graph) instance(b *Bridge, p Port) bool {
-	switch {
-	case g.marked:
+// instance tells whether p, of bridge n, is an instance's port.
+func (g graph) instance(n *node, p Port) bool {
+	if g.marked {
 		return p.marked()
-	case !p.plain():
-		return false
-	case !g.tunnels || b.hasTunnel():
-		return true
 	}
-	return g.besideTunnels(b)
+	return p.plain() && (n.tunnels || n.beside || !g.tunnels)
 }
 
-func (b *Bridge) hasTunnel() bool { return slices.ContainsFunc(b.Ports, Port.IsTunnel) }
-
-func (g graph) hasInstance(b *Bridge) bool {
-	return slices.ContainsFunc(b.Ports, func(p Port) bool { return g.instance(b, p) })
-}
-
-// besideTunnels tells whether a patch port joins b to a bridge with tunnels.
-func (g graph) besideTunnels(b *Bridge) bool {
-	return slices.ContainsFunc(b.Ports, func(p Port) bool {
-		peer := g.bridges[g.peerBridge(p)]
-		return peer != nil && peer.hasTunnel()
-	})
-}
-
-// onTheWay tells whether b can lie between an instance and a tunnel: it has either,
+// onTheWay tells whether n can lie between an instance and a tunnel: it has either,
 // or patch ports towards both. So that a host whose last instance just left is
 // still seen, it also does if it has nothing but patch ports, one of them to a
 // bridge that has tunnels and no instance.
-func (g graph) onTheWay(b *Bridge) bool {
-	if b.hasTunnel() || g.hasInstance(b) {
+func (g graph) onTheWay(n *node) bool {
+	if n.tunnels || n.instances {
 		return true
 	}
 	var up, down, waiting bool
-	for _, p := range b.Ports {
-		toTunnels, toInstances := g.reach(b, p)
+	for _, p := range n.Ports {
+		toTunnels, toInstances := g.reach(n, p)
 		up = up || toTunnels && !toInstances
 		down = down || toInstances && !toTunnels
-		peer := g.bridges[g.peerBridge(p)]
-		waiting = waiting || peer != nil && peer.hasTunnel() && !g.hasInstance(peer)
+		peer := g.peer(p)
+		waiting = waiting || peer != nil && peer.tunnels && !peer.instances
 	}
-	return up && down || waiting && !slices.ContainsFunc(b.Ports, Port.plain)
+	return up && down || waiting && !slices.ContainsFunc(n.Ports, Port.plain)
 }
 
-func (g graph) role(b *Bridge, p Port) flows.Role {
+func (g graph) role(n *node, p Port) flows.Role {
 	if p.IsTunnel() {
 		return flows.Tunnel
 	}
-	if g.instance(b, p) {
+	if g.instance(n, p) {
 		return flows.Instance
 	}
-	switch toTunnels, toInstances := g.reach(b, p); {
-	case toTunnels && (!toInstances || g.hasInstance(b)):
-		if b.hasTunnel() { // tunnels on both sides: what is behind p is not ours to reach
+	switch toTunnels, toInstances := g.reach(n, p); {
+	case toTunnels && (!toInstances || n.instances):
+		if n.tunnels { // tunnels on both sides: what is behind p is not ours to reach
 			return flows.Other
 		}
 		return flows.Uplink
-	case toInstances && (b.hasTunnel() || !g.hasInstance(b)):
+	case toInstances && (n.tunnels || !n.instances):
 		return flows.Downlink
 	}
 	// A bridge with tunnels takes even what has no instance yet for its downlink,
 	// for the same reason as onTheWay.
-	peer := g.bridges[g.peerBridge(p)]
-	if b.hasTunnel() && !g.hasInstance(b) && peer != nil && g.onTheWay(peer) {
+	if peer := g.peer(p); n.tunnels && !n.instances && peer != nil && g.onTheWay(peer) {
 		return flows.Downlink
 	}
 	return flows.Other
 }
 
-// reach tells what can be reached by leaving b through patch port p, and never
-// through b again.
-func (g graph) reach(b *Bridge, p Port) (tunnels, instances bool) {
-	seen := map[string]bool{b.Name: true}
-	next := []string{g.peerBridge(p)}
-	for len(next) > 0 {
-		name := next[0]
-		next = next[1:]
-		bridge := g.bridges[name]
-		if bridge == nil || seen[name] {
+// reach tells what can be reached by leaving n through patch port p, and never
+// through n again.
+func (g graph) reach(n *node, p Port) (tunnels, instances bool) {
+	seen := map[*node]bool{nil: true, n: true}
+	for next := []*node{g.peer(p)}; len(next) > 0; next = next[1:] {
+		at := next[0]
+		if seen[at] {
 			continue
 		}
-		seen[name] = true
-		tunnels = tunnels || bridge.hasTunnel()
-		instances = instances || g.hasInstance(bridge)
-		for _, q := range bridge.Ports {
-			next = append(next, g.peerBridge(q))
+		seen[at] = true
+		tunnels = tunnels || at.tunnels
+		instances = instances || at.instances
+		for _, q := range at.Ports {
+			next = append(next, g.peer(q))
 		}
 	}
 	return tunnels, instances

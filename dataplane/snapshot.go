@@ -14,6 +14,9 @@ type Snapshot struct {
 	// Switchd is another string for every process of ovs-vswitchd: flows, and the
 	// settings of OpenFlow ports, do not outlive one. Empty while none runs.
 	Switchd string
+	// Managed tells that a cloud's controller is configured which marks the ports of
+	// instances, even if there is none now.
+	Managed bool
 	// Bridges in ascending order of their names.
 	Bridges []Bridge
 }

@@ -10,7 +10,7 @@ import (
 
 // breakKind is one way to break the lab, as `lab break -o json` lists them.
 type breakKind struct {
-	Name  string `json:"name"`
+	Name  string `json:"kind"`
 	Cause string `json:"cause"`
 }
 
@@ -67,10 +67,13 @@ func TestEveryBreakIsNamed(t *testing.T) {
 				l.must("lab", "heal", kind.Name)
 				checkHealthy(t, l.check(0, "--all"))
 			}()
-			var tr truth
-			if err := json.Unmarshal([]byte(l.must("lab", "break", kind.Name, "-o", "json")), &tr); err != nil {
+			var done struct {
+				Truth truth `json:"truth"`
+			}
+			if err := json.Unmarshal([]byte(l.must("lab", "break", kind.Name, "-o", "json")), &done); err != nil {
 				t.Fatal(err)
 			}
+			tr := done.Truth
 			if len(tr.Fates) == 0 {
 				t.Fatalf("%s declares no pair that fails where a sampling point could tell", kind.Name)
 			}

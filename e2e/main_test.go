@@ -96,7 +96,7 @@ func (l *lab) start(ctx context.Context, args ...string) result {
 	l.t.Helper()
 	args = slices.Clone(args)
 	switch args[0] {
-	case "serve", "agent", "pki":
+	case "serve", "agent", "pki", "chekc":
 	case "lab":
 		args = slices.Insert(args, 2, "--lab", l.name)
 	default:

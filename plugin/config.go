@@ -169,26 +169,29 @@ var decode = mapstructure.ComposeDecodeHookFunc(
 func checkKeys(k *koanf.Koanf) error {
 	var errs []error
 	for _, key := range k.Keys() {
-		if _, known := keys[key]; known {
-			continue
+		if _, known := keys[key]; !known {
+			errs = append(errs, fmt.Errorf("%s: unknown key (want one of %s)", key, strings.Join(near(key), ", ")))
 		}
-		group, _, _ := strings.Cut(key, ".")
-		var near []string
-		for known := range keys {
-			if g, _, nested := strings.Cut(known, "."); nested == strings.Contains(key, ".") && (!nested || g == group) || g == key {
-				near = append(near, known)
-			}
-		}
-		if len(near) == 0 {
-			for known := range keys {
-				g, _, _ := strings.Cut(known, ".")
-				near = append(near, g)
-			}
-		}
-		slices.Sort(near)
-		errs = append(errs, fmt.Errorf("%s: unknown key (want one of %s)", key, strings.Join(slices.Compact(near), ", ")))
 	}
 	return errors.Join(errs...)
+}
+
+// near returns the keys of the group that a key is in; those of the top level, groups among them,
+// if there is no such group.
+func near(key string) []string {
+	group, _, _ := strings.Cut(key, ".")
+	var same, top []string
+	for known := range keys {
+		g, _, nested := strings.Cut(known, ".")
+		if top = append(top, g); nested && g == group {
+			same = append(same, known)
+		}
+	}
+	if len(same) == 0 {
+		same = top
+	}
+	slices.Sort(same)
+	return slices.Compact(same)
 }
 
 // Validate checks every value; the error joins one line per bad key.

@@ -31,7 +31,10 @@ import (
 // before the first connection is accepted. SIGHUP makes it read the inventory files again.
 func Serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 	c, err := New(ctx, cfg, log)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return nil
+	case err != nil:
 		return err
 	}
 	return c.Run(ctx)

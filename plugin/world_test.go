@@ -171,8 +171,7 @@ func (w *world) cert(role, name string) pki.Files {
 // start runs the controller; what it returns stops it, and waits. The test's end does that too.
 func (w *world) start() (stop func()) {
 	w.t.Helper()
-	log := slog.New(slog.NewTextHandler(testWriter{w.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	c, err := New(w.t.Context(), w.cfg, log)
+	c, err := New(w.t.Context(), w.cfg, testLog(w.t))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -188,6 +187,10 @@ func (w *world) start() (stop func()) {
 	})
 	w.t.Cleanup(stop)
 	return stop
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // testWriter is the log of a test.
@@ -234,7 +237,6 @@ type scripted struct {
 	st      *connect.BidiStreamForClient[dyetracev1.SessionRequest, dyetracev1.SessionResponse]
 	keys    map[uint64]stain.Key
 	windows []*dyetracev1.HookWindow
-	runs    map[string]uint64 // latest run of the controller, by key
 
 	// What to do instead of answering; nil is to answer.
 	onPrepare func(*dyetracev1.Prepare) bool

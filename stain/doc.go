@@ -9,39 +9,40 @@
 // bytes, with the stain's ToS and source port = destination port = the stain's
 // port:
 //
-//		 0                   1                   2                   3
-//		 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//		+-------+-------+---------------+-------------------------------+
-//		|   4   |   5   |   Stain.TOS   |              40               |
-//		+-------+-------+---------------+-----+-------------------------+
-//		|               0               |0 1 0|            0            |  ID 0, DF
-//		+---------------+---------------+-----+-------------------------+
-//		|   Probe.TTL   |    6 (TCP)    |        header checksum        |
-//		+---------------+---------------+-------------------------------+
-//		|                           Probe.Src                           |
-//		+---------------------------------------------------------------+
-//		|                           Probe.Dst                           |
-//		+-------------------------------+-------------------------------+
-//		|          Stain.Port           |          Stain.Port           |
-//		+-------------------------------+-------------------------------+
-//		|                     Probe.Token (sequence)                    |
-//		+---------------------------------------------------------------+
-//		|                               0                               |
-//		+-------+-----------------------+-------------------------------+
-//		|   5   |       0       S Y N   |             64240             |  window
-//		+-------+-----------------------+-------------------------------+
-//		|           checksum            |               0               |
-//		+-------------------------------+-------------------------------+
+//	 0                   1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-------+-------+---------------+-------------------------------+
+//	|   4   |   5   |   Stain.TOS   |              40               |
+//	+-------+-------+---------------+-----+-------------------------+
+//	|               0               |0 1 0|            0            |  ID 0, DF
+//	+---------------+---------------+-----+-------------------------+
+//	|   Probe.TTL   |    6 (TCP)    |        header checksum        |
+//	+---------------+---------------+-------------------------------+
+//	|                           Probe.Src                           |
+//	+---------------------------------------------------------------+
+//	|                           Probe.Dst                           |
+//	+-------------------------------+-------------------------------+
+//	|          Stain.Port           |          Stain.Port           |
+//	+-------------------------------+-------------------------------+
+//	|                     Probe.Token (sequence)                    |
+//	+---------------------------------------------------------------+
+//	|                               0                               |
+//	+-------+-----------------------+-------------------------------+
+//	|   5   |       0       S Y N   |             64240             |  window
+//	+-------+-----------------------+-------------------------------+
+//	|           checksum            |               0               |
+//	+-------------------------------+-------------------------------+
 //
-//	  - Don't Fragment is set, as hosts set it on a SYN of their own, and so the
-//	    datagram is atomic (RFC 6864, section 4): its ID means nothing to anyone
-//	    and is 0. A constant keeps the header's sum a constant, too.
-//	  - The window is what Linux offers first on Ethernet (44 segments of 1460
-//	    bytes): firewalls have no rule against it, as some have against 0 or 1024.
-//	  - No options: the headers stay at fixed offsets. No peer needs one, since no
-//	    byte of data is ever sent; connection tracking takes such a SYN as +new.
-//	  - The frame is not padded to the 60 bytes of Ethernet: where it enters the
-//	    bridge there is no wire, and where there is one, the NIC pads.
+// What is the same in every probe has its reasons:
+//   - Don't Fragment is set, as hosts set it on a SYN of their own, and so the
+//     datagram is atomic (RFC 6864, section 4): its ID means nothing to anyone
+//     and is 0. A constant keeps the header's sum a constant, too.
+//   - The window is what Linux offers first on Ethernet (44 segments of 1460
+//     bytes): firewalls have no rule against it, as some have against 0 or 1024.
+//   - No options: the headers stay at fixed offsets. No peer needs one, since no
+//     byte of data is ever sent; connection tracking takes such a SYN as +new.
+//   - The frame is not padded to the 60 bytes of Ethernet: where it enters the
+//     bridge there is no wire, and where there is one, the NIC pads.
 //
 // The guest that has the address answers from its kernel: RST|ACK where the
 // port is closed, SYN|ACK where it is open. Both acknowledge sequence number
@@ -73,9 +74,9 @@
 //
 //	          byte 0   1        2        3        4        5
 //	         +--------+--------+--------+--------+--------+--------+
-//	eth_dst  |   06   |  Kind  | TunID 15..0     |  InPort         |
+//		eth_dst  |   06   |  Kind  | TunID 15..0     |  InPort         |
 //	         +--------+--------+--------+--------+--------+--------+
-//	eth_src  |   02   | 23..16 |  TunSrc (outer IPv4 source)       |
+//		eth_src  |   02   | 23..16 |  TunSrc (outer IPv4 source)       |
 //	         +--------+--------+--------+--------+--------+--------+
 //
 // 06 and 02 are locally administered unicast addresses (IEEE 802, section 8.4)

@@ -22,11 +22,12 @@ import (
 // change every five seconds for every port.
 type (
 	rootRow struct {
-		UUID       string   `ovsdb:"_uuid"`
-		Bridges    []string `ovsdb:"bridges"`
-		OVSVersion *string  `ovsdb:"ovs_version"`
-		NextConfig int      `ovsdb:"next_cfg"`
-		CurConfig  int      `ovsdb:"cur_cfg"`
+		UUID        string            `ovsdb:"_uuid"`
+		ExternalIDs map[string]string `ovsdb:"external_ids"`
+		Bridges     []string          `ovsdb:"bridges"`
+		OVSVersion  *string           `ovsdb:"ovs_version"`
+		NextConfig  int               `ovsdb:"next_cfg"`
+		CurConfig   int               `ovsdb:"cur_cfg"`
 	}
 	bridgeRow struct {
 		UUID         string   `ovsdb:"_uuid"`
@@ -117,7 +118,7 @@ func columns(c client.Client) *client.Monitor {
 		iface interfaceRow
 	)
 	return c.NewMonitor(
-		client.WithTable(&root, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
+		client.WithTable(&root, &root.ExternalIDs, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
 		client.WithTable(&br, &br.Name, &br.DatapathType, &br.Protocols, &br.Ports),
 		client.WithTable(&port, &port.Name, &port.Interfaces, &port.Tag, &port.ExternalIDs),
 		client.WithTable(&iface, &iface.Name, &iface.Type, &iface.Options, &iface.ExternalIDs,
@@ -208,6 +209,7 @@ func (db *database) snapshot(ctx context.Context) (dataplane.Snapshot, error) {
 // left out: the notice that will bring it makes another snapshot.
 func (t tables) snapshot() dataplane.Snapshot {
 	s := dataplane.Snapshot{OVSVersion: deref(t.root.OVSVersion)}
+	_, s.Managed = t.root.ExternalIDs["ovn-remote"] // ovn-controller(8)
 	for _, id := range t.root.Bridges {
 		row, ok := t.bridges[id]
 		if !ok {

@@ -20,6 +20,7 @@
 // # Freshness
 //
 // Snapshot is as fresh as the database's last notice, while Run runs and the
-// database answers; while it does not, it is the last one known. Everything else
-// asks the switch when it is called, whether Run runs or not.
+// database answers; while it does not, it is the last one known. Sync makes it as
+// fresh as the question. Everything else asks the switch when it is called, whether
+// Run runs or not.
 package ovs

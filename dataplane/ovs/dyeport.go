@@ -108,7 +108,7 @@ func (s *Switch) ensureDyePort(ctx context.Context, bridge string) (DyePort, err
 // ovs-vswitchd gave it a number, and returns the bridge as it is then.
 func (s *Switch) makeDyePort(ctx context.Context, bridge, name string) (dataplane.Bridge, error) {
 	var b dataplane.Bridge
-	db, err := dial(ctx, s.DB)
+	db, err := dial(ctx, s.opts.DB)
 	if err != nil {
 		return b, err
 	}
@@ -209,7 +209,7 @@ func (db *database) addDyePort(ctx context.Context, root rootRow, b bridgeRow, n
 func (s *Switch) noFlood(ctx context.Context, b dataplane.Bridge, name string) error {
 	const version = "OpenFlow10"
 	if !b.Speaks(version) {
-		s.Log.Info("the dye port cannot be no-flood", "bridge", b.Name, "protocols", b.Protocols, "want", version)
+		s.opts.Log.Info("the dye port cannot be no-flood", "bridge", b.Name, "protocols", b.Protocols, "want", version)
 		return nil
 	}
 	// ModPort leaves out what ovs.Protocols sets, so the version is added here.
@@ -272,7 +272,7 @@ func (s *Switch) RemoveDyePort(ctx context.Context, bridge string) error {
 }
 
 func (s *Switch) removeDyePort(ctx context.Context, bridge string) error {
-	db, err := dial(ctx, s.DB)
+	db, err := dial(ctx, s.opts.DB)
 	if err != nil {
 		return err
 	}

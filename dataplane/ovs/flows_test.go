@@ -218,7 +218,7 @@ func TestRenew(t *testing.T) {
 	if err := s.Apply(t.Context(), bridge, hook, nil); err != nil {
 		t.Fatal(err)
 	}
-	ofctl(t, "packet-out", bridge, "in_port=1,packet="+stainedPacket(t)+",actions=TABLE")
+	ofctl(t, "packet-out", bridge, "in_port=LOCAL,packet="+stainedPacket(t)+",actions=TABLE")
 	for start := time.Now(); time.Since(start) < 2*lease*time.Second; time.Sleep(lease * time.Second / 4) {
 		if err := s.Renew(t.Context(), bridge, hook); err != nil {
 			t.Fatal(err)
@@ -266,7 +266,7 @@ func TestStainedPacketMeetsTheHookOnce(t *testing.T) {
 	ofctl(t, "del-flows", bridge)
 	addFlows(t, bridge, "table=0,priority=100,tcp actions=drop\n")
 	install(t, s, bridge)
-	ofctl(t, "packet-out", bridge, "in_port=1,packet="+stainedPacket(t)+",actions=TABLE")
+	ofctl(t, "packet-out", bridge, "in_port=LOCAL,packet="+stainedPacket(t)+",actions=TABLE")
 	poll(t, "the packet", func() bool {
 		all, err := s.DumpFlows(t.Context(), bridge)
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dyetrace/dyetrace/dataplane"
 	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/flows"
 )
 
 // The tests share one ovsdb-server and one ovs-vswitchd with the netdev datapath, at
@@ -138,6 +139,9 @@ func addGuest(t testing.TB, bridge, mac, ip string) guest {
 	ipcmd("netns", "add", g.ns)
 	t.Cleanup(func() { ipcmd("netns", "del", g.ns) })
 	ipcmd("link", "add", g.tap, "type", "veth", "peer", "name", "eth0", "address", mac, "netns", g.ns)
+	// Nobody says a word unasked, neither the guest nor the kernel behind the tap.
+	ipcmd("netns", "exec", g.ns, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+	writeFile(t, "/proc/sys/net/ipv6/conf/"+g.tap+"/disable_ipv6", "1")
 	ipcmd("-n", g.ns, "link", "set", "lo", "up")
 	ipcmd("-n", g.ns, "addr", "add", ip+"/24", "dev", "eth0")
 	ipcmd("-n", g.ns, "link", "set", "eth0", "up")
@@ -271,6 +275,42 @@ func TestSnapshot(t *testing.T) {
 	if p, _ := b.Port(outer); p.OFPort != 65534 || p.Role.String() != "other" {
 		t.Errorf("local port: %+v", p)
 	}
+}
+
+func TestSync(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	bridge := addBridge(t)
+	for i := range 50 {
+		id := fmt.Sprint(i)
+		vsctl(t, "--no-wait", "set", "interface", bridge, "external_ids:iface-id="+id)
+		if err := s.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := s.Snapshot().Bridge(bridge)
+		if p, _ := b.Port(bridge); p.IfaceID != id {
+			t.Fatalf("after Sync: iface-id %q, want %q", p.IfaceID, id)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Sync(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Sync of a cancelled context = %v", err)
+	}
+}
+
+// TestManaged is not parallel: it changes what all bridges' ports are taken for.
+func TestManaged(t *testing.T) {
+	s := open(t)
+	bridge := addBridge(t)
+	sandbox.Command(t, "ip", "link", "add", "plain", "type", "veth", "peer", "name", "plain-far")
+	t.Cleanup(func() { sandbox.Command(t, "ip", "link", "del", "plain") })
+	vsctl(t, "add-port", bridge, "plain")
+	awaitPort(t, s, bridge, "plain", func(p dataplane.Port) bool { return p.Role == flows.Instance })
+	vsctl(t, "set", "open_vswitch", ".", "external_ids:ovn-remote=tcp:192.0.2.1:6642")
+	awaitPort(t, s, bridge, "plain", func(p dataplane.Port) bool { return p.Role == flows.Other })
+	vsctl(t, "remove", "open_vswitch", ".", "external_ids", "ovn-remote")
+	awaitPort(t, s, bridge, "plain", func(p dataplane.Port) bool { return p.Role == flows.Instance })
 }
 
 // TestRenumbered has a port come back with another number: Changed says so.

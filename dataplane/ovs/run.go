@@ -29,7 +29,7 @@ func (s *Switch) run(ctx context.Context, stdin io.Reader, name string, args ...
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = stdin
 	// ovs-ofctl and ovs-appctl look there for BRIDGE.mgmt and for pidfiles (ovs-ofctl(8)).
-	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+s.RunDir, "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+s.opts.RunDir, "LC_ALL=C")
 	cmd.WaitDelay = time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -55,7 +55,7 @@ func (s *Switch) ofctl(ctx context.Context, stdin io.Reader, args ...string) ([]
 // which it started (proc(5), stat, field 22), so that a number used again is not
 // taken for the same process. Empty where there is none.
 func (s *Switch) switchd() string {
-	text, err := os.ReadFile(filepath.Join(s.RunDir, "ovs-vswitchd.pid"))
+	text, err := os.ReadFile(filepath.Join(s.opts.RunDir, "ovs-vswitchd.pid"))
 	if err != nil {
 		return ""
 	}

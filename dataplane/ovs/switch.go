@@ -55,11 +55,12 @@ func (o Options) withDefaults() (Options, error) {
 
 // Switch is one host's Open vSwitch. Its methods may be called from any goroutine.
 type Switch struct {
-	Options
+	opts    Options
 	first   *database // connected by Open, for Run to go on with
 	last    atomic.Pointer[dataplane.Snapshot]
 	fresh   atomic.Bool // last is what the database has, give or take a notice
 	changed chan struct{}
+	syncs   chan chan error // calls of Sync, for Run to answer
 
 	dye struct {
 		sync.Mutex
@@ -74,7 +75,7 @@ func Open(ctx context.Context, o Options) (*Switch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ovs: %w", err)
 	}
-	s := &Switch{Options: o, changed: make(chan struct{}, 1)}
+	s := &Switch{opts: o, changed: make(chan struct{}, 1), syncs: make(chan chan error)}
 	s.dye.kept = make(map[string]dyeState)
 	if s.first, err = dial(ctx, o.DB); err != nil {
 		return nil, fmt.Errorf("ovs: %w", err)
@@ -92,6 +93,31 @@ func (s *Switch) Snapshot() dataplane.Snapshot { return *s.last.Load() }
 // Changed returns the channel that has a value once Snapshot returns something new.
 // Changes are coalesced: one value may stand for several. Nobody closes it.
 func (s *Switch) Changed() <-chan struct{} { return s.changed }
+
+// Sync returns once Snapshot has all that was committed to the database before the
+// call: ovsdb-server answers no request before it has sent the notices of what was
+// committed until then. It needs Run to run, and waits for the database if that is
+// away.
+func (s *Switch) Sync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dbTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	var err error
+	select {
+	case s.syncs <- done:
+		select {
+		case err = <-done:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("ovs: sync: %w", err)
+	}
+	return nil
+}
 
 // How often Run looks for another ovs-vswitchd, of which the database says nothing:
 // half the time in which a hook should be back. It reads two small files.
@@ -117,12 +143,12 @@ func (s *Switch) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			s.Log.Warn("lost the Open vSwitch database", "db", s.DB, "err", err)
+			s.opts.Log.Warn("lost the Open vSwitch database", "db", s.opts.DB, "err", err)
 		}
 		if db = s.redial(ctx); db == nil {
 			return nil
 		}
-		s.Log.Info("connected to the Open vSwitch database", "db", s.DB)
+		s.opts.Log.Info("connected to the Open vSwitch database", "db", s.opts.DB)
 	}
 }
 
@@ -130,12 +156,12 @@ func (s *Switch) Run(ctx context.Context) error {
 func (s *Switch) redial(ctx context.Context) *database {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		try, cancel := context.WithTimeout(ctx, dbTimeout)
-		db, err := dial(try, s.DB)
+		db, err := dial(try, s.opts.DB)
 		cancel()
 		if err == nil {
 			return db
 		}
-		s.Log.Debug("connecting to the Open vSwitch database", "err", err)
+		s.opts.Log.Debug("connecting to the Open vSwitch database", "err", err)
 		s.update(func(snap *dataplane.Snapshot) { snap.Switchd = s.switchd() })
 		select {
 		case <-ctx.Done():
@@ -166,6 +192,15 @@ func (s *Switch) follow(ctx context.Context, db *database) error {
 			if err := s.refresh(ctx, db); err != nil {
 				return err
 			}
+		case done := <-s.syncs:
+			err := db.echo(ctx)
+			if err == nil {
+				err = s.refresh(ctx, db)
+			}
+			done <- err
+			if err != nil {
+				return err
+			}
 		case <-look.C:
 			s.update(func(snap *dataplane.Snapshot) { snap.Switchd = s.switchd() })
 		case <-echo.C:
@@ -193,7 +228,7 @@ func (s *Switch) update(change func(*dataplane.Snapshot)) {
 	s.store(next)
 }
 
-// store replaces the snapshot. Only Open and Run do.
+// store replaces the snapshot. Only Open, Run and Sync do.
 func (s *Switch) store(next dataplane.Snapshot) {
 	if old := s.last.Load(); old != nil && reflect.DeepEqual(*old, next) {
 		return

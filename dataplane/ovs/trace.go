@@ -154,9 +154,9 @@ func (r TraceRequest) flow() (string, error) {
 func (s *Switch) target() (string, error) {
 	pid, _, found := strings.Cut(s.switchd(), "@")
 	if !found {
-		return "", fmt.Errorf("ovs-vswitchd is not running: %s/ovs-vswitchd.pid names no process", s.RunDir)
+		return "", fmt.Errorf("ovs-vswitchd is not running: %s/ovs-vswitchd.pid names no process", s.opts.RunDir)
 	}
-	return filepath.Join(s.RunDir, "ovs-vswitchd."+pid+".ctl"), nil
+	return filepath.Join(s.opts.RunDir, "ovs-vswitchd."+pid+".ctl"), nil
 }
 
 // command returns a line for a shell. It names the socket only where ovs-appctl
@@ -164,8 +164,8 @@ func (s *Switch) target() (string, error) {
 func (s *Switch) command(args []string) string {
 	var b strings.Builder
 	b.WriteString("ovs-appctl")
-	if s.RunDir != DefaultRunDir {
-		b.WriteString(" -t " + s.RunDir + "/ovs-vswitchd.$(cat " + s.RunDir + "/ovs-vswitchd.pid).ctl")
+	if s.opts.RunDir != DefaultRunDir {
+		b.WriteString(" -t " + s.opts.RunDir + "/ovs-vswitchd.$(cat " + s.opts.RunDir + "/ovs-vswitchd.pid).ctl")
 	}
 	for _, a := range args {
 		if strings.ContainsAny(a, "=|,") {

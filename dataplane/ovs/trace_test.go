@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -86,7 +87,7 @@ cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.65 actions=load:0
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.67 actions=set_field:0x3ea->tun_id,output:3
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.68 actions=load:0x3eb->NXM_NX_TUN_ID[],load:0xc0000202->NXM_NX_TUN_IPV4_DST[],output:4
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.69 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5
-cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.70 actions=load:0x3e9->NXM_NX_TUN_ID[],output:6
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.70 actions=set_field:0x3e9->tun_id,output:6
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.71 actions=load:0x3ea->NXM_NX_TUN_ID[],output:2,output:3
 cookie=0xbbbb000000000001,table=20,priority=0 actions=resubmit(,22)
 cookie=0xbbbb000000000001,table=22,priority=0 actions=drop
@@ -114,6 +115,8 @@ func traceHost(t *testing.T) *Switch {
 	sandbox.Command(t, "ip", "link", "add", "nic", "type", "veth", "peer", "name", "nic-far")
 	t.Cleanup(func() { sandbox.Command(t, "ip", "link", "del", "nic") })
 	for _, name := range []string{"nic", "nic-far", "tap-a", "tap-a-g", "tap-b", "tap-b-g"} {
+		// Nobody may send, and so teach the bridge something, while we look.
+		writeFile(t, "/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", "1")
 		sandbox.Command(t, "ip", "link", "set", name, "up")
 	}
 	vsctl(t, "add-port", "br-phy", "nic")
@@ -171,7 +174,7 @@ var traceCases = []traceCase{
 	{name: "next-hop-unknown", bridge: "br-int", in: 2, dst: "10.0.0.69",
 		want: "tunnelled gre-9 to 192.0.2.9 key 1001: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"},
 	{name: "no-route-to-the-tunnel", bridge: "br-int", in: 2, dst: "10.0.0.70",
-		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=20, priority=2,ip,nw_dst=10.0.0.70 actions=load:0x3e9->NXM_NX_TUN_ID[],output:\"gre-far\": native tunnel routing failed"},
+		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=20, priority=2,ip,nw_dst=10.0.0.70 actions=set_field:0x3e9->tun_id,output:\"gre-far\": native tunnel routing failed"},
 	{name: "no-tunnel", bridge: "br-int", in: 2, dst: "10.0.0.100",
 		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=22, priority=0 actions=drop"},
 	{name: "from-patch", bridge: "br-tun", in: 1, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
@@ -226,12 +229,15 @@ func format(tr Trace) string {
 	return s
 }
 
+// learned is how many MAC addresses a bridge knows, and has ever learned.
+var learned = regexp.MustCompile(`(?m)^  (Current|Total number of learned).*$`)
+
 // TestTrace asks real Open vSwitch, on a hooked host. With -update it writes what was
 // printed to testdata/trace, for TestReadTrace.
 func TestTrace(t *testing.T) {
 	s := traceHost(t)
 	state := func() string {
-		return ofctl(t, "dump-flows", "br-int", "table=82") + dumpForeign(t, "br-tun") + sandbox.Command(t, "ovs-appctl", "fdb/show", "br-int")
+		return ofctl(t, "dump-flows", "br-int", "table=82") + dumpForeign(t, "br-tun") + strings.Join(learned.FindAllString(sandbox.Command(t, "ovs-appctl", "fdb/stats-show", "br-int"), -1), "")
 	}
 	before := statistics.ReplaceAllString(state(), "")
 	counted := func() (n uint64) {
@@ -286,8 +292,12 @@ func TestTraceRefused(t *testing.T) {
 			t.Errorf("%s: Trace = %v, want %s", tt.name, err, tt.want)
 		}
 	}
-	s.RunDir = t.TempDir()
-	if _, err := s.Trace(t.Context(), "b0", good); err == nil || !strings.Contains(err.Error(), "ovs-vswitchd is not running") {
+	elsewhere, err := Open(t.Context(), Options{DB: DefaultDB, RunDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.first.close()
+	if _, err := elsewhere.Trace(t.Context(), "b0", good); err == nil || !strings.Contains(err.Error(), "ovs-vswitchd is not running") {
 		t.Errorf("without ovs-vswitchd: Trace = %v", err)
 	}
 }

@@ -59,7 +59,7 @@ var breakKinds = []BreakKind{
 		at: onIntegration(func(t target) string { return t.dst().Host }),
 		edit: func(t target, p overlay.Ports, flows []flow) []flow {
 			match := fmt.Sprintf("ct_state=+rpl+trk,ip,reg5=%#x,nw_dst=%s", p.Taps[t.dst().Name], t.src().IP)
-			return append(flows, flow{"0x0", 72, 90, match, "drop"})
+			return append(flows, flow{"0x0", 94, 30, match, "drop"})
 		},
 	},
 	{

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,9 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// raiseUntil starts a process that raises a lab, and returns when it has said stage lines, or
-// all it had to say.
-func raiseUntil(t *testing.T, name string, stage int) (*exec.Cmd, string) {
+// stages are moments of a bare Up: what it says, or what runs in its nodes.
+var stages = []struct {
+	name string
+	line string // of its log
+	runs string // a program, besides
+}{
+	{name: "nodes", line: "nodes in namespaces"},
+	{name: "links", line: "fabric:"},
+	{name: "hypervisors", line: "overlay:"},
+	{name: "switches", line: "overlay:", runs: "ovs-vswitchd"},
+}
+
+// raiseUntil starts a process that raises a lab, and returns when it has come to a stage.
+func raiseUntil(t *testing.T, name string, stage int) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -32,19 +44,21 @@ func raiseUntil(t *testing.T, name string, stage int) (*exec.Cmd, string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lines, said := bufio.NewScanner(out), ""
-	for range stage {
+	lines := bufio.NewScanner(out)
+	for !strings.Contains(lines.Text(), stages[stage].line) {
 		if !lines.Scan() {
-			break
+			t.Fatalf("it ended before it said %q", stages[stage].line)
 		}
-		said = lines.Text()
 	}
 	go io.Copy(io.Discard, out)
-	return cmd, said
+	waitFor(t, stages[stage].runs, func() bool {
+		return stages[stage].runs == "" || slices.ContainsFunc(processesOf(t, stateDir(t, name)), func(pid string) bool {
+			comm, _ := os.ReadFile("/proc/" + pid + "/comm")
+			return strings.TrimSpace(string(comm)) == stages[stage].runs
+		})
+	})
+	return cmd
 }
-
-// stages are the lines that a bare Up says; each is killed after.
-const stages = 4
 
 func stateDir(t *testing.T, name string) string {
 	t.Helper()
@@ -59,12 +73,11 @@ func stateDir(t *testing.T, name string) string {
 // what is left of the lab must be no obstacle to the next.
 func TestKilled(t *testing.T) {
 	for stage := range stages {
-		t.Run(fmt.Sprint(stage), func(t *testing.T) {
+		t.Run(stages[stage].name, func(t *testing.T) {
 			t.Parallel()
 			name := fmt.Sprintf("killed-%d", stage)
 			dir := stateDir(t, name)
-			cmd, said := raiseUntil(t, name, stage+1)
-			t.Logf("killed after %q", said)
+			cmd := raiseUntil(t, name, stage)
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -73,7 +86,7 @@ func TestKilled(t *testing.T) {
 			if _, err := Open(name); err == nil {
 				t.Error("Open of an interrupted lab succeeded")
 			}
-			if stage == stages-1 { // one is enough: raising is what takes time
+			if stage == len(stages)-1 { // one is enough: raising is what takes time
 				up(t, name)
 				return
 			}
@@ -88,12 +101,11 @@ func TestKilled(t *testing.T) {
 // TestInterrupted stops the raising process by the signals that people and services send: it
 // must take down what it raised before it ends.
 func TestInterrupted(t *testing.T) {
-	for stage, signal := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGINT} {
-		t.Run(fmt.Sprint(stage), func(t *testing.T) {
+	for stage, signal := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGINT, unix.SIGTERM} {
+		t.Run(stages[stage].name, func(t *testing.T) {
 			t.Parallel()
 			name := fmt.Sprintf("interrupted-%d", stage)
-			cmd, said := raiseUntil(t, name, stage+1)
-			t.Logf("%v after %q", signal, said)
+			cmd := raiseUntil(t, name, stage)
 			if err := cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}

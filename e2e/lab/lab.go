@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
@@ -141,7 +143,7 @@ func Open(name string) (*Lab, error) {
 	return l, nil
 }
 
-// List returns the names of the labs that have a state directory, standing or not.
+// List returns the names of the labs that there are, standing or not.
 func List() ([]string, error) {
 	dir, err := Dir(DefaultName)
 	if err != nil {
@@ -156,7 +158,7 @@ func List() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && nameRE.MatchString(e.Name()) {
+		if _, err := os.Stat(statePath(filepath.Join(filepath.Dir(dir), e.Name()))); err == nil {
 			names = append(names, e.Name())
 		}
 	}
@@ -207,13 +209,11 @@ func (l *Lab) clear(ctx context.Context) error {
 			found = append(found, p)
 		}
 	}
-	var wg sync.WaitGroup
-	errs := make([]error, len(found))
-	for i, p := range found {
-		wg.Go(func() { errs[i] = p.kill(ctx) })
+	var group errgroup.Group
+	for _, p := range found {
+		group.Go(func() error { return p.kill(ctx) })
 	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
@@ -415,11 +415,11 @@ func (l *Lab) startNodes(ctx context.Context) ([]raised, error) {
 	err := all(ctx, append(l.topology.Nodes(), hubName), func(ctx context.Context, name string) error {
 		binds, err := l.binds(name)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", name, err)
 		}
 		r, err := l.startInit(ctx, name, binds)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", name, err)
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()

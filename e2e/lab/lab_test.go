@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
 
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
@@ -122,6 +123,7 @@ func TestUp(t *testing.T) {
 	t.Run("isolation", func(t *testing.T) { testIsolation(t, l) })
 	t.Run("tcp", func(t *testing.T) { testTCP(t, l) })
 	t.Run("flows", func(t *testing.T) { testFlowsAccepted(t, l) })
+	t.Run("golden", func(t *testing.T) { testGolden(t, l) })
 	t.Run("learning", func(t *testing.T) { testLearning(t, l) })
 	t.Run("quiet", func(t *testing.T) { testQuiet(t, l) })
 	t.Run("exec", func(t *testing.T) { testExec(t, l) })
@@ -224,6 +226,33 @@ func testFlowsAccepted(t *testing.T, l *Lab) {
 		for _, br := range []string{overlay.Integration, overlay.Tunnel} {
 			if diff := flowDiff(t, l, h.Name, br); diff != "" {
 				t.Errorf("%s %s: what Open vSwitch holds (-) differs from what was made (+):\n%s", h.Name, br, diff)
+			}
+		}
+	}
+}
+
+// testGolden has Open vSwitch take and give back the golden flows of package overlay, too.
+func testGolden(t *testing.T, l *Lab) {
+	const bridge = "br-golden"
+	files, err := filepath.Glob("overlay/testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases in overlay/testdata: %v", err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range archive.Files {
+			if part.Name != overlay.Integration && part.Name != overlay.Tunnel {
+				continue
+			}
+			script := fmt.Sprintf("ovs-vsctl add-br %[1]s -- set Bridge %[1]s datapath_type=netdev fail_mode=secure; "+
+				"cat >/run/golden; ovs-ofctl --bundle add-flows %[1]s /run/golden; "+
+				"ovs-ofctl diff-flows %[1]s /run/golden; ovs-vsctl del-br %[1]s", bridge)
+			out, err := l.exec(t.Context(), strings.NewReader(string(part.Data)), "hv4", "sh", "-e", "-c", script)
+			if err != nil || len(out) > 0 {
+				t.Errorf("%s, %s: %v\n%s", file, part.Name, err, out)
 			}
 		}
 	}

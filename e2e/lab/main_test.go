@@ -32,7 +32,21 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	os.Setenv(ParentEnv, dir)
+	defer takeDown()
 	return m.Run()
+}
+
+// takeDown takes down what a failed test left up.
+func takeDown() {
+	names, err := List()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	for _, name := range names {
+		if err := Down(context.Background(), name); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
 }
 
 // raiseForTest is a process that raises a bare lab and can be killed at any moment.

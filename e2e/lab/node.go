@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -194,21 +194,16 @@ func lastWords(stderr string) string {
 	return ": " + stderr[max(0, len(stderr)-most):]
 }
 
-// all runs f for every name at the same time and returns their errors joined, each under its
-// name. The first error cancels the others' context.
+// all runs f for every name at the same time. It returns when all have ended: the first error,
+// which also cancels the others' context; or, if ctx ended, only that.
 func all(ctx context.Context, names []string, f func(ctx context.Context, name string) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	errs := make([]error, len(names))
-	var wg sync.WaitGroup
-	for i, name := range names {
-		wg.Go(func() {
-			if err := f(ctx, name); err != nil {
-				errs[i] = fmt.Errorf("%s: %w", name, err)
-				cancel()
-			}
-		})
+	group, inner := errgroup.WithContext(ctx)
+	for _, name := range names {
+		group.Go(func() error { return f(inner, name) })
 	}
-	wg.Wait()
-	return errors.Join(errs...)
+	err := group.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }

@@ -155,7 +155,7 @@ func identify(node string, pid int) (process, error) {
 	}
 	// The second field, a name in parentheses, may hold anything: count from its end.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	const state, start = 3 - 3, 22 - 3
+	const state, start = 0, 22 - 3 // proc(5) counts from 1, and the third field is now the first
 	if len(fields) <= start {
 		return process{}, fmt.Errorf("/proc/%d/stat: %d fields after the name", pid, len(fields))
 	}

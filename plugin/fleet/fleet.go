@@ -38,6 +38,8 @@ const (
 	// sendTimeout is how long an agent may leave what we send unread, once the windows of
 	// HTTP/2 are full.
 	sendTimeout = 10 * time.Second
+	// farewell is how long an agent may take to read why its session ends.
+	farewell = time.Second
 )
 
 // Book is where the fleet writes what agents tell of their hosts.

@@ -30,13 +30,12 @@ var (
 
 // session is one agent, connected.
 type session struct {
-	fleet       *Fleet
-	host        string
-	version     string
-	ovsVersion  string
-	incarnation string
-	queue       chan *dyetracev1.SessionResponse
-	end         context.CancelCauseFunc // the first cause stands
+	fleet      *Fleet
+	host       string
+	version    string
+	ovsVersion string
+	queue      chan *dyetracev1.SessionResponse
+	end        context.CancelCauseFunc // the first cause stands
 
 	lastSeen atomic.Int64 // Unix nanoseconds
 	counters atomic.Pointer[dyetracev1.AgentCounters]
@@ -44,8 +43,9 @@ type session struct {
 	mu       sync.Mutex
 	ended    error // why; nil while the session lives
 	runs     map[uint64]member
-	explains map[uint64]uint64 // Explain.id to the run that asked
-	past     [pastRuns]uint64  // runs that are over, a ring
+	explains map[uint64]uint64        // Explain.id to the run that asked
+	fresh    map[uint64]chan struct{} // by Refresh.id, closed by the answer
+	past     [pastRuns]uint64         // runs that are over, a ring
 	pastNext int
 }
 
@@ -94,7 +94,7 @@ func (f *Fleet) serve(ctx context.Context, st stream) error {
 	s := &session{
 		fleet: f, host: host, version: hello.GetVersion(), ovsVersion: hello.GetOvsVersion(),
 		queue: make(chan *dyetracev1.SessionResponse, queueLength),
-		end:   end, runs: map[uint64]member{}, explains: map[uint64]uint64{},
+		end:   end, runs: map[uint64]member{}, explains: map[uint64]uint64{}, fresh: map[uint64]chan struct{}{},
 	}
 	s.lastSeen.Store(time.Now().UnixNano())
 	s.queue <- &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Welcome{Welcome: f.welcome()}}
@@ -103,11 +103,15 @@ func (f *Fleet) serve(ctx context.Context, st stream) error {
 
 	var wg sync.WaitGroup
 	wg.Go(func() { s.write(ctx, st, dl) })
-	stop := context.AfterFunc(ctx, dl.expire)
+	stop := context.AfterFunc(ctx, dl.stopReading)
 	err = s.read(st, dl)
 	end(err)
+	// The writer may wait for an agent that does not read; and so may the last word below.
+	late := time.AfterFunc(farewell, dl.stopWriting)
 	wg.Wait()
+	late.Stop()
 	stop()
+	dl.write(farewell)
 
 	why := context.Cause(ctx)
 	if errors.Is(why, context.Canceled) { // the connection is gone
@@ -229,6 +233,8 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		s.answer(m.Injected.GetRun(), m.Injected)
 	case *dyetracev1.SessionRequest_Finished:
 		s.answer(m.Finished.GetRun(), m.Finished)
+	case *dyetracev1.SessionRequest_Refreshed:
+		s.refreshed(m.Refreshed.GetId())
 	case *dyetracev1.SessionRequest_Explanation:
 		s.answer(s.explained(m.Explanation.GetId()), m.Explanation)
 	default: // a second Hello, or what a later contract has
@@ -324,9 +330,12 @@ func (s *session) explained(id uint64) (run uint64) {
 // detach tells all runs that the session is over.
 func (s *session) detach(why error) {
 	s.mu.Lock()
-	runs := s.runs
-	s.runs, s.explains, s.ended = nil, nil, why
+	runs, fresh := s.runs, s.fresh
+	s.runs, s.explains, s.fresh, s.ended = nil, nil, nil, why
 	s.mu.Unlock()
+	for _, answered := range fresh {
+		close(answered)
+	}
 	for _, part := range runs {
 		part.run.gone(part.host, why)
 	}
@@ -397,13 +406,14 @@ func (d *deadlines) write(after time.Duration) {
 	d.set(func(rc *http.ResponseController) { _ = rc.SetWriteDeadline(t) })
 }
 
-// expire makes what waits now fail now.
-func (d *deadlines) expire() {
-	past := time.Unix(1, 0)
-	d.set(func(rc *http.ResponseController) {
-		_ = rc.SetReadDeadline(past)
-		_ = rc.SetWriteDeadline(past)
-	})
+// stopReading makes a Receive that waits fail now.
+func (d *deadlines) stopReading() {
+	d.set(func(rc *http.ResponseController) { _ = rc.SetReadDeadline(time.Unix(1, 0)) })
+}
+
+// stopWriting makes a Send that waits fail now. Nothing more can be said to the agent then.
+func (d *deadlines) stopWriting() {
+	d.set(func(rc *http.ResponseController) { _ = rc.SetWriteDeadline(time.Unix(1, 0)) })
 }
 
 // set drops errors: they say that the server has no deadlines, which ours has.

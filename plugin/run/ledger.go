@@ -115,9 +115,6 @@ func newLedger(key stain.Key, paths []plan.Path) *ledger {
 	return l
 }
 
-// pairs is how many there are.
-func (l *ledger) pairs() int { return len(l.paths) }
-
 // of returns the pair that a probe is spent on.
 func (l *ledger) of(probe uint32) int { return int(probe) % len(l.paths) }
 

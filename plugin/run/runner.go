@@ -46,7 +46,13 @@ type Store interface {
 // Fleet is how the agents are reached.
 type Fleet interface {
 	Begin(fleet.Spec) *fleet.Assignment
+	// Refresh returns when the book has the state of these hosts as it is now, or ctx is done.
+	Refresh(ctx context.Context, hosts []string)
 }
+
+// refreshTimeout is how long planning waits for agents to tell what is on their hosts. One that
+// takes longer is planned for as it was known last.
+const refreshTimeout = time.Second
 
 // Book is who is where.
 type Book interface {
@@ -80,6 +86,7 @@ type Runner struct {
 	cfg     Config
 	pace    *pace
 	metrics *metrics
+	begin   func(fleet.Spec) agents
 
 	ctx  context.Context // of the runs
 	stop context.CancelCauseFunc
@@ -113,6 +120,7 @@ func New(cfg Config) *Runner {
 	r := &Runner{
 		cfg: cfg, pace: newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)),
 		metrics: newMetrics(cfg.Metrics), active: map[string]*activeRun{},
+		begin: func(s fleet.Spec) agents { return cfg.Fleet.Begin(s) },
 	}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	return r
@@ -148,7 +156,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout tim
 	if timeout == 0 {
 		timeout = r.cfg.Timeout + r.pace.needs(pairs)
 	}
-	if err := r.begin(); err != nil {
+	if err := r.reserve(); err != nil {
 		return nil, err
 	}
 	planned := make([]*dyetracev1.PairResult, len(pairs))
@@ -174,7 +182,7 @@ func (r *Runner) Resume(ctx context.Context, id string) (*dyetracev1.Run, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.begin(); err != nil {
+	if err := r.reserve(); err != nil {
 		return nil, err
 	}
 	r.launching.RLock()
@@ -227,8 +235,8 @@ func refOf(i inventory.Instance) *dyetracev1.InstanceRef {
 	return &dyetracev1.InstanceRef{Name: i.Name, Network: i.Network}
 }
 
-// begin reserves a place among the active runs; launch takes it, giveUp gives it back.
-func (r *Runner) begin() error {
+// reserve takes a place among the active runs; launch takes it, giveUp gives it back.
+func (r *Runner) reserve() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -287,7 +295,7 @@ func (r *Runner) launch(run *dyetracev1.Run, before []*dyetracev1.PairResult, j 
 // execute is the life of a run.
 func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	log := r.cfg.Log.With("run", id)
-	snap := r.cfg.Book.Snapshot()
+	snap := r.freshSnapshot(ctx, j.pairs)
 	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
 	for i, p := range j.pairs {
 		path, err := plan.Of(snap, p)
@@ -303,8 +311,7 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 
 	log.Info("run begins", "pairs", len(j.pairs), "timeout", j.timeout)
 	began := time.Now()
-	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, key, j.timeout, began,
-		func(s fleet.Spec) agents { return r.cfg.Fleet.Begin(s) })
+	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, key, j.timeout, began, r.begin)
 	x.out.seq = append(x.out.seq, j.lost.seq...)
 	x.out.results = append(x.out.results, j.lost.results...)
 
@@ -325,6 +332,25 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
 	}
 	r.finish(id, a.feed, state, err, log, began)
+}
+
+// freshSnapshot returns the book after the hosts of pairs were asked for their state: a port that
+// came or went a moment ago must not be judged by what was there before.
+func (r *Runner) freshSnapshot(ctx context.Context, pairs []plan.Pair) *inventory.Snapshot {
+	seen := map[string]bool{}
+	var hosts []string
+	for i := range pairs {
+		for _, name := range []string{pairs[i].Src.Host, pairs[i].Dst.Host} {
+			if !seen[name] {
+				seen[name] = true
+				hosts = append(hosts, name)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	r.cfg.Fleet.Refresh(ctx, hosts)
+	return r.cfg.Book.Snapshot()
 }
 
 // write puts verdicts into the store, and then into the feed. If the store fails it closes gaveUp

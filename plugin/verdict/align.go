@@ -34,7 +34,15 @@ func align(path *plan.Path, t *trail) []Aligned {
 	if first < 0 {
 		return out
 	}
+	// Not always the first point's: what a switch does in one pass through several bridges it may
+	// hand over in another order, some microseconds apart (its userspace datapath sends in
+	// batches, by port).
 	zero := out[first].Sample.AtNs
+	for i := range out {
+		if a := &out[i]; a.Seen && a.Host == out[first].Host {
+			zero = min(zero, a.Sample.AtNs)
+		}
+	}
 	for i := range out {
 		if a := &out[i]; a.Seen && a.Host == out[first].Host {
 			a.AtNs = a.Sample.AtNs - zero

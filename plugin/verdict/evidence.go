@@ -121,6 +121,7 @@ func because(reason string) string {
 // trail is one attempt, read.
 type trail struct {
 	*Attempt
+	points []plan.Expected
 	// at[i] is one more than the index in Seen of point i's first sample; 0 is not seen.
 	at []int
 	// last is the last point seen, -1 if none; next the first after it whose absence is
@@ -140,7 +141,7 @@ func (t *trail) sample(point int) (Sample, bool) {
 }
 
 func (e *Evidence) trail(a *Attempt) trail {
-	t := trail{Attempt: a, at: make([]int, len(e.Path.Points)), last: -1, next: -1, doubled: -1}
+	t := trail{Attempt: a, points: e.Path.Points, at: make([]int, len(e.Path.Points)), last: -1, next: -1, doubled: -1}
 	for i, s := range a.Seen {
 		if s.Point < 0 || s.Point >= len(t.at) {
 			continue // not of this path: the caller's mistake must not become a verdict

@@ -76,11 +76,14 @@ type NeedExplain struct {
 	Reply          bool
 }
 
-// question asks about the packet at the last point seen, as it was seen there.
+// question asks about the packet on the host that saw it last, as it was seen when it came to
+// that host. There, and not on the last bridge, because between bridges of a host a packet
+// bears what no sample tells, such as the VLAN tag that Neutron's bridges have for a network.
 func (e *Evidence) question(t *trail) *NeedExplain {
 	p := e.Path
-	at := &p.Points[t.last]
-	s, _ := t.sample(t.last)
+	from := t.arrival()
+	at := &p.Points[from]
+	s, _ := t.sample(from)
 	q := &NeedExplain{
 		Point: t.last, Host: at.Host, Bridge: at.Bridge, InPort: s.InPort,
 		SrcMAC: at.SrcMAC, DstMAC: at.DstMAC, Src: p.Src, Dst: p.Dst, TTL: s.TTL,
@@ -100,6 +103,21 @@ func (e *Evidence) question(t *trail) *NeedExplain {
 		q.TunSrc, q.TunID, q.TunDst = s.TunSrc, s.TunID, local(receiver, at.Bridge, s.InPort)
 	}
 	return q
+}
+
+// arrival returns the first point that saw the packet on the host that saw it last, in that
+// direction.
+func (t *trail) arrival() int {
+	first, last := t.last, &t.points[t.last]
+	for i := t.last - 1; i >= 0; i-- {
+		if p := &t.points[i]; p.Host != last.Host || p.Direction != last.Direction {
+			break
+		}
+		if t.at[i] != 0 {
+			first = i
+		}
+	}
+	return first
 }
 
 // ends returns who sends and who receives in a direction.
@@ -137,8 +155,9 @@ func (x *Explanation) to(port string) bool {
 // Tables of the Neutron agent's Open vSwitch firewall where a packet that no rule allows ends
 // (neutron/plugins/ml2/drivers/openvswitch/agent/common/constants.py): RULES_EGRESS_TABLE,
 // RULES_INGRESS_TABLE, and DROPPED_TRAFFIC_TABLE, where newer agents send it to be logged.
-// Tables 71 and 81 are not among them: they drop spoofed addresses, which no rule of the
-// tenant's allows or denies.
+// Tables 71 and 81 are not among them: they stop spoofed addresses, which no rule of the
+// tenant's allows or denies. (Where they hand those to table 93 too, the last flow does not
+// tell; the trace does.)
 const (
 	rulesEgress  = 72
 	rulesIngress = 82
@@ -146,10 +165,11 @@ const (
 )
 
 // Policy says whether a flow that dropped a packet is a security rule, on the bridge where
-// instances are attached. Table numbers are no proof by themselves, since another controller
-// may use the same ones; so the flow must also look like the firewall's: matching the port
-// and network registers or the connection's state as its rules do, or being the table's last
-// resort.
+// instances are attached. A security group only ever allows: what it does not allow falls
+// through to flows that match no more than the port, its network and the connection's state,
+// or nothing at all. A drop that names addresses or ports of the packet is somebody else's,
+// though it sits in the same table; and where another controller uses these table numbers, its
+// flows do not look like that either.
 func Policy(f *Flow, instances string) bool {
 	if f == nil || f.Bridge != instances {
 		return false
@@ -157,13 +177,13 @@ func Policy(f *Flow, instances string) bool {
 	if f.Table != rulesEgress && f.Table != rulesIngress && f.Table != dropped {
 		return false
 	}
-	if f.Priority == 0 && f.Match == "" {
-		return true
-	}
-	for _, field := range []string{"reg5=", "reg6=", "reg_port=", "reg_net=", "ct_state=", "ct_mark="} {
-		if strings.Contains(f.Match, field) {
-			return true
+	for field := range strings.SplitSeq(f.Match, ",") {
+		switch name, _, _ := strings.Cut(strings.TrimSpace(field), "="); name {
+		case "", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "icmp", "icmp6", "in_port",
+			"reg5", "reg6", "reg_port", "reg_net", "ct_state", "ct_zone", "ct_mark":
+		default:
+			return false
 		}
 	}
-	return false
+	return f.Match != "" || f.Priority == 0
 }

@@ -153,7 +153,7 @@ func TestJudge(t *testing.T) {
 
 		// Lost in the tunnel.
 		{name: "tunnel", pair: crossing, probes: []string{"01"},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-tun"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
 		{name: "tunnel to the wrong host", pair: crossing, probes: []string{"01 @hv4:fwd"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.4", TunnelID: 1001},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel; seen at hv4/br-int from-tunnel, which does not have blue-3"},
 		{name: "tunnel to nowhere", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.9.9.9", TunnelID: 1001},
@@ -165,9 +165,9 @@ func TestJudge(t *testing.T) {
 		{name: "receiver has no tunnel back", pair: crossing, net: []func(hosts){remote("hv3", "gre-hv1", "10.1.9.9")}, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | hv3 has no gre tunnel port from hv1 (10.1.1.1)"},
 		{name: "sent astray, seen", pair: crossing, probes: []string{"01 @hv4:fwd"},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); seen at hv4/br-int from-tunnel, which does not have blue-3 | ask hv1/br-tun"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); seen at hv4/br-int from-tunnel, which does not have blue-3 | ask hv1/br-int"},
 		{name: "answer lost in the tunnel", pair: crossing, probes: []string{"012345"},
-			want: "faulty | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | no sample after hv3/br-tun to-tunnel: lost in the tunnel hv3 → hv1 (10.1.2.3 → 10.1.1.1) | ask hv3/br-tun"},
+			want: "faulty | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | no sample after hv3/br-tun to-tunnel: lost in the tunnel hv3 → hv1 (10.1.2.3 → 10.1.1.1) | ask hv3/br-int"},
 
 		// Lost on the destination's host.
 		{name: "dropped coming in", pair: crossing, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 0, "")},
@@ -183,11 +183,11 @@ func TestJudge(t *testing.T) {
 		{name: "guest without link, not explained", pair: crossing, net: []func(hosts){linkDown("hv3", "tap-b3")}, probes: []string{"0123"}, explain: &Explanation{Point: 3, Error: "ovs-appctl: timeout"},
 			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | link of tap-b3 on hv3 is down: blue-3 is off, or its interface is"},
 		{name: "guest or network", pair: crossing, probes: []string{"0123"},
-			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-int!"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-tun!"},
 		{name: "guest or network, explanation failed", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Error: "ovs-appctl: timeout"},
 			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: could not be explained: ovs-appctl: timeout"},
 		{name: "explanation of another point is none", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b3"},
-			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-int!"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-tun!"},
 		{name: "denied coming in", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
 			want: "policy | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
 		{name: "dropped before the guest", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: drop},
@@ -197,7 +197,7 @@ func TestJudge(t *testing.T) {
 		{name: "sent away again", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4", TunnelID: 1001},
 			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3 sends it into tunnel gre-hv4 (to 10.1.2.4), but blue-3 is here, at tap-b3"},
 		{name: "tap off", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, probes: []string{"0123"},
-			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | tap-b3 is not on br-int of hv3 | ask hv3/br-int"},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | tap-b3 is not on br-int of hv3 | ask hv3/br-tun"},
 		{name: "seen delivered, no answer", pair: shown, probes: []string{"0123"},
 			want: "silent | hv4/br-int to-instance → hv4/br-int from-instance | hv4 | delivered to tap-b4 of hv4, but blue-4 does not answer (seen leaving by its port)"},
 		{name: "not delivered", pair: shown, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: drop},
@@ -215,11 +215,11 @@ func TestJudge(t *testing.T) {
 		{name: "hook reinstalled", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled), windowed("hv3", "br-int", lossy), windowed("hv1", "br-tun", notAfter), windowed("hv1", "br-int", unaudited)},
 			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3/br-tun: hook installed anew meanwhile; hv3/br-int: agent lost 3 samples meanwhile; hv1/br-tun: hook not live after the probe; and 1 more"},
 		{name: "one point blind, the next proves", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled)},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) or beside it, none at hv3/br-int from-tunnel either (hv3/br-tun: hook installed anew meanwhile) | ask hv1/br-tun"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) or beside it, none at hv3/br-int from-tunnel either (hv3/br-tun: hook installed anew meanwhile) | ask hv1/br-int"},
 		{name: "one point blind, the tunnel is right", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled)}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, but hv3/br-int from-tunnel did not see it: lost on the way (hv3/br-tun: hook installed anew meanwhile)"},
 		{name: "destination blind, source deaf", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")},
-			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; hv3: its agent was cut off at 10:42 | ask hv1/br-tun!"},
+			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; hv3: its agent was cut off at 10:42 | ask hv1/br-int!"},
 		{name: "destination blind, source drops", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_dst=fa:16:3e:00:01:13")},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1: dropped by br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
 		{name: "destination blind, source sends it astray", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4"},
@@ -239,7 +239,7 @@ func TestJudge(t *testing.T) {
 		{name: "the furthest is judged", pair: crossing, probes: []string{"0", "0123", "01"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
 			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer; 2 of 3 probes lost earlier, after hv1/br-int from-instance"},
 		{name: "a blocked pair's earlier probe counts", pair: crossing, probes: []string{"no:full", "absent", "01"},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-tun"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
 		{name: "absent before full", pair: crossing, probes: []string{"no:full", "absent"},
 			want: "faulty | before hv1/br-int from-instance | hv1 | tap-b1 is not on br-int of hv1"},
 	}
@@ -279,7 +279,7 @@ func TestWrongKeySeen(t *testing.T) {
 	a.Seen[2].TunID = 9999
 	r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{a},
 		Explanation: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 0, ""), Command: "ovs-appctl ofproto/trace br-tun in_port=10"}})
-	const want = "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv3 | hv3: dropped by br-tun table 4, priority 0, any packet (cookie 0xc0ffee); " +
+	const want = "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv1 | hv3: dropped by br-tun table 4, priority 0, any packet (cookie 0xc0ffee); " +
 		"it came with tunnel key 9999, but the key of network green is 1002: look at hv1"
 	if got := show(&r); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -301,7 +301,7 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// TestNeed: what is asked is the packet as it was last seen, so that the answer is about it.
+// TestNeed: what is asked is the packet as it came to the host that saw it last.
 func TestNeed(t *testing.T) {
 	t.Parallel()
 	ip := func(s string) []byte { return as16(netip.MustParseAddr(s)) }
@@ -312,6 +312,9 @@ func TestNeed(t *testing.T) {
 		{"at the source", "blue-1 green-3", "0", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 20,
 			SrcMac: 0xfa163e000111, DstMac: 0xfa163e000101, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 64}},
 		{"out of the tunnel, routed", "blue-1 green-3", "012", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
+			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
+			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203}},
+		{"past the patch port", "blue-1 green-3", "0123", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
 			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
 			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203}},
 		{"the answer", "blue-1 blue-3", "01234", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 24,
@@ -348,7 +351,10 @@ func TestPolicy(t *testing.T) {
 		{flow("br-int", 82, 0, ""), true},
 		{flow("br-int", 93, 0, ""), true},
 		{flow("br-int", 72, 50, "ip,nw_dst=10.0.1.13"), false}, // somebody's own drop in that table
-		{flow("br-int", 71, 10, "reg5=0x3"), false},            // spoofed address
+		{flow("br-int", 72, 90, "ct_state=+rpl+trk,ip,reg5=0x3,nw_dst=10.0.1.13"), false},
+		{flow("br-int", 82, 90, "tcp,reg5=0x3,tp_dst=11"), false},
+		{flow("br-int", 72, 50, ""), false},         // everything, and not as a last resort
+		{flow("br-int", 71, 10, "reg5=0x3"), false}, // spoofed address
 		{flow("br-int", 60, 90, "reg5=0x3"), false},
 		{flow("br-tun", 72, 0, ""), false},
 		{nil, false},

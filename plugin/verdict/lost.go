@@ -48,9 +48,19 @@ func (j *judgement) lost() Result {
 	if l.x != nil && l.x.Outcome == Dropped {
 		r.Flow = l.x.Flow
 	}
+	if _, wrong := j.wrongKey(&l); wrong && r.Verdict == Faulty {
+		r.Host = l.sender.Host // which set the key
+	}
 	r.Need = j.need(&l, f.verdict)
 	r.Cause = strings.Join(append([]string{f.cause}, j.lossNotes(&l)...), "; ")
 	return r
+}
+
+// wrongKey is the tunnel key under which the packet came to the point that saw it last, if the
+// network that it travels in has another.
+func (j *judgement) wrongKey(l *loss) (key uint32, wrong bool) {
+	s, _ := j.t.sample(l.from)
+	return s.TunID, s.TunID != 0 && l.last.TunID != 0 && s.TunID != l.last.TunID
 }
 
 func (j *judgement) loss() loss {
@@ -64,10 +74,24 @@ func (j *judgement) loss() loss {
 	if l.last.Direction == plan.Reply {
 		l.name = p.Pair.Src.Name
 	}
-	if x := j.Explanation; x != nil && x.Point == l.from && x.Error == "" {
+	if x := j.Explanation; x != nil && x.Point == l.from && x.Error == "" && !j.refuted(x, l.from) {
 		l.x = x
 	}
 	return l
+}
+
+// refuted says that the packet was seen beyond the bridge that is said to drop it: the flows have
+// changed since, or know what the explanation does not.
+func (j *judgement) refuted(x *Explanation, from int) bool {
+	if x.Outcome != Dropped || x.Flow == nil || j.Path.Points[from].Bridge == x.Flow.Bridge {
+		return false
+	}
+	for i := j.t.arrival(); i < from; i++ {
+		if j.Path.Points[i].Bridge == x.Flow.Bridge {
+			return true
+		}
+	}
+	return false
 }
 
 // need asks for an explanation if there is none yet and somebody could give one.
@@ -113,20 +137,25 @@ func (j *judgement) find(l *loss) finding {
 		return j.dropped(l)
 	case !l.guest:
 		return j.between(l)
+	case l.answers && l.receiver.LinkDown && l.last.Host == l.receiver.Host:
+		return j.silent(l, "") // before what the flows say: nothing leaves by a port that is down
 	case l.x != nil && l.x.Outcome == Delivered:
 		return j.delivered(l)
 	case l.x != nil && l.x.Outcome == Tunnelled:
 		return j.tunnelled(l)
-	case l.answers && l.receiver.LinkDown && l.last.Host == l.receiver.Host:
-		return j.silent(l, "")
 	}
 	return j.undecided(l)
 }
 
 func (j *judgement) undecided(l *loss) finding {
 	why := "what its flows do with it was not explained"
-	if x := j.Explanation; x != nil && x.Point == l.from && x.Error != "" {
-		why = "could not be explained: " + x.Error
+	if x := j.Explanation; x != nil && x.Point == l.from {
+		switch {
+		case x.Error != "":
+			why = "could not be explained: " + x.Error
+		case l.x == nil:
+			why = fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
+		}
 	}
 	if _, gone := j.Gone[l.last.Host]; gone {
 		why = "its agent cannot be asked what the flows do with it"

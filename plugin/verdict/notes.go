@@ -86,9 +86,9 @@ func (j *judgement) lossNotes(l *loss) []string {
 		notes = append(notes, text)
 		break // the first is clue enough; a flood would fill the line
 	}
-	if s, _ := j.t.sample(l.from); s.TunID != 0 && l.last.TunID != 0 && s.TunID != l.last.TunID {
+	if key, wrong := j.wrongKey(l); wrong {
 		notes = append(notes, fmt.Sprintf("it came with tunnel key %d, but the key of network %s is %d: look at %s",
-			s.TunID, j.network(l), l.last.TunID, l.sender.Host))
+			key, j.network(l), l.last.TunID, l.sender.Host))
 	}
 	for _, gap := range []string{j.Path.From.Gap, j.Path.To.Gap} {
 		if gap != "" && j.Path.From.Host != j.Path.To.Host {

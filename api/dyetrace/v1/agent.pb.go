@@ -90,6 +90,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Samples
 	//	*SessionRequest_Finished
 	//	*SessionRequest_Explanation
+	//	*SessionRequest_Refreshed
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -204,6 +205,15 @@ func (x *SessionRequest) GetExplanation() *Explanation {
 	return nil
 }
 
+func (x *SessionRequest) GetRefreshed() *Refreshed {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Refreshed); ok {
+			return x.Refreshed
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -240,6 +250,10 @@ type SessionRequest_Explanation struct {
 	Explanation *Explanation `protobuf:"bytes,8,opt,name=explanation,proto3,oneof"`
 }
 
+type SessionRequest_Refreshed struct {
+	Refreshed *Refreshed `protobuf:"bytes,9,opt,name=refreshed,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -256,6 +270,8 @@ func (*SessionRequest_Finished) isSessionRequest_Message() {}
 
 func (*SessionRequest_Explanation) isSessionRequest_Message() {}
 
+func (*SessionRequest_Refreshed) isSessionRequest_Message() {}
+
 // SessionResponse is what the controller says.
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -267,6 +283,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Inject
 	//	*SessionResponse_Finish
 	//	*SessionResponse_Explain
+	//	*SessionResponse_Refresh
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -363,6 +380,15 @@ func (x *SessionResponse) GetExplain() *Explain {
 	return nil
 }
 
+func (x *SessionResponse) GetRefresh() *Refresh {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Refresh); ok {
+			return x.Refresh
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -391,6 +417,10 @@ type SessionResponse_Explain struct {
 	Explain *Explain `protobuf:"bytes,6,opt,name=explain,proto3,oneof"`
 }
 
+type SessionResponse_Refresh struct {
+	Refresh *Refresh `protobuf:"bytes,7,opt,name=refresh,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -402,6 +432,8 @@ func (*SessionResponse_Inject) isSessionResponse_Message() {}
 func (*SessionResponse_Finish) isSessionResponse_Message() {}
 
 func (*SessionResponse_Explain) isSessionResponse_Message() {}
+
+func (*SessionResponse_Refresh) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -660,6 +692,98 @@ func (x *HostState) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+// Refresh asks for the host's state as it is now: a run is about to be planned
+// on it, and notices of the last change may still be on their way.
+type Refresh struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chosen by the controller, echoed in the answer.
+	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refresh) Reset() {
+	*x = Refresh{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refresh) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refresh) ProtoMessage() {}
+
+func (x *Refresh) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refresh.ProtoReflect.Descriptor instead.
+func (*Refresh) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Refresh) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// Refreshed answers Refresh, after a HostState that was read since.
+type Refreshed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refreshed) Reset() {
+	*x = Refreshed{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refreshed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refreshed) ProtoMessage() {}
+
+func (x *Refreshed) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refreshed.ProtoReflect.Descriptor instead.
+func (*Refreshed) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Refreshed) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 // Heartbeat says that the agent lives, with its counters since its start.
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -671,7 +795,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +807,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +820,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -730,7 +854,7 @@ type Prepare struct {
 
 func (x *Prepare) Reset() {
 	*x = Prepare{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +866,7 @@ func (x *Prepare) String() string {
 func (*Prepare) ProtoMessage() {}
 
 func (x *Prepare) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +879,7 @@ func (x *Prepare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepare.ProtoReflect.Descriptor instead.
 func (*Prepare) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Prepare) GetRun() uint64 {
@@ -797,7 +921,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +933,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +946,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ready) GetRun() uint64 {
@@ -859,7 +983,7 @@ type HookWindow struct {
 
 func (x *HookWindow) Reset() {
 	*x = HookWindow{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +995,7 @@ func (x *HookWindow) String() string {
 func (*HookWindow) ProtoMessage() {}
 
 func (x *HookWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1008,7 @@ func (x *HookWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HookWindow.ProtoReflect.Descriptor instead.
 func (*HookWindow) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HookWindow) GetBridge() string {
@@ -951,7 +1075,7 @@ type Inject struct {
 
 func (x *Inject) Reset() {
 	*x = Inject{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1087,7 @@ func (x *Inject) String() string {
 func (*Inject) ProtoMessage() {}
 
 func (x *Inject) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1100,7 @@ func (x *Inject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inject.ProtoReflect.Descriptor instead.
 func (*Inject) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Inject) GetRun() uint64 {
@@ -1067,7 +1191,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1203,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1216,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1123,7 +1247,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1259,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1272,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1192,7 +1316,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1328,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1341,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -1271,7 +1395,7 @@ type Samples struct {
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1407,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1420,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -1393,7 +1517,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1529,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1542,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -1439,7 +1563,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1575,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1588,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1508,7 +1632,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1644,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1657,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -1649,7 +1773,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1785,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1798,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -1737,7 +1861,7 @@ var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xb5\x03\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xed\x03\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -1746,15 +1870,17 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\binjected\x18\x05 \x01(\v2\x15.dyetrace.v1.InjectedH\x00R\binjected\x120\n" +
 	"\asamples\x18\x06 \x01(\v2\x14.dyetrace.v1.SamplesH\x00R\asamples\x123\n" +
 	"\bfinished\x18\a \x01(\v2\x15.dyetrace.v1.FinishedH\x00R\bfinished\x12<\n" +
-	"\vexplanation\x18\b \x01(\v2\x18.dyetrace.v1.ExplanationH\x00R\vexplanationB\t\n" +
-	"\amessage\"\xbf\x02\n" +
+	"\vexplanation\x18\b \x01(\v2\x18.dyetrace.v1.ExplanationH\x00R\vexplanation\x126\n" +
+	"\trefreshed\x18\t \x01(\v2\x16.dyetrace.v1.RefreshedH\x00R\trefreshedB\t\n" +
+	"\amessage\"\xf1\x02\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
 	"\aprepare\x18\x03 \x01(\v2\x14.dyetrace.v1.PrepareH\x00R\aprepare\x12-\n" +
 	"\x06inject\x18\x04 \x01(\v2\x13.dyetrace.v1.InjectH\x00R\x06inject\x12-\n" +
 	"\x06finish\x18\x05 \x01(\v2\x13.dyetrace.v1.FinishH\x00R\x06finish\x120\n" +
-	"\aexplain\x18\x06 \x01(\v2\x14.dyetrace.v1.ExplainH\x00R\aexplainB\t\n" +
+	"\aexplain\x18\x06 \x01(\v2\x14.dyetrace.v1.ExplainH\x00R\aexplain\x120\n" +
+	"\arefresh\x18\a \x01(\v2\x14.dyetrace.v1.RefreshH\x00R\arefreshB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -1772,7 +1898,11 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\tpermanent\x18\x02 \x01(\bR\tpermanent\"o\n" +
 	"\tHostState\x12-\n" +
 	"\abridges\x18\x01 \x03(\v2\x13.dyetrace.v1.BridgeR\abridges\x123\n" +
-	"\tendpoints\x18\x02 \x03(\v2\x15.dyetrace.v1.EndpointR\tendpoints\"_\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x15.dyetrace.v1.EndpointR\tendpoints\"\x19\n" +
+	"\aRefresh\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1b\n" +
+	"\tRefreshed\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"_\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x126\n" +
 	"\bcounters\x18\x02 \x01(\v2\x1a.dyetrace.v1.AgentCountersR\bcounters\"b\n" +
@@ -1882,7 +2012,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -1891,59 +2021,63 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Welcome)(nil),         // 4: dyetrace.v1.Welcome
 	(*Reject)(nil),          // 5: dyetrace.v1.Reject
 	(*HostState)(nil),       // 6: dyetrace.v1.HostState
-	(*Heartbeat)(nil),       // 7: dyetrace.v1.Heartbeat
-	(*Prepare)(nil),         // 8: dyetrace.v1.Prepare
-	(*Ready)(nil),           // 9: dyetrace.v1.Ready
-	(*HookWindow)(nil),      // 10: dyetrace.v1.HookWindow
-	(*Inject)(nil),          // 11: dyetrace.v1.Inject
-	(*PortRef)(nil),         // 12: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 13: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 14: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 15: dyetrace.v1.Samples
-	(*Finish)(nil),          // 16: dyetrace.v1.Finish
-	(*Finished)(nil),        // 17: dyetrace.v1.Finished
-	(*Explain)(nil),         // 18: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 19: dyetrace.v1.Explanation
-	(*Stain)(nil),           // 20: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 21: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 22: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),   // 23: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 24: dyetrace.v1.PointKind
-	(*FlowRef)(nil),         // 25: dyetrace.v1.FlowRef
+	(*Refresh)(nil),         // 7: dyetrace.v1.Refresh
+	(*Refreshed)(nil),       // 8: dyetrace.v1.Refreshed
+	(*Heartbeat)(nil),       // 9: dyetrace.v1.Heartbeat
+	(*Prepare)(nil),         // 10: dyetrace.v1.Prepare
+	(*Ready)(nil),           // 11: dyetrace.v1.Ready
+	(*HookWindow)(nil),      // 12: dyetrace.v1.HookWindow
+	(*Inject)(nil),          // 13: dyetrace.v1.Inject
+	(*PortRef)(nil),         // 14: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 15: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 16: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 17: dyetrace.v1.Samples
+	(*Finish)(nil),          // 18: dyetrace.v1.Finish
+	(*Finished)(nil),        // 19: dyetrace.v1.Finished
+	(*Explain)(nil),         // 20: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 21: dyetrace.v1.Explanation
+	(*Stain)(nil),           // 22: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 23: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 24: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),   // 25: dyetrace.v1.AgentCounters
+	(PointKind)(0),          // 26: dyetrace.v1.PointKind
+	(*FlowRef)(nil),         // 27: dyetrace.v1.FlowRef
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
-	7,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
-	9,  // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	13, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	15, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	17, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	19, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
-	4,  // 8: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 9: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	8,  // 10: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	11, // 11: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	16, // 12: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	18, // 13: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	20, // 14: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	21, // 15: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	22, // 16: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	23, // 17: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	10, // 18: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	12, // 19: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	14, // 20: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	24, // 21: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	10, // 22: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	0,  // 23: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	25, // 24: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	1,  // 25: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 26: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	26, // [26:27] is the sub-list for method output_type
-	25, // [25:26] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
+	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
+	15, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	17, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	19, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	21, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
+	4,  // 9: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 10: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 11: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	13, // 12: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	18, // 13: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	20, // 14: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 15: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	22, // 16: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	23, // 17: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	24, // 18: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	25, // 19: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	12, // 20: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	14, // 21: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	16, // 22: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	26, // 23: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	12, // 24: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	0,  // 25: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	27, // 26: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	1,  // 27: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 28: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -1961,6 +2095,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_Samples)(nil),
 		(*SessionRequest_Finished)(nil),
 		(*SessionRequest_Explanation)(nil),
+		(*SessionRequest_Refreshed)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -1969,6 +2104,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_Inject)(nil),
 		(*SessionResponse_Finish)(nil),
 		(*SessionResponse_Explain)(nil),
+		(*SessionResponse_Refresh)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1976,7 +2112,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -907,7 +907,8 @@ type Sample struct {
 	Seen  bool                   `protobuf:"varint,2,opt,name=seen,proto3" json:"seen,omitempty"`
 	// Nanoseconds since the first sample of the probe. Other hosts' clocks are
 	// aligned so that both directions take equally long between hosts;
-	// differences on one host are as measured. 0 where not seen.
+	// differences on one host are as measured: bridges that a packet passes in
+	// one go may be some microseconds out of order. 0 where not seen.
 	AtNs      int64     `protobuf:"varint,3,opt,name=at_ns,json=atNs,proto3" json:"at_ns,omitempty"`
 	Direction Direction `protobuf:"varint,4,opt,name=direction,proto3,enum=dyetrace.v1.Direction" json:"direction,omitempty"`
 	Ttl       uint32    `protobuf:"varint,5,opt,name=ttl,proto3" json:"ttl,omitempty"`

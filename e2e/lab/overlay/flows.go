@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -33,8 +34,14 @@ type host struct {
 	name  string
 	ports Ports
 	vlans map[string]uint16
-	flows []string
 	head  string
+	flows []line
+}
+
+// line is a flow as text, with what it is sorted by.
+type line struct {
+	table, priority int
+	text            string
 }
 
 // IntegrationFlows returns the flows of a host's br-int, one a line, as ovs-ofctl(8)
@@ -75,12 +82,23 @@ func (s *Spec) from(name, bridge string, ports Ports) *host {
 	}
 }
 
-func (h *host) text() string { return strings.Join(h.flows, "\n") + "\n" }
+// text returns the flows as ovs-ofctl dumps them: by table, the highest priority first.
+func (h *host) text() string {
+	slices.SortStableFunc(h.flows, func(a, b line) int {
+		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(b.priority, a.priority))
+	})
+	var b strings.Builder
+	for _, f := range h.flows {
+		b.WriteString(f.text)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
 
 // add adds a flow. The match may be empty, else it ends in a comma.
 func (h *host) add(table, priority int, match, actions string, args ...any) {
-	h.flows = append(h.flows, fmt.Sprintf("%stable=%d,priority=%d,%sactions=%s",
-		h.head, table, priority, match, fmt.Sprintf(actions, args...)))
+	text := fmt.Sprintf("%stable=%d,priority=%d,%sactions=%s", h.head, table, priority, match, fmt.Sprintf(actions, args...))
+	h.flows = append(h.flows, line{table, priority, text})
 }
 
 // local returns the networks that have a VLAN on this host, in the specification's order.
