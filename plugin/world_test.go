@@ -232,6 +232,7 @@ type scripted struct {
 	done    chan struct{}
 	welcome chan *dyetracev1.Welcome
 	end     error // of the session; valid after done
+	state   *dyetracev1.HostState
 
 	mu      sync.Mutex
 	st      *connect.BidiStreamForClient[dyetracev1.SessionRequest, dyetracev1.SessionResponse]
@@ -336,7 +337,8 @@ func (a *scripted) session(ctx context.Context, client dyetracev1connect.AgentSe
 	if err != nil {
 		return err
 	}
-	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: hostState(a.host, f)}})
+	a.state = hostState(a.host, f)
+	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state}})
 	for {
 		m, err := st.Receive()
 		if err != nil {
@@ -393,6 +395,9 @@ func (a *scripted) obey(m *dyetracev1.SessionResponse) {
 		if a.onFinish == nil || a.onFinish(m.Finish) {
 			a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{Finished: &dyetracev1.Finished{Run: m.Finish.Run, Windows: a.windows}}})
 		}
+	case *dyetracev1.SessionResponse_Refresh:
+		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state}})
+		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{Refreshed: &dyetracev1.Refreshed{Id: m.Refresh.Id}}})
 	case *dyetracev1.SessionResponse_Explain:
 		x := &dyetracev1.Explanation{Error: "nobody taught me"}
 		if a.onExplain != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -217,4 +218,27 @@ func TestBusy(t *testing.T) {
 		t.Error(err)
 	}
 	checkNothingLeft(t, dir)
+}
+
+// TestDaemonDies raises a whole lab with a binary whose controller gives up at once: Up must
+// say so, with its last words, and not wait until agents that nobody answers give up, too.
+func TestDaemonDies(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(t.TempDir(), "dyetrace")
+	script := fmt.Sprintf("#!/bin/sh\ncase $1 in\nlab) exec %s \"$@\" ;;\nserve) echo out of luck >&2; exit 3 ;;\n"+
+		"agent | status) exec sleep 1000 ;;\nesac\n", self)
+	if err := os.WriteFile(binary, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Up(t.Context(), Options{Name: "dies", Binary: binary})
+	for _, want := range []string{"controller: dyetrace serve ended: exit status 3", "out of luck"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Up: %v, want %q", err, want)
+		}
+	}
+	checkNothingLeft(t, stateDir(t, "dies"))
 }

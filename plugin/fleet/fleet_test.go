@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
@@ -22,13 +23,41 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
-// pipe is a session's stream without a network, for what cannot be brought about with one. Over
-// TLS and HTTP/2 sessions are tested in package plugin.
+// pipe is a session's stream without a network, for what cannot be brought about with one, and for
+// what takes its time. Over TLS and HTTP/2 sessions are tested in package plugin.
 type pipe struct {
-	ctx  context.Context
-	up   chan *dyetracev1.SessionRequest
-	down chan *dyetracev1.SessionResponse
+	up          chan *dyetracev1.SessionRequest
+	down        chan *dyetracev1.SessionResponse
+	read, write *deadline
 }
+
+func newPipe() *pipe {
+	return &pipe{
+		make(chan *dyetracev1.SessionRequest), make(chan *dyetracev1.SessionResponse),
+		&deadline{expired: make(chan struct{})}, &deadline{expired: make(chan struct{})},
+	}
+}
+
+// deadline closes expired at a time that can be moved until then.
+type deadline struct {
+	mu      sync.Mutex
+	timer   *time.Timer
+	expired chan struct{}
+}
+
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		return
+	}
+	if d.timer = nil; !t.IsZero() {
+		d.timer = time.AfterFunc(time.Until(t), func() { close(d.expired) })
+	}
+}
+
+func (p *pipe) SetReadDeadline(t time.Time) error  { p.read.set(t); return nil }
+func (p *pipe) SetWriteDeadline(t time.Time) error { p.write.set(t); return nil }
 
 func (p *pipe) Receive() (*dyetracev1.SessionRequest, error) {
 	select {
@@ -37,8 +66,8 @@ func (p *pipe) Receive() (*dyetracev1.SessionRequest, error) {
 			return nil, io.EOF
 		}
 		return m, nil
-	case <-p.ctx.Done():
-		return nil, p.ctx.Err()
+	case <-p.read.expired:
+		return nil, os.ErrDeadlineExceeded
 	}
 }
 
@@ -46,29 +75,52 @@ func (p *pipe) Send(m *dyetracev1.SessionResponse) error {
 	select {
 	case p.down <- m:
 		return nil
-	case <-p.ctx.Done():
-		return p.ctx.Err()
+	case <-p.write.expired:
+		return errors.New("stream was reset")
 	}
 }
 
-func newFleet() (*Fleet, *inventory.Book) {
-	book := inventory.NewBook()
-	return New(Config{
-		Stain: stain.Default(), Heartbeat: time.Second, Version: "test", Book: book,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
-	}), book
+// serve is the handler of a request whose stream is p.
+func (p *pipe) serve(ctx context.Context, f *Fleet, host string) error {
+	d := &deadlines{rc: p}
+	defer p.write.set(time.Time{}) // as the server does after the handler
+	return f.serve(context.WithValue(WithAgent(ctx, host), deadlinesKey{}, d), p)
 }
 
-// connect begins a session and returns its agent's side, after Welcome, and how it ended.
-func connect(t *testing.T, f *Fleet, host string) (*pipe, <-chan error) {
+func newFleet() (*Fleet, *prometheus.Registry) {
+	r := prometheus.NewRegistry()
+	return New(Config{
+		Stain: stain.Default(), Heartbeat: time.Second, Version: "test", Book: inventory.NewBook(),
+		Log: slog.New(slog.DiscardHandler), Metrics: r,
+	}), r
+}
+
+// values returns all counters and gauges, labelled ones as name{value}.
+func values(t *testing.T, r *prometheus.Registry) map[string]float64 {
 	t.Helper()
-	ctx, cancel := context.WithCancel(WithAgent(t.Context(), host))
-	p := &pipe{ctx, make(chan *dyetracev1.SessionRequest), make(chan *dyetracev1.SessionResponse)}
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += "{" + l.GetValue() + "}"
+			}
+			all[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return all
+}
+
+// dial begins a session and returns its agent's side, after Welcome, and how it ended.
+func dial(t *testing.T, f *Fleet, host string) (*pipe, <-chan error) {
+	t.Helper()
+	p := newPipe()
 	done := make(chan error, 1)
-	go func() {
-		defer cancel()
-		done <- f.serve(ctx, p)
-	}()
+	go func() { done <- p.serve(t.Context(), f, host) }()
 	p.up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Hello{Hello: &dyetracev1.Hello{Protocol: Protocol, Host: host}}}
 	if m := <-p.down; m.GetWelcome() == nil {
 		t.Fatalf("%s: %v came first, want a welcome", host, m)
@@ -127,8 +179,8 @@ func words(a *Assignment) string {
 func TestAssignment(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f, _ := newFleet()
-		p, done := connect(t, f, "hv1")
+		f, registry := newFleet()
+		p, done := dial(t, f, "hv1")
 		a := f.Begin(Spec{Hosts: []string{"hv1", "hv2"}, Total: 4, Expires: time.Minute})
 		prepare := (<-p.down).GetPrepare()
 		if prepare.GetRun() != a.number || prepare.GetTotal() != 4 || prepare.GetExpiresMs() != 60_000 || len(prepare.GetKey()) != stain.KeySize {
@@ -198,13 +250,20 @@ func TestAssignment(t *testing.T) {
 			t.Errorf("the run that was under way: %q", got)
 		}
 		expect("the run that was over", "")
-		for reason, want := range map[string]float64{"run": 3, "late": 1, "index": 0} {
-			if got := testutil.ToFloat64(f.metrics.rejected.WithLabelValues(reason)); got != want {
-				t.Errorf("samples rejected, %s: %v, want %v", reason, got, want)
+		got := values(t, registry)
+		for name, want := range map[string]float64{
+			"dyetrace_fleet_agents":                       0,
+			"dyetrace_fleet_sessions_total":               1,
+			"dyetrace_fleet_sessions_ended_total{left}":   1,
+			"dyetrace_fleet_samples_total":                3 + maxQueued + 1 + 1,
+			"dyetrace_fleet_samples_rejected_total{run}":  3,
+			"dyetrace_fleet_samples_rejected_total{late}": 1,
+			"dyetrace_fleet_samples_dropped_total":        maxQueued + 1,
+			"dyetrace_fleet_messages_unasked_total":       10,
+		} {
+			if got[name] != want {
+				t.Errorf("%s = %v, want %v", name, got[name], want)
 			}
-		}
-		if n := testutil.ToFloat64(f.metrics.agents); n != 0 {
-			t.Errorf("%v agents", n)
 		}
 	})
 }
@@ -213,10 +272,10 @@ func TestAssignment(t *testing.T) {
 func TestSlowAgent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		f, book := newFleet()
-		slow, slowDone := connect(t, f, "slow")
+		f, _ := newFleet()
+		slow, slowDone := dial(t, f, "slow")
 		slow.up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: &dyetracev1.HostState{}}}
-		quick, quickDone := connect(t, f, "quick")
+		quick, quickDone := dial(t, f, "quick")
 		got := make(chan int)
 		go func() {
 			n := 0
@@ -240,7 +299,7 @@ func TestSlowAgent(t *testing.T) {
 		if w := words(a); w != "slow gone: does not read what it is sent: 256 messages wait" {
 			t.Errorf("events = %q", w)
 		}
-		if h, ok := book.Snapshot().Host("slow"); !ok || h.Connected {
+		if h, ok := f.cfg.Book.(*inventory.Book).Snapshot().Host("slow"); !ok || h.Connected {
 			t.Errorf("the book has %v, %t", h, ok)
 		}
 		close(quick.up)
@@ -249,21 +308,90 @@ func TestSlowAgent(t *testing.T) {
 	})
 }
 
+// TestRefresh has one agent that answers, one that never does, and one that goes.
+func TestRefresh(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := newFleet()
+		hosts := []string{"answers", "silent", "goes", "absent"}
+		pipes := map[string]*pipe{}
+		var ends []<-chan error
+		for _, host := range hosts[:3] {
+			p, done := dial(t, f, host)
+			pipes[host], ends = p, append(ends, done)
+		}
+		const patience = 500 * time.Millisecond
+		began := time.Now()
+		done := make(chan time.Duration)
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			f.Refresh(ctx, hosts)
+			done <- time.Since(began)
+		}()
+		asked := map[string]uint64{}
+		for _, host := range hosts[:3] {
+			asked[host] = (<-pipes[host].down).GetRefresh().GetId()
+		}
+		pipes["answers"].up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{
+			Refreshed: &dyetracev1.Refreshed{Id: asked["answers"]},
+		}}
+		close(pipes["goes"].up)
+		if took := <-done; took != patience {
+			t.Errorf("took %v, want %v, for the silent one", took, patience)
+		}
+		if s := f.hosts["silent"].session; len(s.fresh) != 0 {
+			t.Errorf("%d answers are still waited for", len(s.fresh))
+		}
+		close(pipes["answers"].up)
+		close(pipes["silent"].up)
+		for _, end := range ends {
+			<-end
+		}
+	})
+}
+
+// TestSilence has an agent that speaks in time, and then no more; and one that never says Hello.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := newFleet()
+		p, done := dial(t, f, "hv1")
+		var last time.Time
+		for range 10 {
+			time.Sleep(2900 * time.Millisecond)
+			p.up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Heartbeat{Heartbeat: &dyetracev1.Heartbeat{}}}
+			last = time.Now()
+		}
+		if err := <-done; !errors.Is(err, errSilent) {
+			t.Errorf("session ended with %v", err)
+		}
+		if took := time.Since(last); took != 3*time.Second {
+			t.Errorf("agent was gone %v after its last word, want 3s", took)
+		}
+		began := time.Now()
+		mute := newPipe()
+		if err := mute.serve(t.Context(), f, "hv2"); err == nil || time.Since(began) != helloTimeout {
+			t.Errorf("an agent without a hello: %v after %v, want it after %v", err, time.Since(began), helloTimeout)
+		}
+	})
+}
+
 // TestClose has sessions end with the controller, and none begin after.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f, _ := newFleet()
-		_, done := connect(t, f, "hv1")
+		_, done := dial(t, f, "hv1")
 		f.Close()
 		if err := <-done; !errors.Is(err, errClosing) {
 			t.Errorf("session ended with %v", err)
 		}
-		ctx := WithAgent(t.Context(), "hv2")
-		p := &pipe{ctx, make(chan *dyetracev1.SessionRequest, 1), make(chan *dyetracev1.SessionResponse, 1)}
-		p.up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Hello{Hello: &dyetracev1.Hello{Protocol: Protocol, Host: "hv2"}}}
-		close(p.up)
-		if err := f.serve(ctx, p); !errors.Is(err, errClosing) {
+		p := newPipe()
+		go func() {
+			p.up <- &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Hello{Hello: &dyetracev1.Hello{Protocol: Protocol, Host: "hv2"}}}
+		}()
+		if err := p.serve(t.Context(), f, "hv2"); !errors.Is(err, errClosing) {
 			t.Errorf("a session after the end: %v", err)
 		}
 	})

@@ -9,7 +9,12 @@ import (
 // Refresh asks the agents of hosts for the state of their hosts as it is now, and returns when
 // all have told the book, or ctx is done. Hosts without an agent are passed over: the book knows.
 func (f *Fleet) Refresh(ctx context.Context, hosts []string) {
-	var waits []<-chan struct{}
+	type asked struct {
+		session *session
+		id      uint64
+		answer  <-chan struct{}
+	}
+	var waits []asked
 	for _, name := range hosts {
 		f.mu.Lock()
 		var s *session
@@ -22,17 +27,24 @@ func (f *Fleet) Refresh(ctx context.Context, hosts []string) {
 		if s == nil {
 			continue
 		}
-		if wait := s.refresh(id); wait != nil {
-			waits = append(waits, wait)
+		if answer := s.refresh(id); answer != nil {
+			waits = append(waits, asked{s, id, answer})
 		}
 	}
-	for _, wait := range waits {
+	for _, w := range waits {
 		select {
-		case <-wait:
+		case <-w.answer:
 		case <-ctx.Done():
-			return
+			w.session.forgo(w.id)
 		}
 	}
+}
+
+// forgo waits for an answer no longer.
+func (s *session) forgo(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.fresh, id)
 }
 
 // refresh asks, and returns what is closed by the answer, or by the end of the session; nil if it

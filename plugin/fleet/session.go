@@ -369,8 +369,14 @@ func reasonLabel(why error) string {
 // touched once the handler has returned, which context.AfterFunc cannot know: hence the lock.
 type deadlines struct {
 	mu   sync.Mutex
-	rc   *http.ResponseController
+	rc   deadliner
 	done bool
+}
+
+// deadliner is what deadlines need of an http.ResponseController.
+type deadliner interface {
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 type deadlinesKey struct{}
@@ -388,13 +394,12 @@ func withDeadlines(h http.Handler) http.Handler {
 }
 
 func deadlinesOf(ctx context.Context) *deadlines {
-	d, _ := ctx.Value(deadlinesKey{}).(*deadlines)
-	return d
+	return ctx.Value(deadlinesKey{}).(*deadlines) // Handler has put it there
 }
 
 // read makes Receive fail with os.ErrDeadlineExceeded after that time.
 func (d *deadlines) read(after time.Duration) {
-	d.set(func(rc *http.ResponseController) { _ = rc.SetReadDeadline(time.Now().Add(after)) })
+	d.set(func(rc deadliner) { _ = rc.SetReadDeadline(time.Now().Add(after)) })
 }
 
 // write makes Send fail after that time; 0 is never.
@@ -403,24 +408,21 @@ func (d *deadlines) write(after time.Duration) {
 	if after > 0 {
 		t = time.Now().Add(after)
 	}
-	d.set(func(rc *http.ResponseController) { _ = rc.SetWriteDeadline(t) })
+	d.set(func(rc deadliner) { _ = rc.SetWriteDeadline(t) })
 }
 
 // stopReading makes a Receive that waits fail now.
 func (d *deadlines) stopReading() {
-	d.set(func(rc *http.ResponseController) { _ = rc.SetReadDeadline(time.Unix(1, 0)) })
+	d.set(func(rc deadliner) { _ = rc.SetReadDeadline(time.Unix(1, 0)) })
 }
 
 // stopWriting makes a Send that waits fail now. Nothing more can be said to the agent then.
 func (d *deadlines) stopWriting() {
-	d.set(func(rc *http.ResponseController) { _ = rc.SetWriteDeadline(time.Unix(1, 0)) })
+	d.set(func(rc deadliner) { _ = rc.SetWriteDeadline(time.Unix(1, 0)) })
 }
 
 // set drops errors: they say that the server has no deadlines, which ours has.
-func (d *deadlines) set(f func(*http.ResponseController)) {
-	if d == nil {
-		return
-	}
+func (d *deadlines) set(f func(deadliner)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.done {
