@@ -130,7 +130,9 @@ type trail struct {
 	// doubled is the first point seen more than once, -1 if none; looped says that the copies
 	// differ in TTL: the packet itself came by again.
 	doubled int
-	looped  bool
+	// extra counts the samples beyond the first at each point.
+	extra  int
+	looped bool
 }
 
 func (t *trail) sample(point int) (Sample, bool) {
@@ -147,6 +149,7 @@ func (e *Evidence) trail(a *Attempt) trail {
 			continue // not of this path: the caller's mistake must not become a verdict
 		}
 		if first, seen := t.sample(s.Point); seen {
+			t.extra++
 			if t.doubled < 0 || s.Point < t.doubled {
 				t.doubled = s.Point
 			}

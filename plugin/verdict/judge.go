@@ -69,6 +69,8 @@ type Result struct {
 	Samples []Aligned
 	// Probes spent, the judged one included.
 	Probes int
+	// Duplicates are the samples of the judged probe beyond the first at each point.
+	Duplicates int
 	// Flow that dropped it and Command that shows it, where known.
 	Flow    *Flow
 	Command string
@@ -117,7 +119,7 @@ func Judge(e Evidence) Result {
 	r := j.judge()
 	r.Probes = len(e.Attempts)
 	if j.t != nil {
-		r.Samples = align(e.Path, j.t)
+		r.Samples, r.Duplicates = align(e.Path, j.t), j.t.extra
 	} else {
 		r.Samples = align(e.Path, &trail{at: make([]int, len(e.Path.Points))})
 	}

@@ -21,6 +21,8 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Probes:  uint32(r.Probes),
 		Flow:    r.Flow.proto(),
 		Command: r.Command,
+
+		Duplicates: uint32(r.Duplicates),
 	}
 	if r.Segment != nil {
 		m.Segment = &dyetracev1.Segment{To: point(&r.Segment.To), Direction: dyetracev1.Direction(r.Segment.To.Direction)}

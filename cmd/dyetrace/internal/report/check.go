@@ -53,14 +53,16 @@ type Pair struct {
 	SegmentFrom *Point  `json:"segment_from"`
 	SegmentTo   *Point  `json:"segment_to"`
 	// Direction is forward or reply: which way what was lost was going.
-	Direction string   `json:"direction"`
-	Host      string   `json:"host"`
-	Cause     string   `json:"cause"`
-	RTT       int64    `json:"rtt_ns"`
-	Probes    uint32   `json:"probes"`
-	Flow      *Flow    `json:"flow"`
-	Command   string   `json:"command"`
-	Samples   []Sample `json:"samples"`
+	Direction string `json:"direction"`
+	Host      string `json:"host"`
+	Cause     string `json:"cause"`
+	RTT       int64  `json:"rtt_ns"`
+	Probes    uint32 `json:"probes"`
+	// Duplicates are samples beyond the first of one probe at one point.
+	Duplicates uint32   `json:"duplicates"`
+	Flow       *Flow    `json:"flow"`
+	Command    string   `json:"command"`
+	Samples    []Sample `json:"samples"`
 }
 
 // Point is a sampling point.
@@ -140,13 +142,14 @@ func newPair(p *dyetracev1.PairResult) Pair {
 	v := Pair{
 		Src: p.GetSrc().GetName(), SrcNetwork: p.GetSrc().GetNetwork(),
 		Dst: p.GetDst().GetName(), DstNetwork: p.GetDst().GetNetwork(),
-		Verdict: Verdict(p.GetVerdict()),
-		Host:    p.GetHost(),
-		Cause:   p.GetCause(),
-		RTT:     p.GetRttNs(),
-		Probes:  p.GetProbes(),
-		Command: p.GetCommand(),
-		Samples: make([]Sample, 0, len(p.GetSamples())),
+		Verdict:    Verdict(p.GetVerdict()),
+		Host:       p.GetHost(),
+		Cause:      p.GetCause(),
+		RTT:        p.GetRttNs(),
+		Probes:     p.GetProbes(),
+		Duplicates: p.GetDuplicates(),
+		Command:    p.GetCommand(),
+		Samples:    make([]Sample, 0, len(p.GetSamples())),
 	}
 	if s := p.GetSegment(); s != nil {
 		v.SegmentFrom, v.SegmentTo = newPoint(s.GetFrom()), newPoint(s.GetTo())
