@@ -61,6 +61,20 @@ func (l *lab) daemonise(node, verb, config string) {
 
 func (l *lab) configFile(node string) string { return filepath.Join(stateDir(l.name), node+".yaml") }
 
+// configWith returns a copy of the controller's configuration with one line more.
+func (l *lab) configWith(line string) string {
+	l.t.Helper()
+	text, err := os.ReadFile(l.configFile("controller"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	path := filepath.Join(l.t.TempDir(), "controller.yaml")
+	if err := os.WriteFile(path, append(text, "\n"+line+"\n"...), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	return path
+}
+
 // ready waits until every host has an agent with live hooks.
 func (l *lab) ready() {
 	l.t.Helper()
@@ -134,16 +148,8 @@ func TestControllerKilledInMidRun(t *testing.T) {
 	t.Parallel()
 	l := up(t)
 	// One probe per instance and second: a run of 58 pairs takes some 7 s.
-	slow := filepath.Join(t.TempDir(), "controller.yaml")
-	text, err := os.ReadFile(l.configFile("controller"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(slow, append(text, "\nrun: {per_instance_rate: 1, per_instance_burst: 1}\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	l.stop("controller", "serve", "KILL")
-	l.daemonise("controller", "serve", slow)
+	l.daemonise("controller", "serve", l.configWith("run: {per_instance_rate: 1, per_instance_burst: 1}"))
 	l.ready()
 
 	ended := make(chan result, 1)

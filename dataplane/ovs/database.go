@@ -70,9 +70,11 @@ type database struct {
 	client client.Client
 	// changed has a value when the copy changed; changes are coalesced.
 	changed chan struct{}
-	// gone is closed when the connection is.
-	gone chan struct{}
+	// alive is done when the connection is.
+	alive context.Context
 }
+
+var errGone = errors.New("database: connection closed")
 
 // dial connects to the database and returns once the copy is complete.
 func dial(ctx context.Context, address string) (*database, error) {
@@ -89,11 +91,12 @@ func dial(ctx context.Context, address string) (*database, error) {
 	if err := c.Connect(ctx); err != nil {
 		return nil, fmt.Errorf("database: %w", err) // it names the address
 	}
-	db := &database{client: c, changed: make(chan struct{}, 1), gone: make(chan struct{})}
+	alive, gone := context.WithCancel(context.Background())
+	db := &database{client: c, changed: make(chan struct{}, 1), alive: alive}
 	go func() {
 		// The client tells whoever listens at that moment, and nobody else.
 		<-c.DisconnectNotify()
-		close(db.gone)
+		gone()
 	}()
 	c.Cache().AddEventHandler(&cache.EventHandlerFuncs{
 		AddFunc:    func(string, model.Model) { db.poke() },
@@ -139,7 +142,7 @@ func (db *database) poke() {
 func (db *database) close() {
 	db.client.Close()
 	select {
-	case <-db.gone:
+	case <-db.alive.Done():
 	case <-time.After(time.Second):
 	}
 }
@@ -162,6 +165,11 @@ type tables struct {
 }
 
 func (db *database) read(ctx context.Context) (tables, error) {
+	// List waits until the copy is whole, and does not see that a connection which
+	// was lost in the meantime will never make it so.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(db.alive, cancel)()
 	var (
 		t     tables
 		roots []rootRow
@@ -176,6 +184,8 @@ func (db *database) read(ctx context.Context) (tables, error) {
 		return rows, err
 	}()
 	switch {
+	case db.alive.Err() != nil:
+		return t, errGone
 	case err != nil:
 		return t, fmt.Errorf("database: %w", err)
 	case len(roots) != 1:
@@ -304,8 +314,8 @@ func (db *database) await(ctx context.Context, done func(tables) (bool, error)) 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-db.gone:
-			return errors.New("database: connection closed")
+		case <-db.alive.Done():
+			return errGone
 		case <-db.changed:
 		case <-time.After(time.Second): // in case a row came between two tables' reading
 		}

@@ -188,8 +188,6 @@ func await(t testing.TB, s *Switch, what string, done func(dataplane.Snapshot) b
 		select {
 		case <-s.Changed():
 		case <-timeout:
-			buf := make([]byte, 1<<20)
-			t.Logf("%s", buf[:runtime.Stack(buf, true)])
 			t.Fatalf("waited %v for %s; have %+v", deadline, what, s.Snapshot())
 		}
 	}

@@ -2,7 +2,6 @@ package ovs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -186,8 +185,8 @@ func (s *Switch) follow(ctx context.Context, db *database) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-db.gone:
-			return errors.New("connection closed")
+		case <-db.alive.Done():
+			return errGone
 		case <-db.changed:
 			if err := s.refresh(ctx, db); err != nil {
 				return err

@@ -124,21 +124,37 @@ func (l *Lab) openGuest(x *exchange, i overlay.Instance) error {
 	return nil
 }
 
-// socketIn opens a raw ICMP socket in a network namespace. A socket stays where it was made,
-// so only its making needs a thread there, which ends with it.
+// socketIn opens a raw ICMP socket in a network namespace. A socket stays where it was made.
 func socketIn(space int) (fd int, err error) {
-	done := make(chan struct{})
+	err = inNamespace(space, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMP)
+		return err
+	})
+	return fd, err
+}
+
+// inNamespace runs do on a thread in a network namespace, which ends with it.
+func inNamespace(space int, do func() error) error {
+	done := make(chan error)
 	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the runtime throws the thread away
-		if err = unix.Setns(space, unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("setns: %w", err)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread cannot be thrown away, and would stay in the namespace, as would
+			// /proc/self/net for the whole process. Hold it here, and have another do it.
+			err := inNamespace(space, do)
+			runtime.UnlockOSThread()
+			done <- err
 			return
 		}
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMP)
+		err := unix.Setns(space, unix.CLONE_NEWNET)
+		if err != nil {
+			err = fmt.Errorf("setns: %w", err)
+		} else {
+			err = do()
+		}
+		done <- err // still locked: the runtime throws the thread away
 	}()
-	<-done
-	return fd, err
+	return <-done
 }
 
 // send sends requests until ctx ends.

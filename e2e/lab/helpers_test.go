@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"testing"
 
@@ -34,16 +33,7 @@ func inGuest(l *Lab, instance string, do func() error) error {
 		return err
 	}
 	defer space.Close()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here
-		err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = do()
-		}
-		done <- err
-	}()
-	return <-done
+	return inNamespace(int(space.Fd()), do)
 }
 
 func listenIn(t *testing.T, l *Lab, instance string, at netip.AddrPort) guestListener {

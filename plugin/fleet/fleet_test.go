@@ -366,8 +366,8 @@ func TestSilence(t *testing.T) {
 		if err := <-done; !errors.Is(err, errSilent) {
 			t.Errorf("session ended with %v", err)
 		}
-		if took := time.Since(last); took != 3*time.Second {
-			t.Errorf("agent was gone %v after its last word, want 3s", took)
+		if took := time.Since(last); took < 3*time.Second || took > 3250*time.Millisecond {
+			t.Errorf("agent was gone %v after its last word, want 3s, and not much more", took)
 		}
 		began := time.Now()
 		mute := newPipe()

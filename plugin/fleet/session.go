@@ -200,8 +200,9 @@ func (s *session) read(st stream, dl *deadlines) error {
 	for {
 		// A deadline costs a message to the connection's goroutine, so it is not renewed for
 		// each of thousands of messages a second.
-		if now := time.Now(); now.Sub(renewed) > s.fleet.cfg.Heartbeat/4 {
-			dl.read(patience)
+		slack := s.fleet.cfg.Heartbeat / 4
+		if now := time.Now(); now.Sub(renewed) > slack {
+			dl.read(patience + slack)
 			renewed = now
 		}
 		m, err := st.Receive()

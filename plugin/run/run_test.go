@@ -1,0 +1,620 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/internal/leak"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+// site returns a world of n instances of one network over four hosts, each with a bridge for
+// instances and one for tunnels.
+func site(t testing.TB, n int) *inventory.Snapshot {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16}\ninstances:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  - {name: i%d, network: blue, ip: 10.0.%d.%d, mac: \"fa:16:3e:00:%02x:%02x\", host: hv%d, port: tap%d}\n",
+			i, 1+i/200, 1+i%200, i>>8, i&255, 1+i%4, i)
+	}
+	f, err := inventory.Parse("inventory.yaml", []byte(b.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hosts []inventory.Host
+	for h := 1; h <= 4; h++ {
+		host := inventory.Host{Name: fmt.Sprintf("hv%d", h), Connected: true, Bridges: []*dyetracev1.Bridge{
+			{
+				Name: "br-int", State: dyetracev1.HookState_HOOK_STATE_LIVE, UplinkBridge: "br-tun",
+				Kinds: []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL},
+			}, {
+				Name: "br-tun", State: dyetracev1.HookState_HOOK_STATE_LIVE,
+				Kinds:   []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_TO_TUNNEL, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL},
+				Tunnels: []*dyetracev1.Tunnel{{Port: "gre0", Ofport: 5, Type: "gre", RemoteIp: "flow", LocalIp: fmt.Sprintf("10.1.0.%d", h)}},
+			},
+		}}
+		for i := range n {
+			if 1+i%4 == h {
+				host.Endpoints = append(host.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: fmt.Sprintf("tap%d", i), Ofport: uint32(10 + i)})
+			}
+		}
+		hosts = append(hosts, host)
+	}
+	return inventory.NewSnapshot(f, hosts...)
+}
+
+// pathsOf returns all pairs of a site and their paths.
+func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.Pair, []plan.Path) {
+	t.Helper()
+	pairs, err := plan.Pairs(snap, scope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := make([]plan.Path, len(pairs))
+	for i, p := range pairs {
+		if paths[i], err = plan.Of(snap, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return pairs, paths
+}
+
+// cast plays the agents of a run, in memory and in no time: what all see of a probe comes as its
+// path says, unless lost says otherwise. Between processes, agents are played in package plugin.
+type cast struct {
+	paths []plan.Path
+	spec  fleet.Spec
+	wake  chan struct{}
+	// lost says that a point of a pair's path does not see an attempt's probe; nil is none.
+	lost func(pair, attempt, point int) bool
+	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1".
+	mute map[string]bool
+
+	mu       sync.Mutex
+	events   []fleet.Event
+	at       []time.Time // of injections
+	finished []string
+	asked    int // explanations
+}
+
+func newCast(paths []plan.Path) *cast {
+	return &cast{paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}}
+}
+
+func (c *cast) begin(s fleet.Spec) agents {
+	c.spec = s
+	for h, name := range s.Hosts {
+		if !c.mute["ready "+name] {
+			c.put(h, &dyetracev1.Ready{Windows: c.windows()})
+		}
+	}
+	return c
+}
+
+func (c *cast) windows() []*dyetracev1.HookWindow {
+	return []*dyetracev1.HookWindow{{Bridge: "br-int", Live: true, Epoch: 1}, {Bridge: "br-tun", Live: true, Epoch: 1}}
+}
+
+func (c *cast) put(host int, m any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events = append(c.events, fleet.Event{Host: host, Message: m})
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *cast) Inject(host int, m *dyetracev1.Inject) {
+	c.mu.Lock()
+	for range m.Index {
+		c.at = append(c.at, time.Now())
+	}
+	c.mu.Unlock()
+	if c.mute["injected "+c.spec.Hosts[host]] {
+		return
+	}
+	c.put(host, &dyetracev1.Injected{Index: m.Index, AtNs: make([]uint64, len(m.Index))})
+	for h, s := range c.see(m.Index) {
+		if len(s.Index) > 0 {
+			c.put(h, s)
+		}
+	}
+}
+
+// see returns what each host sees of probes.
+func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
+	all := make([]*dyetracev1.Samples, len(c.spec.Hosts))
+	for h := range all {
+		all[h] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
+	}
+	for _, number := range numbers {
+		pair, attempt := int(number)%len(c.paths), int(number)/len(c.paths)
+		p := &c.paths[pair]
+		for k, pt := range p.Points {
+			if c.lost != nil && c.lost(pair, attempt, k) {
+				continue
+			}
+			s := all[slices.Index(c.spec.Hosts, pt.Host)]
+			src, dst := p.Src, p.Dst
+			if pt.Direction == plan.Reply {
+				src, dst = dst, src
+			}
+			s.Index = append(s.Index, number)
+			s.Bridge = append(s.Bridge, uint32(slices.Index(s.Bridges, pt.Bridge)))
+			s.Kind = append(s.Kind, dyetracev1.PointKind(pt.Kind))
+			s.AtNs = append(s.AtNs, uint64(1000*(k+1)))
+			s.AddrTag = append(s.AddrTag, stain.AddrTag(c.spec.Key, src, dst))
+			s.Ttl = append(s.Ttl, uint32(pt.TTL))
+			s.InPort = append(s.InPort, 7)
+			s.TunSrc = append(s.TunSrc, 0)
+			s.TunId = append(s.TunId, 0)
+			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+		}
+	}
+	return all
+}
+
+func (c *cast) Finish(host int) {
+	c.mu.Lock()
+	c.finished = append(c.finished, c.spec.Hosts[host])
+	c.mu.Unlock()
+	if !c.mute["finished "+c.spec.Hosts[host]] {
+		c.put(host, &dyetracev1.Finished{Windows: c.windows()})
+	}
+}
+
+func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
+	c.mu.Lock()
+	c.asked++
+	id := uint64(c.asked)
+	c.mu.Unlock()
+	if !c.mute["explain "+c.spec.Hosts[host]] {
+		c.put(host, &dyetracev1.Explanation{Id: id, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}})
+	}
+	return id
+}
+
+func (c *cast) Wake() <-chan struct{} { return c.wake }
+func (c *cast) Close()                {}
+
+func (c *cast) Events(buf []fleet.Event) []fleet.Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	events := c.events
+	c.events = buf[:0]
+	return events
+}
+
+var testConfig = Config{Settle: 250 * time.Millisecond, PerInstanceRate: 10, PerInstanceBurst: 10}
+
+// play executes a run with a cast, and returns the verdicts and how long it took.
+func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
+	seq := make([]uint32, len(pairs))
+	for i := range seq {
+		seq[i] = uint32(100 + i)
+	}
+	began := time.Now()
+	x := newExecution(&cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
+		pairs, c.paths, seq, stain.Key{1}, timeout, began, c.begin)
+	in := make(chan batch)
+	got := map[uint32]*dyetracev1.PairResult{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for b := range in {
+			for i, s := range b.seq {
+				if got[s] != nil {
+					panic(fmt.Sprintf("pair %d was judged twice", s))
+				}
+				got[s] = b.results[i]
+			}
+		}
+	}()
+	whole := x.run(ctx, in, nil)
+	took := time.Since(began)
+	<-done
+	x.release(time.Now())
+	return got, took, whole
+}
+
+func countsOf(results map[uint32]*dyetracev1.PairResult) string {
+	var c dyetracev1.Counts
+	for _, r := range results {
+		count(&c, r.Verdict)
+	}
+	return fmt.Sprintf("healthy %d faulty %d silent %d policy %d unknown %d", c.Healthy, c.Faulty, c.Silent, c.Policy, c.Unknown)
+}
+
+// TestTiming has runs whose every step takes its time, and no time at all passes besides.
+func TestTiming(t *testing.T) {
+	t.Parallel()
+	first := func(pair, attempt, point int) bool { return pair == 0 && attempt == 0 && point > 2 }
+	always := func(pair, _, point int) bool { return pair == 0 && point > 2 }
+	tests := []struct {
+		name    string
+		n       int // instances
+		config  func(*Config)
+		cast    func(*cast)
+		timeout time.Duration
+		counts  string
+		took    time.Duration
+		probes  int
+	}{
+		{
+			name: "all well", n: 4, timeout: 30 * time.Second,
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 0, probes: 12,
+		}, {
+			// 9 instances, 16 probes each, a burst of 10 and 10 a second: 0.6 s, and the wait for
+			// whom the greedy order leaves last.
+			name: "paced", n: 9, timeout: 30 * time.Second,
+			counts: "healthy 72 faulty 0 silent 0 policy 0 unknown 0", took: 620 * time.Millisecond, probes: 72,
+		}, {
+			name: "first probe lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = first },
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 500 * time.Millisecond, probes: 13,
+		}, {
+			name: "all three lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = always },
+			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750 * time.Millisecond, probes: 14,
+		}, {
+			name: "one agent never ready", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.mute["ready hv2"] = true },
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: answerTimeout, probes: 12,
+		}, {
+			name: "one agent never ready, and no time", n: 4, timeout: 2 * time.Second, cast: func(c *cast) { c.mute["ready hv2"] = true },
+			counts: "healthy 0 faulty 0 silent 0 policy 0 unknown 12", took: 1500 * time.Millisecond, probes: 0,
+		}, {
+			name: "one agent never says that it injected", n: 4, timeout: 8 * time.Second, cast: func(c *cast) { c.mute["injected hv1"] = true },
+			counts: "healthy 9 faulty 0 silent 0 policy 0 unknown 3", took: 6 * time.Second, probes: 12,
+		}, {
+			name: "one agent never finishes", n: 4, timeout: 30 * time.Second,
+			cast:   func(c *cast) { c.lost = always; c.mute["finished hv2"] = true },
+			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + answerTimeout, probes: 14,
+		}, {
+			name: "nobody finishes, and nobody needs it", n: 4, timeout: 30 * time.Second,
+			cast: func(c *cast) {
+				for h := 1; h <= 4; h++ {
+					c.mute[fmt.Sprintf("finished hv%d", h)] = true
+				}
+			},
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 0, probes: 12,
+		}, {
+			// Point 3 is the last before the guest; who saw the probe there is asked, in vain.
+			name: "nobody explains", n: 4, timeout: 30 * time.Second,
+			cast: func(c *cast) {
+				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+				c.mute["explain hv2"] = true
+			},
+			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + answerTimeout, probes: 14,
+		}, {
+			name: "a guest that drops", n: 4, timeout: 30 * time.Second,
+			cast: func(c *cast) {
+				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+			},
+			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750 * time.Millisecond, probes: 14,
+		}, {
+			name: "no time for the pace", n: 4, timeout: 400 * time.Millisecond,
+			config: func(c *Config) { c.PerInstanceRate, c.PerInstanceBurst = 0.001, 1 },
+			counts: "healthy 2 faulty 0 silent 0 policy 0 unknown 10", took: 300 * time.Millisecond, probes: 2,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				pairs, paths := pathsOf(t, site(t, tt.n), plan.Scope{Kind: plan.All})
+				cfg := testConfig
+				if tt.config != nil {
+					tt.config(&cfg)
+				}
+				c := newCast(paths)
+				if tt.cast != nil {
+					tt.cast(c)
+				}
+				got, took, whole := play(t.Context(), cfg, c, pairs, tt.timeout)
+				if !whole || len(got) != len(pairs) {
+					t.Errorf("whole %t, %d verdicts on %d pairs", whole, len(got), len(pairs))
+				}
+				if counts := countsOf(got); counts != tt.counts {
+					t.Errorf("%s, want %s", counts, tt.counts)
+				}
+				if took != tt.took {
+					t.Errorf("took %v, want %v", took, tt.took)
+				}
+				if len(c.at) != tt.probes {
+					t.Errorf("%d probes, want %d", len(c.at), tt.probes)
+				}
+				if len(c.finished) != 4 {
+					t.Errorf("told to finish: %q, want all four, once", c.finished)
+				}
+			})
+		})
+	}
+}
+
+// TestExplainWindow has many pairs to be explained by one host: a few at a time.
+func TestExplainWindow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := pathsOf(t, site(t, 12), plan.Scope{Kind: plan.All})
+		c := newCast(paths)
+		toHV2 := 0
+		for i := range pairs {
+			if pairs[i].Dst.Host == "hv2" {
+				toHV2++
+			}
+		}
+		c.lost = func(pair, _, point int) bool {
+			return pairs[pair].Dst.Host == "hv2" && paths[pair].Points[point].Direction == plan.Reply
+		}
+		c.mute["explain hv2"] = true
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 1000, 1000
+		got, took, _ := play(t.Context(), cfg, c, pairs, 12*time.Second)
+		// The time left after three attempts is 11.25 s: in rounds of 5 s, of which none is
+		// answered, three windows are asked.
+		if c.asked != 3*explainWindow {
+			t.Errorf("%d explanations were asked for, want %d", c.asked, 3*explainWindow)
+		}
+		if took != 12*time.Second {
+			t.Errorf("took %v, want all its time", took)
+		}
+		unknown := 0
+		for _, r := range got {
+			if r.Verdict == dyetracev1.Verdict_VERDICT_UNKNOWN {
+				unknown++
+			}
+		}
+		if unknown != toHV2 {
+			t.Errorf("%d unknown, want the %d to hv2", unknown, toHV2)
+		}
+	})
+}
+
+// TestInterrupt ends a run in its middle: what was judged is handed over, agents are told.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := pathsOf(t, site(t, 4), plan.Scope{Kind: plan.All})
+		c := newCast(paths)
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 1, 1
+		ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+		defer cancel()
+		got, took, whole := play(ctx, cfg, c, pairs, time.Minute)
+		// Two of four instances' pairs at once, and again every second.
+		if whole || len(got) != 6 || took != 2500*time.Millisecond || len(c.finished) != 4 {
+			t.Errorf("whole %t, %d verdicts in %v, told %q", whole, len(got), took, c.finished)
+		}
+	})
+}
+
+// TestGone has a host go, while what it saw is still wanted.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := pathsOf(t, site(t, 4), plan.Scope{Kind: plan.All})
+		c := newCast(paths)
+		c.mute["injected hv3"] = true // it is on its way out
+		c.lost = func(pair, _, point int) bool {
+			return paths[pair].Points[point].Host == "hv3" || pairs[pair].Dst.Host == "hv3" && paths[pair].Points[point].Direction == plan.Reply
+		}
+		time.AfterFunc(100*time.Millisecond, func() {
+			c.put(slices.Index(c.spec.Hosts, "hv3"), fleet.Gone{Reason: "no heartbeat for 3s"})
+		})
+		got, took, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
+		for seq, r := range got {
+			pair := pairs[seq-100]
+			want := dyetracev1.Verdict_VERDICT_HEALTHY
+			if pair.Src.Host == "hv3" || pair.Dst.Host == "hv3" {
+				want = dyetracev1.Verdict_VERDICT_UNKNOWN
+				if !strings.Contains(r.Cause, "no heartbeat") {
+					t.Errorf("%v: cause %q does not tell of the agent", pair, r.Cause)
+				}
+			}
+			if r.Verdict != want {
+				t.Errorf("%v: %v (%s), want %v", pair, r.Verdict, r.Cause, want)
+			}
+		}
+		if took > time.Second {
+			t.Errorf("took %v; a host that is gone is not waited for", took)
+		}
+	})
+}
+
+// TestLost has the controller itself drop samples: what they may have been is unknown.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.All})
+		c := newCast(paths)
+		c.lost = func(pair, _, point int) bool { return paths[pair].Points[point].Host == "hv2" || point > 3 }
+		time.AfterFunc(time.Millisecond, func() { c.put(slices.Index(c.spec.Hosts, "hv2"), fleet.Lost{Samples: 9}) })
+		got, _, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
+		for _, r := range got {
+			if r.Verdict != dyetracev1.Verdict_VERDICT_UNKNOWN {
+				t.Errorf("%v, %s; want unknown", r.Verdict, r.Cause)
+			}
+		}
+	})
+}
+
+func TestLedger(t *testing.T) {
+	t.Parallel()
+	pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
+	c := newCast(paths)
+	c.spec = fleet.Spec{Hosts: []string{"hv1", "hv2"}, Key: stain.Key{7}}
+	l := newLedger(c.spec.Key, paths)
+	if !slices.Equal(l.hosts, c.spec.Hosts) || len(pairs) != 1 {
+		t.Fatalf("hosts = %q", l.hosts)
+	}
+	const number = 0
+	hv1 := c.see([]uint32{number})[0]
+	bridge := func(m *dyetracev1.Samples, i int) int32 { return l.bridges[m.Bridges[m.Bridge[i]]] }
+	if f := l.see(0, bridge(hv1, 0), hv1, 0); f != forged {
+		t.Errorf("a sample of a probe that was not sent: %d", f)
+	}
+	l.ask(number)
+	if l.leave(number+1) || !l.leave(number) || l.leave(number) {
+		t.Error("only a probe that was asked for leaves, once")
+	}
+	wrong := c.see([]uint32{number})[0]
+	wrong.AddrTag[0]++
+	if f := l.see(0, bridge(wrong, 0), wrong, 0); f != forged {
+		t.Errorf("other addresses: %d", f)
+	}
+	for i := range hv1.Index {
+		if f := l.see(0, bridge(hv1, i), hv1, i); f != used {
+			t.Errorf("sample %d of hv1: %d", i, f)
+		}
+	}
+	if f := l.see(1, bridge(hv1, 0), hv1, 0); f != stray {
+		t.Errorf("a sample of hv1's at hv2: %d", f)
+	}
+	if f := l.see(1, -1, hv1, 1); f != stray {
+		t.Errorf("a sample of an unknown bridge: %d", f)
+	}
+	for range 2 * maxOdd {
+		if f := l.see(0, bridge(hv1, 0), hv1, 0); f != doubled {
+			t.Errorf("a second sample: %d", f)
+		}
+	}
+	if !l.arrived(number) {
+		t.Error("hv1 has seen the answer, and the probe has not arrived")
+	}
+	hv2 := c.see([]uint32{number})[1]
+	last := len(hv2.Index) - 1
+	for i := range hv2.Index {
+		want := used
+		if i == last {
+			want = completed
+		}
+		if f := l.see(1, bridge(hv2, i), hv2, i); f != want {
+			t.Errorf("sample %d of hv2: %d, want %d", i, f, want)
+		}
+	}
+	e := l.evidence(0)
+	if len(e.Attempts) != 1 || len(e.Attempts[0].Seen) != 8+maxOdd || len(e.Attempts[0].Stray) != 2 || !e.Attempts[0].Injected {
+		t.Errorf("evidence = %+v", e.Attempts)
+	}
+	if r := verdict.Judge(e); r.Verdict != verdict.Healthy {
+		t.Errorf("verdict = %v, %s", r.Verdict, r.Cause)
+	}
+}
+
+func TestPace(t *testing.T) {
+	t.Parallel()
+	pairs, _ := pathsOf(t, site(t, 3), plan.Scope{Kind: plan.All}) // 6 pairs, each instance in 4
+	p := newPace(10, 2)
+	now := time.Unix(1000, 0)
+	lanes := p.join(pairs, now)
+	queue := []uint32{0, 1, 2, 3, 4, 5}
+	laneOf := func(n uint32) lane { return lanes[n] }
+	sent := map[time.Duration]int{}
+	began := now
+	for len(queue) > 0 {
+		var ready []uint32
+		ready, queue = p.pick(queue, laneOf, now)
+		sent[now.Sub(began)] += len(ready)
+		now = now.Add(50 * time.Millisecond)
+	}
+	// Three at once take all tokens; a token comes each 100 ms, and a probe needs one of both.
+	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || now.Sub(began) < 200*time.Millisecond {
+		t.Errorf("sent %v", sent)
+	}
+	if got, want := p.needs(pairs), 200*time.Millisecond; got != want {
+		t.Errorf("needs = %v, want %v", got, want)
+	}
+	other := p.join(pairs[:1], now)
+	p.leave(lanes, now)
+	if len(p.buckets) != 3 {
+		t.Errorf("%d buckets; those that are not full must stay, or a second run would find them so", len(p.buckets))
+	}
+	p.leave(other, now.Add(time.Hour))
+	if len(p.buckets) != 0 {
+		t.Errorf("%d buckets are left", len(p.buckets))
+	}
+}
+
+func TestWorst(t *testing.T) {
+	t.Parallel()
+	c := &dyetracev1.Counts{}
+	for _, step := range []struct {
+		n    *uint32
+		want dyetracev1.Verdict
+	}{
+		{new(uint32), dyetracev1.Verdict_VERDICT_UNSPECIFIED},
+		{&c.Healthy, dyetracev1.Verdict_VERDICT_HEALTHY},
+		{&c.Unknown, dyetracev1.Verdict_VERDICT_UNKNOWN},
+		{&c.Policy, dyetracev1.Verdict_VERDICT_POLICY},
+		{&c.Silent, dyetracev1.Verdict_VERDICT_SILENT},
+		{&c.Faulty, dyetracev1.Verdict_VERDICT_FAULTY},
+	} {
+		*step.n++
+		if got := worst(c); got != step.want {
+			t.Errorf("worst(%v) = %v, want %v", c, got, step.want)
+		}
+	}
+}
+
+// TestFeed has watchers of all speeds read while verdicts fall.
+func TestFeed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}}, nil)
+		const total = 500
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 40 * time.Millisecond) // they come one after the other
+				var hosts []string
+				var runs []*dyetracev1.Run
+				err := f.watch(t.Context(), func(m *dyetracev1.WatchRunResponse) error {
+					time.Sleep(time.Duration(i) * time.Millisecond) // and read ever slower
+					if r := m.GetRun(); r != nil {
+						runs = append(runs, r)
+					} else {
+						hosts = append(hosts, m.GetPair().Host)
+					}
+					return nil
+				})
+				if err != nil || len(runs) != 2 || runs[1].State != dyetracev1.RunState_RUN_STATE_DONE || runs[1].Counts.Healthy != total {
+					t.Errorf("watcher %d: %v, %v", i, runs, err)
+				}
+				for k, h := range hosts {
+					if h != fmt.Sprint(k) {
+						t.Errorf("watcher %d got verdict %s as number %d", i, h, k)
+						return
+					}
+				}
+				if len(hosts) != total {
+					t.Errorf("watcher %d got %d verdicts", i, len(hosts))
+				}
+			})
+		}
+		errLeave := errors.New("leave")
+		if err := f.watch(t.Context(), func(*dyetracev1.WatchRunResponse) error { return errLeave }); err != errLeave {
+			t.Errorf("a watcher who leaves: %v", err)
+		}
+		for k := range total {
+			f.add([]*dyetracev1.PairResult{{Host: fmt.Sprint(k), Verdict: dyetracev1.Verdict_VERDICT_HEALTHY}})
+			time.Sleep(time.Millisecond)
+		}
+		f.end(dyetracev1.RunState_RUN_STATE_DONE, nil)
+		wg.Wait()
+	})
+}
