@@ -119,6 +119,10 @@ func (a *Agent) session(ctx context.Context) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	st := a.client.Session(ctx)
+	// net/http heeds a cancelled context on such a stream only once the request's
+	// body has ended: without this, Receive would wait for the controller to give up.
+	stop := context.AfterFunc(ctx, func() { _ = st.CloseRequest() })
+	defer stop()
 	defer closeStream(st)
 
 	greeting := time.AfterFunc(welcomeTimeout, func() {

@@ -144,6 +144,7 @@ func TestRemoveDyePort(t *testing.T) {
 func section(show, bridge string) string {
 	_, rest, _ := strings.Cut(show, "Bridge "+bridge+"\n")
 	text, _, _ := strings.Cut(rest, "    Bridge ")
+	text, _, _ = strings.Cut(text, "    ovs_version:")
 	return text
 }
 

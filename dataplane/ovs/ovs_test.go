@@ -345,7 +345,7 @@ func TestDatabaseRestarts(t *testing.T) {
 		}
 		dbServer.start(t)
 		poll(t, "ovsdb-server", func() bool { return exec.Command("ovs-vsctl", "--timeout=1", "show").Run() == nil })
-		vsctl(t, "set", "interface", bridge, "external_ids:iface-id="+round)
+		vsctl(t, "--no-wait", "set", "interface", bridge, "external_ids:iface-id="+round)
 		awaitPort(t, s, bridge, bridge, func(p dataplane.Port) bool { return p.IfaceID == round })
 	}
 	if _, err := s.EnsureDyePort(t.Context(), bridge); err != nil {

@@ -360,9 +360,9 @@ func TestOpenRefuses(t *testing.T) {
 		want   string
 	}{
 		{"no device", "nothing0", Options{}, "packetio: nothing0: route ip+net: no such network interface"},
-		{"block", b, Options{BlockBytes: 5000}, "packetio: " + b + ": BlockBytes 5000: want a power of two, at least 4096"},
-		{"blocks", b, Options{Blocks: 1}, "packetio: " + b + ": Blocks 1: want at least 2"},
-		{"timeout", b, Options{RetireTimeout: time.Microsecond}, "packetio: " + b + ": RetireTimeout 1µs: want 1ms to 1m"},
+		{"block", b, Options{BlockBytes: 5000}, "packetio: " + b + ": option BlockBytes 5000: want a power of two, at least 4096"},
+		{"blocks", b, Options{Blocks: 1}, "packetio: " + b + ": option Blocks 1: want at least 2"},
+		{"timeout", b, Options{RetireTimeout: time.Microsecond}, "packetio: " + b + ": option RetireTimeout 1µs: want 1ms to 1m"},
 		{"filter", b, Options{Filter: []bpf.Instruction{bpf.LoadAbsolute{Off: 0, Size: 1}}}, "packetio: " + b + ": receiving: filter: invalid argument"},
 	}
 	for _, tt := range tests {

@@ -326,7 +326,7 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 	x.settled(now)
 	x.inject(now)
 	switch {
-	case len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
+	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
 		x.enter(closing, now)
 	case len(x.queue) > 0 && x.freed:
 		wake = earliest(wake, x.picked.Add(pickEvery))

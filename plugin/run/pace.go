@@ -15,6 +15,9 @@ import (
 // either direction and over all runs. A probe from a to b and one from b to a are the same
 // connection (RFC 9293, section 3.3.1: both ports are the stain's), and connection tracking takes
 // the answer to the one for a forged answer to the other (measured: +inv, dropped).
+//
+// And it bounds the probes under way from one host, over all runs, so that a run of any size is
+// clocked by what the switches get through.
 type pace struct {
 	rate  float64 // tokens a second
 	burst float64
@@ -22,6 +25,19 @@ type pace struct {
 	mu      sync.Mutex
 	buckets map[string]*bucket
 	wires   map[[2]string]*wire
+	hosts   map[string]*window
+}
+
+// maxFlying bounds the probes under way from one host. A switch's userspace datapath handles some
+// 20,000 stained packets a second, eight for a probe between two hosts, so 64 are through in 25 ms,
+// well before they settle; thousands at once overflowed the queues of dye ports (measured: ENOBUFS,
+// and losses of ours). With a round trip of 1 ms it lets 64,000 probes a second go.
+const maxFlying = 64
+
+// window counts the probes under way from one host.
+type window struct {
+	flying int
+	users  int // pairs of runs under way
 }
 
 // wire is the one connection that two instances can have by stained packets.
@@ -37,13 +53,14 @@ type bucket struct {
 }
 
 func newPace(rate, burst float64) *pace {
-	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}}
+	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}, hosts: map[string]*window{}}
 }
 
-// lane is the two buckets of a pair, and its wire.
+// lane is the two buckets of a pair, its wire, and its source's host.
 type lane struct {
 	src, dst *bucket
 	wire     *wire
+	host     *window
 }
 
 // join returns the lanes of pairs, which must leave.
@@ -53,7 +70,7 @@ func (p *pace) join(pairs []plan.Pair, now time.Time) []lane {
 	lanes := make([]lane, len(pairs))
 	for i := range pairs {
 		src, dst := pairs[i].Src.Ref(), pairs[i].Dst.Ref()
-		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst))}
+		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst)), p.window(pairs[i].Src.Host)}
 	}
 	return lanes
 }
@@ -68,11 +85,22 @@ func (p *pace) wire(a, b string) *wire {
 	return w
 }
 
+func (p *pace) window(host string) *window {
+	w := p.hosts[host]
+	if w == nil {
+		w = &window{}
+		p.hosts[host] = w
+	}
+	w.users++
+	return w
+}
+
 // free says that the probe which pick let go by a lane is over: answered, or withdrawn.
 func (p *pace) free(l lane) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l.wire.busy = false
+	l.host.flying--
 }
 
 func (p *pace) bucket(ref string, now time.Time) *bucket {
@@ -94,6 +122,12 @@ func (p *pace) leave(lanes []lane, now time.Time) {
 		l.src.users--
 		l.dst.users--
 		l.wire.users--
+		l.host.users--
+	}
+	for name, h := range p.hosts {
+		if h.users == 0 {
+			delete(p.hosts, name)
+		}
 	}
 	for key, w := range p.wires {
 		if w.users == 0 {
@@ -124,13 +158,14 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		if l.wire.busy || l.src.tokens < 1 || l.dst.tokens < 1 {
+		if l.wire.busy || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
 			rest = append(rest, number)
 			continue
 		}
 		l.src.tokens--
 		l.dst.tokens--
 		l.wire.busy = true
+		l.host.flying++
 		go_ = append(go_, number)
 	}
 	return go_, rest

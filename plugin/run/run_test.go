@@ -75,6 +75,8 @@ func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.P
 	return pairs, paths
 }
 
+var allPairs = plan.Scope{Kind: plan.All}
+
 // cast plays the agents of a run, in memory and in no time: what all see of a probe comes as its
 // path says, unless lost says otherwise. Between processes, agents are played in package plugin.
 type cast struct {
@@ -98,13 +100,22 @@ func newCast(paths []plan.Path) *cast {
 }
 
 func (c *cast) begin(s fleet.Spec) agents {
+	c.mu.Lock()
 	c.spec = s
+	c.mu.Unlock()
 	for h, name := range s.Hosts {
 		if !c.mute["ready "+name] {
 			c.put(h, &dyetracev1.Ready{Windows: c.windows()})
 		}
 	}
 	return c
+}
+
+// host returns the number of a host, for others than the run's goroutine.
+func (c *cast) host(name string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Index(c.spec.Hosts, name)
 }
 
 func (c *cast) windows() []*dyetracev1.HookWindow {
@@ -242,7 +253,8 @@ func countsOf(results map[uint32]*dyetracev1.PairResult) string {
 	return fmt.Sprintf("healthy %d faulty %d silent %d policy %d unknown %d", c.Healthy, c.Faulty, c.Silent, c.Policy, c.Unknown)
 }
 
-// TestTiming has runs whose every step takes its time, and no time at all passes besides.
+// TestTiming has runs whose every step takes its time, and no time at all passes besides: a second
+// look at the queue comes pickEvery after the first, since of two opposite pairs one waits.
 func TestTiming(t *testing.T) {
 	t.Parallel()
 	first := func(pair, attempt, point int) bool { return pair == 0 && attempt == 0 && point > 2 }
@@ -259,31 +271,31 @@ func TestTiming(t *testing.T) {
 	}{
 		{
 			name: "all well", n: 4, timeout: 30 * time.Second,
-			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 0, probes: 12,
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: pickEvery, probes: 12,
 		}, {
-			// 9 instances, 16 probes each, a burst of 10 and 10 a second: 0.6 s, and the wait for
-			// whom the greedy order leaves last.
+			// 9 instances, 16 probes each, a burst of 10 and 10 a second.
 			name: "paced", n: 9, timeout: 30 * time.Second,
-			counts: "healthy 72 faulty 0 silent 0 policy 0 unknown 0", took: 620 * time.Millisecond, probes: 72,
+			counts: "healthy 72 faulty 0 silent 0 policy 0 unknown 0", took: 600*time.Millisecond + pickEvery, probes: 72,
 		}, {
 			name: "first probe lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = first },
-			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 500 * time.Millisecond, probes: 13,
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 500*time.Millisecond + pickEvery, probes: 13,
 		}, {
 			name: "all three lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = always },
-			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750 * time.Millisecond, probes: 14,
+			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750*time.Millisecond + pickEvery, probes: 14,
 		}, {
 			name: "one agent never ready", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.mute["ready hv2"] = true },
-			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: answerTimeout, probes: 12,
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: answerTimeout + pickEvery, probes: 12,
 		}, {
 			name: "one agent never ready, and no time", n: 4, timeout: 2 * time.Second, cast: func(c *cast) { c.mute["ready hv2"] = true },
 			counts: "healthy 0 faulty 0 silent 0 policy 0 unknown 12", took: 1500 * time.Millisecond, probes: 0,
 		}, {
+			// Nor do those go who would probe in the other direction: its probes may be under way.
 			name: "one agent never says that it injected", n: 4, timeout: 8 * time.Second, cast: func(c *cast) { c.mute["injected hv1"] = true },
-			counts: "healthy 9 faulty 0 silent 0 policy 0 unknown 3", took: 6 * time.Second, probes: 12,
+			counts: "healthy 6 faulty 0 silent 0 policy 0 unknown 6", took: 6 * time.Second, probes: 9,
 		}, {
 			name: "one agent never finishes", n: 4, timeout: 30 * time.Second,
-			cast:   func(c *cast) { c.lost = always; c.mute["finished hv2"] = true },
-			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + answerTimeout, probes: 14,
+			cast:   func(c *cast) { c.lost = always; c.mute["finished hv2"], c.mute["explain hv2"] = true, true },
+			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + pickEvery + 2*answerTimeout, probes: 14,
 		}, {
 			name: "nobody finishes, and nobody needs it", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
@@ -291,7 +303,7 @@ func TestTiming(t *testing.T) {
 					c.mute[fmt.Sprintf("finished hv%d", h)] = true
 				}
 			},
-			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: 0, probes: 12,
+			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0", took: pickEvery, probes: 12,
 		}, {
 			// Point 3 is the last before the guest; who saw the probe there is asked, in vain.
 			name: "nobody explains", n: 4, timeout: 30 * time.Second,
@@ -299,13 +311,13 @@ func TestTiming(t *testing.T) {
 				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
 				c.mute["explain hv2"] = true
 			},
-			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + answerTimeout, probes: 14,
+			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + pickEvery + answerTimeout, probes: 14,
 		}, {
 			name: "a guest that drops", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
 				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
 			},
-			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750 * time.Millisecond, probes: 14,
+			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750*time.Millisecond + pickEvery, probes: 14,
 		}, {
 			name: "no time for the pace", n: 4, timeout: 400 * time.Millisecond,
 			config: func(c *Config) { c.PerInstanceRate, c.PerInstanceBurst = 0.001, 1 },
@@ -316,7 +328,7 @@ func TestTiming(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				pairs, paths := pathsOf(t, site(t, tt.n), plan.Scope{Kind: plan.All})
+				pairs, paths := pathsOf(t, site(t, tt.n), allPairs)
 				cfg := testConfig
 				if tt.config != nil {
 					tt.config(&cfg)
@@ -350,7 +362,7 @@ func TestTiming(t *testing.T) {
 func TestExplainWindow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		pairs, paths := pathsOf(t, site(t, 12), plan.Scope{Kind: plan.All})
+		pairs, paths := pathsOf(t, site(t, 12), allPairs)
 		c := newCast(paths)
 		toHV2 := 0
 		for i := range pairs {
@@ -389,7 +401,7 @@ func TestExplainWindow(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		pairs, paths := pathsOf(t, site(t, 4), plan.Scope{Kind: plan.All})
+		pairs, paths := pathsOf(t, site(t, 4), allPairs)
 		c := newCast(paths)
 		cfg := testConfig
 		cfg.PerInstanceRate, cfg.PerInstanceBurst = 1, 1
@@ -407,14 +419,14 @@ func TestInterrupt(t *testing.T) {
 func TestGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		pairs, paths := pathsOf(t, site(t, 4), plan.Scope{Kind: plan.All})
+		pairs, paths := pathsOf(t, site(t, 4), allPairs)
 		c := newCast(paths)
 		c.mute["injected hv3"] = true // it is on its way out
 		c.lost = func(pair, _, point int) bool {
 			return paths[pair].Points[point].Host == "hv3" || pairs[pair].Dst.Host == "hv3" && paths[pair].Points[point].Direction == plan.Reply
 		}
 		time.AfterFunc(100*time.Millisecond, func() {
-			c.put(slices.Index(c.spec.Hosts, "hv3"), fleet.Gone{Reason: "no heartbeat for 3s"})
+			c.put(c.host("hv3"), fleet.Gone{Reason: "no heartbeat for 3s"})
 		})
 		got, took, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
 		for seq, r := range got {
@@ -440,10 +452,11 @@ func TestGone(t *testing.T) {
 func TestLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.All})
+		pairs, paths := pathsOf(t, site(t, 2), allPairs)
 		c := newCast(paths)
 		c.lost = func(pair, _, point int) bool { return paths[pair].Points[point].Host == "hv2" || point > 3 }
-		time.AfterFunc(time.Millisecond, func() { c.put(slices.Index(c.spec.Hosts, "hv2"), fleet.Lost{Samples: 9}) })
+		c.mute["explain hv1"], c.mute["explain hv2"] = true, true
+		time.AfterFunc(time.Millisecond, func() { c.put(c.host("hv2"), fleet.Lost{Samples: 9}) })
 		got, _, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
 		for _, r := range got {
 			if r.Verdict != dyetracev1.Verdict_VERDICT_UNKNOWN {
@@ -518,7 +531,7 @@ func TestLedger(t *testing.T) {
 
 func TestPace(t *testing.T) {
 	t.Parallel()
-	pairs, _ := pathsOf(t, site(t, 3), plan.Scope{Kind: plan.All}) // 6 pairs, each instance in 4
+	pairs, _ := pathsOf(t, site(t, 3), allPairs) // 6 pairs, each instance in 4
 	p := newPace(10, 2)
 	now := time.Unix(1000, 0)
 	lanes := p.join(pairs, now)
@@ -526,15 +539,19 @@ func TestPace(t *testing.T) {
 	laneOf := func(n uint32) lane { return lanes[n] }
 	sent := map[time.Duration]int{}
 	began := now
-	for len(queue) > 0 {
+	for len(queue) > 0 && now.Sub(began) < 10*time.Second {
 		var ready []uint32
 		ready, queue = p.pick(queue, laneOf, now)
 		sent[now.Sub(began)] += len(ready)
+		for _, n := range ready {
+			p.free(lanes[n])
+		}
 		now = now.Add(50 * time.Millisecond)
 	}
-	// Three at once take all tokens; a token comes each 100 ms, and a probe needs one of both.
-	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || now.Sub(began) < 200*time.Millisecond {
-		t.Errorf("sent %v", sent)
+	// Each instance is in four pairs and has two tokens: three probes take them all. Each 100 ms
+	// there is one more, and a probe needs one of both its instances.
+	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || len(queue) > 0 || now.Sub(began) < 200*time.Millisecond {
+		t.Errorf("sent %v, %d are left", sent, len(queue))
 	}
 	if got, want := p.needs(pairs), 200*time.Millisecond; got != want {
 		t.Errorf("needs = %v, want %v", got, want)
@@ -547,6 +564,51 @@ func TestPace(t *testing.T) {
 	p.leave(other, now.Add(time.Hour))
 	if len(p.buckets) != 0 {
 		t.Errorf("%d buckets are left", len(p.buckets))
+	}
+}
+
+// TestPaceUnderWay bounds what is under way at one time: one probe between two instances, in either
+// direction, and so many from one host.
+func TestPaceUnderWay(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	p := newPace(1e6, 1e6)
+	there := plan.Pair{Src: inventory.Instance{Name: "a", Host: "hv1"}, Dst: inventory.Instance{Name: "b", Host: "hv2"}}
+	back := plan.Pair{Src: there.Dst, Dst: there.Src}
+	other := p.join([]plan.Pair{back}, now) // of another run
+	lanes := p.join([]plan.Pair{there, back}, now)
+	laneOf := func(n uint32) lane { return lanes[n] }
+	ready, rest := p.pick([]uint32{0, 1}, laneOf, now)
+	if !slices.Equal(ready, []uint32{0}) || !slices.Equal(rest, []uint32{1}) {
+		t.Errorf("opposite pairs: %v may go, %v wait", ready, rest)
+	}
+	if ready, _ := p.pick([]uint32{0}, func(uint32) lane { return other[0] }, now); len(ready) != 0 {
+		t.Error("another run's probe goes in the opposite direction")
+	}
+	p.free(lanes[0])
+	if ready, _ := p.pick(rest, laneOf, now); len(ready) != 1 {
+		t.Error("the opposite pair may not go, though the first is over")
+	}
+	p.free(lanes[1])
+
+	var many []plan.Pair
+	var queue []uint32
+	for i := range maxFlying + 3 {
+		many = append(many, plan.Pair{Src: there.Src, Dst: inventory.Instance{Name: fmt.Sprint(i), Host: "hv2"}})
+		queue = append(queue, uint32(i))
+	}
+	lanes = append(lanes, other...)
+	all := p.join(many, now)
+	ready, rest = p.pick(queue, func(n uint32) lane { return all[n] }, now)
+	if len(ready) != maxFlying || len(rest) != 3 {
+		t.Errorf("%d probes of one host at once, want %d", len(ready), maxFlying)
+	}
+	for _, n := range ready {
+		p.free(all[n])
+	}
+	p.leave(append(lanes, all...), now.Add(time.Hour))
+	if n := len(p.buckets) + len(p.wires) + len(p.hosts); n != 0 {
+		t.Errorf("%d things are left of runs that are over", n)
 	}
 }
 
