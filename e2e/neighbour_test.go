@@ -134,6 +134,7 @@ func TestAgentLeavesNoTrace(t *testing.T) {
 	if again, n := l.bridgeState("hv1"); again != with || n != ours {
 		t.Errorf("the next agent did not adopt the hooks: %d flows of ours (had %d)\nbefore:\n%s\nafter:\n%s", n, ours, with, again)
 	}
+	l.testRefusedAgents(t)
 	l.stop("hv1", "agent", "TERM")
 	without, n := l.bridgeState("hv1")
 	if n != 0 {
@@ -142,6 +143,36 @@ func TestAgentLeavesNoTrace(t *testing.T) {
 	if want := dyePort.ReplaceAllString(with, ""); without != want {
 		t.Errorf("left behind:\n%s\nwant:\n%s", without, want)
 	}
+}
+
+// testRefusedAgents starts agents that cannot be right: one with another host's
+// certificate, and one that is to hook a bridge which is not there.
+func (l *lab) testRefusedAgents(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile(l.configFile("hv1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	other := write("other.yaml", strings.NewReplacer("hv1.crt", "hv2.crt", "hv1.key", "hv2.key").Replace(string(text)))
+	r := l.dyetrace("lab", "exec", "hv1", "--", "dyetrace", "agent", "--config", other)
+	if r.code == 0 || !strings.Contains(r.stderr, "certificate is for hv2, agent says hv1") {
+		t.Errorf("an agent with another host's certificate: exit %d\n%s", r.code, r.stderr)
+	}
+	l.ready() // the true agent is not disturbed
+
+	l.stop("hv1", "agent", "TERM")
+	l.daemonise("hv1", "agent", write("nope.yaml", string(text)+"\nbridges: [br-int, br-tun, br-nope]\n"))
+	eventually(t, "word of a bridge that is not there", 10*time.Second, func() bool {
+		out := l.must("hooks", "-o", "json")
+		return strings.Contains(out, "br-nope") && strings.Contains(out, "is not on this host")
+	})
 }
 
 func TestControllerKilledInMidRun(t *testing.T) {

@@ -102,7 +102,7 @@ func DefaultConfig() Config {
 		Heartbeat: time.Second,
 		Run: RunConfig{
 			Timeout: 30 * time.Second, Settle: 250 * time.Millisecond,
-			PerInstanceRate: 10, PerInstanceBurst: 10,
+			PerInstanceRate: 10, PerInstanceBurst: 20,
 			MaxActive: 64, MaxPairs: 100_000,
 		},
 	}

@@ -81,13 +81,19 @@ func SetUpHypervisor(ctx context.Context, overlayFile, host string) error {
 
 func (hv hypervisor) startSwitch(ctx context.Context) error {
 	const db, log = "/etc/openvswitch/conf.db", "/var/log/openvswitch/"
+	banner, err := output(ctx, nil, "ovs-vswitchd", "--version") // ovs-vswitchd (Open vSwitch) 3.1.0
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(banner), "\n")
+	version := first[strings.LastIndexByte(first, ' ')+1:]
 	return runAll(ctx, [][]string{
 		{"ovsdb-tool", "create", db, "/usr/share/openvswitch/vswitch.ovsschema"},
-		// Both make it themselves only when started by their Debian scripts.
+		// Both make it themselves, and the version comes into the database, only when started by their Debian scripts.
 		{"mkdir", "-p", "/run/openvswitch"},
 		{"ovsdb-server", db, "--remote=punix:/run/openvswitch/db.sock", "--detach", "--no-chdir", "--pidfile",
 			"--log-file=" + log + "ovsdb-server.log", "-vconsole:off"},
-		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".",
+		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=" + version,
 			"external_ids:hostname=" + hv.host.Name, "external_ids:system-id=" + hv.host.Name},
 		{"ovs-vswitchd", "--detach", "--no-chdir", "--pidfile",
 			"--log-file=" + log + "ovs-vswitchd.log", "-vconsole:off"},
