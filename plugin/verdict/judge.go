@@ -197,6 +197,17 @@ func (j *judgement) whole() Result {
 	if seenFirst && j.Path.Points[0].Host == j.Path.From.Host {
 		r.RTTNs = last.AtNs - first.AtNs
 	}
+	if from := &j.Path.From; from.LinkDown {
+		// No point sees the last yards, but nothing leaves by a port that is down.
+		at := j.Path.Points[j.t.last]
+		r.Verdict, r.Host = Silent, from.Host
+		r.Segment = &Segment{From: &at, To: plan.Expected{
+			Host: from.Host, Bridge: from.Bridge, Kind: stain.ToInstance, Direction: plan.Reply,
+		}}
+		r.Cause = strings.Join(append([]string{fmt.Sprintf(
+			"the answer came back to %s, but the link of %s is down: %s is off, or its interface is",
+			from.Host, from.Port, j.Path.Pair.Src.Name)}, j.notes()...), "; ")
+	}
 	return r
 }
 

@@ -92,7 +92,7 @@ func TestJudge(t *testing.T) {
 		{name: "flooded", pair: crossing, probes: []string{"01234567 @hv2:fwd"},
 			want: "healthy | - |  | also seen at hv2/br-int from-tunnel, off its way"},
 		{name: "source without link", pair: crossing, net: []func(hosts){linkDown("hv1", "tap-b1")}, probes: []string{"01234567"},
-			want: "healthy | - |  | the answer came back to hv1, but the link of tap-b1, where blue-1 is, is down"},
+			want: "silent | hv1/br-int from-tunnel → hv1/br-int to-instance | hv1 | the answer came back to hv1, but the link of tap-b1 is down: blue-1 is off, or its interface is"},
 
 		// Answered, but by whom?
 		{name: "impostor", pair: crossing, probes: []string{"0167 @hv4:fwd @hv4:reply"},

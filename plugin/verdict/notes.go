@@ -30,10 +30,6 @@ func (j *judgement) notes() []string {
 	if len(j.t.Stray) > 0 {
 		notes = append(notes, fmt.Sprintf("also seen at %s, off its way", j.t.Stray[0]))
 	}
-	if j.Path.From.LinkDown {
-		notes = append(notes, fmt.Sprintf("the answer came back to %s, but the link of %s, where %s is, is down",
-			j.Path.From.Host, j.Path.From.Port, j.Path.Pair.Src.Name))
-	}
 	return notes
 }
 
