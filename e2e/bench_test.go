@@ -2,7 +2,12 @@ package e2e
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -44,6 +49,42 @@ func BenchmarkUserThroughput(b *testing.B) {
 	b.ReportMetric(median(hooked)/median(bare), "hooked/bare")
 	b.ReportMetric(slices.Max(bare)/slices.Min(bare), "bare-max/min")
 	b.ReportMetric(0, "ns/op") // one operation is a whole measurement: its time says nothing
+}
+
+// cpuSeconds returns what all processes of the machine that belong to labs have
+// spent, by ovs-vswitchd, agent and serve (the controller), children included.
+func cpuSeconds(b *testing.B) map[string]float64 {
+	b.Helper()
+	const ticks = 100 // USER_HZ, proc(5)
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	spent := make(map[string]float64)
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		cmdline, err := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		if err != nil {
+			continue
+		}
+		argv := strings.Split(string(cmdline), "\x00")
+		name := filepath.Base(argv[0])
+		if name == "dyetrace" && len(argv) > 1 {
+			name = argv[1]
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+			n, err := strconv.Atoi(f)
+			if err != nil {
+				b.Fatalf("%s: %v", path, err)
+			}
+			spent[name] += float64(n) / ticks
+		}
+	}
+	return spent
 }
 
 func (l *lab) iperfServer(guest string) (stop func()) {
@@ -88,6 +129,7 @@ func BenchmarkTenThousandPairs(b *testing.B) {
 			l.check(0, "--all")
 		}
 		var took []float64
+		before, began := cpuSeconds(b), time.Now()
 		for b.Loop() {
 			begin := time.Now()
 			if c := l.check(0, "--all"); c.Counts["healthy"] != pairs {
@@ -98,6 +140,17 @@ func BenchmarkTenThousandPairs(b *testing.B) {
 		b.ReportMetric(median(took), "s/10712-pairs")
 		b.ReportMetric(pairs/median(took), "pairs/s")
 		b.ReportMetric(0, "ns/op")
+		spent, wall := 0.0, time.Since(began).Seconds()*float64(runtime.NumCPU())
+		for _, name := range []string{"ovs-vswitchd", "agent", "serve"} {
+			share := (cpuSeconds(b)[name] - before[name]) / wall
+			spent += share
+			b.ReportMetric(100*share, "cpu%-"+name)
+		}
+		if spent > 0.7 {
+			b.Logf("limited by the processors: %.0f %% of %d cores go to switches, agents and controller", 100*spent, runtime.NumCPU())
+		} else {
+			b.Logf("limited by waiting: switches, agents and controller take %.0f %% of %d cores", 100*spent, runtime.NumCPU())
+		}
 	}
 	b.Run("pace=10", func(b *testing.B) { measure(b, false) })
 	b.Run("pace=none", func(b *testing.B) {
