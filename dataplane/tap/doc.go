@@ -50,6 +50,14 @@
 // The ring is shared by all devices. A digest that finds no room in it is lost and
 // counted, and what was to be withheld is withheld all the same.
 //
+// # Cost
+//
+// Measured on Linux 6.18, one core: the program takes 15 ns of a user's packet and
+// 100 ns of a stained one. A veth that sends frames of 1,400 bytes one by one, 2.4 µs
+// each, keeps 0.97 of its throughput with tcx and 0.93 with clsact. A lone sample is
+// in fn 10 µs after the frame was sent; reading a full ring takes 43 ns a sample and
+// allocates nothing.
+//
 // # Needs
 //
 // Linux 5.8 (the ring), CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN. The program is

@@ -453,18 +453,21 @@ func TestTakenOff(t *testing.T) {
 	}
 }
 
-// TestNeighbours wants other filters and qdiscs to stay as they are.
+// TestNeighbours wants other filters and qdiscs to stay as they are, an empty one too.
 func TestNeighbours(t *testing.T) {
 	t.Parallel()
-	w := newTap(t)
+	empty, w := newTap(t), newTap(t)
+	sandbox.Command(t, "tc", "qdisc", "add", "dev", empty.name, "clsact")
 	sandbox.Command(t, "tc", "qdisc", "add", "dev", w.name, "clsact")
 	sandbox.Command(t, "tc", "filter", "add", "dev", w.name, "egress", "protocol", "ip", "prio", "7", "u32", "match", "u32", "1", "0xffffffff", "at", "12", "classid", "1:1")
 	theirs := func() string {
-		return sandbox.Command(t, "tc", "qdisc", "show", "dev", w.name) + egress(t, w)
+		return sandbox.Command(t, "tc", "qdisc", "show", "dev", empty.name) +
+			sandbox.Command(t, "tc", "qdisc", "show", "dev", w.name) + egress(t, w)
 	}
 	before := theirs()
 	for _, mode := range modes {
 		s := sampler(t, mode, Options{})
+		attach(t, s, empty.name)
 		attach(t, s, w.name)
 		wantFrames(t, w.arrivals(t, probe(t, 1)), probe(t, 1))
 		receive(t, s, 1)
@@ -630,7 +633,9 @@ func TestAllocations(t *testing.T) {
 }
 
 // BenchmarkUserTraffic sends user traffic through two veths alike, one with the
-// program, in turns, and reports how much of the throughput is left with it.
+// program, in turns, and reports how much of the throughput is left with it. With one
+// frame a system call and no switch it is the least that a frame can cost otherwise.
+// (Measured with the program on neither: 0.997.)
 func BenchmarkUserTraffic(b *testing.B) {
 	for _, mode := range modes {
 		b.Run(mode, func(b *testing.B) {
@@ -666,6 +671,23 @@ func BenchmarkUserTraffic(b *testing.B) {
 			b.ReportMetric(float64(total[1].Nanoseconds())/frames, "ns/frame-with")
 			b.ReportMetric(0, "ns/op")
 		})
+	}
+}
+
+// BenchmarkDelivery sends one probe at a time and waits until fn has it.
+func BenchmarkDelivery(b *testing.B) {
+	name, _ := addVeth(b)
+	fd, _ := socket(b, name)
+	w := &wire{name: name, fd: fd}
+	s := sampler(b, "tcx", Options{})
+	attach(b, s, name)
+	frame := probe(b, 1)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.send(b, frame)
+		if err := s.Receive(func(Seen) {}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
