@@ -80,7 +80,8 @@ func New(ctx context.Context, cfg Config, version string, reg prometheus.Registe
 	a.open = newOpenProbes(a.log)
 	a.hooks = newHooks(sw, cfg.Bridges, cfg.Lease, a.log)
 	collect := newCollector(a)
-	a.hooks.sink, a.hooks.done = collect.copy, collect.flush
+	a.hooks.sink, a.hooks.done = collect.copy, func(b *bridge) { collect.flush(&b.gather) }
+	a.hooks.taps.sink, a.hooks.taps.done = collect.take, collect.flush
 	transport := &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, DisableCompression: true,
 		// A controller host that vanished without a word is noticed by this.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}}
@@ -155,6 +156,12 @@ func (c *collector) copy(b *bridge, frame []byte, atNs int64) {
 		a.reject()
 		return
 	}
+	c.take(&b.gather, &seen, atNs)
+}
+
+// take takes one sighting, at time atNs of CLOCK_MONOTONIC.
+func (c *collector) take(g *gather, seen *stain.Copy, atNs int64) {
+	a, b := c.a, g.bridge
 	if seen.Close {
 		return // a probe being withdrawn, not a sample
 	}
@@ -173,7 +180,7 @@ func (c *collector) copy(b *bridge, frame []byte, atNs int64) {
 			a.metrics.lost.Inc()
 			continue
 		}
-		c.batch(b, r).add(r, index, &seen, atNs-a.started)
+		c.batch(g, r).add(r, index, seen, atNs-a.started)
 		a.sampleCount.Add(1)
 		a.metrics.samples.Inc()
 	}
@@ -188,26 +195,26 @@ func (a *Agent) reject() {
 }
 
 // batch returns the open batch of a run at a bridge; a full one is sent first.
-func (c *collector) batch(b *bridge, r *activeRun) *batch {
-	i := slices.IndexFunc(b.batches, func(x *batch) bool { return x.run == r.id })
-	if i >= 0 && len(b.batches[i].msg.Index) >= batchSize {
-		c.send(b, b.batches[i])
-		b.batches = slices.Delete(b.batches, i, i+1)
+func (c *collector) batch(g *gather, r *activeRun) *batch {
+	i := slices.IndexFunc(g.batches, func(x *batch) bool { return x.run == r.id })
+	if i >= 0 && len(g.batches[i].msg.Index) >= batchSize {
+		c.send(g.bridge, g.batches[i])
+		g.batches = slices.Delete(g.batches, i, i+1)
 		i = -1
 	}
 	if i < 0 {
-		b.batches = append(b.batches, newBatch(r.id, b.name))
-		i = len(b.batches) - 1
+		g.batches = append(g.batches, newBatch(r.id, g.bridge.name))
+		i = len(g.batches) - 1
 	}
-	return b.batches[i]
+	return g.batches[i]
 }
 
-// flush sends what a bridge has gathered.
-func (c *collector) flush(b *bridge) {
-	for _, x := range b.batches {
-		c.send(b, x)
+// flush sends what was gathered.
+func (c *collector) flush(g *gather) {
+	for _, x := range g.batches {
+		c.send(g.bridge, x)
 	}
-	b.batches = b.batches[:0]
+	g.batches = g.batches[:0]
 }
 
 func (c *collector) send(b *bridge, x *batch) {

@@ -39,6 +39,7 @@ type Switch interface {
 type bridge struct {
 	name  string
 	sw    Switch
+	taps  *taps
 	log   *slog.Logger
 	stain stain.Stain
 	lease time.Duration
@@ -63,8 +64,8 @@ type bridge struct {
 	lost  atomic.Uint64 // by us: full queue, cap
 	ring  atomic.Uint64 // by rings of dye ports closed since
 
-	// batches are the samples gathered since the last flush; the receive loop's alone.
-	batches []*batch
+	// gather has the samples of the dye port since the last flush; its receive loop's alone.
+	gather gather
 
 	receivers sync.WaitGroup
 }
@@ -79,6 +80,13 @@ type bridgeState struct {
 	table  uint8
 	mark   string
 	kinds  []dyetracev1.PointKind
+	absent string // why there is no to-instance point; empty if there is
+}
+
+// gather is the samples of one bridge that one receive loop has not sent yet.
+type gather struct {
+	bridge  *bridge
+	batches []*batch
 }
 
 // How often all flows of a bridge are read again to see whether the mark and
@@ -87,8 +95,9 @@ type bridgeState struct {
 // sits in our hook's place is seen at every audit.
 const rereadEvery = 10 * time.Second
 
-func newBridge(name string, sw Switch, st stain.Stain, lease time.Duration, log *slog.Logger) *bridge {
-	b := &bridge{name: name, sw: sw, stain: st, lease: lease, log: log.With("bridge", name)}
+func newBridge(name string, sw Switch, taps *taps, st stain.Stain, lease time.Duration, log *slog.Logger) *bridge {
+	b := &bridge{name: name, sw: sw, taps: taps, stain: st, lease: lease, log: log.With("bridge", name)}
+	b.gather.bridge = b
 	b.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_ABSENT, reason: "not installed yet"})
 	return b
 }
@@ -101,10 +110,15 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	old := *b.state.Load()
 	next := old
 	changed, err := b.sync(ctx, found, now)
+	if err == nil {
+		var attached bool
+		attached, next.absent = b.taps.keep(b, found)
+		changed = changed || attached
+	}
 	switch {
 	case err == nil:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
-		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook)
+		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case ctx.Err() != nil:
 		return // we were told to stop, which says nothing about the bridge
 	case refused(err):
@@ -228,8 +242,9 @@ func flowPorts(found dataplane.Bridge, dye uint16) []flows.Port {
 	return ports
 }
 
-// kindsOf lists the sampling points that a hook offers.
-func kindsOf(h flows.Hook) []dyetracev1.PointKind {
+// kindsOf lists the sampling points that a hook offers, with to-instance where the
+// instances' ports are sampled.
+func kindsOf(h flows.Hook, delivery bool) []dyetracev1.PointKind {
 	var tunnel, down, up bool
 	for _, p := range h.Ports {
 		tunnel = tunnel || p.Role == flows.Tunnel
@@ -239,6 +254,9 @@ func kindsOf(h flows.Hook) []dyetracev1.PointKind {
 	var kinds []dyetracev1.PointKind
 	if !down {
 		kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE)
+		if delivery {
+			kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
+		}
 	}
 	if tunnel || up {
 		kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL)
@@ -306,7 +324,7 @@ func (b *bridge) dropPort(port *packetio.Port) {
 
 // lostSamples counts the samples of this bridge that were lost on our side.
 func (b *bridge) lostSamples() uint64 {
-	n := b.lost.Load() + b.ring.Load()
+	n := b.lost.Load() + b.ring.Load() + b.taps.lostSamples()
 	if port := b.port.Load(); port != nil {
 		_, dropped := port.Stats()
 		n += dropped
@@ -331,6 +349,7 @@ func (b *bridge) remove(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closePort()
+	b.taps.leave(b)
 	var errs []error
 	ours, err := b.sw.DumpOurs(ctx, b.name)
 	if err == nil && len(ours) > 0 {
@@ -351,4 +370,5 @@ func (b *bridge) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closePort()
+	b.taps.leave(b)
 }

@@ -26,6 +26,7 @@ const auditEvery = 5 * time.Second
 // hooks keeps the hooks of all the host's bridges.
 type hooks struct {
 	sw    Switch
+	taps  *taps
 	only  []string
 	lease time.Duration
 	log   *slog.Logger
@@ -42,7 +43,7 @@ type hooks struct {
 
 func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
 	return &hooks{
-		sw: sw, only: only, lease: lease, log: log,
+		sw: sw, taps: &taps{log: log}, only: only, lease: lease, log: log,
 		changed:  make(chan struct{}, 1),
 		bridges:  make(map[string]*bridge),
 		reported: make(map[string]string),
@@ -62,6 +63,7 @@ func (h *hooks) setStain(ctx context.Context, st stain.Stain) error {
 		delete(h.bridges, name)
 	}
 	h.stain = &st
+	h.taps.open(st)
 	return errors.Join(errs...)
 }
 
@@ -104,7 +106,7 @@ func (h *hooks) notify() {
 	fresh := make(map[string]string, len(h.bridges))
 	for name, b := range h.bridges {
 		s := *b.state.Load()
-		fresh[name] = fmt.Sprintf("%v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds)
+		fresh[name] = fmt.Sprintf("%v %v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds, s.absent)
 	}
 	if len(fresh) == len(h.reported) {
 		same := true
@@ -150,7 +152,7 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 	for _, name := range want {
 		b := h.bridges[name]
 		if b == nil {
-			b = newBridge(name, h.sw, *h.stain, h.lease, h.log)
+			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.log)
 			b.sink, b.done = h.sink, h.done
 			h.bridges[name] = b
 		}
@@ -248,10 +250,10 @@ func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
 		Table: uint32(s.table), Mark: s.mark,
 		Epoch: s.epoch, Lost: b.lostSamples(), Gaps: s.gaps,
 	}
-	if slices.Contains(s.kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) {
+	if slices.Contains(s.kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) && s.absent != "" {
 		m.Absent = append(m.Absent, &dyetracev1.AbsentPoint{
 			Kind:   dyetracev1.PointKind_POINT_KIND_TO_INSTANCE,
-			Reason: "delivery is not sampled at the tap; the guest's answer stands in for it",
+			Reason: s.absent + "; the guest's answer stands in for it",
 		})
 	}
 	for _, p := range found.Ports {
@@ -274,5 +276,6 @@ func (h *hooks) remove(ctx context.Context) error {
 		delete(h.bridges, name)
 	}
 	h.stain = nil
+	h.taps.close()
 	return errors.Join(errs...)
 }

@@ -87,10 +87,11 @@ type Sampler struct {
 	// Receive reads it without a lock.
 	names atomic.Pointer[map[int]string]
 
-	mu       sync.Mutex // guards what follows, and objects against Close
-	attached map[int]device
-	objects  objects
-	last     Stats // as Close found them
+	mu          sync.Mutex // guards what follows, and objects against Close
+	attached    map[int]device
+	objects     objects
+	last        Stats // as Close found them
+	attachments atomic.Uint64
 }
 
 // objects is tapObjects without the variables: these map memory that only the garbage
@@ -250,8 +251,13 @@ func (s *Sampler) attach(ifname string, ifindex int) error {
 		return explain(err)
 	}
 	s.remember(ifindex, device{ifname, h})
+	s.attachments.Add(1)
 	return nil
 }
+
+// Attachments counts how often Attach had to put the program on a device, since Open.
+// A device where it did so between two readings was not sampled all the time.
+func (s *Sampler) Attachments() uint64 { return s.attachments.Load() }
 
 // Detach takes the program off the device of that name, with what an agent that was
 // killed may have left there. That nothing is there, or no such device, is no error.

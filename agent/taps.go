@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/tap"
+	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// taps keeps the sampling point to-instance at the instances' ports: one program and
+// one ring for all bridges of the host. Where it cannot be had, it says why.
+type taps struct {
+	log  *slog.Logger
+	sink func(g *gather, seen *stain.Copy, atNs int64)
+	done func(g *gather)
+
+	mu      sync.Mutex
+	sampler *tap.Sampler
+	why     string            // there is no sampler
+	ports   map[string]tapped // by device
+
+	// known is ports for the receive loop; replaced as a whole.
+	known    atomic.Pointer[map[string]tapped]
+	lost     atomic.Uint64 // of samplers closed since
+	receiver sync.WaitGroup
+}
+
+// tapped is a device with the program on it.
+type tapped struct {
+	bridge *bridge
+	ofport uint16
+}
+
+// open replaces the sampler by one for a stain.
+func (t *taps) open(st stain.Stain) {
+	t.close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sampler, err := tap.Open(tap.Options{Stain: st})
+	if err != nil {
+		t.why = err.Error()
+		t.log.Warn("delivery to instances is not sampled; their answers stand in for it", "err", err)
+		return
+	}
+	t.sampler, t.why = sampler, ""
+	t.ports = make(map[string]tapped)
+	t.known.Store(&map[string]tapped{})
+	t.receiver.Go(func() { t.receive(sampler) })
+}
+
+// close takes the programs off all ports.
+func (t *taps) close() {
+	t.mu.Lock()
+	sampler := t.sampler
+	t.sampler, t.ports, t.why = nil, nil, "not installed yet"
+	t.mu.Unlock()
+	if sampler == nil {
+		return
+	}
+	if err := sampler.Close(); err != nil {
+		t.log.Warn("closing the tap sampler", "err", err)
+	}
+	t.receiver.Wait()
+	if stats, err := sampler.Stats(); err == nil {
+		t.lost.Add(stats.Lost)
+	}
+}
+
+// keep puts the program on the ports of a bridge's instances, where it is not yet,
+// and takes it off ports that left. changed says that some port was without it;
+// absent says why the point does not exist on this bridge, and is empty if it does.
+func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sampler == nil {
+		return false, t.why
+	}
+	before := t.sampler.Attachments()
+	var errs []error
+	here := make(map[string]bool)
+	for _, p := range found.Ports {
+		if p.Role != flows.Instance || p.OFPort == 0 {
+			continue
+		}
+		if p.Type != "" {
+			errs = append(errs, fmt.Errorf("%s is of type %s: its packets do not pass the kernel's egress", p.Name, p.Type))
+			continue
+		}
+		if err := t.sampler.Attach(p.Name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		here[p.Name] = true
+		t.ports[p.Name] = tapped{b, p.OFPort}
+	}
+	for name, at := range t.ports {
+		if at.bridge == b && !here[name] {
+			delete(t.ports, name)
+			if err := t.sampler.Detach(name); err != nil {
+				t.log.Warn("leaving a port", "port", name, "err", err)
+			}
+		}
+	}
+	t.publish()
+	if err := errors.Join(errs...); err != nil {
+		absent = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	return t.sampler.Attachments() != before, absent
+}
+
+// leave takes the program off all ports of a bridge.
+func (t *taps) leave(b *bridge) { t.keep(b, dataplane.Bridge{}) }
+
+// publish shows ports to the receive loop. Caller holds mu.
+func (t *taps) publish() {
+	known := make(map[string]tapped, len(t.ports))
+	for name, at := range t.ports {
+		known[name] = at
+	}
+	t.known.Store(&known)
+}
+
+// receive hands samples to the sink until the sampler is closed.
+func (t *taps) receive(sampler *tap.Sampler) {
+	var gathers []*gather
+	for {
+		err := sampler.Receive(func(seen tap.Seen) {
+			at, ok := (*t.known.Load())[seen.Device]
+			if !ok {
+				return // detached since
+			}
+			i := slices.IndexFunc(gathers, func(g *gather) bool { return g.bridge == at.bridge })
+			if i < 0 {
+				gathers = append(gathers, &gather{bridge: at.bridge})
+				i = len(gathers) - 1
+			}
+			c := seen.Copy()
+			c.InPort = at.ofport
+			t.sink(gathers[i], &c, seen.At)
+		})
+		for _, g := range gathers {
+			t.done(g)
+		}
+		if err != nil {
+			if !errors.Is(err, tap.ErrClosed) {
+				t.log.Error("reading the tap sampler", "err", err)
+			}
+			return
+		}
+	}
+}
+
+// lostSamples counts the samples that found no room in the ring.
+func (t *taps) lostSamples() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.lost.Load()
+	if t.sampler != nil {
+		if stats, err := t.sampler.Stats(); err == nil {
+			n += stats.Lost
+		}
+	}
+	return n
+}
