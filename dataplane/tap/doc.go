@@ -24,7 +24,9 @@
 // socket). It does not on a port that the switch itself opened as a tap (type
 // internal or tap: the frame is written to the descriptor, which is the device's
 // ingress), nor on AF_XDP, DPDK and vhost-user ports, nor does what is sent with
-// PACKET_QDISC_BYPASS. There the sampling point is to be declared absent.
+// PACKET_QDISC_BYPASS. There the sampling point is to be declared absent. (Measured
+// with Open vSwitch 3.1, userspace datapath: veth and tap of type system are seen,
+// type internal is not.)
 //
 // # What
 //
