@@ -70,17 +70,36 @@ const goldenFrame = "" +
 	"455c0028" + "00004000" + "40062672" + "0a000001" + "0a000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "033c0000"
 
+func goodProbe6() Probe {
+	p := goodProbe()
+	p.Src, p.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	return p
+}
+
+// The words of the pseudo-header and the TCP header add to 0x4e2c1, and
+// ^(0xe2c1+4) = 0x1d3a. Linux 6.18 took it, and sent goldenReply6.
+const goldenFrame6 = "" +
+	"525400000002" + "525400000001" + "8847" + // Ethernet
+	"00005340" + // label 5, TC 1, S, TTL 64
+	"65c00000" + "00140640" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
+
 func TestAppendFrameGolden(t *testing.T) {
 	t.Parallel()
-	got, err := Default().AppendFrame([]byte("before"), 5, goodProbe())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := hex.EncodeToString(got[len("before"):]); text != goldenFrame || string(got[:6]) != "before" {
-		t.Errorf("AppendFrame =\n%s, want\n%s", text, goldenFrame)
-	}
-	if len(got) > MaxFrame {
-		t.Errorf("%d bytes, more than MaxFrame", len(got))
+	for _, tt := range []struct {
+		name, want string
+		probe      Probe
+	}{{"IPv4", goldenFrame, goodProbe()}, {"IPv6", goldenFrame6, goodProbe6()}} {
+		got, err := Default().AppendFrame([]byte("before"), 5, tt.probe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := hex.EncodeToString(got[len("before"):]); text != tt.want || string(got[:6]) != "before" {
+			t.Errorf("%s: AppendFrame =\n%s, want\n%s", tt.name, text, tt.want)
+		}
+		if len(got) > MaxFrame {
+			t.Errorf("%s: %d bytes, more than MaxFrame", tt.name, len(got))
+		}
 	}
 }
 
@@ -96,7 +115,11 @@ func TestAppendFrameRefuses(t *testing.T) {
 		{"controller's ofport", "ofport 65533", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xfffd }, nil},
 		{"scheme", "scheme(0)", func(s *Stain, _ *uint16, _ *Probe) { s.Scheme = 0 }, ErrUnsupported},
 		{"no source", "source address: missing", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.Addr{} }, nil},
-		{"IPv6", "destination address: 2001:db8::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("2001:db8::1") }, ErrUnsupported},
+		{"IPv4 to IPv6", "destination address fd00::2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = goodProbe6().Dst }, nil},
+		{"IPv6 to IPv4", "destination address 10.0.0.2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Src = goodProbe6().Src }, nil},
+		{"unspecified IPv6", "source address: ::", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv6Unspecified() }, nil},
+		{"IPv6 multicast", "destination address: ff02::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.IPv6LinkLocalAllNodes() }, nil},
+		{"zone", "source address: fe80::1%eth0: zone", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.MustParseAddr("fe80::1%eth0") }, nil},
 		{"unspecified", "source address: 0.0.0.0", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv4Unspecified() }, nil},
 		{"multicast", "destination address: 224.0.0.1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("224.0.0.1") }, nil},
 		{"broadcast", "destination address: 255.255.255.255", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("255.255.255.255") }, nil},
@@ -140,7 +163,7 @@ func serialize(t rapid.TB, parts ...gopacket.SerializableLayer) []byte {
 // drawProbe draws any probe that AppendFrame takes.
 func drawProbe(t *rapid.T) Probe {
 	unicast := rapid.Custom(func(t *rapid.T) MAC { return drawMAC(t, "mac") }).Filter(MAC.unicast)
-	addr := rapid.Custom(drawAddr).Filter(func(a netip.Addr) bool { _, err := unicast4(a); return err == nil })
+	addr := drawAddr(t).Filter(func(a netip.Addr) bool { _, err := hostAddr(a); return err == nil })
 	p := Probe{
 		SrcMAC: unicast.Draw(t, "srcMAC"), DstMAC: unicast.Draw(t, "dstMAC"),
 		Src: addr.Draw(t, "src"), TTL: rapid.Uint8Min(1).Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"),
@@ -150,24 +173,47 @@ func drawProbe(t *rapid.T) Probe {
 	return p
 }
 
-func drawAddr(t *rapid.T) netip.Addr {
-	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr")))
+func addr4(t *rapid.T) netip.Addr {
+	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr4")))
+}
+
+func addr6(t *rapid.T) netip.Addr {
+	return netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "addr6")))
+}
+
+// drawAddr draws an IP version, and returns addresses of it.
+func drawAddr(t *rapid.T) *rapid.Generator[netip.Addr] {
+	if rapid.Bool().Draw(t, "IPv6") {
+		return rapid.Custom(addr6).Filter(func(a netip.Addr) bool { return !a.Is4In6() })
+	}
+	return rapid.Custom(addr4)
 }
 
 func drawStain(t *rapid.T) Stain {
 	return Stain{TCP, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
 }
 
-// wantIPv4 are the layers of a stained segment as the package documentation
-// draws them.
-func wantIPv4(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
-	ip := &layers.IPv4{
-		Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: layers.IPProtocolTCP,
-		SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+// wantIP are the layers of a stained segment as the package documentation draws
+// them.
+func wantIP(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
+	var ip interface {
+		gopacket.NetworkLayer
+		gopacket.SerializableLayer
+	}
+	if src.Is4() {
+		ip = &layers.IPv4{
+			Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: layers.IPProtocolTCP,
+			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+		}
+	} else {
+		ip = &layers.IPv6{
+			Version: 6, TrafficClass: s.TOS, HopLimit: ttl, NextHeader: layers.IPProtocolTCP,
+			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+		}
 	}
 	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(s.Port), layers.TCPPort(s.Port), 64240
 	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-		panic(err) // IPv4 is a network layer
+		panic(err) // both are network layers
 	}
 	return []gopacket.SerializableLayer{ip, &tcp}
 }
@@ -187,15 +233,18 @@ func TestAppendFrameOracle(t *testing.T) {
 		if p.Close {
 			tcp = layers.TCP{Seq: p.Token + 1, RST: true}
 		}
-		segment := wantIPv4(s, p.Src, p.Dst, p.TTL, tcp)
+		segment := wantIP(s, p.Src, p.Dst, p.TTL, tcp)
 
-		mpls := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}
+		mpls, etherType := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}, layers.EthernetTypeIPv4
+		if p.Src.Is6() {
+			mpls.TrafficClass, etherType = 1, layers.EthernetTypeIPv6
+		}
 		want := append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeMPLSUnicast),
 			serialize(t, append([]gopacket.SerializableLayer{mpls}, segment...)...)...)
 		if got, err := s.AppendFrame(nil, ofport, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendFrame = %x, %v; want %x", got, err, want)
 		}
-		want = append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeIPv4), serialize(t, segment...)...)
+		want = append(ethernet(p.DstMAC, p.SrcMAC, etherType), serialize(t, segment...)...)
 		if got, err := s.AppendPacket(nil, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendPacket = %x, %v; want %x", got, err, want)
 		}
@@ -213,23 +262,31 @@ func TestAppendFrameMapped(t *testing.T) {
 }
 
 func TestAppendFrameAllocates(t *testing.T) {
-	s, p, b := Default(), goodProbe(), make([]byte, 0, MaxFrame)
-	if n := testing.AllocsPerRun(1000, func() {
-		if _, err := s.AppendFrame(b, 5, p); err != nil {
-			t.Fatal(err)
+	s, b := Default(), make([]byte, 0, MaxFrame)
+	for _, p := range []Probe{goodProbe(), goodProbe6()} {
+		if n := testing.AllocsPerRun(1000, func() {
+			if _, err := s.AppendFrame(b, 5, p); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v: AppendFrame allocates %v times, want 0", p.Src, n)
 		}
-	}); n != 0 {
-		t.Errorf("AppendFrame allocates %v times, want 0", n)
 	}
 }
 
 func BenchmarkAppendFrame(b *testing.B) {
-	s, p, buf := Default(), goodProbe(), make([]byte, 0, MaxFrame)
-	b.ReportAllocs()
-	for b.Loop() {
-		p.Token++
-		if _, err := s.AppendFrame(buf, 5, p); err != nil {
-			b.Fatal(err)
-		}
+	s, buf := Default(), make([]byte, 0, MaxFrame)
+	for _, bb := range []struct {
+		name  string
+		probe Probe
+	}{{"IPv4", goodProbe()}, {"IPv6", goodProbe6()}} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for p := bb.probe; b.Loop(); p.Token++ {
+				if _, err := s.AppendFrame(buf, 5, p); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

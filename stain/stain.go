@@ -24,8 +24,9 @@ func (s Scheme) String() string {
 // the same one.
 type Stain struct {
 	Scheme Scheme
-	// TOS is the whole byte that RFC 791 calls Type of Service: DSCP in the upper
-	// six bits, ECN, always 0 here, in the lower two (RFC 3168, section 5).
+	// TOS is the whole byte that RFC 791 calls Type of Service and RFC 8200 Traffic
+	// Class: DSCP in the upper six bits, ECN, always 0 here, in the lower two (RFC
+	// 3168, section 5).
 	TOS uint8
 	// Port is the source port and the destination port.
 	Port uint16
@@ -37,7 +38,7 @@ type Stain struct {
 // port 11 (systat, RFC 866) has been dead for decades.
 func Default() Stain { return Stain{Scheme: TCP, TOS: 23 << 2, Port: 11} }
 
-// ErrUnsupported says that a scheme or an IP version has no frames yet.
+// ErrUnsupported says that a scheme has no frames.
 var ErrUnsupported = errors.New("not supported")
 
 // Validate returns an error that names the first field which no hook could be
