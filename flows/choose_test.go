@@ -189,6 +189,13 @@ func TestChooseShadowed(t *testing.T) {
 		{"priority=65535,ip,in_port=1,nw_tos=88 actions=drop", nil},
 		{"priority=65535,udp,in_port=1 actions=drop", nil},
 		{"priority=65535,arp,in_port=1 actions=drop", nil},
+		{"priority=65535,ipv6,in_port=1 actions=drop", ErrShadowed},
+		{"priority=65535,tcp6,in_port=1,ipv6_dst=fd00::/8 actions=drop", ErrShadowed},
+		{"priority=65535,ipv6,in_port=1,nw_tos=92 actions=drop", ErrShadowed},
+		{"priority=65535,tcp6,in_port=1,tp_dst=80 actions=drop", nil},
+		{"priority=65535,ipv6,in_port=1,nw_tos=88 actions=drop", nil},
+		{"priority=65535,icmp6,in_port=1,icmp_type=135 actions=drop", nil},
+		{"priority=65535,mpls,in_port=9,mpls_tc=2 actions=drop", ErrShadowed},
 		{"priority=65535,dl_vlan=4095 actions=drop", nil}, // Neutron's
 		{"priority=65535,dl_vlan=100 actions=drop", ErrShadowed},
 		{"table=1,priority=65535 actions=drop", nil},
@@ -202,8 +209,10 @@ func TestChooseShadowed(t *testing.T) {
 		}
 	}
 	// A bridge whose stain is not known yet: any TCP is near enough.
-	if _, _, err := Choose(Bridge{Flows: mustParse(t, "priority=65535,tcp,tp_dst=80 actions=drop")}, nil); !errors.Is(err, ErrShadowed) {
-		t.Errorf("no stain given: %v, want ErrShadowed", err)
+	for _, protocol := range []string{"tcp", "tcp6"} {
+		if _, _, err := Choose(Bridge{Flows: mustParse(t, "priority=65535,"+protocol+",tp_dst=80 actions=drop")}, nil); !errors.Is(err, ErrShadowed) {
+			t.Errorf("no stain given, %s: %v, want ErrShadowed", protocol, err)
+		}
 	}
 }
 

@@ -24,7 +24,9 @@
 // copy. A packet that comes back to table 0 (a foreign resubmit, ct(table=0))
 // still has MARK and is not copied again.
 //
-// The match names ToS and both ports. With ports alone, Open vSwitch would have
+// There is an injecting flow for each IP version, by the label's traffic class, and
+// a marking flow for each. The match of the latter names ToS (over IPv6 the traffic
+// class) and both ports. With ports alone, Open vSwitch would have
 // to tell all TCP connections apart by port prefixes: 18 megaflows instead of 3
 // for 2,000 connections, measured. With ToS, its lookup is over before it comes to
 // the ports, for all packets but those of the stain's DSCP; megaflows get to see
