@@ -24,7 +24,8 @@ type Copy struct {
 	Token uint32
 	// Reply tells the guest's answer from the probe.
 	Reply bool
-	// Close tells the RST that withdraws a probe from the probe; never with Reply.
+	// Close tells the RST that withdraws a probe from the probe; never with Reply,
+	// nor in scheme icmp.
 	Close bool
 }
 
@@ -55,6 +56,7 @@ var (
 	errMapped   = fmt.Errorf("%w: IPv4-mapped address in an IPv6 header", ErrNotStained)
 	errPorts    = fmt.Errorf("%w: other ports", ErrNotStained)
 	errFragment = fmt.Errorf("%w: fragment", ErrNotStained)
+	errType     = fmt.Errorf("%w: neither echo request nor echo reply", ErrNotStained)
 	errFlags    = fmt.Errorf("%w: neither SYN, RST, RST|ACK nor SYN|ACK", ErrNotStained)
 )
 
@@ -64,10 +66,10 @@ var (
 // One VLAN tag is skipped (hooks strip it, but not every kernel path hands the
 // frame over as the switch sent it). IPv4 and TCP options, data, padding, ECN
 // bits, the flow label and any other TCP flag than FIN, SYN, RST and ACK are
-// ignored; checksums are not verified, since a virtual NIC may leave them to be
-// filled in later. No packet with an IPv6 extension header is a probe, nor an
-// answer to one: it is ErrNotStained, and so is every frame for a scheme that
-// has no frames.
+// ignored, and so are the data of an echo; checksums are not verified, since a
+// virtual NIC may leave them to be filled in later. No packet with an IPv6
+// extension header is a probe, nor an answer to one: it is ErrNotStained, and so
+// is every frame for a scheme that has no frames.
 func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if len(frame) < ethLen {
 		return ErrShort
@@ -169,13 +171,34 @@ func (p *packet) parseIPv6(ip []byte) error {
 
 // parsePayload returns the token in a packet, if it bears the stain.
 func (s Stain) parsePayload(p *packet) (token uint32, m message, err error) {
+	proto := uint8(protoTCP)
+	if s.Scheme == ICMP {
+		proto = icmpOf(p.src)
+	}
 	switch {
-	case s.Scheme != TCP || p.proto != protoTCP:
+	case !s.Scheme.valid() || p.proto != proto:
 		return 0, 0, errProtocol
 	case (p.tos^s.TOS)&0xfc != 0: // as the hook: nw_tos has no ECN, ovs-fields(7)
 		return 0, 0, errTOS
+	case s.Scheme == ICMP:
+		return parseEcho(proto, p.payload)
 	}
 	return s.parseTCP(p.payload)
+}
+
+func parseEcho(proto uint8, icmp []byte) (token uint32, m message, err error) {
+	if len(icmp) < icmpLen {
+		return 0, 0, ErrShort
+	}
+	token = binary.BigEndian.Uint32(icmp[4:])
+	request, reply := echoTypes(proto)
+	switch code := icmp[1]; {
+	case code == 0 && icmp[0] == request:
+		return token, question, nil
+	case code == 0 && icmp[0] == reply:
+		return token, answer, nil
+	}
+	return 0, 0, errType
 }
 
 func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
@@ -202,17 +225,19 @@ func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
 
 // AppendCopy appends the frame that a hook would send for c, as ParseCopy reads
 // it: the reference that the flows of a hook are tested against, and a source of
-// samples where there is no switch. An answer is a RST|ACK. The bits of TunID
-// above 24 are left out. On error b is returned as it was.
+// samples where there is no switch. An answer over TCP is a RST|ACK. The bits of
+// TunID above 24 are left out. On error b is returned as it was.
 func (s Stain) AppendCopy(b []byte, c Copy) ([]byte, error) {
 	src, dst := c.Src.Unmap(), c.Dst.Unmap()
 	switch {
-	case s.Scheme != TCP:
+	case !s.Scheme.valid():
 		return b, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
 	case !c.Kind.valid():
 		return b, fmt.Errorf("stain: %v: want a kind of sampling point", c.Kind)
 	case !src.IsValid() || !dst.IsValid() || src.Is4() != dst.Is4():
 		return b, fmt.Errorf("stain: addresses %v and %v: want two of one IP version", c.Src, c.Dst)
+	case c.Close && s.Scheme != TCP:
+		return b, fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
 	}
 	ethDst := MAC{CopyDst, byte(c.Kind), byte(c.TunID >> 8), byte(c.TunID), byte(c.InPort >> 8), byte(c.InPort)}
 	ethSrc := MAC{CopySrc, byte(c.TunID >> 16), c.TunSrc[0], c.TunSrc[1], c.TunSrc[2], c.TunSrc[3]}

@@ -46,12 +46,14 @@ const checksumGood = "1" // proto_checksum_enum_e in epan/proto.h
 // put there.
 func TestDissector(t *testing.T) {
 	t.Parallel()
-	const each = 150
+	const each = 250
 	var frames []dissected
 	for seed := range each {
 		s := rapid.Custom(drawStain).Example(seed)
-		frames = append(frames, probeFrames(t, s, rapid.Custom(drawProbe).Example(seed))...)
-		frames = append(frames, copyFrame(t, s, rapid.Custom(drawCopy).Example(seed)))
+		p := rapid.Custom(func(t *rapid.T) Probe { return drawProbe(t, s) }).Example(seed)
+		c := rapid.Custom(func(t *rapid.T) Copy { return drawCopy(t, s) }).Example(seed)
+		frames = append(frames, probeFrames(t, s, p)...)
+		frames = append(frames, copyFrame(t, s, c))
 	}
 	protocols := make(map[string]int)
 	for i, got := range tshark(t, frames) {
@@ -72,8 +74,8 @@ func TestDissector(t *testing.T) {
 			t.FailNow()
 		}
 	}
-	if t.Logf("%v", protocols); len(protocols) != 4 {
-		t.Errorf("frames drawn by protocols are %v, want all four", protocols)
+	if t.Logf("%v", protocols); len(protocols) != 8 {
+		t.Errorf("frames drawn by protocols are %v, want all eight", protocols)
 	}
 }
 
@@ -84,9 +86,9 @@ func probeFrames(t *testing.T, s Stain, p Probe) []dissected {
 	if errFrame != nil || errPacket != nil {
 		t.Fatal(errFrame, errPacket)
 	}
-	a := dissected{"injected", labelled, "eth:ethertype:mpls:" + layer(p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
+	a := dissected{"injected", labelled, "eth:ethertype:mpls:" + layer(s, p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
 	a.want["eth.src"], a.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
-	b := dissected{"packet", plain, "eth:ethertype:" + layer(p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
+	b := dissected{"packet", plain, "eth:ethertype:" + layer(s, p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
 	b.want["eth.src"], b.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
 	a.want["mpls.label"], a.want["mpls.exp"], a.want["mpls.bottom"], a.want["mpls.ttl"] = fmt.Sprint(ofport), "0", "1", "64"
 	if p.Src.Is6() {
@@ -104,15 +106,20 @@ func copyFrame(t *testing.T, s Stain, c Copy) dissected {
 	if c.Reply {
 		m = answer
 	}
-	f := dissected{"copy", frame, "eth:ethertype:" + layer(c.Src), s.fields(c.Src, c.Dst, c.TTL, c.Token, m)}
+	f := dissected{"copy", frame, "eth:ethertype:" + layer(s, c.Src), s.fields(c.Src, c.Dst, c.TTL, c.Token, m)}
 	f.want["eth.dst"] = fmt.Sprintf("06:%02x:%02x:%02x:%02x:%02x", uint8(c.Kind), c.TunID>>8&0xff, c.TunID&0xff, c.InPort>>8, c.InPort&0xff)
 	f.want["eth.src"] = fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", c.TunID>>16, c.TunSrc[0], c.TunSrc[1], c.TunSrc[2], c.TunSrc[3])
 	return f
 }
 
-func layer(a netip.Addr) string {
-	if a.Is4() {
+func layer(s Stain, a netip.Addr) string {
+	switch {
+	case a.Is4() && s.Scheme == ICMP:
+		return "ip:icmp:data"
+	case a.Is4():
 		return "ip:tcp"
+	case s.Scheme == ICMP:
+		return "ipv6:icmpv6:data"
 	}
 	return "ipv6:tcp"
 }
@@ -130,6 +137,27 @@ func (s Stain) fields(src, dst netip.Addr, ttl uint8, token uint32, m message) m
 			"ip.dsfield": tos, "ip.flags.df": "1", "ip.checksum.status": checksumGood,
 		}
 	}
+	if s.Scheme == ICMP {
+		addEchoFields(want, src, token, m)
+	} else {
+		s.addTCPFields(want, token, m)
+	}
+	return want
+}
+
+func addEchoFields(want map[string]string, src netip.Addr, token uint32, m message) {
+	prefix, id, seq, request, reply := "icmp.", "icmp.ident", "icmp.seq", "8", "0"
+	if src.Is6() {
+		prefix, id, seq, request, reply = "icmpv6.", "icmpv6.echo.identifier", "icmpv6.echo.sequence_number", "128", "129"
+	}
+	want[prefix+"type"], want[prefix+"code"], want[prefix+"checksum.status"] = request, "0", checksumGood
+	if m == answer {
+		want[prefix+"type"] = reply
+	}
+	want[id], want[seq], want["data.data"] = fmt.Sprint(token>>16), fmt.Sprint(token&0xffff), fmt.Sprintf("%x", "dyetrace")
+}
+
+func (s Stain) addTCPFields(want map[string]string, token uint32, m message) {
 	seq, ack, flags := token, uint32(0), "0x0002"
 	switch m {
 	case withdrawal:
@@ -140,7 +168,6 @@ func (s Stain) fields(src, dst netip.Addr, ttl uint8, token uint32, m message) m
 	want["tcp.srcport"], want["tcp.dstport"], want["tcp.len"] = fmt.Sprint(s.Port), fmt.Sprint(s.Port), "0"
 	want["tcp.seq_raw"], want["tcp.ack_raw"] = fmt.Sprint(seq), fmt.Sprint(ack)
 	want["tcp.flags"], want["tcp.checksum.status"] = flags, checksumGood
-	return want
 }
 
 // tshark returns, of each frame, the fields that tshark found.

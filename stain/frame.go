@@ -15,10 +15,11 @@ type Probe struct {
 	Src, Dst netip.Addr
 	// TTL is the one that it starts with; over IPv6 the hop limit.
 	TTL uint8
-	// Token is the sequence number; see Tokens.
+	// Token is the sequence number, or the identifier (upper half) and sequence
+	// number of an echo; see Tokens.
 	Token uint32
 	// Close makes it the RST that withdraws an unanswered probe of this token; see
-	// the package documentation.
+	// the package documentation. Scheme tcp only.
 	Close bool
 }
 
@@ -49,6 +50,8 @@ const (
 	ipv4Len = 20
 	ipv6Len = 40
 	tcpLen  = 20
+	icmpLen = 8 // of an echo, without data
+	echoLen = icmpLen + 8
 
 	typeIPv4 = 0x0800
 	typeIPv6 = 0x86dd
@@ -60,7 +63,10 @@ const (
 	ipv4DontFragment = 0x4000
 	ipv4FragmentBits = 0x3fff // More Fragments and the offset
 	ipv6Version      = 6
-	protoTCP         = 6
+
+	protoICMP   = 1
+	protoTCP    = 6
+	protoICMPv6 = 58
 
 	flagFIN = 0x01
 	flagSYN = 0x02
@@ -69,6 +75,14 @@ const (
 
 	tcpOffset = tcpLen / 4 << 12
 	tcpWindow = 64240 // see the package documentation
+
+	// Types of messages (RFC 792, and RFC 4443, section 4), code 0.
+	echoReply     = 0
+	echoRequest   = 8
+	echoRequestV6 = 128
+	echoReplyV6   = 129
+
+	echoData = 0x6479657472616365 // "dyetrace"
 
 	mplsTC     = 1 << 9 // the lowest bit of the traffic class: the payload is IPv6
 	mplsBottom = 1 << 8
@@ -79,6 +93,7 @@ const (
 const (
 	ipv4Sum = ipv4VersionIHL<<8 + ipv4DontFragment
 	tcpSum  = protoTCP + tcpLen + tcpOffset + tcpWindow // pseudo-header included
+	echoSum = echoData>>48 + echoData>>32&0xffff + echoData>>16&0xffff + echoData&0xffff
 )
 
 // OpenFlow port numbers (OpenFlow 1.0, ofp_port).
@@ -88,8 +103,8 @@ const (
 )
 
 // AppendFrame appends the frame that makes probe p enter a bridge as if it came
-// in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP. It validates p
-// but not s. On error b is returned as it was; the error is ErrUnsupported for a
+// in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP or ICMP. It
+// validates p but not s. On error b is returned as it was; the error is ErrUnsupported for a
 // scheme without frames, and else names the field of p.
 func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if ofport == 0 || ofport >= portMax && ofport != portLocal {
@@ -123,7 +138,7 @@ func (s Stain) AppendPacket(b []byte, p Probe) ([]byte, error) {
 // would be flooded, one with a wrong source would teach switches wrong things.
 // The addresses that it returns are of one IP version, none is IPv4-mapped.
 func (s Stain) check(p Probe) (src, dst netip.Addr, err error) {
-	if s.Scheme != TCP {
+	if !s.Scheme.valid() {
 		return src, dst, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
 	}
 	if src, err = hostAddr(p.Src); err != nil {
@@ -143,6 +158,8 @@ func (s Stain) check(p Probe) (src, dst netip.Addr, err error) {
 		err = fmt.Errorf("stain: destination MAC %v: want that of one instance or gateway", p.DstMAC)
 	case p.TTL == 0:
 		err = errors.New("stain: ttl 0: want 1 to 255")
+	case p.Close && s.Scheme != TCP:
+		err = fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
 	}
 	return src, dst, err
 }
@@ -175,13 +192,28 @@ func appendEthernet(b []byte, dst, src MAC, etherType uint16) []byte {
 
 // appendPacket appends an IP packet of a probe. src and dst are of one version.
 func (s Stain) appendPacket(b []byte, src, dst netip.Addr, ttl uint8, token uint32, m message) []byte {
+	proto, size := uint8(protoTCP), uint16(tcpLen)
+	if s.Scheme == ICMP {
+		proto, size = icmpOf(src), echoLen
+	}
 	var addrs uint32
 	if src.Is4() {
-		b, addrs = s.appendIPv4(b, src.As4(), dst.As4(), ttl, protoTCP, tcpLen)
+		b, addrs = s.appendIPv4(b, src.As4(), dst.As4(), ttl, proto, size)
 	} else {
-		b, addrs = s.appendIPv6(b, src.As16(), dst.As16(), ttl, protoTCP, tcpLen)
+		b, addrs = s.appendIPv6(b, src.As16(), dst.As16(), ttl, proto, size)
+	}
+	if s.Scheme == ICMP {
+		return appendEcho(b, addrs, proto, token, m)
 	}
 	return s.appendTCP(b, addrs, token, m)
+}
+
+// icmpOf returns the protocol that ICMP is over the IP version of an address.
+func icmpOf(a netip.Addr) uint8 {
+	if a.Is4() {
+		return protoICMP
+	}
+	return protoICMPv6
 }
 
 // appendIPv4 appends the header of a packet with size bytes behind it, and
@@ -226,6 +258,29 @@ func (s Stain) appendTCP(b []byte, addrs, token uint32, m message) []byte {
 	b = binary.BigEndian.AppendUint32(b, ack)
 	b = binary.BigEndian.AppendUint32(b, (tcpOffset|flags)<<16|tcpWindow)
 	return binary.BigEndian.AppendUint32(b, uint32(check)<<16)
+}
+
+// appendEcho appends an echo request, or the reply to it.
+func appendEcho(b []byte, addrs uint32, proto uint8, token uint32, m message) []byte {
+	request, reply := echoTypes(proto)
+	kind := uint32(request)
+	if m == answer {
+		kind = uint32(reply)
+	}
+	sum := kind<<8 + sum32(token) + echoSum
+	if proto == protoICMPv6 { // has a pseudo-header (RFC 4443, section 2.3)
+		sum += addrs + protoICMPv6 + echoLen
+	}
+	b = binary.BigEndian.AppendUint32(b, kind<<24|uint32(fold(sum)))
+	b = binary.BigEndian.AppendUint32(b, token)
+	return binary.BigEndian.AppendUint64(b, echoData)
+}
+
+func echoTypes(proto uint8) (request, reply uint8) {
+	if proto == protoICMP {
+		return echoRequest, echoReply
+	}
+	return echoRequestV6, echoReplyV6
 }
 
 // sum32 adds the two 16-bit words of v.

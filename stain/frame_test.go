@@ -20,12 +20,16 @@ func TestStainValidate(t *testing.T) {
 	if err := Default().Validate(); err != nil {
 		t.Errorf("Default: %v", err)
 	}
+	if err := stainedEcho.Validate(); err != nil {
+		t.Errorf("%+v: %v", stainedEcho, err)
+	}
 	tests := []struct {
 		stain Stain
 		want  string
 	}{
 		{Stain{}, "scheme"},
-		{Stain{2, 0x5c, 11}, "scheme(2)"},
+		{Stain{3, 0x5c, 11}, "scheme(3)"},
+		{Stain{ICMP, 0, 0}, "tos 0"},
 		{Stain{TCP, 0x5d, 11}, "tos 0x5d"},
 		{Stain{TCP, 0, 11}, "tos 0"},
 		{Stain{TCP, 0x5c, 0}, "port 0"},
@@ -47,8 +51,10 @@ func TestNames(t *testing.T) {
 			t.Errorf("Kind(%d) = %s, want %s", k, got, want)
 		}
 	}
-	if TCP.String() != "tcp" || Scheme(9).String() != "scheme(9)" {
-		t.Errorf("schemes are %v and %v", TCP, Scheme(9))
+	for s, want := range []string{"scheme(0)", "tcp", "icmp", "scheme(3)"} {
+		if got := Scheme(s).String(); got != want {
+			t.Errorf("Scheme(%d) = %s, want %s", s, got, want)
+		}
 	}
 }
 
@@ -84,13 +90,35 @@ const goldenFrame6 = "" +
 	"65c00000" + "00140640" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
 
+var stainedEcho = Stain{Scheme: ICMP, TOS: 23 << 2}
+
+// The words of the ICMP message add to 0x3454f, and ^(0x454f+3) = 0xbaad; those of
+// the ICMPv6 message and its pseudo-header to 0x5b79c, and ^(0xb79c+5) = 0x485e.
+// Linux 6.18 answered with goldenEchoReply and goldenEchoReply6.
+const (
+	goldenEcho = "" +
+		"525400000002" + "525400000001" + "8847" + "00005140" +
+		"455c0024" + "00004000" + "4001267b" + "0a000001" + "0a000002" +
+		"0800baad" + "deadbeef" + "6479657472616365"
+	goldenEcho6 = "" +
+		"525400000002" + "525400000001" + "8847" + "00005340" +
+		"65c00000" + "00103a40" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+		"8000485e" + "deadbeef" + "6479657472616365"
+)
+
 func TestAppendFrameGolden(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, want string
+		stain      Stain
 		probe      Probe
-	}{{"IPv4", goldenFrame, goodProbe()}, {"IPv6", goldenFrame6, goodProbe6()}} {
-		got, err := Default().AppendFrame([]byte("before"), 5, tt.probe)
+	}{
+		{"tcp", goldenFrame, Default(), goodProbe()},
+		{"tcp over IPv6", goldenFrame6, Default(), goodProbe6()},
+		{"icmp", goldenEcho, stainedEcho, goodProbe()},
+		{"icmp over IPv6", goldenEcho6, stainedEcho, goodProbe6()},
+	} {
+		got, err := tt.stain.AppendFrame([]byte("before"), 5, tt.probe)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,6 +155,7 @@ func TestAppendFrameRefuses(t *testing.T) {
 		{"no source MAC", "source MAC 00:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{} }, nil},
 		{"group as source", "source MAC 01:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{1} }, nil},
 		{"to all", "destination MAC ff:", func(_ *Stain, _ *uint16, p *Probe) { p.DstMAC = MACFromUint64(1<<48 - 1) }, nil},
+		{"close an echo", "close: scheme icmp", func(s *Stain, _ *uint16, p *Probe) { s.Scheme, p.Close = ICMP, true }, nil},
 		{"ttl", "ttl 0", func(_ *Stain, _ *uint16, p *Probe) { p.TTL = 0 }, nil},
 	}
 	for _, tt := range tests {
@@ -161,13 +190,13 @@ func serialize(t rapid.TB, parts ...gopacket.SerializableLayer) []byte {
 }
 
 // drawProbe draws any probe that AppendFrame takes.
-func drawProbe(t *rapid.T) Probe {
+func drawProbe(t *rapid.T, s Stain) Probe {
 	unicast := rapid.Custom(func(t *rapid.T) MAC { return drawMAC(t, "mac") }).Filter(MAC.unicast)
 	addr := drawAddr(t).Filter(func(a netip.Addr) bool { _, err := hostAddr(a); return err == nil })
 	p := Probe{
 		SrcMAC: unicast.Draw(t, "srcMAC"), DstMAC: unicast.Draw(t, "dstMAC"),
 		Src: addr.Draw(t, "src"), TTL: rapid.Uint8Min(1).Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"),
-		Close: rapid.Bool().Draw(t, "close"),
+		Close: s.Scheme == TCP && rapid.Bool().Draw(t, "close"),
 	}
 	p.Dst = addr.Filter(func(a netip.Addr) bool { return a != p.Src }).Draw(t, "dst")
 	return p
@@ -190,32 +219,70 @@ func drawAddr(t *rapid.T) *rapid.Generator[netip.Addr] {
 }
 
 func drawStain(t *rapid.T) Stain {
-	return Stain{TCP, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
+	scheme := rapid.SampledFrom([]Scheme{TCP, ICMP}).Draw(t, "scheme")
+	return Stain{scheme, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
 }
 
-// wantIP are the layers of a stained segment as the package documentation draws
-// them.
-func wantIP(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
-	var ip interface {
-		gopacket.NetworkLayer
-		gopacket.SerializableLayer
+// wantPacket are the layers of a packet as the package documentation draws them.
+func wantPacket(s Stain, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
+	if s.Scheme == ICMP {
+		return wantEcho(s, src, dst, ttl, token, m)
 	}
-	if src.Is4() {
-		ip = &layers.IPv4{
-			Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: layers.IPProtocolTCP,
-			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
-		}
-	} else {
-		ip = &layers.IPv6{
-			Version: 6, TrafficClass: s.TOS, HopLimit: ttl, NextHeader: layers.IPProtocolTCP,
-			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
-		}
+	tcp := layers.TCP{Seq: token, SYN: true}
+	switch m {
+	case withdrawal:
+		tcp = layers.TCP{Seq: token + 1, RST: true}
+	case answer:
+		tcp = layers.TCP{Ack: token + 1, RST: true, ACK: true}
 	}
+	return wantTCP(s, src, dst, ttl, tcp)
+}
+
+func wantTCP(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
+	ip := wantIP(s, src, dst, ttl, layers.IPProtocolTCP)
 	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(s.Port), layers.TCPPort(s.Port), 64240
 	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-		panic(err) // both are network layers
+		panic(err) // IP is a network layer
 	}
 	return []gopacket.SerializableLayer{ip, &tcp}
+}
+
+func wantEcho(s Stain, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
+	id, seq, data := uint16(token>>16), uint16(token), gopacket.Payload("dyetrace")
+	if src.Is4() {
+		kind := uint8(layers.ICMPv4TypeEchoRequest)
+		if m == answer {
+			kind = layers.ICMPv4TypeEchoReply
+		}
+		icmp := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, 0), Id: id, Seq: seq}
+		return []gopacket.SerializableLayer{wantIP(s, src, dst, ttl, layers.IPProtocolICMPv4), icmp, data}
+	}
+	kind := uint8(layers.ICMPv6TypeEchoRequest)
+	if m == answer {
+		kind = layers.ICMPv6TypeEchoReply
+	}
+	ip, icmp := wantIP(s, src, dst, ttl, layers.IPProtocolICMPv6), &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)}
+	if err := icmp.SetNetworkLayerForChecksum(ip); err != nil {
+		panic(err) // IP is a network layer
+	}
+	return []gopacket.SerializableLayer{ip, icmp, &layers.ICMPv6Echo{Identifier: id, SeqNumber: seq}, data}
+}
+
+type ipLayer interface {
+	gopacket.NetworkLayer
+	gopacket.SerializableLayer
+}
+
+func wantIP(s Stain, src, dst netip.Addr, ttl uint8, proto layers.IPProtocol) ipLayer {
+	if src.Is4() {
+		return &layers.IPv4{
+			Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: proto,
+			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+		}
+	}
+	return &layers.IPv6{
+		Version: 6, TrafficClass: s.TOS, HopLimit: ttl, NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+	}
 }
 
 // ethernet returns the header that stands before what serialize returns. (Were it
@@ -227,24 +294,21 @@ func ethernet(dst, src MAC, etherType layers.EthernetType) []byte {
 func TestAppendFrameOracle(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		s, p := drawStain(t), drawProbe(t)
+		s := drawStain(t)
+		p := drawProbe(t, s)
 		ofport := rapid.Uint16Range(1, portMax-1).Draw(t, "ofport")
-		tcp := layers.TCP{Seq: p.Token, SYN: true}
-		if p.Close {
-			tcp = layers.TCP{Seq: p.Token + 1, RST: true}
-		}
-		segment := wantIP(s, p.Src, p.Dst, p.TTL, tcp)
+		packet := wantPacket(s, p.Src, p.Dst, p.TTL, p.Token, p.message())
 
 		mpls, etherType := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}, layers.EthernetTypeIPv4
 		if p.Src.Is6() {
 			mpls.TrafficClass, etherType = 1, layers.EthernetTypeIPv6
 		}
 		want := append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeMPLSUnicast),
-			serialize(t, append([]gopacket.SerializableLayer{mpls}, segment...)...)...)
+			serialize(t, append([]gopacket.SerializableLayer{mpls}, packet...)...)...)
 		if got, err := s.AppendFrame(nil, ofport, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendFrame = %x, %v; want %x", got, err, want)
 		}
-		want = append(ethernet(p.DstMAC, p.SrcMAC, etherType), serialize(t, segment...)...)
+		want = append(ethernet(p.DstMAC, p.SrcMAC, etherType), serialize(t, packet...)...)
 		if got, err := s.AppendPacket(nil, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendPacket = %x, %v; want %x", got, err, want)
 		}
@@ -261,29 +325,36 @@ func TestAppendFrameMapped(t *testing.T) {
 	}
 }
 
+// benchmarks are the kinds of frames that there are.
+var benchmarks = []struct {
+	name  string
+	stain Stain
+	probe Probe
+}{
+	{"tcp", Default(), goodProbe()}, {"tcp6", Default(), goodProbe6()},
+	{"icmp", stainedEcho, goodProbe()}, {"icmp6", stainedEcho, goodProbe6()},
+}
+
 func TestAppendFrameAllocates(t *testing.T) {
-	s, b := Default(), make([]byte, 0, MaxFrame)
-	for _, p := range []Probe{goodProbe(), goodProbe6()} {
+	b := make([]byte, 0, MaxFrame)
+	for _, bb := range benchmarks {
 		if n := testing.AllocsPerRun(1000, func() {
-			if _, err := s.AppendFrame(b, 5, p); err != nil {
+			if _, err := bb.stain.AppendFrame(b, 5, bb.probe); err != nil {
 				t.Fatal(err)
 			}
 		}); n != 0 {
-			t.Errorf("%v: AppendFrame allocates %v times, want 0", p.Src, n)
+			t.Errorf("%s: AppendFrame allocates %v times, want 0", bb.name, n)
 		}
 	}
 }
 
 func BenchmarkAppendFrame(b *testing.B) {
-	s, buf := Default(), make([]byte, 0, MaxFrame)
-	for _, bb := range []struct {
-		name  string
-		probe Probe
-	}{{"IPv4", goodProbe()}, {"IPv6", goodProbe6()}} {
+	buf := make([]byte, 0, MaxFrame)
+	for _, bb := range benchmarks {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for p := bb.probe; b.Loop(); p.Token++ {
-				if _, err := s.AppendFrame(buf, 5, p); err != nil {
+				if _, err := bb.stain.AppendFrame(buf, 5, p); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -9,16 +9,25 @@ import (
 // contract.
 type Scheme uint8
 
-// TCP stains a SYN by its ToS and by one port number for source and destination.
-const TCP Scheme = 1
+const (
+	// TCP stains a SYN by its ToS and by one port number for source and destination.
+	TCP Scheme = 1
+	// ICMP stains an echo request, of ICMP or ICMPv6, by its ToS.
+	ICMP Scheme = 2
+)
+
+var schemeNames = [...]string{TCP: "tcp", ICMP: "icmp"}
 
 // String returns the name of the scheme as users write it.
 func (s Scheme) String() string {
-	if s == TCP {
-		return "tcp"
+	if s.valid() {
+		return schemeNames[s]
 	}
 	return fmt.Sprintf("scheme(%d)", uint8(s))
 }
+
+// valid tells whether the scheme is one that there is.
+func (s Scheme) valid() bool { return s == TCP || s == ICMP }
 
 // Stain is the marks by which a probe is recognised. All agents of a fleet use
 // the same one.
@@ -28,7 +37,8 @@ type Stain struct {
 	// Class: DSCP in the upper six bits, ECN, always 0 here, in the lower two (RFC
 	// 3168, section 5).
 	TOS uint8
-	// Port is the source port and the destination port.
+	// Port is the source port and the destination port. ICMP has no ports, and
+	// ignores it.
 	Port uint16
 }
 
@@ -47,13 +57,13 @@ var ErrUnsupported = errors.New("not supported")
 // its ports (see package flows).
 func (s Stain) Validate() error {
 	switch {
-	case s.Scheme != TCP:
-		return fmt.Errorf("stain: scheme %v: %w, want tcp", s.Scheme, ErrUnsupported)
+	case !s.Scheme.valid():
+		return fmt.Errorf("stain: scheme %v: %w, want tcp or icmp", s.Scheme, ErrUnsupported)
 	case s.TOS&0x03 != 0:
 		return fmt.Errorf("stain: tos %#02x: ECN bits set, want a multiple of 4", s.TOS)
 	case s.TOS == 0:
 		return errors.New("stain: tos 0: all traffic has it, want a multiple of 4 from 4 to 252")
-	case s.Port == 0:
+	case s.Scheme == TCP && s.Port == 0:
 		return errors.New("stain: port 0: want 1 to 65535")
 	}
 	return nil
