@@ -183,15 +183,23 @@ func (h Hook) inject(class int, etherType uint16) Flow {
 		fmt.Sprintf("move:OXM_OF_MPLS_LABEL[0..15]->NXM_OF_IN_PORT[],pop_mpls:0x%04x,resubmit(,0)", etherType))
 }
 
-// stained returns the matches of stained packets, one for each IP version: nw_tos
-// is the traffic class over IPv6 (ovs-fields(7)). Of the zero Stain, they are all
-// that a stain may ever have. mark is put where Open vSwitch prints registers.
+// stained returns the matches of stained packets, in each IP version: nw_tos is
+// the traffic class over IPv6 (ovs-fields(7)). Of the zero Stain, they are all that
+// a stain may ever have. mark is put where Open vSwitch prints registers.
 func stained(s stain.Stain, mark string) []string {
-	marks := mark
-	if s != (stain.Stain{}) {
-		marks += fmt.Sprintf(",nw_tos=%d,tp_src=%d,tp_dst=%d", s.TOS, s.Port, s.Port)
+	tos := fmt.Sprintf("%s,nw_tos=%d", mark, s.TOS)
+	switch s.Scheme {
+	case stain.TCP:
+		ports := fmt.Sprintf(",tp_src=%d,tp_dst=%d", s.Port, s.Port)
+		return []string{"tcp" + tos + ports, "tcp6" + tos + ports}
+	case stain.ICMP:
+		// Requests, then replies of guests that keep the ToS.
+		return []string{
+			"icmp" + tos + ",icmp_type=8,icmp_code=0", "icmp6" + tos + ",icmp_type=128,icmp_code=0",
+			"icmp" + tos + ",icmp_type=0,icmp_code=0", "icmp6" + tos + ",icmp_type=129,icmp_code=0",
+		}
 	}
-	return []string{"tcp" + marks, "tcp6" + marks}
+	return []string{"tcp" + mark, "tcp6" + mark, "icmp" + mark, "icmp6" + mark}
 }
 
 // copy is the action that sends a copy with kind in it to the dye port. The

@@ -17,6 +17,11 @@ import (
 // on port 3, its dye port 9, foreign flows, and the hook for them.
 func hooked(t *testing.T, foreign string) (bridge, Hook) {
 	t.Helper()
+	return hookedFor(t, stain.Default(), foreign)
+}
+
+func hookedFor(t *testing.T, s stain.Stain, foreign string) (bridge, Hook) {
+	t.Helper()
 	br := newSwitch(t).newBridge(t)
 	br.addPort(t, "tap1", 1)
 	br.addPort(t, "tap2", 2)
@@ -24,18 +29,23 @@ func hooked(t *testing.T, foreign string) (bridge, Hook) {
 	br.addPort(t, "dye", 9)
 	br.sw.vsctl(t, "set", "Port", br.port("tap3"), "tag=100")
 	br.sw.must(t, "ovs-ofctl", "mod-port", br.name, br.port("dye"), "no-flood")
-	return br, br.hook(t, foreign, 9, Port{"tap1", 1, Instance}, Port{"tap2", 2, Instance}, Port{"local", portLocal, Other})
+	return br, br.hookFor(t, s, foreign, 9, Port{"tap1", 1, Instance}, Port{"tap2", 2, Instance}, Port{"local", portLocal, Other})
 }
 
 // hook adds foreign flows to a bridge, and the hook that Choose finds for them.
 func (br bridge) hook(t *testing.T, foreign string, dye uint16, ports ...Port) Hook {
+	t.Helper()
+	return br.hookFor(t, stain.Default(), foreign, dye, ports...)
+}
+
+func (br bridge) hookFor(t *testing.T, s stain.Stain, foreign string, dye uint16, ports ...Port) Hook {
 	t.Helper()
 	flows, err := ParseDump(foreign)
 	if err != nil {
 		t.Fatal(err)
 	}
 	br.addForeign(t, flows, nil)
-	h := Hook{Stain: stain.Default(), Dye: dye, Ports: ports, Lease: 3600}
+	h := Hook{Stain: s, Dye: dye, Ports: ports, Lease: 3600}
 	b := Bridge{Name: br.name, Flows: br.dump(t, "OpenFlow13"), Ports: ports, Dye: dye, Stain: h.Stain}
 	if h.Table, h.Mark, err = Choose(b, nil); err != nil {
 		t.Fatal(err)
@@ -50,6 +60,8 @@ func probe(token uint32) stain.Probe {
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 64, Token: token,
 	}
 }
+
+var stainedEcho = stain.Stain{Scheme: stain.ICMP, TOS: 23 << 2}
 
 func probe6(token uint32) stain.Probe {
 	p := probe(token)
@@ -71,7 +83,12 @@ func eachVersion(t *testing.T, test func(t *testing.T, probe func(token uint32) 
 
 func mustPacket(t *testing.T, p stain.Probe) []byte {
 	t.Helper()
-	b, err := stain.Default().AppendPacket(nil, p)
+	return packetFor(t, stain.Default(), p)
+}
+
+func packetFor(t *testing.T, s stain.Stain, p stain.Probe) []byte {
+	t.Helper()
+	b, err := s.AppendPacket(nil, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +98,13 @@ func mustPacket(t *testing.T, p stain.Probe) []byte {
 // copyOf is the copy that a sampling point must make of probe p.
 func copyOf(t *testing.T, p stain.Probe, c stain.Copy) []byte {
 	t.Helper()
+	return copyFor(t, stain.Default(), p, c)
+}
+
+func copyFor(t *testing.T, s stain.Stain, p stain.Probe, c stain.Copy) []byte {
+	t.Helper()
 	c.Src, c.Dst, c.TTL, c.Token = p.Src, p.Dst, p.TTL, p.Token
-	b, err := stain.Default().AppendCopy(nil, c)
+	b, err := s.AppendCopy(nil, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,6 +320,41 @@ func TestPipelineGoesOn(t *testing.T) {
 	})
 }
 
+// Scheme icmp: a request that an instance sends, one that we inject, and the reply
+// of a guest that keeps the ToS are each copied once and go on. A request that
+// nobody answered does not make connection tracking drop the reply to a later one.
+func TestEcho(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
+		br, _ := hookedFor(t, stainedEcho, pipeline)
+		const unanswered, answered = 0x70001, 0x70002 // of one identifier, so of one connection
+		frame, err := stainedEcho.AppendFrame(nil, 1, probe(answered))
+		if err != nil {
+			t.Fatal(err)
+		}
+		br.receive(t, "tap1", packetFor(t, stainedEcho, probe(unanswered)))
+		br.receive(t, "dye", frame)
+		eventually(t, "requests", func() bool { return len(br.sent(t, "tap2")) > 1 })
+		var routed [][]byte
+		for _, token := range []uint32{unanswered, answered} {
+			p := probe(token)
+			p.TTL, p.SrcMAC = 63, stain.MAC{0x52, 0x54, 0, 0, 0, 0x99}
+			routed = append(routed, packetFor(t, stainedEcho, p))
+		}
+		br.expectSent(t, "tap2", routed...)
+
+		back := probe(answered)
+		back.Src, back.Dst = back.Dst, back.Src
+		answer := copyFor(t, stainedEcho, back, stain.Copy{Kind: stain.FromInstance, InPort: 2, Reply: true})
+		reply := slices.Concat(back.SrcMAC[:], back.DstMAC[:], answer[12:])
+		br.receive(t, "tap2", reply)
+		eventually(t, "reply", func() bool { return len(br.sent(t, "tap1")) > 0 })
+		br.expectSent(t, "tap1", reply)
+		request := stain.Copy{Kind: stain.FromInstance, InPort: 1}
+		br.expectSent(t, "dye", copyFor(t, stainedEcho, probe(unanswered), request), copyFor(t, stainedEcho, probe(answered), request), answer)
+	})
+}
+
 // Two bridges as Neutron has them: each takes a copy of its own, so the mark does
 // not come along by the patch port; and both kinds are told apart by the port.
 func TestPatchedBridges(t *testing.T) {
@@ -379,44 +436,64 @@ func TestUnstainedTrafficIsUntouched(t *testing.T) {
 		eth + "tcp," + ipv4 + "tp_src=11,tp_dst=11",
 		eth + "tcp," + ipv4 + "nw_tos=88,tp_src=11,tp_dst=11",
 		eth + "udp," + ipv4 + "nw_tos=92,udp_src=11,udp_dst=11",
-		eth + "icmp," + ipv4 + "nw_tos=92",
+		eth + "icmp," + ipv4 + "icmp_type=8",
 		eth + "arp,arp_op=1,arp_spa=10.0.0.1,arp_tpa=10.0.0.2",
 		eth + "tcp6," + ipv6 + "tp_src=40000,tp_dst=80",
 		eth + "tcp6," + ipv6 + "tp_src=11,tp_dst=11",
 		eth + "tcp6," + ipv6 + "nw_tos=88,tp_src=11,tp_dst=11",
 		eth + "udp6," + ipv6 + "nw_tos=92,udp_src=11,udp_dst=11",
-		eth + "icmp6," + ipv6 + "nw_tos=92,icmpv6_type=128",
+		eth + "icmp6," + ipv6 + "icmpv6_type=128",
 		eth + "icmp6,ipv6_src=fd00::1,ipv6_dst=ff02::1:ff00:2,nw_ttl=255,icmpv6_type=135,icmpv6_code=0,nd_target=fd00::2",
 		eth + "mpls,mpls_label=2,mpls_ttl=64,mpls_bos=1,mpls_tc=0",
 	}
-	// With its DSCP, other ports need a look at the ports, as little as may be.
-	near := []string{
-		eth + "tcp," + ipv4 + "nw_tos=92,tp_src=11,tp_dst=12",
-		eth + "tcp6," + ipv6 + "nw_tos=92,tp_src=11,tp_dst=12",
+	stainedTCP := []string{eth + "tcp," + ipv4 + "nw_tos=92,tp_src=11,tp_dst=11", eth + "tcp6," + ipv6 + "nw_tos=92,tp_src=11,tp_dst=11"}
+	stainedICMP := []string{eth + "icmp," + ipv4 + "nw_tos=92,icmp_type=8", eth + "icmp6," + ipv6 + "nw_tos=92,icmpv6_type=128"}
+	for _, tt := range []struct {
+		stain   stain.Stain
+		packets []string
+		// With its DSCP, other ports and types need a look at those, as little as may be.
+		near []string
+	}{
+		{stain.Default(), stainedICMP, []string{
+			eth + "tcp," + ipv4 + "nw_tos=92,tp_src=11,tp_dst=12",
+			eth + "tcp6," + ipv6 + "nw_tos=92,tp_src=11,tp_dst=12",
+		}},
+		{stainedEcho, stainedTCP, []string{
+			eth + "icmp," + ipv4 + "nw_tos=92,icmp_type=3",
+			eth + "icmp6," + ipv6 + "nw_tos=92,icmpv6_type=1",
+		}},
+	} {
+		for _, foreign := range []string{normal, pipeline} {
+			br, h := hookedFor(t, tt.stain, foreign)
+			untouched(t, br, h, append(slices.Clone(packets), tt.packets...), tt.near)
+		}
 	}
+}
+
+// untouched compares what becomes of packets with a hook and, once it is removed,
+// without; near are those of which megaflows may see more.
+func untouched(t *testing.T, br bridge, h Hook, packets, near []string) {
+	t.Helper()
 	recirculation := regexp.MustCompile(`(recirc_id=|recirc\()0x[0-9a-f]+`)
 	allowed := regexp.MustCompile(`nw_tos=\d+,|\b(ip|tcp|udp|icmp|ipv6|tcp6|udp6|icmp6),`)
-	for _, foreign := range []string{normal, pipeline} {
-		br, h := hooked(t, foreign)
-		type traced struct{ megaflow, actions string }
-		trace := func(packet string) traced {
-			megaflow, actions := br.trace(t, packet)
-			return traced{recirculation.ReplaceAllString(megaflow, "${1}N"), recirculation.ReplaceAllString(actions, "${1}N")}
+	type traced struct{ megaflow, actions string }
+	trace := func(packet string) traced {
+		megaflow, actions := br.trace(t, packet)
+		return traced{recirculation.ReplaceAllString(megaflow, "${1}N"), recirculation.ReplaceAllString(actions, "${1}N")}
+	}
+	with := make(map[string]traced)
+	for _, p := range slices.Concat(packets, near) {
+		with[p] = trace(p)
+	}
+	br.bundle(t, h.Flows(), Flow.DeleteLine)
+	for p, with := range with {
+		without := trace(p)
+		if with.actions != without.actions {
+			t.Errorf("%s: actions with hook\n%swithout\n%s", p, with.actions, without.actions)
 		}
-		with := make(map[string]traced)
-		for _, p := range append(packets, near...) {
-			with[p] = trace(p)
-		}
-		br.bundle(t, h.Flows(), Flow.DeleteLine)
-		for p, with := range with {
-			without := trace(p)
-			if with.actions != without.actions {
-				t.Errorf("%s: actions with hook\n%swithout\n%s", p, with.actions, without.actions)
-			}
-			got, want := allowed.ReplaceAllString(with.megaflow, ""), allowed.ReplaceAllString(without.megaflow, "")
-			if !slices.Contains(near, p) && got != want {
-				t.Errorf("%s: megaflow with hook\n%swithout\n%s", p, with.megaflow, without.megaflow)
-			}
+		got, want := allowed.ReplaceAllString(with.megaflow, ""), allowed.ReplaceAllString(without.megaflow, "")
+		if !slices.Contains(near, p) && got != want {
+			t.Errorf("%s: megaflow with hook\n%swithout\n%s", p, with.megaflow, without.megaflow)
 		}
 	}
 }
@@ -575,9 +652,9 @@ func TestGoldenCopies(t *testing.T) {
 					continue
 				}
 				for _, sent := range []stain.Probe{probe(uint32(i)), probe6(uint32(i))} {
-					br.receive(t, fmt.Sprint(p.OFPort), mustPacket(t, sent))
+					br.receive(t, fmt.Sprint(p.OFPort), packetFor(t, h.Stain, sent))
 					if kind := p.Role.Kind(); kind != 0 {
-						want = append(want, copyOf(t, sent, stain.Copy{Kind: kind, InPort: p.OFPort}))
+						want = append(want, copyFor(t, h.Stain, sent, stain.Copy{Kind: kind, InPort: p.OFPort}))
 					}
 				}
 			}
