@@ -179,8 +179,12 @@ func TestReplyIsSampled(t *testing.T) {
 		br.settle(t, "tap2", "tap1")
 		br.expectSent(t, "tap1", reply)
 		br.expectSent(t, "dye", copyOf(t, probe(77), c))
+		frames := br.sent(t, "dye")
+		if len(frames) == 0 {
+			t.Fatal("no copy")
+		}
 		var got stain.Copy
-		if err := stain.Default().ParseCopy(br.sent(t, "dye")[0], &got); err != nil || !got.Reply || got.Token != 77 || got.InPort != 2 {
+		if err := stain.Default().ParseCopy(frames[0], &got); err != nil || !got.Reply || got.Token != 77 || got.InPort != 2 {
 			t.Errorf("ParseCopy = %+v, %v", got, err)
 		}
 	})
