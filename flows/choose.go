@@ -98,16 +98,18 @@ func (b Bridge) shadow(f Flow) error {
 	if f.Table != 0 || f.Priority < guardPriority {
 		return nil
 	}
-	probe := "tcp"
-	if b.Stain != (stain.Stain{}) {
-		probe += "," + stained(b.Stain)
-	}
 	match := parseMatch(f.Match)
 	if slices.Contains(match, number("dl_vlan", deadVLAN)) {
 		return nil
 	}
-	if f.Priority == enterPriority && overlap(match, parseMatch(probe)) ||
-		b.Dye != 0 && overlap(match, parseMatch(inPort(b.Dye))) {
+	var needed []string
+	if f.Priority == enterPriority {
+		needed = stained(b.Stain, "")
+	}
+	if b.Dye != 0 {
+		needed = append(needed, inPort(b.Dye))
+	}
+	if slices.ContainsFunc(needed, func(n string) bool { return overlap(match, parseMatch(n)) }) {
 		return fmt.Errorf("%w: %v", ErrShadowed, f)
 	}
 	return nil

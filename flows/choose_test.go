@@ -189,6 +189,13 @@ func TestChooseShadowed(t *testing.T) {
 		{"priority=65535,ip,in_port=1,nw_tos=88 actions=drop", nil},
 		{"priority=65535,udp,in_port=1 actions=drop", nil},
 		{"priority=65535,arp,in_port=1 actions=drop", nil},
+		{"priority=65535,ipv6,in_port=1 actions=drop", ErrShadowed},
+		{"priority=65535,tcp6,in_port=1,ipv6_dst=fd00::/8 actions=drop", ErrShadowed},
+		{"priority=65535,ipv6,in_port=1,nw_tos=92 actions=drop", ErrShadowed},
+		{"priority=65535,tcp6,in_port=1,tp_dst=80 actions=drop", nil},
+		{"priority=65535,ipv6,in_port=1,nw_tos=88 actions=drop", nil},
+		{"priority=65535,icmp6,in_port=1,icmp_type=135 actions=drop", nil},
+		{"priority=65535,mpls,in_port=9,mpls_tc=2 actions=drop", ErrShadowed},
 		{"priority=65535,dl_vlan=4095 actions=drop", nil}, // Neutron's
 		{"priority=65535,dl_vlan=100 actions=drop", ErrShadowed},
 		{"table=1,priority=65535 actions=drop", nil},
@@ -201,9 +208,25 @@ func TestChooseShadowed(t *testing.T) {
 			t.Errorf("%s: %v, want %v that names the flow", tt.flow, err, tt.want)
 		}
 	}
-	// A bridge whose stain is not known yet: any TCP is near enough.
-	if _, _, err := Choose(Bridge{Flows: mustParse(t, "priority=65535,tcp,tp_dst=80 actions=drop")}, nil); !errors.Is(err, ErrShadowed) {
-		t.Errorf("no stain given: %v, want ErrShadowed", err)
+	for flow, want := range map[string]error{
+		"priority=65535,icmp,in_port=1 actions=drop":                            ErrShadowed,
+		"priority=65535,icmp,in_port=1,icmp_type=0 actions=drop":                ErrShadowed,
+		"priority=65535,icmp6,in_port=1,icmpv6_type=128 actions=drop":           ErrShadowed,
+		"priority=65535,icmp6,in_port=1,icmp_type=129,icmp_code=0 actions=drop": ErrShadowed,
+		"priority=65535,icmp6,in_port=1,icmp_type=135 actions=drop":             nil,
+		"priority=65535,icmp,in_port=1,icmp_type=3 actions=drop":                nil,
+		"priority=65535,icmp,in_port=1,nw_tos=88 actions=drop":                  nil,
+		"priority=65535,tcp,in_port=1 actions=drop":                             nil,
+	} {
+		if _, _, err := Choose(Bridge{Flows: mustParse(t, flow), Dye: 9, Stain: stainedEcho}, nil); !errors.Is(err, want) {
+			t.Errorf("scheme icmp: %s: %v, want %v", flow, err, want)
+		}
+	}
+	// A bridge whose stain is not known yet: any packet of a scheme's is near enough.
+	for _, match := range []string{"tcp,tp_dst=80", "tcp6,tp_dst=80", "icmp,icmp_type=3", "icmp6,icmp_type=135"} {
+		if _, _, err := Choose(Bridge{Flows: mustParse(t, "priority=65535,"+match+" actions=drop")}, nil); !errors.Is(err, ErrShadowed) {
+			t.Errorf("no stain given, %s: %v, want ErrShadowed", match, err)
+		}
 	}
 }
 

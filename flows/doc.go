@@ -24,11 +24,18 @@
 // copy. A packet that comes back to table 0 (a foreign resubmit, ct(table=0))
 // still has MARK and is not copied again.
 //
-// The match names ToS and both ports. With ports alone, Open vSwitch would have
-// to tell all TCP connections apart by port prefixes: 18 megaflows instead of 3
-// for 2,000 connections, measured. With ToS, its lookup is over before it comes to
-// the ports, for all packets but those of the stain's DSCP; megaflows get to see
-// the IP protocol and the DSCP, and nothing else.
+// There is an injecting flow for each IP version, by the label's traffic class, and
+// a marking flow for each. The match of the latter names ToS (over IPv6 the traffic
+// class) and, in scheme tcp, both ports. With ports alone, Open vSwitch would have to
+// tell all TCP connections apart by port prefixes: 18 megaflows instead of 3 for
+// 2,000 connections, measured. With ToS, its lookup is over before it comes to the
+// ports, for all packets but those of the stain's DSCP; megaflows get to see the IP
+// protocol and the DSCP, and nothing else.
+//
+// In scheme icmp, the match names ToS, type and code instead, in a flow for the
+// request and one for the reply. So the replies of guests that clear the ToS are
+// not seen. Types other than those of an echo, neighbour discovery among them,
+// never meet the hook.
 //
 // A copy is made inside clone(), so nothing of it stays on the packet. Its VLAN
 // tag goes, by writing 0 to the whole TCI: strip_vlan is refused in a flow that

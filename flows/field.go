@@ -44,7 +44,7 @@ var widths = map[string]uint{
 	"in_port": 16, "dl_src": 48, "dl_dst": 48, "dl_type": 16, "vlan_tci": 16, "dl_vlan": 12, "dl_vlan_pcp": 3,
 	"nw_src": 32, "nw_dst": 32, "nw_proto": 8, "nw_tos": 8, "nw_ecn": 2, "nw_ttl": 8,
 	"ipv6_src": 128, "ipv6_dst": 128, "ipv6_label": 20, "nd_target": 128, "nd_sll": 48, "nd_tll": 48,
-	"tp_src": 16, "tp_dst": 16, "icmp_type": 8, "icmp_code": 8, "icmpv6_type": 8, "icmpv6_code": 8,
+	"tp_src": 16, "tp_dst": 16, "icmp_type": 8, "icmp_code": 8,
 	"arp_op": 16, "arp_spa": 32, "arp_tpa": 32, "arp_sha": 48, "arp_tha": 48,
 	"mpls_label": 20, "mpls_tc": 3, "mpls_bos": 1, "mpls_ttl": 8,
 	"tun_id": 64, "tun_src": 32, "tun_dst": 32, "metadata": 64,
@@ -59,6 +59,7 @@ var aliases = map[string]string{
 	"ip_src": "nw_src", "nxm_of_ip_src": "nw_src", "ip_dst": "nw_dst", "nxm_of_ip_dst": "nw_dst",
 	"ip_proto": "nw_proto", "nxm_of_ip_tos": "nw_tos", "ip_ecn": "nw_ecn", "nxm_nx_ip_ecn": "nw_ecn", "nxm_nx_ip_ttl": "nw_ttl", "ip_ttl": "nw_ttl",
 	"tcp_src": "tp_src", "udp_src": "tp_src", "sctp_src": "tp_src", "tcp_dst": "tp_dst", "udp_dst": "tp_dst", "sctp_dst": "tp_dst",
+	"icmpv6_type": "icmp_type", "icmpv6_code": "icmp_code", // printed as the latter
 	"tunnel_id": "tun_id", "nxm_nx_tun_id": "tun_id", "nxm_nx_tun_ipv4_src": "tun_src", "nxm_nx_tun_ipv4_dst": "tun_dst",
 	"oxm_of_metadata": "metadata", "nxm_nx_ct_mark": "ct_mark", "nxm_nx_ct_label": "ct_label", "nxm_nx_pkt_mark": "pkt_mark",
 }

@@ -22,6 +22,7 @@ var update = flag.Bool("update", false, "rewrite the expected parts of testdata/
 //
 //	-- flows --    what another controller has put there, as ovs-ofctl prints it
 //	-- groups --   its groups; may be missing
+//	-- stain --    its scheme, if that is not the default one; may be missing
 //	-- ports --    NAME OFPORT ROLE; a dye port has role dye
 //	-- keep --     table and mark of a hook before; may be missing
 //	-- choice --   expected: table, mark and kinds, or the error
@@ -71,6 +72,13 @@ func (g *golden) load() (err error) {
 	if len(g.bridge.Flows) == 0 {
 		return fmt.Errorf("no flows")
 	}
+	switch scheme := strings.TrimSpace(g.section("stain")); scheme {
+	case "":
+	case "icmp":
+		g.bridge.Stain = stainedEcho
+	default:
+		return fmt.Errorf("stain: %q: no such scheme", scheme)
+	}
 	for line := range strings.Lines(g.section("groups")) {
 		g.bridge.Groups = append(g.bridge.Groups, strings.TrimSpace(line))
 	}
@@ -104,7 +112,7 @@ func (g *golden) load() (err error) {
 
 // hook computes what the file expects. choice is what stands in the file.
 func (g *golden) hook() (h Hook, choice string, err error) {
-	h = Hook{Stain: stain.Default(), Dye: g.bridge.Dye, Ports: g.bridge.Ports, Lease: 60}
+	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Lease: 60}
 	if h.Table, h.Mark, err = Choose(g.bridge, g.keep); err != nil {
 		return h, err.Error() + "\n", err
 	}

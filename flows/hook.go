@@ -137,14 +137,14 @@ type Hook struct {
 // Flows returns the flows of the hook, in the order of the picture in the package
 // documentation. It refuses nothing: Choose and Stain.Validate did.
 func (h Hook) Flows() []Flow {
-	flows := []Flow{
-		h.flow(inject, 0, 0, enterPriority, "mpls,"+inPort(h.Dye),
-			"move:OXM_OF_MPLS_LABEL[0..15]->NXM_OF_IN_PORT[],pop_mpls:0x0800,resubmit(,0)"),
-		h.flow(enter, 0, 0, enterPriority, "tcp,"+h.Mark.clear()+","+stained(h.Stain),
-			fmt.Sprintf("%s,resubmit(,%d),resubmit(,0)", h.Mark.set(), h.Table)),
-		h.flow(guard, 0, 0, guardPriority, inPort(h.Dye), "drop"),
-		h.flow(guard, 0, h.Table, dyePriority, inPort(h.Dye), "drop"),
+	flows := []Flow{h.inject(0, 0x0800), h.inject(1, 0x86dd)}
+	for _, match := range stained(h.Stain, ","+h.Mark.clear()) {
+		flows = append(flows, h.flow(enter, 0, 0, enterPriority, match,
+			fmt.Sprintf("%s,resubmit(,%d),resubmit(,0)", h.Mark.set(), h.Table)))
 	}
+	flows = append(flows,
+		h.flow(guard, 0, 0, guardPriority, inPort(h.Dye), "drop"),
+		h.flow(guard, 0, h.Table, dyePriority, inPort(h.Dye), "drop"))
 	ports := slices.SortedFunc(slices.Values(h.Ports), func(a, b Port) int { return cmp.Compare(a.OFPort, b.OFPort) })
 	ports = slices.CompactFunc(ports, func(a, b Port) bool { return a.OFPort == b.OFPort })
 	for _, p := range ports {
@@ -176,9 +176,30 @@ func inPort(n uint16) string {
 	return fmt.Sprintf("in_port=%d", n)
 }
 
-// stained is the match of a stained packet, but for the protocol.
-func stained(s stain.Stain) string {
-	return fmt.Sprintf("nw_tos=%d,tp_src=%d,tp_dst=%d", s.TOS, s.Port, s.Port)
+// inject is the flow that lets a probe in whose label has this traffic class. A
+// class that stands for no ethertype has no flow, and so the guard drops it.
+func (h Hook) inject(class int, etherType uint16) Flow {
+	return h.flow(inject, 0, 0, enterPriority, fmt.Sprintf("mpls,%s,mpls_tc=%d", inPort(h.Dye), class),
+		fmt.Sprintf("move:OXM_OF_MPLS_LABEL[0..15]->NXM_OF_IN_PORT[],pop_mpls:0x%04x,resubmit(,0)", etherType))
+}
+
+// stained returns the matches of stained packets, in each IP version: nw_tos is
+// the traffic class over IPv6 (ovs-fields(7)). Of the zero Stain, they are all that
+// a stain may ever have. mark is put where Open vSwitch prints registers.
+func stained(s stain.Stain, mark string) []string {
+	tos := fmt.Sprintf("%s,nw_tos=%d", mark, s.TOS)
+	switch s.Scheme {
+	case stain.TCP:
+		ports := fmt.Sprintf(",tp_src=%d,tp_dst=%d", s.Port, s.Port)
+		return []string{"tcp" + tos + ports, "tcp6" + tos + ports}
+	case stain.ICMP:
+		// Requests, then replies of guests that keep the ToS.
+		return []string{
+			"icmp" + tos + ",icmp_type=8,icmp_code=0", "icmp6" + tos + ",icmp_type=128,icmp_code=0",
+			"icmp" + tos + ",icmp_type=0,icmp_code=0", "icmp6" + tos + ",icmp_type=129,icmp_code=0",
+		}
+	}
+	return []string{"tcp" + mark, "tcp6" + mark, "icmp" + mark, "icmp6" + mark}
 }
 
 // copy is the action that sends a copy with kind in it to the dye port. The

@@ -18,6 +18,7 @@ func TestCanonicalMatch(t *testing.T) {
 		{"", "reg10=0/0", "metadata=5/0,tun_id=0/0x0"},
 		{"xxreg0=0x11112222333344445555666677778888/0xffff0000000000000000000000000000", "xxreg0=0x11110000000000000000000000000000/0xffff0000000000000000000000000000"},
 		{"mpls,in_port=9", "in_port=9,dl_type=0x8847"},
+		{"icmp6,icmpv6_type=128,icmpv6_code=0", "icmp_code=0,icmp_type=128,ipv6,nw_proto=58"},
 		{"ct_state=+new+trk,ip", "ip,ct_state=+new+trk"},
 		{`in_port="tap1"`, `in_port="tap1"`},
 	}

@@ -16,14 +16,16 @@ type Copy struct {
 	// key where it came by a tunnel; else both are zero.
 	TunSrc [4]byte
 	TunID  uint32
-	// Src, Dst and TTL as they were when it entered the bridge; IPv4.
+	// Src, Dst and TTL (over IPv6 the hop limit) as they were when it entered the
+	// bridge: both addresses IPv4 or both IPv6, none IPv4-mapped.
 	Src, Dst netip.Addr
 	TTL      uint8
 	// Token is the probe's, also in the guest's answer.
 	Token uint32
 	// Reply tells the guest's answer from the probe.
 	Reply bool
-	// Close tells the RST that withdraws a probe from the probe; never with Reply.
+	// Close tells the RST that withdraws a probe from the probe; never with Reply,
+	// nor in scheme icmp.
 	Close bool
 }
 
@@ -48,11 +50,13 @@ var (
 
 var (
 	errKind     = fmt.Errorf("%w: unknown kind of sampling point", ErrNotCopy)
-	errNotIPv4  = fmt.Errorf("%w: not IPv4", ErrNotStained)
-	errNotTCP   = fmt.Errorf("%w: not TCP", ErrNotStained)
+	errNotIP    = fmt.Errorf("%w: neither IPv4 nor IPv6", ErrNotStained)
+	errProtocol = fmt.Errorf("%w: not the scheme's protocol, or behind an extension header", ErrNotStained)
 	errTOS      = fmt.Errorf("%w: other ToS", ErrNotStained)
+	errMapped   = fmt.Errorf("%w: IPv4-mapped address in an IPv6 header", ErrNotStained)
 	errPorts    = fmt.Errorf("%w: other ports", ErrNotStained)
 	errFragment = fmt.Errorf("%w: fragment", ErrNotStained)
+	errType     = fmt.Errorf("%w: neither echo request nor echo reply", ErrNotStained)
 	errFlags    = fmt.Errorf("%w: neither SYN, RST, RST|ACK nor SYN|ACK", ErrNotStained)
 )
 
@@ -61,9 +65,11 @@ var (
 //
 // One VLAN tag is skipped (hooks strip it, but not every kernel path hands the
 // frame over as the switch sent it). IPv4 and TCP options, data, padding, ECN
-// bits and any other TCP flag than FIN, SYN, RST and ACK are ignored; checksums
-// are not verified, since a virtual NIC may leave them to be filled in later.
-// Scheme tcp and IPv4 only: for another scheme every frame is ErrNotStained.
+// bits, the flow label and any other TCP flag than FIN, SYN, RST and ACK are
+// ignored, and so are the data of an echo; checksums are not verified, since a
+// virtual NIC may leave them to be filled in later. No packet with an IPv6
+// extension header is a probe, nor an answer to one: it is ErrNotStained, and so
+// is every frame for a scheme that has no frames.
 func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if len(frame) < ethLen {
 		return ErrShort
@@ -81,91 +87,164 @@ func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 		}
 		etherType, ip = binary.BigEndian.Uint16(ip[2:]), ip[vlanLen:]
 	}
-	if etherType != typeIPv4 {
-		return errNotIPv4
-	}
-	tcp, err := s.stainedTCP(ip)
-	if err != nil {
+	var p packet
+	if err := p.parse(etherType, ip); err != nil {
 		return err
 	}
-	seq, ack := binary.BigEndian.Uint32(tcp[4:]), binary.BigEndian.Uint32(tcp[8:])
-	token, reply, closing := seq, false, false
-	switch tcp[13] & (flagFIN | flagSYN | flagRST | flagACK) {
-	case flagSYN:
-	case flagRST:
-		token, closing = seq-1, true
-	case flagRST | flagACK, flagSYN | flagACK:
-		token, reply = ack-1, true
-	default:
-		return errFlags
+	token, m, err := s.parsePayload(&p)
+	if err != nil {
+		return err
 	}
 	*c = Copy{
 		Kind:   Kind(frame[1]),
 		InPort: binary.BigEndian.Uint16(frame[4:]),
 		TunSrc: [4]byte(frame[8:12]),
 		TunID:  uint32(frame[7])<<16 | uint32(frame[2])<<8 | uint32(frame[3]),
-		Src:    netip.AddrFrom4([4]byte(ip[12:16])),
-		Dst:    netip.AddrFrom4([4]byte(ip[16:20])),
-		TTL:    ip[8],
+		Src:    p.src,
+		Dst:    p.dst,
+		TTL:    p.ttl,
 		Token:  token,
-		Reply:  reply,
-		Close:  closing,
+		Reply:  m == answer,
+		Close:  m == withdrawal,
 	}
 	return nil
 }
 
-// stainedTCP returns the TCP segment in an IPv4 packet, at least a header of it,
-// if it bears the stain.
-func (s Stain) stainedTCP(ip []byte) ([]byte, error) {
+// packet is an IP packet, not a fragment, and the whole of it.
+type packet struct {
+	tos, ttl, proto uint8
+	src, dst        netip.Addr
+	payload         []byte
+}
+
+func (p *packet) parse(etherType uint16, ip []byte) error {
+	switch etherType {
+	case typeIPv4:
+		return p.parseIPv4(ip)
+	case typeIPv6:
+		return p.parseIPv6(ip)
+	}
+	return errNotIP
+}
+
+func (p *packet) parseIPv4(ip []byte) error {
 	if len(ip) < ipv4Len {
-		return nil, ErrShort
+		return ErrShort
 	}
 	if ip[0]>>4 != 4 {
-		return nil, errNotIPv4
+		return errNotIP
 	}
 	header, total := int(ip[0]&0x0f)*4, int(binary.BigEndian.Uint16(ip[2:]))
-	if header < ipv4Len || total < header+tcpLen || total > len(ip) {
-		return nil, ErrShort
-	}
-	if s.Scheme != TCP || ip[9] != protoTCP {
-		return nil, errNotTCP
-	}
-	if (ip[1]^s.TOS)&0xfc != 0 { // as the hook: nw_tos has no ECN, ovs-fields(7)
-		return nil, errTOS
+	if header < ipv4Len || total < header || total > len(ip) {
+		return ErrShort
 	}
 	if binary.BigEndian.Uint16(ip[6:])&ipv4FragmentBits != 0 {
-		return nil, errFragment
+		return errFragment
 	}
-	tcp := ip[header:total]
+	p.tos, p.ttl, p.proto = ip[1], ip[8], ip[9]
+	p.src, p.dst = netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+	p.payload = ip[header:total]
+	return nil
+}
+
+// parseIPv6 takes the first Next Header for the protocol, so where there is an
+// extension header, that is what the packet is taken for.
+func (p *packet) parseIPv6(ip []byte) error {
+	if len(ip) < ipv6Len {
+		return ErrShort
+	}
+	if ip[0]>>4 != ipv6Version {
+		return errNotIP
+	}
+	total := ipv6Len + int(binary.BigEndian.Uint16(ip[4:]))
+	if total > len(ip) {
+		return ErrShort
+	}
+	p.tos, p.ttl, p.proto = ip[0]<<4|ip[1]>>4, ip[7], ip[6]
+	p.src, p.dst = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
+	if p.src.Is4In6() || p.dst.Is4In6() { // would pass for the IPv4 probe; see AddrTag
+		return errMapped
+	}
+	p.payload = ip[ipv6Len:total]
+	return nil
+}
+
+// parsePayload returns the token in a packet, if it bears the stain.
+func (s Stain) parsePayload(p *packet) (token uint32, m message, err error) {
+	proto := uint8(protoTCP)
+	if s.Scheme == ICMP {
+		proto = icmpOf(p.src)
+	}
+	switch {
+	case !s.Scheme.valid() || p.proto != proto:
+		return 0, 0, errProtocol
+	case (p.tos^s.TOS)&0xfc != 0: // as the hook: nw_tos has no ECN, ovs-fields(7)
+		return 0, 0, errTOS
+	case s.Scheme == ICMP:
+		return parseEcho(proto, p.payload)
+	}
+	return s.parseTCP(p.payload)
+}
+
+func parseEcho(proto uint8, icmp []byte) (token uint32, m message, err error) {
+	if len(icmp) < icmpLen {
+		return 0, 0, ErrShort
+	}
+	token = binary.BigEndian.Uint32(icmp[4:])
+	request, reply := echoTypes(proto)
+	switch code := icmp[1]; {
+	case code == 0 && icmp[0] == request:
+		return token, question, nil
+	case code == 0 && icmp[0] == reply:
+		return token, answer, nil
+	}
+	return 0, 0, errType
+}
+
+func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
+	if len(tcp) < tcpLen {
+		return 0, 0, ErrShort
+	}
 	if offset := int(tcp[12]>>4) * 4; offset < tcpLen || offset > len(tcp) {
-		return nil, ErrShort
+		return 0, 0, ErrShort
 	}
 	if binary.BigEndian.Uint16(tcp) != s.Port || binary.BigEndian.Uint16(tcp[2:]) != s.Port {
-		return nil, errPorts
+		return 0, 0, errPorts
 	}
-	return tcp, nil
+	seq, ack := binary.BigEndian.Uint32(tcp[4:]), binary.BigEndian.Uint32(tcp[8:])
+	switch tcp[13] & (flagFIN | flagSYN | flagRST | flagACK) {
+	case flagSYN:
+		return seq, question, nil
+	case flagRST:
+		return seq - 1, withdrawal, nil
+	case flagRST | flagACK, flagSYN | flagACK:
+		return ack - 1, answer, nil
+	}
+	return 0, 0, errFlags
 }
 
 // AppendCopy appends the frame that a hook would send for c, as ParseCopy reads
 // it: the reference that the flows of a hook are tested against, and a source of
-// samples where there is no switch. An answer is a RST|ACK. The bits of TunID
-// above 24 are left out. On error b is returned as it was.
+// samples where there is no switch. An answer over TCP is a RST|ACK. The bits of
+// TunID above 24 are left out. On error b is returned as it was.
 func (s Stain) AppendCopy(b []byte, c Copy) ([]byte, error) {
 	src, dst := c.Src.Unmap(), c.Dst.Unmap()
 	switch {
-	case s.Scheme != TCP:
+	case !s.Scheme.valid():
 		return b, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
 	case !c.Kind.valid():
 		return b, fmt.Errorf("stain: %v: want a kind of sampling point", c.Kind)
-	case !src.Is4() || !dst.Is4():
-		return b, fmt.Errorf("stain: addresses %v and %v: %w, want IPv4", c.Src, c.Dst, ErrUnsupported)
+	case !src.IsValid() || !dst.IsValid() || src.Is4() != dst.Is4():
+		return b, fmt.Errorf("stain: addresses %v and %v: want two of one IP version", c.Src, c.Dst)
+	case c.Close && s.Scheme != TCP:
+		return b, fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
 	}
 	ethDst := MAC{CopyDst, byte(c.Kind), byte(c.TunID >> 8), byte(c.TunID), byte(c.InPort >> 8), byte(c.InPort)}
 	ethSrc := MAC{CopySrc, byte(c.TunID >> 16), c.TunSrc[0], c.TunSrc[1], c.TunSrc[2], c.TunSrc[3]}
-	b = appendEthernet(b, ethDst, ethSrc, typeIPv4)
+	b = appendEthernet(b, ethDst, ethSrc, etherType(src))
+	m := Probe{Close: c.Close}.message()
 	if c.Reply {
-		return s.appendTCP(b, src.As4(), dst.As4(), c.TTL, 0, c.Token+1, flagRST|flagACK), nil
+		m = answer
 	}
-	seq, flags := Probe{Token: c.Token, Close: c.Close}.segment()
-	return s.appendTCP(b, src.As4(), dst.As4(), c.TTL, seq, 0, flags), nil
+	return s.appendPacket(b, src, dst, c.TTL, c.Token, m), nil
 }

@@ -33,24 +33,74 @@ const goldenReply = "" +
 	"455c0028" + "00004000" + "40062672" + "0a000002" + "0a000001" +
 	"000b000b" + "00000000" + "deadbef0" + "50140000" + "fe190000"
 
+func goodCopy6() Copy {
+	c := goodCopy()
+	c.Src, c.Dst = goodProbe6().Src, goodProbe6().Dst
+	return c
+}
+
+const goldenCopy6 = "" +
+	"0602cdef1234" + "02abac100009" + "86dd" +
+	"65c00000" + "0014063f" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
+
+// goldenReply6 answered goldenFrame6, as goldenReply did goldenFrame: a flow label
+// of the guest's choice, and the traffic class that it was asked with.
+const goldenReply6 = "" +
+	"060100000007" + "020000000000" + "86dd" +
+	"65c697d8" + "00140640" + "fd000000000000000000000000000002" + "fd000000000000000000000000000001" +
+	"000b000b" + "00000000" + "deadbef0" + "50140000" + "fa1e0000"
+
+const (
+	goldenEchoCopy = "" +
+		"0602cdef1234" + "02abac100009" + "0800" +
+		"455c0024" + "00004000" + "3f01277b" + "0a000001" + "0a000002" +
+		"0800baad" + "deadbeef" + "6479657472616365"
+	goldenEchoCopy6 = "" +
+		"0602cdef1234" + "02abac100009" + "86dd" +
+		"65c00000" + "00103a3f" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+		"8000485e" + "deadbeef" + "6479657472616365"
+	// What a Linux guest sent back for goldenEcho and goldenEcho6, as goldenReply.
+	goldenEchoReply = "" +
+		"060100000007" + "020000000000" + "0800" +
+		"455c0024" + "c12e0000" + "4001a54c" + "0a000002" + "0a000001" +
+		"0000c2ad" + "deadbeef" + "6479657472616365"
+	goldenEchoReply6 = "" +
+		"060100000007" + "020000000000" + "86dd" +
+		"65c2c241" + "00103a40" + "fd000000000000000000000000000002" + "fd000000000000000000000000000001" +
+		"8100475e" + "deadbeef" + "6479657472616365"
+)
+
 func TestParseCopyGolden(t *testing.T) {
 	t.Parallel()
 	reply := Copy{Kind: FromInstance, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true}
+	reply6 := reply
+	reply6.Src, reply6.Dst = goodCopy6().Dst, goodCopy6().Src
 	for _, tt := range []struct {
 		name, frame string
+		stain       Stain
 		want        Copy
 	}{
-		{"probe from a tunnel", goldenCopy, goodCopy()},
-		{"answer of a guest", goldenReply, reply},
+		{"probe from a tunnel", goldenCopy, Default(), goodCopy()},
+		{"answer of a guest", goldenReply, Default(), reply},
+		{"IPv6 probe from a tunnel", goldenCopy6, Default(), goodCopy6()},
+		{"IPv6 answer of a guest", goldenReply6, Default(), reply6},
+		{"echo request from a tunnel", goldenEchoCopy, stainedEcho, goodCopy()},
+		{"echo reply of a guest", goldenEchoReply, stainedEcho, reply},
+		{"ICMPv6 echo request from a tunnel", goldenEchoCopy6, stainedEcho, goodCopy6()},
+		{"ICMPv6 echo reply of a guest", goldenEchoReply6, stainedEcho, reply6},
 	} {
 		var got Copy
-		if err := Default().ParseCopy(unhexAll(t, tt.frame), &got); err != nil || got != tt.want {
+		if err := tt.stain.ParseCopy(unhexAll(t, tt.frame), &got); err != nil || got != tt.want {
 			t.Errorf("%s: ParseCopy = %+v, %v; want %+v", tt.name, got, err, tt.want)
 		}
-	}
-	got, err := Default().AppendCopy(nil, goodCopy())
-	if err != nil || hex.EncodeToString(got) != goldenCopy {
-		t.Errorf("AppendCopy = %x, %v; want %s", got, err, goldenCopy)
+		if tt.want.Reply {
+			continue // as a guest spells it, not as we do
+		}
+		frame, err := tt.stain.AppendCopy(nil, tt.want)
+		if err != nil || hex.EncodeToString(frame) != tt.frame {
+			t.Errorf("%s: AppendCopy = %x, %v; want %s", tt.name, frame, err, tt.frame)
+		}
 	}
 }
 
@@ -69,21 +119,26 @@ const (
 	atIP    = 14
 	atTCP   = 34
 	atFlags = 47
+	atTCP6  = 54 // over IPv6
 )
+
+// Ways to spoil a frame.
+func put16(at int, v uint16) func([]byte) []byte {
+	return func(b []byte) []byte { binary.BigEndian.PutUint16(b[at:], v); return b }
+}
+
+func put(at int, v byte) func([]byte) []byte {
+	return func(b []byte) []byte { b[at] = v; return b }
+}
+
+func tag(tpid uint16) func([]byte) []byte {
+	return func(b []byte) []byte {
+		return slices.Insert(b, atType, byte(tpid>>8), byte(tpid), 0x00, 0x64)
+	}
+}
 
 func TestParseCopy(t *testing.T) {
 	t.Parallel()
-	put16 := func(at int, v uint16) func([]byte) []byte {
-		return func(b []byte) []byte { binary.BigEndian.PutUint16(b[at:], v); return b }
-	}
-	put := func(at int, v byte) func([]byte) []byte {
-		return func(b []byte) []byte { b[at] = v; return b }
-	}
-	tag := func(tpid uint16) func([]byte) []byte {
-		return func(b []byte) []byte {
-			return slices.Insert(b, atType, byte(tpid>>8), byte(tpid), 0x00, 0x64)
-		}
-	}
 	tests := []struct {
 		name   string
 		change func([]byte) []byte
@@ -113,6 +168,7 @@ func TestParseCopy(t *testing.T) {
 		{"kind 5", put(1, 5), ErrNotCopy},
 		{"ARP", put16(atType, 0x0806), ErrNotStained},
 		{"IP version 6", put(atIP, 0x65), ErrNotStained},
+		{"IPv4 called IPv6", func(b []byte) []byte { return put16(atType, 0x86dd)(append(b, make([]byte, 20)...)) }, ErrNotStained},
 		{"UDP", put(atIP+9, 17), ErrNotStained},
 		{"other ToS", put(atIP+1, 0x60), ErrNotStained},
 		{"first fragment", put16(atIP+6, 0x2000), ErrNotStained},
@@ -141,6 +197,111 @@ func TestParseCopy(t *testing.T) {
 	}
 }
 
+// extended puts an extension header before the TCP header of a frame over IPv6.
+func extended(next byte, header ...byte) func([]byte) []byte {
+	return func(b []byte) []byte {
+		header = slices.Clone(header)
+		header[0] = b[atIP+6]
+		b[atIP+6], b[atIP+5] = next, b[atIP+5]+byte(len(header))
+		return slices.Insert(b, atTCP6, header...)
+	}
+}
+
+func TestParseCopyIPv6(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		change func([]byte) []byte
+		want   error
+	}{
+		{"as it is", func(b []byte) []byte { return b }, nil},
+		{"VLAN tag", tag(0x8100), nil},
+		{"trailing bytes", func(b []byte) []byte { return append(b, 1, 2, 3) }, nil},
+		{"congestion experienced", put(atIP+1, 0xf0), nil},
+		{"flow label", func(b []byte) []byte { b[atIP+1] |= 0x0f; b[atIP+2], b[atIP+3] = 0xff, 0xff; return b }, nil},
+		{"checksum not filled in", put(atTCP6+16, 0), nil},
+		{"no IP header", func(b []byte) []byte { return b[:atTCP6-1] }, ErrShort},
+		{"cut in the TCP header", func(b []byte) []byte { return b[:len(b)-1] }, ErrShort},
+		{"no payload", put16(atIP+4, 0), ErrShort},
+		{"payload beyond the frame", put16(atIP+4, 21), ErrShort},
+		{"payload of most of a TCP header", put16(atIP+4, 19), ErrShort},
+		{"data offset beyond the packet", put(atTCP6+12, 0x60), ErrShort},
+		{"IP version 4", put(atIP, 0x45), ErrNotStained},
+		{"IPv6 called IPv4", put16(atType, 0x0800), ErrNotStained},
+		{"UDP", put(atIP+6, 17), ErrNotStained},
+		{"other traffic class", put(atIP+1, 0x80), ErrNotStained},
+		{"other traffic class, upper bits", put(atIP, 0x66), ErrNotStained},
+		{"mapped source", func(b []byte) []byte { copy(b[atIP+8:], mapped); return b }, ErrNotStained},
+		{"mapped destination", func(b []byte) []byte { copy(b[atIP+24:], mapped); return b }, ErrNotStained},
+		{"hop-by-hop options", extended(0, 0, 0, 1, 4, 0, 0, 0, 0), ErrNotStained},
+		{"destination options", extended(60, 0, 0, 1, 4, 0, 0, 0, 0), ErrNotStained},
+		{"routing", extended(43, 0, 0, 4, 0, 0, 0, 0, 0), ErrNotStained},
+		{"atomic fragment", extended(44, 0, 0, 0, 0, 0, 0, 0, 0), ErrNotStained},
+		{"first fragment", extended(44, 0, 0, 0, 1, 0, 0, 0, 0), ErrNotStained},
+		{"later fragment", extended(44, 0, 0, 1, 0, 0, 0, 0, 0), ErrNotStained},
+		{"authentication", extended(51, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1), ErrNotStained},
+		{"no next header", put(atIP+6, 59), ErrNotStained},
+		{"other source port", put16(atTCP6, 12), ErrNotStained},
+		{"no flags", put(atTCP6+13, 0), ErrNotStained},
+	}
+	for _, tt := range tests {
+		frame := tt.change(unhexAll(t, goldenCopy6))
+		got, want := Copy{Token: 1}, Copy{Token: 1} // unchanged on error
+		if tt.want == nil {
+			want = goodCopy6()
+		}
+		if err := Default().ParseCopy(frame, &got); !errors.Is(err, tt.want) || got != want {
+			t.Errorf("%s: ParseCopy = %+v, %v; want %+v, %v", tt.name, got, err, want, tt.want)
+		}
+	}
+}
+
+func TestParseCopyEcho(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, frame string
+		change      func([]byte) []byte
+		want        error
+	}{
+		{"VLAN tag", goldenEchoCopy, tag(0x8100), nil},
+		{"congestion experienced", goldenEchoCopy, put(atIP+1, 0x5f), nil},
+		{"no data", goldenEchoCopy, put16(atIP+2, 28), nil},
+		{"other data, checksum not filled in", goldenEchoCopy6, func(b []byte) []byte { return put(atTCP6+9, 0)(put16(atTCP6+2, 0)(b)) }, nil},
+		{"cut in the ICMP header", goldenEchoCopy, put16(atIP+2, 27), ErrShort},
+		{"cut in the ICMPv6 header", goldenEchoCopy6, put16(atIP+4, 7), ErrShort},
+		{"other ToS", goldenEchoCopy, put(atIP+1, 0x60), ErrNotStained},
+		{"unreachable", goldenEchoCopy, put(atTCP, 3), ErrNotStained},
+		{"code", goldenEchoCopy, put(atTCP+1, 1), ErrNotStained},
+		{"type of ICMPv6", goldenEchoCopy, put(atTCP, 128), ErrNotStained},
+		{"type of ICMP", goldenEchoCopy6, put(atTCP6, 8), ErrNotStained},
+		{"ICMPv6 over IPv4", goldenEchoCopy, put(atIP+9, 58), ErrNotStained},
+		{"ICMP over IPv6", goldenEchoCopy6, put(atIP+6, 1), ErrNotStained},
+		{"neighbour solicitation", goldenEchoCopy6, put(atTCP6, 135), ErrNotStained},
+		{"hop-by-hop options", goldenEchoCopy6, extended(0, 0, 0, 1, 4, 0, 0, 0, 0), ErrNotStained},
+		{"stained TCP", goldenCopy, func(b []byte) []byte { return b }, ErrNotStained},
+	}
+	for _, tt := range tests {
+		frame := tt.change(unhexAll(t, tt.frame))
+		got, want := Copy{Token: 1}, Copy{Token: 1} // unchanged on error
+		switch {
+		case tt.want == nil && tt.frame == goldenEchoCopy:
+			want = goodCopy()
+		case tt.want == nil:
+			want = goodCopy6()
+		}
+		if err := stainedEcho.ParseCopy(frame, &got); !errors.Is(err, tt.want) || got != want {
+			t.Errorf("%s: ParseCopy = %+v, %v; want %+v, %v", tt.name, got, err, want, tt.want)
+		}
+	}
+	var c Copy
+	if err := Default().ParseCopy(unhexAll(t, goldenEchoCopy), &c); !errors.Is(err, ErrNotStained) {
+		t.Errorf("an echo to scheme tcp: %v, want ErrNotStained", err)
+	}
+}
+
+// mapped is ::ffff:10.0.0.1, the last four bytes of which may be any.
+var mapped = netip.MustParseAddr("::ffff:10.0.0.1").AsSlice()
+
 // IPv4 options (a route that records itself) and a SYN-ACK's TCP options move
 // the fields that are read.
 func TestParseCopyOptions(t *testing.T) {
@@ -148,7 +309,7 @@ func TestParseCopyOptions(t *testing.T) {
 	s, want := Default(), goodCopy()
 	want.Reply = true
 	var parts []gopacket.SerializableLayer
-	for _, part := range wantIPv4(s, want.Src, want.Dst, want.TTL, layers.TCP{
+	for _, part := range wantTCP(s, want.Src, want.Dst, want.TTL, layers.TCP{
 		Ack: want.Token + 1, SYN: true, ACK: true,
 		Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 0xb4}}},
 	}) {
@@ -165,34 +326,32 @@ func TestParseCopyOptions(t *testing.T) {
 	}
 }
 
-func drawCopy(t *rapid.T) Copy {
-	reply := rapid.Bool().Draw(t, "reply")
+func drawCopy(t *rapid.T, s Stain) Copy {
+	reply, addr := rapid.Bool().Draw(t, "reply"), drawAddr(t)
 	return Copy{
 		Kind: Kind(rapid.Uint8Range(1, 4).Draw(t, "kind")), InPort: rapid.Uint16().Draw(t, "inPort"),
-		TunSrc: drawAddr(t).As4(), TunID: rapid.Uint32Max(1<<24-1).Draw(t, "tunID"),
-		Src: drawAddr(t), Dst: drawAddr(t), TTL: rapid.Uint8().Draw(t, "ttl"),
+		TunSrc: addr4(t).As4(), TunID: rapid.Uint32Max(1<<24-1).Draw(t, "tunID"),
+		Src: addr.Draw(t, "src"), Dst: addr.Draw(t, "dst"), TTL: rapid.Uint8().Draw(t, "ttl"),
 		Token: rapid.Uint32().Draw(t, "token"), Reply: reply,
-		Close: !reply && rapid.Bool().Draw(t, "close"),
+		Close: s.Scheme == TCP && !reply && rapid.Bool().Draw(t, "close"),
 	}
 }
 
 func TestCopyRoundTrip(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		s, want := drawStain(t), drawCopy(t)
+		s := drawStain(t)
+		want := drawCopy(t, s)
 		frame, err := s.AppendCopy(nil, want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		tcp := layers.TCP{Seq: want.Token, SYN: true}
-		switch {
-		case want.Reply:
-			tcp = layers.TCP{Ack: want.Token + 1, RST: true, ACK: true}
-		case want.Close:
-			tcp = layers.TCP{Seq: want.Token + 1, RST: true}
+		m := Probe{Close: want.Close}.message()
+		if want.Reply {
+			m = answer
 		}
-		oracle := append(ethernet(MAC(frame[:6]), MAC(frame[6:12]), layers.EthernetTypeIPv4),
-			serialize(t, wantIPv4(s, want.Src, want.Dst, want.TTL, tcp)...)...)
+		oracle := append(ethernet(MAC(frame[:6]), MAC(frame[6:12]), layers.EthernetType(etherType(want.Src))),
+			serialize(t, wantPacket(s, want.Src, want.Dst, want.TTL, want.Token, m)...)...)
 		if !bytes.Equal(frame, oracle) {
 			t.Fatalf("AppendCopy = %x, gopacket says %x", frame, oracle)
 		}
@@ -210,8 +369,9 @@ func TestAppendCopyRefuses(t *testing.T) {
 		change func(s *Stain, c *Copy)
 	}{
 		{"scheme", func(s *Stain, _ *Copy) { s.Scheme = 0 }},
+		{"close an echo", func(s *Stain, c *Copy) { s.Scheme, c.Close = ICMP, true }},
 		{"no kind", func(_ *Stain, c *Copy) { c.Kind = 0 }},
-		{"IPv6", func(_ *Stain, c *Copy) { c.Src = netip.IPv6Loopback() }},
+		{"two IP versions", func(_ *Stain, c *Copy) { c.Src = goodCopy6().Src }},
 		{"no address", func(_ *Stain, c *Copy) { c.Dst = netip.Addr{} }},
 	}
 	for _, tt := range tests {
@@ -231,92 +391,137 @@ func FuzzParseCopy(f *testing.F) {
 	f.Add(reply)
 	f.Add(slices.Insert(slices.Clone(probe), atType, 0x81, 0, 0, 5))
 	f.Add(probe[:40])
+	probe6 := unhexAll(f, goldenCopy6)
+	f.Add(probe6)
+	f.Add(unhexAll(f, goldenReply6))
+	f.Add(extended(0, 0, 0, 1, 4, 0, 0, 0, 0)(slices.Clone(probe6)))
+	f.Add(tag(0x88a8)(slices.Clone(probe6)))
 	f.Add([]byte{})
-	s := Default()
+	for _, golden := range []string{goldenEchoCopy, goldenEchoReply, goldenEchoCopy6, goldenEchoReply6} {
+		f.Add(unhexAll(f, golden))
+	}
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		var c Copy
-		if s.ParseCopy(frame, &c) != nil {
-			if c != (Copy{}) {
-				t.Fatalf("failed, but set %+v", c)
+		for _, s := range []Stain{Default(), stainedEcho} {
+			var c Copy
+			if s.ParseCopy(frame, &c) != nil {
+				if c != (Copy{}) {
+					t.Fatalf("%v: failed, but set %+v", s.Scheme, c)
+				}
+				continue
 			}
-			return
+			again, err := s.AppendCopy(nil, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var back Copy
+			if err := s.ParseCopy(again, &back); err != nil || back != c {
+				t.Fatalf("%v: %+v comes back as %+v, %v", s.Scheme, c, back, err)
+			}
+			agree(t, s, frame, c)
 		}
-		again, err := s.AppendCopy(nil, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var back Copy
-		if err := s.ParseCopy(again, &back); err != nil || back != c {
-			t.Fatalf("%+v comes back as %+v, %v", c, back, err)
-		}
-		agree(t, frame, c)
 	})
 }
 
 // agree compares a copy with gopacket's view of its frame. Options are where the
 // two may differ: gopacket refuses malformed ones, we skip them unread.
-func agree(t *testing.T, frame []byte, c Copy) {
+func agree(t *testing.T, s Stain, frame []byte, c Copy) {
 	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
-	if p.ErrorLayer() != nil && hasOptions(frame) {
+	if p.ErrorLayer() != nil && hasOptions(s, frame) {
 		return
 	}
-	ip, okIP := p.Layer(layers.LayerTypeIPv4).(*layers.IPv4)
-	tcp, okTCP := p.Layer(layers.LayerTypeTCP).(*layers.TCP)
-	if !okIP || !okTCP {
-		t.Fatalf("gopacket sees no TCP over IPv4 in %x: %v", frame, p)
+	want := Copy{Kind: c.Kind, InPort: c.InPort, TunSrc: c.TunSrc, TunID: c.TunID}
+	var tos uint8
+	switch ip := p.NetworkLayer().(type) {
+	case *layers.IPv4:
+		want.Src, _ = netip.AddrFromSlice(ip.SrcIP)
+		want.Dst, _ = netip.AddrFromSlice(ip.DstIP)
+		want.TTL, tos = ip.TTL, ip.TOS
+	case *layers.IPv6:
+		want.Src, _ = netip.AddrFromSlice(ip.SrcIP)
+		want.Dst, _ = netip.AddrFromSlice(ip.DstIP)
+		want.TTL, tos = ip.HopLimit, ip.TrafficClass
 	}
-	src, _ := netip.AddrFromSlice(ip.SrcIP)
-	dst, _ := netip.AddrFromSlice(ip.DstIP)
-	if src != c.Src || dst != c.Dst || ip.TTL != c.TTL || ip.TOS&0xfc != Default().TOS {
-		t.Fatalf("%+v, gopacket says %+v", c, ip)
+	stained := tos&0xfc == s.TOS
+	if tcp, ok := p.Layer(layers.LayerTypeTCP).(*layers.TCP); ok {
+		stained = stained && s.Scheme == TCP && tcp.SYN != tcp.RST && !tcp.FIN && tcp.SrcPort == 11 && tcp.DstPort == 11
+		want.Token, want.Reply, want.Close = tcp.Seq, tcp.ACK, tcp.RST && !tcp.ACK
+		switch {
+		case want.Reply:
+			want.Token = tcp.Ack - 1
+		case want.Close:
+			want.Token = tcp.Seq - 1
+		}
+	} else if icmp, ok := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+		want.Token, want.Reply = uint32(icmp.Id)<<16|uint32(icmp.Seq), icmp.TypeCode.Type() == layers.ICMPv4TypeEchoReply
+		stained = stained && s.Scheme == ICMP && icmp.TypeCode.Code() == 0 &&
+			(want.Reply || icmp.TypeCode.Type() == layers.ICMPv4TypeEchoRequest)
+	} else if icmp, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok {
+		echo, isEcho := p.Layer(layers.LayerTypeICMPv6Echo).(*layers.ICMPv6Echo)
+		if stained = stained && s.Scheme == ICMP && isEcho && icmp.TypeCode.Code() == 0; isEcho {
+			want.Token, want.Reply = uint32(echo.Identifier)<<16|uint32(echo.SeqNumber), icmp.TypeCode.Type() == layers.ICMPv6TypeEchoReply
+		}
+	} else {
+		stained = false
 	}
-	token := tcp.Seq
-	switch {
-	case tcp.ACK:
-		token = tcp.Ack - 1
-	case tcp.RST:
-		token = tcp.Seq - 1
-	}
-	if token != c.Token || c.Close != (tcp.RST && !tcp.ACK) || c.Reply != tcp.ACK || tcp.SYN == tcp.RST || tcp.FIN || tcp.SrcPort != 11 || tcp.DstPort != 11 {
-		t.Fatalf("%+v, gopacket says %+v", c, tcp)
+	if c != want || !stained {
+		t.Fatalf("%v: %x is %+v, gopacket says %+v (stained: %v): %v", s.Scheme, frame, c, want, stained, p)
 	}
 }
 
-func hasOptions(frame []byte) bool {
-	ip := frame[atIP:]
-	if binary.BigEndian.Uint16(frame[atType:]) != typeIPv4 {
+func hasOptions(s Stain, frame []byte) bool {
+	etherType, ip := binary.BigEndian.Uint16(frame[atType:]), frame[atIP:]
+	if etherType == typeVLAN || etherType == typeQinQ {
 		ip = ip[vlanLen:]
 	}
-	header := int(ip[0]&0x0f) * 4
-	return header > ipv4Len || ip[header+12]>>4 > 5
+	header := ipv6Len
+	if ip[0]>>4 == 4 {
+		header = int(ip[0]&0x0f) * 4
+	}
+	return ip[0]>>4 == 4 && header > ipv4Len || s.Scheme == TCP && ip[header+12]>>4 > 5
 }
 
 // Decoding must cost no garbage, whether it is a copy or a forgery.
 func TestParseCopyAllocates(t *testing.T) {
-	s, good := Default(), unhexAll(t, goldenCopy)
-	forged := slices.Clone(good)
-	forged[atFlags] = 0
 	tokens, key := NewTokens(Key{1}, 1000), Key{1}
-	var c Copy
-	if n := testing.AllocsPerRun(1000, func() {
-		if s.ParseCopy(forged, &c) == nil || s.ParseCopy(good, &c) != nil {
-			t.Fatal("decoded wrongly")
+	for _, bb := range benchmarks {
+		s, good := bb.stain, copyOf(t, bb.stain, bb.probe)
+		forged := slices.Clone(good)
+		forged[atIP+1] ^= 0x40 // ToS, where both versions have it
+		var c Copy
+		if n := testing.AllocsPerRun(1000, func() {
+			if s.ParseCopy(forged, &c) == nil || s.ParseCopy(good, &c) != nil {
+				t.Fatal("decoded wrongly")
+			}
+			index, _ := tokens.Index(c.Token)
+			sink += index + uint32(AddrTag(key, c.Src, c.Dst))
+		}); n != 0 {
+			t.Errorf("%s: decoding allocates %v times, want 0", bb.name, n)
 		}
-		index, _ := tokens.Index(c.Token)
-		sink += index + uint32(AddrTag(key, c.Src, c.Dst))
-	}); n != 0 {
-		t.Errorf("decoding allocates %v times, want 0", n)
 	}
 }
 
+// copyOf returns the copy of a probe.
+func copyOf(t testing.TB, s Stain, p Probe) []byte {
+	t.Helper()
+	frame, err := s.AppendCopy(nil, Copy{Kind: FromTunnel, Src: p.Src, Dst: p.Dst, TTL: p.TTL, Token: p.Token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return frame
+}
+
 func BenchmarkParseCopy(b *testing.B) {
-	s, frame := Default(), unhexAll(b, goldenCopy)
-	b.ReportAllocs()
-	var c Copy
-	for b.Loop() {
-		if err := s.ParseCopy(frame, &c); err != nil {
-			b.Fatal(err)
-		}
+	for _, bb := range benchmarks {
+		b.Run(bb.name, func(b *testing.B) {
+			frame := copyOf(b, bb.stain, bb.probe)
+			b.ReportAllocs()
+			var c Copy
+			for b.Loop() {
+				if err := bb.stain.ParseCopy(frame, &c); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -5,9 +5,8 @@
 //
 // # The probe
 //
-// Scheme tcp (the only one so far) is a TCP SYN without options over IPv4, 40
-// bytes, with the stain's ToS and source port = destination port = the stain's
-// port:
+// Scheme tcp is a TCP SYN without options, with the stain's ToS and source port =
+// destination port = the stain's port. Over IPv4 it has 40 bytes:
 //
 //	 0                   1                   2                   3
 //	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -33,6 +32,29 @@
 //	|           checksum            |               0               |
 //	+-------------------------------+-------------------------------+
 //
+// Over IPv6 it has 60, with the same TCP header behind
+//
+//	+-------+---------------+-------+-------------------------------+
+//	|   6   |   Stain.TOS   |                   0                   |  flow label 0
+//	+-------+---------------+-------+---------------+---------------+
+//	|              20               |    6 (TCP)    |   Probe.TTL   |
+//	+-------------------------------+---------------+---------------+
+//	|                     Probe.Src, 128 bits                       |
+//	+---------------------------------------------------------------+
+//	|                     Probe.Dst, 128 bits                       |
+//	+---------------------------------------------------------------+
+//
+// Scheme icmp is an echo request with the stain's ToS, behind IP headers that are
+// the same but for protocol (1, over IPv6 58) and length (16 bytes behind them):
+//
+//	+---------------+---------------+-------------------------------+
+//	|  8, v6: 128   |       0       |           checksum            |
+//	+---------------+---------------+-------------------------------+
+//	|     Probe.Token, 31..16       |      Probe.Token, 15..0       |  identifier, sequence
+//	+-------------------------------+-------------------------------+
+//	|                    "dyetrace", 8 bytes                        |
+//	+---------------------------------------------------------------+
+//
 // What is the same in every probe has its reasons:
 //   - Don't Fragment is set, as hosts set it on a SYN of their own, and so the
 //     datagram is atomic (RFC 6864, section 4): its ID means nothing to anyone
@@ -41,12 +63,21 @@
 //     bytes): firewalls have no rule against it, as some have against 0 or 1024.
 //   - No options: the headers stay at fixed offsets. No peer needs one, since no
 //     byte of data is ever sent; connection tracking takes such a SYN as +new.
+//     Nor are there IPv6 extension headers, which many networks drop (RFC 7872).
+//   - The flow label is 0, as of a host that sets none (RFC 6437, section 3).
+//     Whoever spreads flows over paths goes by addresses and ports then, which are
+//     those of the guest's answer too; its label is the guest's choice.
+//   - The data of an echo say where it is from to whoever captures one. With none
+//     at all, it would look like a scanner's, for which intrusion detection has rules.
 //   - The frame is not padded to the 60 bytes of Ethernet: where it enters the
 //     bridge there is no wire, and where there is one, the NIC pads.
 //
 // The guest that has the address answers from its kernel: RST|ACK where the
 // port is closed, SYN|ACK where it is open. Both acknowledge sequence number
-// token+1 (RFC 9293, section 3.10.7), so the answer carries the token too.
+// token+1 (RFC 9293, section 3.10.7), so the answer carries the token too. A
+// RST of Linux has the ToS that it was asked with, over IPv4 as over IPv6, a
+// SYN|ACK has not (measured, the RST with Linux 6.18). An echo reply has what the
+// request had: identifier, sequence number, data, and from Linux the ToS, too.
 //
 // # Withdrawing a probe
 //
@@ -56,16 +87,17 @@
 // number, and drop it (measured with the userspace conntrack of Open vSwitch 3.1:
 // +inv until the entry's 30 s are over). So the sender withdraws it as a host
 // gives a connection up: the same segment with RST for SYN and sequence number
-// token+1 (Probe.Close). Guests ignore it (RFC 9293, section 3.10.7.1).
+// token+1 (Probe.Close). Guests ignore it (RFC 9293, section 3.10.7.1). An echo
+// request leaves nothing that the next one could clash with.
 //
 // # Into the bridge
 //
 // A probe enters by the dye port, behind one MPLS label that names the port
 // which it shall seem to have come in by; the hook pops it (package flows):
 //
-//	Ethernet, type 0x8847 | MPLS: label = ofport, TC 0, S 1, TTL 64 | IPv4 | TCP
+//	Ethernet, type 0x8847 | MPLS: label = ofport, TC, S 1, TTL 64 | IP | TCP or ICMP
 //
-// TC is the payload's ethertype: 0 IPv4, and 1, not in use yet, IPv6.
+// TC is the payload's ethertype: 0 IPv4, 1 IPv6.
 //
 // # Out of the bridge
 //

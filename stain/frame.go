@@ -10,24 +10,34 @@ import (
 // Probe is what differs between the probes of a run.
 type Probe struct {
 	SrcMAC, DstMAC MAC
-	// Src and Dst are IPv4 addresses; the IPv4-mapped form is taken as such.
+	// Src and Dst are both IPv4 or both IPv6 addresses, without a zone; the
+	// IPv4-mapped form is IPv4.
 	Src, Dst netip.Addr
-	// TTL is the one that it starts with.
+	// TTL is the one that it starts with; over IPv6 the hop limit.
 	TTL uint8
-	// Token is the sequence number; see Tokens.
+	// Token is the sequence number, or the identifier (upper half) and sequence
+	// number of an echo; see Tokens.
 	Token uint32
 	// Close makes it the RST that withdraws an unanswered probe of this token; see
-	// the package documentation.
+	// the package documentation. Scheme tcp only.
 	Close bool
 }
 
-// segment returns sequence number and flags of a probe.
-func (p Probe) segment() (seq uint32, flags uint8) {
+func (p Probe) message() message {
 	if p.Close {
-		return p.Token + 1, flagRST // the SYN took one (RFC 9293, section 3.4)
+		return withdrawal
 	}
-	return p.Token, flagSYN
+	return question
 }
+
+// message is which of the packets that a probe gives rise to.
+type message uint8
+
+const (
+	question   message = iota // the probe
+	withdrawal                // its end, where nobody answered
+	answer                    // the guest's
+)
 
 // MaxFrame is the size in bytes that no frame of ours exceeds, of any scheme.
 const MaxFrame = 128
@@ -38,9 +48,13 @@ const (
 	vlanLen = 4
 	mplsLen = 4
 	ipv4Len = 20
+	ipv6Len = 40
 	tcpLen  = 20
+	icmpLen = 8 // of an echo, without data
+	echoLen = icmpLen + 8
 
 	typeIPv4 = 0x0800
+	typeIPv6 = 0x86dd
 	typeVLAN = 0x8100 // IEEE 802.1Q, C-tag
 	typeQinQ = 0x88a8 // IEEE 802.1ad, S-tag
 	typeMPLS = 0x8847 // RFC 5332
@@ -48,7 +62,11 @@ const (
 	ipv4VersionIHL   = 0x45
 	ipv4DontFragment = 0x4000
 	ipv4FragmentBits = 0x3fff // More Fragments and the offset
-	protoTCP         = 6
+	ipv6Version      = 6
+
+	protoICMP   = 1
+	protoTCP    = 6
+	protoICMPv6 = 58
 
 	flagFIN = 0x01
 	flagSYN = 0x02
@@ -58,14 +76,24 @@ const (
 	tcpOffset = tcpLen / 4 << 12
 	tcpWindow = 64240 // see the package documentation
 
+	// Types of messages (RFC 792, and RFC 4443, section 4), code 0.
+	echoReply     = 0
+	echoRequest   = 8
+	echoRequestV6 = 128
+	echoReplyV6   = 129
+
+	echoData = 0x6479657472616365 // "dyetrace"
+
+	mplsTC     = 1 << 9 // the lowest bit of the traffic class: the payload is IPv6
 	mplsBottom = 1 << 8
 	mplsTTL    = 64 // nobody counts it down: the label lives for one hop
 )
 
 // Sums of the words that no probe changes, for RFC 1071's checksums.
 const (
-	ipv4Sum = ipv4VersionIHL<<8 + ipv4Len + tcpLen + ipv4DontFragment + protoTCP
+	ipv4Sum = ipv4VersionIHL<<8 + ipv4DontFragment
 	tcpSum  = protoTCP + tcpLen + tcpOffset + tcpWindow // pseudo-header included
+	echoSum = echoData>>48 + echoData>>32&0xffff + echoData>>16&0xffff + echoData&0xffff
 )
 
 // OpenFlow port numbers (OpenFlow 1.0, ofp_port).
@@ -75,9 +103,9 @@ const (
 )
 
 // AppendFrame appends the frame that makes probe p enter a bridge as if it came
-// in by port ofport: Ethernet, one MPLS label, IPv4, TCP. It validates p but
-// not s. On error b is returned as it was; the error is ErrUnsupported for a
-// scheme or address family without frames, and else names the field of p.
+// in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP or ICMP. It
+// validates p but not s. On error b is returned as it was; the error is ErrUnsupported for a
+// scheme without frames, and else names the field of p.
 func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if ofport == 0 || ofport >= portMax && ofport != portLocal {
 		return b, fmt.Errorf("stain: ofport %d: want 1 to %d, or %d (LOCAL)", ofport, portMax-1, portLocal)
@@ -86,10 +114,13 @@ func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if err != nil {
 		return b, err
 	}
+	label := uint32(ofport)<<12 | mplsBottom | mplsTTL
+	if src.Is6() {
+		label |= mplsTC
+	}
 	b = appendEthernet(b, p.DstMAC, p.SrcMAC, typeMPLS)
-	b = binary.BigEndian.AppendUint32(b, uint32(ofport)<<12|mplsBottom|mplsTTL)
-	seq, flags := p.segment()
-	return s.appendTCP(b, src, dst, p.TTL, seq, 0, flags), nil
+	b = binary.BigEndian.AppendUint32(b, label)
+	return s.appendPacket(b, src, dst, p.TTL, p.Token, p.message()), nil
 }
 
 // AppendPacket appends what AppendFrame does, without the MPLS label: the frame
@@ -99,47 +130,58 @@ func (s Stain) AppendPacket(b []byte, p Probe) ([]byte, error) {
 	if err != nil {
 		return b, err
 	}
-	b = appendEthernet(b, p.DstMAC, p.SrcMAC, typeIPv4)
-	seq, flags := p.segment()
-	return s.appendTCP(b, src, dst, p.TTL, seq, 0, flags), nil
+	b = appendEthernet(b, p.DstMAC, p.SrcMAC, etherType(src))
+	return s.appendPacket(b, src, dst, p.TTL, p.Token, p.message()), nil
 }
 
 // check refuses what must not be sent in an instance's name: a frame to a group
 // would be flooded, one with a wrong source would teach switches wrong things.
-func (s Stain) check(p Probe) (src, dst [4]byte, err error) {
-	if s.Scheme != TCP {
+// The addresses that it returns are of one IP version, none is IPv4-mapped.
+func (s Stain) check(p Probe) (src, dst netip.Addr, err error) {
+	if !s.Scheme.valid() {
 		return src, dst, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
 	}
-	if src, err = unicast4(p.Src); err != nil {
+	if src, err = hostAddr(p.Src); err != nil {
 		return src, dst, fmt.Errorf("stain: source address: %w", err)
 	}
-	if dst, err = unicast4(p.Dst); err != nil {
+	if dst, err = hostAddr(p.Dst); err != nil {
 		return src, dst, fmt.Errorf("stain: destination address: %w", err)
 	}
 	switch {
+	case src.Is4() != dst.Is4():
+		err = fmt.Errorf("stain: destination address %v: other IP version than source %v", dst, src)
 	case src == dst:
-		err = fmt.Errorf("stain: destination address %v: same as source", p.Dst)
+		err = fmt.Errorf("stain: destination address %v: same as source", dst)
 	case !p.SrcMAC.unicast():
 		err = fmt.Errorf("stain: source MAC %v: want that of one instance", p.SrcMAC)
 	case !p.DstMAC.unicast():
 		err = fmt.Errorf("stain: destination MAC %v: want that of one instance or gateway", p.DstMAC)
 	case p.TTL == 0:
 		err = errors.New("stain: ttl 0: want 1 to 255")
+	case p.Close && s.Scheme != TCP:
+		err = fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
 	}
 	return src, dst, err
 }
 
-func unicast4(a netip.Addr) ([4]byte, error) {
+func hostAddr(a netip.Addr) (netip.Addr, error) {
 	a = a.Unmap()
 	switch {
 	case !a.IsValid():
-		return [4]byte{}, errors.New("missing")
-	case a.Is6():
-		return [4]byte{}, fmt.Errorf("%v: IPv6: %w", a, ErrUnsupported)
+		return a, errors.New("missing")
+	case a.Zone() != "":
+		return a, fmt.Errorf("%v: zone, want the address alone", a)
 	case a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return [4]byte{}, fmt.Errorf("%v: want that of one host", a)
+		return a, fmt.Errorf("%v: want that of one host", a)
 	}
-	return a.As4(), nil
+	return a, nil
+}
+
+func etherType(a netip.Addr) uint16 {
+	if a.Is4() {
+		return typeIPv4
+	}
+	return typeIPv6
 }
 
 func appendEthernet(b []byte, dst, src MAC, etherType uint16) []byte {
@@ -148,37 +190,104 @@ func appendEthernet(b []byte, dst, src MAC, etherType uint16) []byte {
 	return binary.BigEndian.AppendUint16(b, etherType)
 }
 
-// appendTCP appends the IPv4 and TCP headers of a stained segment without data.
-func (s Stain) appendTCP(b []byte, src, dst [4]byte, ttl uint8, seq, ack uint32, flags uint8) []byte {
-	n := len(b)
-	b = append(b, make([]byte, ipv4Len+tcpLen)...)
-	ip := b[n : n+ipv4Len : n+ipv4Len]
-	tcp := b[n+ipv4Len : n+ipv4Len+tcpLen]
+// appendPacket appends an IP packet of a probe. src and dst are of one version.
+func (s Stain) appendPacket(b []byte, src, dst netip.Addr, ttl uint8, token uint32, m message) []byte {
+	proto, size := uint8(protoTCP), uint16(tcpLen)
+	if s.Scheme == ICMP {
+		proto, size = icmpOf(src), echoLen
+	}
+	var addrs uint32
+	if src.Is4() {
+		b, addrs = s.appendIPv4(b, src.As4(), dst.As4(), ttl, proto, size)
+	} else {
+		b, addrs = s.appendIPv6(b, src.As16(), dst.As16(), ttl, proto, size)
+	}
+	if s.Scheme == ICMP {
+		return appendEcho(b, addrs, proto, token, m)
+	}
+	return s.appendTCP(b, addrs, token, m)
+}
+
+// icmpOf returns the protocol that ICMP is over the IP version of an address.
+func icmpOf(a netip.Addr) uint8 {
+	if a.Is4() {
+		return protoICMP
+	}
+	return protoICMPv6
+}
+
+// appendIPv4 appends the header of a packet with size bytes behind it, and
+// returns the sum of its addresses.
+func (s Stain) appendIPv4(b []byte, src, dst [4]byte, ttl, proto uint8, size uint16) ([]byte, uint32) {
 	addrs := sum32(binary.BigEndian.Uint32(src[:])) + sum32(binary.BigEndian.Uint32(dst[:]))
+	total, ttlProto := ipv4Len+uint32(size), uint32(ttl)<<8|uint32(proto)
+	check := fold(ipv4Sum + uint32(s.TOS) + total + ttlProto + addrs)
+	b = binary.BigEndian.AppendUint32(b, ipv4VersionIHL<<24|uint32(s.TOS)<<16|total)
+	b = binary.BigEndian.AppendUint32(b, ipv4DontFragment)
+	b = binary.BigEndian.AppendUint32(b, ttlProto<<16|uint32(check))
+	b = append(b, src[:]...)
+	return append(b, dst[:]...), addrs
+}
 
-	ip[0], ip[1] = ipv4VersionIHL, s.TOS
-	binary.BigEndian.PutUint16(ip[2:], ipv4Len+tcpLen)
-	binary.BigEndian.PutUint16(ip[6:], ipv4DontFragment)
-	ip[8], ip[9] = ttl, protoTCP
-	binary.BigEndian.PutUint16(ip[10:], fold(ipv4Sum+addrs+uint32(s.TOS)+uint32(ttl)<<8))
-	copy(ip[12:], src[:])
-	copy(ip[16:], dst[:])
+// appendIPv6 does as appendIPv4.
+func (s Stain) appendIPv6(b []byte, src, dst [16]byte, ttl, proto uint8, size uint16) ([]byte, uint32) {
+	b = binary.BigEndian.AppendUint32(b, ipv6Version<<28|uint32(s.TOS)<<20)
+	b = binary.BigEndian.AppendUint32(b, uint32(size)<<16|uint32(proto)<<8|uint32(ttl))
+	b = append(b, src[:]...)
+	b = append(b, dst[:]...)
+	var addrs uint32
+	for i := 0; i < len(src); i += 4 {
+		addrs += sum32(binary.BigEndian.Uint32(src[i:])) + sum32(binary.BigEndian.Uint32(dst[i:]))
+	}
+	return b, addrs
+}
 
-	binary.BigEndian.PutUint16(tcp[0:], s.Port)
-	binary.BigEndian.PutUint16(tcp[2:], s.Port)
-	binary.BigEndian.PutUint32(tcp[4:], seq)
-	binary.BigEndian.PutUint32(tcp[8:], ack)
-	binary.BigEndian.PutUint16(tcp[12:], tcpOffset|uint16(flags))
-	binary.BigEndian.PutUint16(tcp[14:], tcpWindow)
-	binary.BigEndian.PutUint16(tcp[16:], fold(tcpSum+addrs+2*uint32(s.Port)+sum32(seq)+sum32(ack)+uint32(flags)))
-	return b
+// appendTCP appends a segment without data.
+func (s Stain) appendTCP(b []byte, addrs, token uint32, m message) []byte {
+	seq, ack, flags := token, uint32(0), uint32(flagSYN)
+	switch m { // token+1, since the SYN took one (RFC 9293, section 3.4)
+	case withdrawal:
+		seq, flags = token+1, flagRST
+	case answer:
+		seq, ack, flags = 0, token+1, flagRST|flagACK
+	}
+	ports := uint32(s.Port)<<16 | uint32(s.Port)
+	check := fold(tcpSum + addrs + sum32(ports) + sum32(seq) + sum32(ack) + flags)
+	b = binary.BigEndian.AppendUint32(b, ports)
+	b = binary.BigEndian.AppendUint32(b, seq)
+	b = binary.BigEndian.AppendUint32(b, ack)
+	b = binary.BigEndian.AppendUint32(b, (tcpOffset|flags)<<16|tcpWindow)
+	return binary.BigEndian.AppendUint32(b, uint32(check)<<16)
+}
+
+// appendEcho appends an echo request, or the reply to it.
+func appendEcho(b []byte, addrs uint32, proto uint8, token uint32, m message) []byte {
+	request, reply := echoTypes(proto)
+	kind := uint32(request)
+	if m == answer {
+		kind = uint32(reply)
+	}
+	sum := kind<<8 + sum32(token) + echoSum
+	if proto == protoICMPv6 { // has a pseudo-header (RFC 4443, section 2.3)
+		sum += addrs + protoICMPv6 + echoLen
+	}
+	b = binary.BigEndian.AppendUint32(b, kind<<24|uint32(fold(sum)))
+	b = binary.BigEndian.AppendUint32(b, token)
+	return binary.BigEndian.AppendUint64(b, echoData)
+}
+
+func echoTypes(proto uint8) (request, reply uint8) {
+	if proto == protoICMP {
+		return echoRequest, echoReply
+	}
+	return echoRequestV6, echoReplyV6
 }
 
 // sum32 adds the two 16-bit words of v.
 func sum32(v uint32) uint32 { return v>>16 + v&0xffff }
 
-// fold returns RFC 1071's checksum of words whose plain sum is given. At most 20
-// words are ever added, so two folds take every carry in.
+// fold returns RFC 1071's checksum of words whose plain sum is given. Two folds
+// take every carry of a 32-bit sum in; fewer than 40 words are ever added.
 func fold(sum uint32) uint16 {
 	sum = sum>>16 + sum&0xffff
 	sum = sum>>16 + sum&0xffff

@@ -20,12 +20,16 @@ func TestStainValidate(t *testing.T) {
 	if err := Default().Validate(); err != nil {
 		t.Errorf("Default: %v", err)
 	}
+	if err := stainedEcho.Validate(); err != nil {
+		t.Errorf("%+v: %v", stainedEcho, err)
+	}
 	tests := []struct {
 		stain Stain
 		want  string
 	}{
 		{Stain{}, "scheme"},
-		{Stain{2, 0x5c, 11}, "scheme(2)"},
+		{Stain{3, 0x5c, 11}, "scheme(3)"},
+		{Stain{ICMP, 0, 0}, "tos 0"},
 		{Stain{TCP, 0x5d, 11}, "tos 0x5d"},
 		{Stain{TCP, 0, 11}, "tos 0"},
 		{Stain{TCP, 0x5c, 0}, "port 0"},
@@ -47,8 +51,10 @@ func TestNames(t *testing.T) {
 			t.Errorf("Kind(%d) = %s, want %s", k, got, want)
 		}
 	}
-	if TCP.String() != "tcp" || Scheme(9).String() != "scheme(9)" {
-		t.Errorf("schemes are %v and %v", TCP, Scheme(9))
+	for s, want := range []string{"scheme(0)", "tcp", "icmp", "scheme(3)"} {
+		if got := Scheme(s).String(); got != want {
+			t.Errorf("Scheme(%d) = %s, want %s", s, got, want)
+		}
 	}
 }
 
@@ -70,17 +76,58 @@ const goldenFrame = "" +
 	"455c0028" + "00004000" + "40062672" + "0a000001" + "0a000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "033c0000"
 
+func goodProbe6() Probe {
+	p := goodProbe()
+	p.Src, p.Dst = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	return p
+}
+
+// The words of the pseudo-header and the TCP header add to 0x4e2c1, and
+// ^(0xe2c1+4) = 0x1d3a. Linux 6.18 took it, and sent goldenReply6.
+const goldenFrame6 = "" +
+	"525400000002" + "525400000001" + "8847" + // Ethernet
+	"00005340" + // label 5, TC 1, S, TTL 64
+	"65c00000" + "00140640" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
+
+var stainedEcho = Stain{Scheme: ICMP, TOS: 23 << 2}
+
+// The words of the ICMP message add to 0x3454f, and ^(0x454f+3) = 0xbaad; those of
+// the ICMPv6 message and its pseudo-header to 0x5b79c, and ^(0xb79c+5) = 0x485e.
+// Linux 6.18 answered with goldenEchoReply and goldenEchoReply6.
+const (
+	goldenEcho = "" +
+		"525400000002" + "525400000001" + "8847" + "00005140" +
+		"455c0024" + "00004000" + "4001267b" + "0a000001" + "0a000002" +
+		"0800baad" + "deadbeef" + "6479657472616365"
+	goldenEcho6 = "" +
+		"525400000002" + "525400000001" + "8847" + "00005340" +
+		"65c00000" + "00103a40" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
+		"8000485e" + "deadbeef" + "6479657472616365"
+)
+
 func TestAppendFrameGolden(t *testing.T) {
 	t.Parallel()
-	got, err := Default().AppendFrame([]byte("before"), 5, goodProbe())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := hex.EncodeToString(got[len("before"):]); text != goldenFrame || string(got[:6]) != "before" {
-		t.Errorf("AppendFrame =\n%s, want\n%s", text, goldenFrame)
-	}
-	if len(got) > MaxFrame {
-		t.Errorf("%d bytes, more than MaxFrame", len(got))
+	for _, tt := range []struct {
+		name, want string
+		stain      Stain
+		probe      Probe
+	}{
+		{"tcp", goldenFrame, Default(), goodProbe()},
+		{"tcp over IPv6", goldenFrame6, Default(), goodProbe6()},
+		{"icmp", goldenEcho, stainedEcho, goodProbe()},
+		{"icmp over IPv6", goldenEcho6, stainedEcho, goodProbe6()},
+	} {
+		got, err := tt.stain.AppendFrame([]byte("before"), 5, tt.probe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := hex.EncodeToString(got[len("before"):]); text != tt.want || string(got[:6]) != "before" {
+			t.Errorf("%s: AppendFrame =\n%s, want\n%s", tt.name, text, tt.want)
+		}
+		if len(got) > MaxFrame {
+			t.Errorf("%s: %d bytes, more than MaxFrame", tt.name, len(got))
+		}
 	}
 }
 
@@ -96,7 +143,11 @@ func TestAppendFrameRefuses(t *testing.T) {
 		{"controller's ofport", "ofport 65533", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xfffd }, nil},
 		{"scheme", "scheme(0)", func(s *Stain, _ *uint16, _ *Probe) { s.Scheme = 0 }, ErrUnsupported},
 		{"no source", "source address: missing", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.Addr{} }, nil},
-		{"IPv6", "destination address: 2001:db8::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("2001:db8::1") }, ErrUnsupported},
+		{"IPv4 to IPv6", "destination address fd00::2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = goodProbe6().Dst }, nil},
+		{"IPv6 to IPv4", "destination address 10.0.0.2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Src = goodProbe6().Src }, nil},
+		{"unspecified IPv6", "source address: ::", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv6Unspecified() }, nil},
+		{"IPv6 multicast", "destination address: ff02::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.IPv6LinkLocalAllNodes() }, nil},
+		{"zone", "source address: fe80::1%eth0: zone", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.MustParseAddr("fe80::1%eth0") }, nil},
 		{"unspecified", "source address: 0.0.0.0", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv4Unspecified() }, nil},
 		{"multicast", "destination address: 224.0.0.1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("224.0.0.1") }, nil},
 		{"broadcast", "destination address: 255.255.255.255", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("255.255.255.255") }, nil},
@@ -104,6 +155,7 @@ func TestAppendFrameRefuses(t *testing.T) {
 		{"no source MAC", "source MAC 00:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{} }, nil},
 		{"group as source", "source MAC 01:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{1} }, nil},
 		{"to all", "destination MAC ff:", func(_ *Stain, _ *uint16, p *Probe) { p.DstMAC = MACFromUint64(1<<48 - 1) }, nil},
+		{"close an echo", "close: scheme icmp", func(s *Stain, _ *uint16, p *Probe) { s.Scheme, p.Close = ICMP, true }, nil},
 		{"ttl", "ttl 0", func(_ *Stain, _ *uint16, p *Probe) { p.TTL = 0 }, nil},
 	}
 	for _, tt := range tests {
@@ -138,38 +190,99 @@ func serialize(t rapid.TB, parts ...gopacket.SerializableLayer) []byte {
 }
 
 // drawProbe draws any probe that AppendFrame takes.
-func drawProbe(t *rapid.T) Probe {
+func drawProbe(t *rapid.T, s Stain) Probe {
 	unicast := rapid.Custom(func(t *rapid.T) MAC { return drawMAC(t, "mac") }).Filter(MAC.unicast)
-	addr := rapid.Custom(drawAddr).Filter(func(a netip.Addr) bool { _, err := unicast4(a); return err == nil })
+	addr := drawAddr(t).Filter(func(a netip.Addr) bool { _, err := hostAddr(a); return err == nil })
 	p := Probe{
 		SrcMAC: unicast.Draw(t, "srcMAC"), DstMAC: unicast.Draw(t, "dstMAC"),
 		Src: addr.Draw(t, "src"), TTL: rapid.Uint8Min(1).Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"),
-		Close: rapid.Bool().Draw(t, "close"),
+		Close: s.Scheme == TCP && rapid.Bool().Draw(t, "close"),
 	}
 	p.Dst = addr.Filter(func(a netip.Addr) bool { return a != p.Src }).Draw(t, "dst")
 	return p
 }
 
-func drawAddr(t *rapid.T) netip.Addr {
-	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr")))
+func addr4(t *rapid.T) netip.Addr {
+	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "addr4")))
+}
+
+func addr6(t *rapid.T) netip.Addr {
+	return netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "addr6")))
+}
+
+// drawAddr draws an IP version, and returns addresses of it.
+func drawAddr(t *rapid.T) *rapid.Generator[netip.Addr] {
+	if rapid.Bool().Draw(t, "IPv6") {
+		return rapid.Custom(addr6).Filter(func(a netip.Addr) bool { return !a.Is4In6() })
+	}
+	return rapid.Custom(addr4)
 }
 
 func drawStain(t *rapid.T) Stain {
-	return Stain{TCP, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
+	scheme := rapid.SampledFrom([]Scheme{TCP, ICMP}).Draw(t, "scheme")
+	return Stain{scheme, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
 }
 
-// wantIPv4 are the layers of a stained segment as the package documentation
-// draws them.
-func wantIPv4(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
-	ip := &layers.IPv4{
-		Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: layers.IPProtocolTCP,
-		SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+// wantPacket are the layers of a packet as the package documentation draws them.
+func wantPacket(s Stain, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
+	if s.Scheme == ICMP {
+		return wantEcho(s, src, dst, ttl, token, m)
 	}
+	tcp := layers.TCP{Seq: token, SYN: true}
+	switch m {
+	case withdrawal:
+		tcp = layers.TCP{Seq: token + 1, RST: true}
+	case answer:
+		tcp = layers.TCP{Ack: token + 1, RST: true, ACK: true}
+	}
+	return wantTCP(s, src, dst, ttl, tcp)
+}
+
+func wantTCP(s Stain, src, dst netip.Addr, ttl uint8, tcp layers.TCP) []gopacket.SerializableLayer {
+	ip := wantIP(s, src, dst, ttl, layers.IPProtocolTCP)
 	tcp.SrcPort, tcp.DstPort, tcp.Window = layers.TCPPort(s.Port), layers.TCPPort(s.Port), 64240
 	if err := tcp.SetNetworkLayerForChecksum(ip); err != nil {
-		panic(err) // IPv4 is a network layer
+		panic(err) // IP is a network layer
 	}
 	return []gopacket.SerializableLayer{ip, &tcp}
+}
+
+func wantEcho(s Stain, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
+	id, seq, data := uint16(token>>16), uint16(token), gopacket.Payload("dyetrace")
+	if src.Is4() {
+		kind := uint8(layers.ICMPv4TypeEchoRequest)
+		if m == answer {
+			kind = layers.ICMPv4TypeEchoReply
+		}
+		icmp := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, 0), Id: id, Seq: seq}
+		return []gopacket.SerializableLayer{wantIP(s, src, dst, ttl, layers.IPProtocolICMPv4), icmp, data}
+	}
+	kind := uint8(layers.ICMPv6TypeEchoRequest)
+	if m == answer {
+		kind = layers.ICMPv6TypeEchoReply
+	}
+	ip, icmp := wantIP(s, src, dst, ttl, layers.IPProtocolICMPv6), &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)}
+	if err := icmp.SetNetworkLayerForChecksum(ip); err != nil {
+		panic(err) // IP is a network layer
+	}
+	return []gopacket.SerializableLayer{ip, icmp, &layers.ICMPv6Echo{Identifier: id, SeqNumber: seq}, data}
+}
+
+type ipLayer interface {
+	gopacket.NetworkLayer
+	gopacket.SerializableLayer
+}
+
+func wantIP(s Stain, src, dst netip.Addr, ttl uint8, proto layers.IPProtocol) ipLayer {
+	if src.Is4() {
+		return &layers.IPv4{
+			Version: 4, TOS: s.TOS, Flags: layers.IPv4DontFragment, TTL: ttl, Protocol: proto,
+			SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+		}
+	}
+	return &layers.IPv6{
+		Version: 6, TrafficClass: s.TOS, HopLimit: ttl, NextHeader: proto, SrcIP: src.AsSlice(), DstIP: dst.AsSlice(),
+	}
 }
 
 // ethernet returns the header that stands before what serialize returns. (Were it
@@ -181,21 +294,21 @@ func ethernet(dst, src MAC, etherType layers.EthernetType) []byte {
 func TestAppendFrameOracle(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		s, p := drawStain(t), drawProbe(t)
+		s := drawStain(t)
+		p := drawProbe(t, s)
 		ofport := rapid.Uint16Range(1, portMax-1).Draw(t, "ofport")
-		tcp := layers.TCP{Seq: p.Token, SYN: true}
-		if p.Close {
-			tcp = layers.TCP{Seq: p.Token + 1, RST: true}
-		}
-		segment := wantIPv4(s, p.Src, p.Dst, p.TTL, tcp)
+		packet := wantPacket(s, p.Src, p.Dst, p.TTL, p.Token, p.message())
 
-		mpls := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}
+		mpls, etherType := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}, layers.EthernetTypeIPv4
+		if p.Src.Is6() {
+			mpls.TrafficClass, etherType = 1, layers.EthernetTypeIPv6
+		}
 		want := append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeMPLSUnicast),
-			serialize(t, append([]gopacket.SerializableLayer{mpls}, segment...)...)...)
+			serialize(t, append([]gopacket.SerializableLayer{mpls}, packet...)...)...)
 		if got, err := s.AppendFrame(nil, ofport, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendFrame = %x, %v; want %x", got, err, want)
 		}
-		want = append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeIPv4), serialize(t, segment...)...)
+		want = append(ethernet(p.DstMAC, p.SrcMAC, etherType), serialize(t, packet...)...)
 		if got, err := s.AppendPacket(nil, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendPacket = %x, %v; want %x", got, err, want)
 		}
@@ -212,24 +325,39 @@ func TestAppendFrameMapped(t *testing.T) {
 	}
 }
 
+// benchmarks are the kinds of frames that there are.
+var benchmarks = []struct {
+	name  string
+	stain Stain
+	probe Probe
+}{
+	{"tcp", Default(), goodProbe()}, {"tcp6", Default(), goodProbe6()},
+	{"icmp", stainedEcho, goodProbe()}, {"icmp6", stainedEcho, goodProbe6()},
+}
+
 func TestAppendFrameAllocates(t *testing.T) {
-	s, p, b := Default(), goodProbe(), make([]byte, 0, MaxFrame)
-	if n := testing.AllocsPerRun(1000, func() {
-		if _, err := s.AppendFrame(b, 5, p); err != nil {
-			t.Fatal(err)
+	b := make([]byte, 0, MaxFrame)
+	for _, bb := range benchmarks {
+		if n := testing.AllocsPerRun(1000, func() {
+			if _, err := bb.stain.AppendFrame(b, 5, bb.probe); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("%s: AppendFrame allocates %v times, want 0", bb.name, n)
 		}
-	}); n != 0 {
-		t.Errorf("AppendFrame allocates %v times, want 0", n)
 	}
 }
 
 func BenchmarkAppendFrame(b *testing.B) {
-	s, p, buf := Default(), goodProbe(), make([]byte, 0, MaxFrame)
-	b.ReportAllocs()
-	for b.Loop() {
-		p.Token++
-		if _, err := s.AppendFrame(buf, 5, p); err != nil {
-			b.Fatal(err)
-		}
+	buf := make([]byte, 0, MaxFrame)
+	for _, bb := range benchmarks {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for p := bb.probe; b.Loop(); p.Token++ {
+				if _, err := bb.stain.AppendFrame(buf, 5, p); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -9,25 +9,36 @@ import (
 // contract.
 type Scheme uint8
 
-// TCP stains a SYN by its ToS and by one port number for source and destination.
-const TCP Scheme = 1
+const (
+	// TCP stains a SYN by its ToS and by one port number for source and destination.
+	TCP Scheme = 1
+	// ICMP stains an echo request, of ICMP or ICMPv6, by its ToS.
+	ICMP Scheme = 2
+)
+
+var schemeNames = [...]string{TCP: "tcp", ICMP: "icmp"}
 
 // String returns the name of the scheme as users write it.
 func (s Scheme) String() string {
-	if s == TCP {
-		return "tcp"
+	if s.valid() {
+		return schemeNames[s]
 	}
 	return fmt.Sprintf("scheme(%d)", uint8(s))
 }
+
+// valid tells whether the scheme is one that there is.
+func (s Scheme) valid() bool { return s == TCP || s == ICMP }
 
 // Stain is the marks by which a probe is recognised. All agents of a fleet use
 // the same one.
 type Stain struct {
 	Scheme Scheme
-	// TOS is the whole byte that RFC 791 calls Type of Service: DSCP in the upper
-	// six bits, ECN, always 0 here, in the lower two (RFC 3168, section 5).
+	// TOS is the whole byte that RFC 791 calls Type of Service and RFC 8200 Traffic
+	// Class: DSCP in the upper six bits, ECN, always 0 here, in the lower two (RFC
+	// 3168, section 5).
 	TOS uint8
-	// Port is the source port and the destination port.
+	// Port is the source port and the destination port. ICMP has no ports, and
+	// ignores it.
 	Port uint16
 }
 
@@ -37,7 +48,7 @@ type Stain struct {
 // port 11 (systat, RFC 866) has been dead for decades.
 func Default() Stain { return Stain{Scheme: TCP, TOS: 23 << 2, Port: 11} }
 
-// ErrUnsupported says that a scheme or an IP version has no frames yet.
+// ErrUnsupported says that a scheme has no frames.
 var ErrUnsupported = errors.New("not supported")
 
 // Validate returns an error that names the first field which no hook could be
@@ -46,13 +57,13 @@ var ErrUnsupported = errors.New("not supported")
 // its ports (see package flows).
 func (s Stain) Validate() error {
 	switch {
-	case s.Scheme != TCP:
-		return fmt.Errorf("stain: scheme %v: %w, want tcp", s.Scheme, ErrUnsupported)
+	case !s.Scheme.valid():
+		return fmt.Errorf("stain: scheme %v: %w, want tcp or icmp", s.Scheme, ErrUnsupported)
 	case s.TOS&0x03 != 0:
 		return fmt.Errorf("stain: tos %#02x: ECN bits set, want a multiple of 4", s.TOS)
 	case s.TOS == 0:
 		return errors.New("stain: tos 0: all traffic has it, want a multiple of 4 from 4 to 252")
-	case s.Port == 0:
+	case s.Scheme == TCP && s.Port == 0:
 		return errors.New("stain: port 0: want 1 to 65535")
 	}
 	return nil
