@@ -172,7 +172,7 @@ func (c *collector) take(g *gather, seen *stain.Copy, atNs int64) {
 			continue
 		}
 		known = true
-		if seen.Reply {
+		if seen.Reply && seen.Kind == stain.ToInstance {
 			a.open.answered(r.id, index, b)
 		}
 		if !a.cap.Allow() {

@@ -8,7 +8,7 @@ import (
 	"github.com/dyetrace/dyetrace/stain"
 )
 
-// openProbe is a probe that left and has not been answered.
+// openProbe is a probe that left and is not known to be answered.
 type openProbe struct {
 	run    uint64
 	index  uint32
@@ -61,7 +61,10 @@ func (o *openProbes) add(probes []openProbe, settle time.Duration) {
 	o.timers[timer] = struct{}{}
 }
 
-// answered says that an answer came back to the bridge where the probe entered.
+// answered says that an answer left by the bridge where the probe entered, and so
+// passed all connection tracking on its way. To have come as far as the bridge is not
+// enough: one that this very bridge dropped leaves a connection half-open. Where
+// to-instance is not sampled every probe is withdrawn, which harms none.
 func (o *openProbes) answered(run uint64, index uint32, b *bridge) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

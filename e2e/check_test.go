@@ -23,11 +23,12 @@ func joined(a, b string) bool { return a == b || (a != "red" && b != "red") }
 
 // wantPath is the path of a healthy pair, as HOST/BRIDGE KIND.
 func wantPath(src, dst string) []string {
-	if src == dst {
-		return []string{src + "/br-int from-instance", dst + "/br-int from-instance"}
-	}
 	half := func(a, b string) []string {
-		return []string{a + "/br-int from-instance", a + "/br-tun to-tunnel", b + "/br-tun from-tunnel", b + "/br-int from-tunnel"}
+		if a == b {
+			return []string{a + "/br-int from-instance", b + "/br-int to-instance"}
+		}
+		return []string{a + "/br-int from-instance", a + "/br-tun to-tunnel",
+			b + "/br-tun from-tunnel", b + "/br-int from-tunnel", b + "/br-int to-instance"}
 	}
 	return append(half(src, dst), half(dst, src)...)
 }
@@ -172,7 +173,7 @@ func testHistory(t *testing.T, l *lab) {
 	if err := json.Unmarshal([]byte(l.must("run", c.Run, "-o", "json")), &again); err != nil {
 		t.Fatal(err)
 	}
-	if again.Run != c.Run || again.Verdict != "healthy" || len(again.Pairs) != 1 || len(again.Pairs[0].Samples) != 8 {
+	if again.Run != c.Run || again.Verdict != "healthy" || len(again.Pairs) != 1 || len(again.Pairs[0].Samples) != 10 {
 		t.Errorf("run %s, read back: %+v", c.Run, again)
 	}
 	if runs := l.must("runs"); !strings.Contains(runs, c.Run) {

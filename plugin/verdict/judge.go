@@ -198,10 +198,14 @@ func (j *judgement) whole() Result {
 		r.RTTNs = last.AtNs - first.AtNs
 	}
 	if from := &j.Path.From; from.LinkDown {
-		// No point sees the last yards, but nothing leaves by a port that is down.
-		at := j.Path.Points[j.t.last]
+		// No point is beyond the port (to-instance, where there is one, is before its queue), but
+		// nothing leaves by a port that is down.
 		r.Verdict, r.Host = Silent, from.Host
-		r.Segment = &Segment{From: &at, To: plan.Expected{
+		at := j.t.last
+		if at > 0 && j.Path.Points[at].Kind == stain.ToInstance {
+			at--
+		}
+		r.Segment = &Segment{From: &j.Path.Points[at], To: plan.Expected{
 			Host: from.Host, Bridge: from.Bridge, Kind: stain.ToInstance, Direction: plan.Reply,
 		}}
 		r.Cause = strings.Join(append([]string{fmt.Sprintf(
