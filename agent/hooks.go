@@ -43,7 +43,7 @@ type hooks struct {
 
 func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
 	return &hooks{
-		sw: sw, taps: &taps{log: log}, only: only, lease: lease, log: log,
+		sw: sw, taps: newTaps(log), only: only, lease: lease, log: log,
 		changed:  make(chan struct{}, 1),
 		bridges:  make(map[string]*bridge),
 		reported: make(map[string]string),

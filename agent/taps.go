@@ -39,6 +39,11 @@ type tapped struct {
 	ofport uint16
 }
 
+// newTaps returns taps without a sampler: open makes it.
+func newTaps(log *slog.Logger) *taps { return &taps{log: log, why: noSampler} }
+
+const noSampler = "not installed yet"
+
 // open replaces the sampler by one for a stain.
 func (t *taps) open(st stain.Stain) {
 	t.close()
@@ -60,7 +65,7 @@ func (t *taps) open(st stain.Stain) {
 func (t *taps) close() {
 	t.mu.Lock()
 	sampler := t.sampler
-	t.sampler, t.ports, t.why = nil, nil, "not installed yet"
+	t.sampler, t.ports, t.why = nil, nil, noSampler
 	t.mu.Unlock()
 	if sampler == nil {
 		return
