@@ -81,6 +81,8 @@ type bridgeState struct {
 	mark   string
 	kinds  []dyetracev1.PointKind
 	absent string // why there is no to-instance point; empty if there is
+	// unsampled are the ports where there is none all the same, each with the reason.
+	unsampled map[string]string
 }
 
 // gather is the samples of one bridge that one receive loop has not sent yet.
@@ -112,7 +114,7 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	changed, err := b.sync(ctx, found, now)
 	if err == nil {
 		var attached bool
-		attached, next.absent = b.taps.keep(b, found)
+		attached, next.absent, next.unsampled = b.taps.keep(b, found)
 		changed = changed || attached
 	}
 	switch {

@@ -106,7 +106,7 @@ func (h *hooks) notify() {
 	fresh := make(map[string]string, len(h.bridges))
 	for name, b := range h.bridges {
 		s := *b.state.Load()
-		fresh[name] = fmt.Sprintf("%v %v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds, s.absent)
+		fresh[name] = fmt.Sprintf("%v %v %v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds, s.absent, s.unsampled)
 	}
 	if len(fresh) == len(h.reported) {
 		same := true
@@ -215,6 +215,7 @@ func (h *hooks) state() *dyetracev1.HostState {
 			continue
 		}
 		state.Bridges = append(state.Bridges, bridgeMessage(b, found))
+		unsampled := b.state.Load().unsampled
 		for _, p := range found.Ports {
 			if p.Role != flows.Instance {
 				continue
@@ -222,6 +223,7 @@ func (h *hooks) state() *dyetracev1.HostState {
 			state.Endpoints = append(state.Endpoints, &dyetracev1.Endpoint{
 				Bridge: found.Name, Port: p.Name, Ofport: uint32(p.OFPort),
 				Mac: p.MAC, IfaceId: p.IfaceID, LinkState: p.LinkState,
+				Unsampled: unsampled[p.Name],
 			})
 		}
 	}

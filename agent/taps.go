@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -81,26 +80,27 @@ func (t *taps) close() {
 
 // keep puts the program on the ports of a bridge's instances, where it is not yet,
 // and takes it off ports that left. changed says that some port was without it;
-// absent says why the point does not exist on this bridge, and is empty if it does.
-func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent string) {
+// absent says why the point does not exist on this bridge, and is empty if it does;
+// unsampled has the ports that are the exceptions, each with the reason.
+func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent string, unsampled map[string]string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.sampler == nil {
-		return false, t.why
+		return false, t.why, nil
 	}
 	before := t.sampler.Attachments()
-	var errs []error
+	unsampled = make(map[string]string)
 	here := make(map[string]bool)
 	for _, p := range found.Ports {
 		if p.Role != flows.Instance || p.OFPort == 0 {
 			continue
 		}
 		if p.Type != "" {
-			errs = append(errs, fmt.Errorf("%s is of type %s: its packets do not pass the kernel's egress", p.Name, p.Type))
+			unsampled[p.Name] = fmt.Sprintf("a port of type %s: its packets do not pass the kernel's egress", p.Type)
 			continue
 		}
 		if err := t.sampler.Attach(p.Name); err != nil {
-			errs = append(errs, err)
+			unsampled[p.Name] = err.Error()
 			continue
 		}
 		here[p.Name] = true
@@ -115,10 +115,7 @@ func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent str
 		}
 	}
 	t.publish()
-	if err := errors.Join(errs...); err != nil {
-		absent = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
-	return t.sampler.Attachments() != before, absent
+	return t.sampler.Attachments() != before, "", unsampled
 }
 
 // leave takes the program off all ports of a bridge.

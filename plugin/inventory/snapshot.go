@@ -92,6 +92,8 @@ type Endpoint struct {
 	IfaceID string
 	// LinkState is "up" or "down" as Open vSwitch sees it; empty where not told.
 	LinkState string
+	// Unsampled says why to-instance is not sampled at this port, though it is on its bridge.
+	Unsampled string
 }
 
 // Snapshot is one state of the inventory. It never changes; slices that it returns are
@@ -331,7 +333,7 @@ func (h *hostIndex) endpoints(found []*dyetracev1.Endpoint) []Endpoint {
 	for i, e := range found {
 		out[i] = Endpoint{
 			Host: h.Name, Bridge: e.GetBridge(), Port: e.GetPort(), OFPort: e.GetOfport(),
-			MAC: e.GetMac(), IfaceID: e.GetIfaceId(), LinkState: e.GetLinkState(),
+			MAC: e.GetMac(), IfaceID: e.GetIfaceId(), LinkState: e.GetLinkState(), Unsampled: e.GetUnsampled(),
 		}
 	}
 	return out

@@ -67,6 +67,8 @@ type End struct {
 	Bridge, Port string
 	// LinkDown is true where Open vSwitch sees no carrier on the port.
 	LinkDown bool
+	// Unsampled says why there is no point to-instance at its port, though its bridge has it.
+	Unsampled string
 	// Absent says that the host's agent has no port for the instance, in words; a fact about
 	// the host. Empty where there is one, or where no agent could tell.
 	Absent string
@@ -181,7 +183,7 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	ep, err := snap.Endpoint(in)
 	s := site{End: End{Host: in.Host, Port: in.Port}}
 	if err == nil {
-		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, LinkDown: ep.LinkState == "down"}
+		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
 	}
 	h, known := snap.Host(s.Host)
 	s.connected = h.Connected
@@ -391,7 +393,7 @@ func (l leg) within(from, to site) []Expected {
 
 // deliver is the last step, which only some switches can show.
 func (l leg) deliver(s site) []Expected {
-	if len(s.chain) == 0 || lacks(s.chain[0], stain.ToInstance) != "" {
+	if len(s.chain) == 0 || lacks(s.chain[0], stain.ToInstance) != "" || s.Unsampled != "" {
 		return nil
 	}
 	return []Expected{l.point(s, s.chain[0], stain.ToInstance, l.routed())}

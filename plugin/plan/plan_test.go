@@ -74,7 +74,8 @@ func section(t testing.TB, ar *txtar.Archive, name string) []byte {
 //	  br-tun refused=no_free_mark kinds=from-tunnel,to-tunnel
 //	    tunnel gre-1 10.1.1.1 10.1.1.2
 //
-// with - for a MAC or an iface-id that nobody set.
+// with - for a MAC or an iface-id that nobody set, and after the link's state, if to-instance is
+// not sampled at the port, the reason.
 func readMap(t testing.TB, instances, hosts []byte) *inventory.Snapshot {
 	t.Helper()
 	file, err := inventory.Parse("instances.yml", instances)
@@ -93,8 +94,13 @@ func readMap(t testing.TB, instances, hosts []byte) *inventory.Snapshot {
 			h.Bridges = append(h.Bridges, readBridge(t, f))
 		case f[0] == "port":
 			h := &all[len(all)-1]
+			unsampled := ""
+			if len(f) > 5 {
+				unsampled = strings.ReplaceAll(f[5], "_", " ")
+			}
 			h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{
-				Bridge: h.Bridges[len(h.Bridges)-1].Name, Port: f[1],
+				Unsampled: unsampled,
+				Bridge:    h.Bridges[len(h.Bridges)-1].Name, Port: f[1],
 				Mac: strings.Trim(f[2], "-"), IfaceId: strings.Trim(f[3], "-"), LinkState: f[4],
 			})
 		case f[0] == "tunnel":

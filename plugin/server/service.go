@@ -155,7 +155,7 @@ func (s service) ListInstances(_ context.Context, req *connect.Request[dyetracev
 		if ep, err := snap.Endpoint(in); err == nil {
 			m.Host = ep.Host
 			m.Endpoint = &dyetracev1.Endpoint{
-				Bridge: ep.Bridge, Port: ep.Port, Ofport: ep.OFPort, Mac: ep.MAC, IfaceId: ep.IfaceID, LinkState: ep.LinkState,
+				Bridge: ep.Bridge, Port: ep.Port, Ofport: ep.OFPort, Mac: ep.MAC, IfaceId: ep.IfaceID, LinkState: ep.LinkState, Unsampled: ep.Unsampled,
 			}
 		}
 		res.Instances = append(res.Instances, m)

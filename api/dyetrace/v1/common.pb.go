@@ -619,7 +619,10 @@ type Endpoint struct {
 	// external_ids:iface-id.
 	IfaceId string `protobuf:"bytes,5,opt,name=iface_id,json=ifaceId,proto3" json:"iface_id,omitempty"`
 	// "up" or "down", as Open vSwitch sees the link.
-	LinkState     string `protobuf:"bytes,6,opt,name=link_state,json=linkState,proto3" json:"link_state,omitempty"`
+	LinkState string `protobuf:"bytes,6,opt,name=link_state,json=linkState,proto3" json:"link_state,omitempty"`
+	// Why to-instance is not sampled at this port; empty where it is, or where its
+	// bridge has no such point.
+	Unsampled     string `protobuf:"bytes,7,opt,name=unsampled,proto3" json:"unsampled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -692,6 +695,13 @@ func (x *Endpoint) GetIfaceId() string {
 func (x *Endpoint) GetLinkState() string {
 	if x != nil {
 		return x.LinkState
+	}
+	return ""
+}
+
+func (x *Endpoint) GetUnsampled() string {
+	if x != nil {
+		return x.Unsampled
 	}
 	return ""
 }
@@ -899,7 +909,7 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x06ofport\x18\x02 \x01(\rR\x06ofport\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\tR\x04type\x12\x1b\n" +
 	"\tremote_ip\x18\x04 \x01(\tR\bremoteIp\x12\x19\n" +
-	"\blocal_ip\x18\x05 \x01(\tR\alocalIp\"\x9a\x01\n" +
+	"\blocal_ip\x18\x05 \x01(\tR\alocalIp\"\xb8\x01\n" +
 	"\bEndpoint\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
@@ -907,7 +917,8 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x19\n" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
-	"link_state\x18\x06 \x01(\tR\tlinkState\"\x98\x01\n" +
+	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\x98\x01\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
