@@ -133,6 +133,7 @@ func (a *Agent) counters() *dyetracev1.AgentCounters {
 		Samples:  a.sampleCount.Load(),
 		Rejected: a.rejectedCount.Load(),
 	}
+	c.Lost = a.hooks.taps.lostSamples()
 	for _, b := range a.hooks.all() {
 		c.Lost += b.lostSamples()
 		c.HookRepairs += b.state.Load().gaps

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -112,10 +113,10 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	old := *b.state.Load()
 	next := old
 	changed, err := b.sync(ctx, found, now)
+	tapped := false // to-instance is not where it was, so its absences prove nothing
 	if err == nil {
-		var attached bool
-		attached, next.absent, next.unsampled = b.taps.keep(b, found)
-		changed = changed || attached
+		tapped, next.absent, next.unsampled = b.taps.keep(b, found)
+		tapped = tapped || next.absent != old.absent || !maps.Equal(next.unsampled, old.unsampled)
 	}
 	switch {
 	case err == nil:
@@ -128,11 +129,12 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	default:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_ABSENT, err.Error()
 	}
-	if changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil) {
+	gap := changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil)
+	if gap || tapped {
 		next.epoch++
-		if old.hook == dyetracev1.HookState_HOOK_STATE_LIVE {
-			next.gaps++
-		}
+	}
+	if gap && old.hook == dyetracev1.HookState_HOOK_STATE_LIVE {
+		next.gaps++
 	}
 	if err != nil && next.reason != old.reason {
 		b.log.Warn("hook is not live", "state", next.hook, "reason", next.reason)
@@ -215,6 +217,8 @@ func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port) 
 	var keep *flows.Hook
 	if b.want != nil {
 		keep = &b.hook
+	} else if left, ok := flows.Installed(have); ok {
+		keep = &left // by an agent before this one
 	}
 	table, mark, err := flows.Choose(flows.Bridge{
 		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain,
@@ -247,24 +251,12 @@ func flowPorts(found dataplane.Bridge, dye uint16) []flows.Port {
 // kindsOf lists the sampling points that a hook offers, with to-instance where the
 // instances' ports are sampled.
 func kindsOf(h flows.Hook, delivery bool) []dyetracev1.PointKind {
-	var tunnel, down, up bool
-	for _, p := range h.Ports {
-		tunnel = tunnel || p.Role == flows.Tunnel
-		down = down || p.Role == flows.Downlink
-		up = up || p.Role == flows.Uplink
-	}
 	var kinds []dyetracev1.PointKind
-	if !down {
-		kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE)
-		if delivery {
+	for _, k := range h.Kinds() {
+		kinds = append(kinds, dyetracev1.PointKind(k))
+		if k == stain.FromInstance && delivery {
 			kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
 		}
-	}
-	if tunnel || up {
-		kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL)
-	}
-	if down {
-		kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_TO_TUNNEL)
 	}
 	return kinds
 }
@@ -324,9 +316,9 @@ func (b *bridge) dropPort(port *packetio.Port) {
 	}
 }
 
-// lostSamples counts the samples of this bridge that were lost on our side.
+// lostSamples counts the samples of this bridge's dye port that were lost on our side.
 func (b *bridge) lostSamples() uint64 {
-	n := b.lost.Load() + b.ring.Load() + b.taps.lostSamples()
+	n := b.lost.Load() + b.ring.Load()
 	if port := b.port.Load(); port != nil {
 		_, dropped := port.Stats()
 		n += dropped
@@ -342,7 +334,7 @@ func (b *bridge) window() *dyetracev1.HookWindow {
 		Live:   s.hook == dyetracev1.HookState_HOOK_STATE_LIVE,
 		Reason: s.reason,
 		Epoch:  s.epoch,
-		Lost:   b.lostSamples(),
+		Lost:   b.lostSamples() + b.taps.lostSamples(),
 	}
 }
 

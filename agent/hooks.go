@@ -250,7 +250,7 @@ func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
 		UplinkBridge: found.UplinkBridge(),
 		DyePort:      s.dye.Name, DyeOfport: uint32(s.dye.OFPort),
 		Table: uint32(s.table), Mark: s.mark,
-		Epoch: s.epoch, Lost: b.lostSamples(), Gaps: s.gaps,
+		Epoch: s.epoch, Lost: b.lostSamples() + b.taps.lostSamples(), Gaps: s.gaps,
 	}
 	if slices.Contains(s.kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) && s.absent != "" {
 		m.Absent = append(m.Absent, &dyetracev1.AbsentPoint{

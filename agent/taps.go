@@ -73,9 +73,7 @@ func (t *taps) close() {
 		t.log.Warn("closing the tap sampler", "err", err)
 	}
 	t.receiver.Wait()
-	if stats, err := sampler.Stats(); err == nil {
-		t.lost.Add(stats.Lost)
-	}
+	t.retire(sampler)
 }
 
 // keep puts the program on the ports of a bridge's instances, where it is not yet,
@@ -153,22 +151,50 @@ func (t *taps) receive(sampler *tap.Sampler) {
 		}
 		if err != nil {
 			if !errors.Is(err, tap.ErrClosed) {
-				t.log.Error("reading the tap sampler", "err", err)
+				t.fail(sampler, err)
 			}
 			return
 		}
 	}
 }
 
-// lostSamples counts the samples that found no room in the ring.
+// fail gives the point up where the ring cannot be read: declared, it would take
+// every delivery for a loss. The next setStain tries again.
+func (t *taps) fail(sampler *tap.Sampler, err error) {
+	t.log.Error("delivery to instances is no longer sampled", "err", err)
+	if err := sampler.Close(); err != nil {
+		t.log.Warn("closing the tap sampler", "err", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sampler != sampler {
+		return // close had it already
+	}
+	t.retire(sampler)
+	t.lost.Add(1) // what was in the ring: runs under way see that something is missing
+	t.sampler, t.ports, t.why = nil, nil, err.Error()
+}
+
+// retire keeps the count of what a closed sampler lost.
+func (t *taps) retire(sampler *tap.Sampler) {
+	if stats, err := sampler.Stats(); err == nil { // once closed, it has them at hand
+		t.lost.Add(stats.Lost)
+	}
+}
+
+// lostSamples counts the samples that found no room in the ring, and each time that
+// this could not be found out.
 func (t *taps) lostSamples() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.lost.Load()
 	if t.sampler != nil {
-		if stats, err := t.sampler.Stats(); err == nil {
-			n += stats.Lost
+		stats, err := t.sampler.Stats()
+		if err != nil {
+			t.log.Warn("counting what the tap sampler lost", "err", err)
+			return t.lost.Add(1)
 		}
+		n += stats.Lost
 	}
 	return n
 }

@@ -227,7 +227,7 @@ func (s *Switch) update(change func(*dataplane.Snapshot)) {
 	s.store(next)
 }
 
-// store replaces the snapshot. Only Open, Run and Sync do.
+// store replaces the snapshot. Only Open and Run do.
 func (s *Switch) store(next dataplane.Snapshot) {
 	if old := s.last.Load(); old != nil && reflect.DeepEqual(*old, next) {
 		return
