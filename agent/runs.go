@@ -123,4 +123,6 @@ func (b *batch) add(r *activeRun, index uint32, c *stain.Copy, atNs int64) {
 	m.TunSrc = append(m.TunSrc, binary.BigEndian.Uint32(c.TunSrc[:]))
 	m.TunId = append(m.TunId, c.TunID)
 	m.Reply = append(m.Reply, c.Reply)
+	m.NoReply = append(m.NoReply, c.NoReply)
+	m.Scheme = append(m.Scheme, dyetracev1.Scheme(c.Scheme))
 }

@@ -212,7 +212,7 @@ func (a *Agent) greet(st stream) (*dyetracev1.Welcome, error) {
 }
 
 func stainOf(s *dyetracev1.Stain) stain.Stain {
-	return stain.Stain{Scheme: stain.Scheme(s.GetScheme()), TOS: uint8(s.GetTos()), Port: uint16(s.GetPort())}
+	return stain.Stain{TOS: uint8(s.GetTos()), Port: uint16(s.GetPort())}
 }
 
 // write sends what is queued.

@@ -188,18 +188,16 @@ func (h Hook) inject(class int, etherType uint16) Flow {
 // a stain may ever have. mark is put where Open vSwitch prints registers.
 func stained(s stain.Stain, mark string) []string {
 	tos := fmt.Sprintf("%s,nw_tos=%d", mark, s.TOS)
-	switch s.Scheme {
-	case stain.TCP:
-		ports := fmt.Sprintf(",tp_src=%d,tp_dst=%d", s.Port, s.Port)
-		return []string{"tcp" + tos + ports, "tcp6" + tos + ports}
-	case stain.ICMP:
-		// Requests, then replies of guests that keep the ToS.
-		return []string{
-			"icmp" + tos + ",icmp_type=8,icmp_code=0", "icmp6" + tos + ",icmp_type=128,icmp_code=0",
-			"icmp" + tos + ",icmp_type=0,icmp_code=0", "icmp6" + tos + ",icmp_type=129,icmp_code=0",
-		}
+	if s == (stain.Stain{}) {
+		return []string{"tcp" + mark, "tcp6" + mark, "icmp" + mark, "icmp6" + mark}
 	}
-	return []string{"tcp" + mark, "tcp6" + mark, "icmp" + mark, "icmp6" + mark}
+	ports := fmt.Sprintf(",tp_src=%d,tp_dst=%d", s.Port, s.Port)
+	return []string{
+		"tcp" + tos + ports, "tcp6" + tos + ports,
+		// Requests, then replies of guests that keep the ToS.
+		"icmp" + tos + ",icmp_type=8,icmp_code=0", "icmp6" + tos + ",icmp_type=128,icmp_code=0",
+		"icmp" + tos + ",icmp_type=0,icmp_code=0", "icmp6" + tos + ",icmp_type=129,icmp_code=0",
+	}
 }
 
 // copy is the action that sends a copy with kind in it to the dye port. The
@@ -210,7 +208,7 @@ func (h Hook) copy(kind stain.Kind) string {
 		"load:%#x->NXM_OF_ETH_DST[32..47],"+
 		"move:NXM_NX_TUN_IPV4_SRC[]->NXM_OF_ETH_SRC[0..31],move:NXM_NX_TUN_ID[16..23]->NXM_OF_ETH_SRC[32..39],"+
 		"load:%#x->NXM_OF_ETH_SRC[40..47],output:%d)",
-		stain.CopyDst<<8|uint16(kind), stain.CopySrc, h.Dye)
+		stain.CopyDst<<8|stain.CopyMark|uint16(kind), stain.CopySrc, h.Dye)
 }
 
 // Kinds returns the kinds of sampling point that the hook offers, in ascending

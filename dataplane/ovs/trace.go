@@ -27,8 +27,9 @@ type TraceRequest struct {
 	TunSrc, TunDst netip.Addr
 	TunID          uint32
 	// Reply asks about the guest's answer (RST) rather than the probe (SYN).
-	Reply bool
-	Stain stain.Stain
+	Reply  bool
+	Scheme stain.Scheme
+	Stain  stain.Stain
 }
 
 // Outcome is the fate of a traced packet on this host. The numbers are those of the
@@ -126,8 +127,8 @@ func (r TraceRequest) flow() (string, error) {
 	switch {
 	case r.InPort == 0:
 		return "", errors.New("in_port 0: want the OpenFlow number of a port")
-	case r.Stain.Scheme != stain.TCP:
-		return "", fmt.Errorf("scheme %v: %w", r.Stain.Scheme, stain.ErrUnsupported)
+	case r.Scheme != stain.TCP:
+		return "", fmt.Errorf("scheme %v: %w", r.Scheme, stain.ErrUnsupported)
 	case !src.Is4() || !dst.Is4():
 		return "", fmt.Errorf("addresses %v and %v: %w, want IPv4", r.Src, r.Dst, stain.ErrUnsupported)
 	}

@@ -100,9 +100,8 @@ type Status struct {
 
 // Stain is the marks by which a probe is recognised.
 type Stain struct {
-	Scheme string `json:"scheme"`
-	TOS    uint32 `json:"tos"`
-	Port   uint32 `json:"port"`
+	TOS  uint32 `json:"tos"`
+	Port uint32 `json:"port"`
 }
 
 // NewHost returns the view of a host.
@@ -158,11 +157,8 @@ func NewInstance(i *dyetracev1.Instance) Instance {
 func NewStatus(s *dyetracev1.GetStatusResponse) Status {
 	v := Status{
 		Version: s.GetVersion(), Started: Time(s.GetStarted()),
-		Ready: s.GetHostsReady() >= s.GetHostsExpected(),
-		Stain: Stain{
-			Scheme: word(s.GetStain().GetScheme().String(), "SCHEME_", "unknown"),
-			TOS:    s.GetStain().GetTos(), Port: s.GetStain().GetPort(),
-		},
+		Ready:         s.GetHostsReady() >= s.GetHostsExpected(),
+		Stain:         Stain{TOS: s.GetStain().GetTos(), Port: s.GetStain().GetPort()},
 		HostsExpected: s.GetHostsExpected(), HostsReady: s.GetHostsReady(),
 		Instances: s.GetInstances(), Pairs: s.GetPairs(), RunsActive: s.GetRunsActive(),
 		Problems: []string{},
