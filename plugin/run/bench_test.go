@@ -36,7 +36,7 @@ func BenchmarkVerdicts(b *testing.B) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for b.Loop() {
-		run, err := r.Start(b.Context(), scope, 0)
+		run, err := r.Start(b.Context(), scope, nil, 0)
 		if err != nil {
 			b.Fatal(err)
 		}

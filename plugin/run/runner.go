@@ -34,7 +34,7 @@ var (
 // Store keeps runs. What a call acknowledges must survive the process. A result given twice is
 // kept as first given.
 type Store interface {
-	CreateRun(ctx context.Context, scope *dyetracev1.Scope, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
+	CreateRun(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
 	ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time.Duration, error)
 	PutResults(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
 	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, now time.Time) error
@@ -138,9 +138,10 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// Start plans a scope and begins to execute it. timeout 0 is the configured one. The error wraps
-// [ErrScope], [ErrBusy], [ErrClosing], or is the store's.
-func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout time.Duration) (*dyetracev1.Run, error) {
+// Start plans a scope and begins to execute it. opts are kept with the run; nil is all found out.
+// timeout 0 is the configured one. The error wraps [ErrScope], [ErrBusy], [ErrClosing], or is the
+// store's.
+func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, timeout time.Duration) (*dyetracev1.Run, error) {
 	snap := r.cfg.Book.Snapshot()
 	s, err := plan.ScopeFromProto(scope)
 	if err != nil {
@@ -167,7 +168,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout tim
 	}
 	r.launching.RLock()
 	defer r.launching.RUnlock()
-	run, err := r.cfg.Store.CreateRun(ctx, scope, time.Now(), timeout, planned)
+	run, err := r.cfg.Store.CreateRun(ctx, scope, opts, time.Now(), timeout, planned)
 	if err != nil {
 		r.giveUp()
 		return nil, err

@@ -65,12 +65,27 @@ func checkID(id string) error {
 	return nil
 }
 
+// checkOptions refuses numbers that have no name here: to take them for zero would probe otherwise
+// than was asked.
+func checkOptions(o *dyetracev1.ProbeOptions) error {
+	if _, ok := dyetracev1.Scheme_name[int32(o.GetScheme())]; !ok {
+		return invalid("options.scheme: %d is unknown, want SCHEME_TCP, SCHEME_ICMP, or 0 for auto", o.GetScheme())
+	}
+	if _, ok := dyetracev1.IPVersion_name[int32(o.GetIpVersion())]; !ok {
+		return invalid("options.ip_version: %d is unknown, want IP_VERSION_4, IP_VERSION_6, or 0 for IPv4 where both ends have it", o.GetIpVersion())
+	}
+	return nil
+}
+
 func (s service) StartRun(ctx context.Context, req *connect.Request[dyetracev1.StartRunRequest]) (*connect.Response[dyetracev1.StartRunResponse], error) {
 	timeout := time.Duration(req.Msg.GetTimeoutMs()) * time.Millisecond
 	if timeout > maxTimeout {
 		return nil, invalid("timeout_ms: %d, want at most %d (a day), or 0 for the default", req.Msg.GetTimeoutMs(), maxTimeout.Milliseconds())
 	}
-	r, err := s.Runner.Start(ctx, req.Msg.GetScope(), timeout)
+	if err := checkOptions(req.Msg.GetOptions()); err != nil {
+		return nil, err
+	}
+	r, err := s.Runner.Start(ctx, req.Msg.GetScope(), req.Msg.GetOptions(), timeout)
 	if err != nil {
 		return nil, coded(err)
 	}

@@ -40,7 +40,7 @@ func writer(path string) error {
 	}
 	for {
 		pairs := plan(killPairs)
-		run, err := s.CreateRun(ctx, scope, time.Now(), time.Minute, pairs)
+		run, err := s.CreateRun(ctx, scope, nil, time.Now(), time.Minute, pairs)
 		if err != nil {
 			return err
 		}
