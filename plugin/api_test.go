@@ -329,12 +329,14 @@ func TestHostile(t *testing.T) {
 			Run: p.Run, Bridges: []string{"br-int"}, Index: []uint32{0}, Bridge: []uint32{0},
 			Kind: []dyetracev1.PointKind{1}, AtNs: []uint64{1}, AddrTag: []uint64{1}, Ttl: []uint32{64},
 			InPort: []uint32{1}, TunSrc: []uint32{0}, TunId: []uint32{0}, Reply: []bool{false},
+			NoReply: []bool{false}, Scheme: []dyetracev1.Scheme{1},
 		}
 		say := func(change func(*dyetracev1.Samples)) {
 			m := &dyetracev1.Samples{
 				Run: column.Run, Bridges: column.Bridges, Index: []uint32{0}, Bridge: []uint32{0},
 				Kind: []dyetracev1.PointKind{1}, AtNs: column.AtNs, AddrTag: column.AddrTag, Ttl: column.Ttl,
 				InPort: column.InPort, TunSrc: column.TunSrc, TunId: column.TunId, Reply: column.Reply,
+				NoReply: column.NoReply, Scheme: column.Scheme,
 			}
 			change(m)
 			bad.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: m}})

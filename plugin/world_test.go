@@ -395,6 +395,8 @@ func (a *scripted) obey(m *dyetracev1.SessionResponse) {
 		if a.onFinish == nil || a.onFinish(m.Finish) {
 			a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{Finished: &dyetracev1.Finished{Run: m.Finish.Run, Windows: a.windows}}})
 		}
+	case *dyetracev1.SessionResponse_Arm:
+		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Armed{Armed: &dyetracev1.Armed{Run: m.Arm.Run, Id: m.Arm.Id}}})
 	case *dyetracev1.SessionResponse_Refresh:
 		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state}})
 		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{Refreshed: &dyetracev1.Refreshed{Id: m.Refresh.Id}}})
@@ -425,7 +427,7 @@ func (a *scripted) inject(m *dyetracev1.Inject) {
 				seen[host] = &dyetracev1.Samples{Run: m.Run, Bridges: []string{"br-int", "br-tun"}}
 			}
 			return seen[host]
-		}, index, a.key(m.Run))
+		}, index, a.key(m.Run), m.Scheme)
 	}
 	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Injected{Injected: left}})
 	for host, s := range seen {
@@ -465,8 +467,8 @@ func (w *world) pairOf(host, port string, dst []byte) (plan.Pair, error) {
 }
 
 // travel adds what all hosts see of a probe to their samples.
-func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples, index uint32, key stain.Key) {
-	path, err := plan.Of(w.snap, pair)
+func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples, index uint32, key stain.Key, scheme dyetracev1.Scheme) {
+	path, err := plan.Of(w.snap, pair, plan.Options{})
 	if err != nil {
 		w.t.Errorf("path of %v: %v", pair, err)
 		return
@@ -487,15 +489,15 @@ func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples,
 		case gone:
 			return
 		case twice:
-			addSample(of(pt.Host), path, i, index, key)
+			addSample(of(pt.Host), path, i, index, key, scheme)
 			fallthrough
 		case seen:
-			addSample(of(pt.Host), path, i, index, key)
+			addSample(of(pt.Host), path, i, index, key, scheme)
 		}
 	}
 }
 
-func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key stain.Key) {
+func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key stain.Key, scheme dyetracev1.Scheme) {
 	pt := path.Points[i]
 	src, dst := path.Src, path.Dst
 	if pt.Direction == plan.Reply {
@@ -511,6 +513,8 @@ func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key s
 	s.TunSrc = append(s.TunSrc, 0)
 	s.TunId = append(s.TunId, 0)
 	s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+	s.NoReply = append(s.NoReply, false)
+	s.Scheme = append(s.Scheme, scheme)
 }
 
 // rule adds a rule.

@@ -29,7 +29,7 @@ func BenchmarkVerdicts(b *testing.B) {
 		Fleet: fleet.New(fleet.Config{Log: slog.New(slog.DiscardHandler)}), // without agents
 	})
 	_, paths := pathsOf(b, snap, allPairs)
-	r.begin = func(spec fleet.Spec) agents { return newCast(paths).begin(spec) }
+	r.begin = func(spec fleet.Spec) agents { return newCastOf(paths, options{}).begin(spec) }
 	scope := &dyetracev1.Scope{Scope: &dyetracev1.Scope_All{All: true}}
 
 	b.ReportAllocs()
@@ -66,7 +66,7 @@ func (b oneBook) Snapshot() *inventory.Snapshot { return b.snap }
 func BenchmarkSee(b *testing.B) {
 	_, paths := pathsOf(b, site(b, 101), allPairs)
 	c := newCast(paths)
-	l := newLedger(c.spec.Key, paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks)
 	c.spec.Hosts = l.hosts
 	numbers := make([]uint32, len(paths))
 	for i := range numbers {

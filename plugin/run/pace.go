@@ -171,13 +171,13 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 	return go_, rest
 }
 
-// needs returns how long pairs take at the least, one probe each.
-func (p *pace) needs(pairs []plan.Pair) time.Duration {
+// needs returns how long pairs take at the least, so many probes each.
+func (p *pace) needs(pairs []plan.Pair, each int) time.Duration {
 	probes := map[string]int{}
 	most := 0
 	for i := range pairs {
 		for _, ref := range []string{pairs[i].Src.Ref(), pairs[i].Dst.Ref()} {
-			probes[ref]++
+			probes[ref] += each
 			most = max(most, probes[ref])
 		}
 	}

@@ -62,13 +62,13 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 // pathsOf returns all pairs of a site and their paths.
 func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.Pair, []plan.Path) {
 	t.Helper()
-	pairs, err := plan.Pairs(snap, scope)
+	pairs, err := plan.Pairs(snap, scope, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	paths := make([]plan.Path, len(pairs))
 	for i, p := range pairs {
-		if paths[i], err = plan.Of(snap, p); err != nil {
+		if paths[i], err = plan.Of(snap, p, plan.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,23 +80,49 @@ var allPairs = plan.Scope{Kind: plan.All}
 // cast plays the agents of a run, in memory and in no time: what all see of a probe comes as its
 // path says, unless lost says otherwise. Between processes, agents are played in package plugin.
 type cast struct {
-	paths []plan.Path
-	spec  fleet.Spec
-	wake  chan struct{}
-	// lost says that a point of a pair's path does not see an attempt's probe; nil is none.
-	lost func(pair, attempt, point int) bool
-	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1".
-	mute map[string]bool
+	paths  []plan.Path
+	layout layout
+	ps     []*plan.Path
+	tracks []track
+	spec   fleet.Spec
+	wake   chan struct{}
+	// lost says that a point of a pair's path does not see a probe; nil is none.
+	lost func(shot) bool
+	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1",
+	// "armed hv1". refuses are those that answer Arm with an error.
+	mute, refuses map[string]bool
 
 	mu       sync.Mutex
 	events   []fleet.Event
 	at       []time.Time // of injections
+	sent     []string    // what was injected, as words
+	arms     []string    // what was asked for by Arm
+	armed    map[string]bool
+	ids      uint64
+	withheld map[string]bool // "hv1 7": probe 7 at hv1
 	finished []string
 	asked    int // explanations
 }
 
-func newCast(paths []plan.Path) *cast {
-	return &cast{paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}}
+// shot is a probe at a point.
+type shot struct {
+	pair, attempt, point int
+	scheme               stain.Scheme
+	back                 bool // of no-touch
+	armed                bool // the destination's port has a port-only hook
+}
+
+func newCast(paths []plan.Path) *cast { return newCastOf(paths, byTCP) }
+
+var byTCP = options{scheme: stain.TCP}
+
+func newCastOf(paths []plan.Path, o options) *cast {
+	c := &cast{
+		paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}, refuses: map[string]bool{},
+		armed: map[string]bool{}, withheld: map[string]bool{},
+	}
+	c.layout, c.ps, c.tracks = o.layout(paths)
+	return c
 }
 
 func (c *cast) begin(s fleet.Spec) agents {
@@ -134,8 +160,22 @@ func (c *cast) put(host int, m any) {
 
 func (c *cast) Inject(host int, m *dyetracev1.Inject) {
 	c.mu.Lock()
-	for range m.Index {
+	for _, number := range m.Index {
 		c.at = append(c.at, time.Now())
+		s := c.shot(number, 0)
+		way := ""
+		if s.back {
+			way = " back"
+		}
+		c.sent = append(c.sent, fmt.Sprintf("%d %s%s", s.pair, s.scheme, way))
+		if dyetracev1.Scheme(s.scheme) != m.Scheme {
+			panic(fmt.Sprintf("probe %d goes as %v", number, m.Scheme))
+		}
+		for _, name := range c.ps[c.tracks[int(number)%len(c.tracks)].path].Hosts() {
+			if c.layout.ways == 2 && !c.withheld[fmt.Sprintf("%s %d", name, number)] {
+				panic(fmt.Sprintf("probe %d is not withheld at %s", number, name))
+			}
+		}
 	}
 	c.mu.Unlock()
 	if c.mute["injected "+c.spec.Hosts[host]] {
@@ -156,10 +196,10 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 		all[h] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
 	}
 	for _, number := range numbers {
-		pair, attempt := int(number)%len(c.paths), int(number)/len(c.paths)
-		p := &c.paths[pair]
+		p := c.ps[c.tracks[int(number)%len(c.tracks)].path]
 		for k, pt := range p.Points {
-			if c.lost != nil && c.lost(pair, attempt, k) {
+			at := c.shot(number, k)
+			if c.lost != nil && c.lost(at) {
 				continue
 			}
 			s := all[slices.Index(c.spec.Hosts, pt.Host)]
@@ -177,9 +217,47 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 			s.TunSrc = append(s.TunSrc, 0)
 			s.TunId = append(s.TunId, 0)
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+			s.NoReply = append(s.NoReply, false)
+			s.Scheme = append(s.Scheme, dyetracev1.Scheme(at.scheme))
 		}
 	}
 	return all
+}
+
+// shot returns which probe a number is, at a point.
+func (c *cast) shot(number uint32, point int) shot {
+	i := int(number) % len(c.tracks)
+	p := c.ps[c.tracks[i].path]
+	return shot{
+		pair: c.layout.pair(i), attempt: int(number) / len(c.tracks), point: point,
+		scheme: c.tracks[i].scheme, back: c.layout.ways == 2 && i%2 == 1, armed: c.armed[p.To.Host+" "+p.To.Port],
+	}
+}
+
+func (c *cast) Arm(host int, m *dyetracev1.Arm) uint64 {
+	name := c.spec.Hosts[host]
+	answer := &dyetracev1.Armed{}
+	c.mu.Lock()
+	for _, p := range m.Answers {
+		c.armed[name+" "+p.Port] = !c.refuses[name]
+		c.arms = append(c.arms, fmt.Sprintf("%s answers %s", name, p.Port))
+	}
+	for _, number := range m.Withhold {
+		c.withheld[fmt.Sprintf("%s %d", name, number)] = !c.refuses[name]
+	}
+	for _, p := range m.WithholdAt {
+		c.arms = append(c.arms, fmt.Sprintf("%s withholds at %s", name, p.Port))
+	}
+	c.ids++
+	answer.Id = c.ids
+	c.mu.Unlock()
+	if c.refuses[name] {
+		answer.Error = "no room"
+	}
+	if !c.mute["armed "+name] {
+		c.put(host, answer)
+	}
+	return answer.Id
 }
 
 func (c *cast) Finish(host int) {
@@ -213,6 +291,11 @@ func (c *cast) Events(buf []fleet.Event) []fleet.Event {
 	return events
 }
 
+// options returns those that the cast was made with.
+func (c *cast) options() options {
+	return options{scheme: c.layout.asked, plan: plan.Options{NoTouch: c.layout.ways == 2}}
+}
+
 var testConfig = Config{Settle: 250 * time.Millisecond, PerInstanceRate: 10, PerInstanceBurst: 10}
 
 // play executes a run with a cast, and returns the verdicts and how long it took.
@@ -223,7 +306,7 @@ func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout t
 	}
 	began := time.Now()
 	x := newExecution(&cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
-		pairs, c.paths, seq, stain.Key{1}, timeout, began, c.begin)
+		pairs, c.paths, seq, c.options(), stain.Key{1}, timeout, began, c.begin)
 	in := make(chan batch)
 	got := map[uint32]*dyetracev1.PairResult{}
 	done := make(chan struct{})
@@ -257,8 +340,8 @@ func countsOf(results map[uint32]*dyetracev1.PairResult) string {
 // look at the queue comes pickEvery after the first, since of two opposite pairs one waits.
 func TestTiming(t *testing.T) {
 	t.Parallel()
-	first := func(pair, attempt, point int) bool { return pair == 0 && attempt == 0 && point > 2 }
-	always := func(pair, _, point int) bool { return pair == 0 && point > 2 }
+	first := func(s shot) bool { return s.pair == 0 && s.attempt == 0 && s.point > 2 }
+	always := func(s shot) bool { return s.pair == 0 && s.point > 2 }
 	tests := []struct {
 		name    string
 		n       int // instances
@@ -308,14 +391,14 @@ func TestTiming(t *testing.T) {
 			// Point 3 is the last before the guest; who saw the probe there is asked, in vain.
 			name: "nobody explains", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
-				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+				c.lost = func(s shot) bool { return s.pair == 0 && s.point > 3 }
 				c.mute["explain hv2"] = true
 			},
 			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + pickEvery + answerTimeout, probes: 14,
 		}, {
 			name: "a guest that drops", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
-				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+				c.lost = func(s shot) bool { return s.pair == 0 && s.point > 3 }
 			},
 			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750*time.Millisecond + pickEvery, probes: 14,
 		}, {
@@ -370,8 +453,8 @@ func TestExplainWindow(t *testing.T) {
 				toHV2++
 			}
 		}
-		c.lost = func(pair, _, point int) bool {
-			return pairs[pair].Dst.Host == "hv2" && paths[pair].Points[point].Direction == plan.Reply
+		c.lost = func(s shot) bool {
+			return pairs[s.pair].Dst.Host == "hv2" && paths[s.pair].Points[s.point].Direction == plan.Reply
 		}
 		c.mute["explain hv2"] = true
 		cfg := testConfig
@@ -422,8 +505,8 @@ func TestGone(t *testing.T) {
 		pairs, paths := pathsOf(t, site(t, 4), allPairs)
 		c := newCast(paths)
 		c.mute["injected hv3"] = true // it is on its way out
-		c.lost = func(pair, _, point int) bool {
-			return paths[pair].Points[point].Host == "hv3" || pairs[pair].Dst.Host == "hv3" && paths[pair].Points[point].Direction == plan.Reply
+		c.lost = func(s shot) bool {
+			return paths[s.pair].Points[s.point].Host == "hv3" || pairs[s.pair].Dst.Host == "hv3" && paths[s.pair].Points[s.point].Direction == plan.Reply
 		}
 		time.AfterFunc(100*time.Millisecond, func() {
 			c.put(c.host("hv3"), fleet.Gone{Reason: "no heartbeat for 3s"})
@@ -454,7 +537,7 @@ func TestLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pairs, paths := pathsOf(t, site(t, 2), allPairs)
 		c := newCast(paths)
-		c.lost = func(pair, _, point int) bool { return paths[pair].Points[point].Host == "hv2" || point > 3 }
+		c.lost = func(s shot) bool { return paths[s.pair].Points[s.point].Host == "hv2" || s.point > 3 }
 		c.mute["explain hv1"], c.mute["explain hv2"] = true, true
 		time.AfterFunc(time.Millisecond, func() { c.put(c.host("hv2"), fleet.Lost{Samples: 9}) })
 		got, _, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
@@ -471,7 +554,7 @@ func TestLedger(t *testing.T) {
 	pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
 	c := newCast(paths)
 	c.spec = fleet.Spec{Hosts: []string{"hv1", "hv2"}, Key: stain.Key{7}}
-	l := newLedger(c.spec.Key, paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks)
 	if !slices.Equal(l.hosts, c.spec.Hosts) || len(pairs) != 1 {
 		t.Fatalf("hosts = %q", l.hosts)
 	}
@@ -553,7 +636,7 @@ func TestPace(t *testing.T) {
 	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || len(queue) > 0 || now.Sub(began) < 200*time.Millisecond {
 		t.Errorf("sent %v, %d are left", sent, len(queue))
 	}
-	if got, want := p.needs(pairs), 200*time.Millisecond; got != want {
+	if got, want := p.needs(pairs, 1), 200*time.Millisecond; got != want {
 		t.Errorf("needs = %v, want %v", got, want)
 	}
 	other := p.join(pairs[:1], now)

@@ -1,0 +1,3 @@
+package inventory
+
+type IPVersion uint8
