@@ -414,7 +414,7 @@ func TestMetrics(t *testing.T) {
 		"dyetrace_fleet_samples_dropped_total 0\n",
 		`dyetrace_run_verdicts_total{verdict="healthy"} 58` + "\n",
 		`dyetrace_run_runs_total{state="done"} 1` + "\n",
-		"dyetrace_run_probes_total 58\n",
+		`dyetrace_run_probes_total{scheme="tcp"} 58` + "\n",
 		`dyetrace_run_samples_total{fate="used"}`,
 		"dyetrace_run_store_write_seconds_count",
 		"go_goroutines",

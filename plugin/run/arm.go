@@ -110,6 +110,11 @@ func (x *execution) armed(host int, m *dyetracev1.Armed, now time.Time) {
 		return
 	}
 	delete(x.arms, m.GetId())
+	label := "in_place"
+	if m.GetError() != "" {
+		label = "refused"
+	}
+	x.metrics.arms.WithLabelValues(label).Inc()
 	var ready []uint32
 	for _, number := range a.numbers {
 		p := &x.ledger.probes[number]

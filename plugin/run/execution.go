@@ -372,7 +372,7 @@ func (x *execution) inject(now time.Time) {
 			x.free(number)
 			continue
 		}
-		x.metrics.probes.Inc()
+		x.metrics.probes.WithLabelValues(x.ledger.tracks[x.ledger.of(number)].scheme.String()).Inc()
 		x.inflight++
 		if x.wantsArms(number) {
 			needy = append(needy, number)

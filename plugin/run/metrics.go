@@ -10,7 +10,8 @@ type metrics struct {
 	watchers     prometheus.Gauge
 	runs         *prometheus.CounterVec
 	verdicts     *prometheus.CounterVec
-	probes       prometheus.Counter
+	probes       *prometheus.CounterVec
+	arms         *prometheus.CounterVec
 	explanations prometheus.Counter
 	samples      *prometheus.CounterVec
 	write        prometheus.Histogram
@@ -28,11 +29,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		return f.NewGauge(prometheus.GaugeOpts{Namespace: "dyetrace", Subsystem: "run", Name: name, Help: help})
 	}
 	return &metrics{
-		active:       gauge("active", "Runs under way."),
-		watchers:     gauge("watchers", "Watchers of runs under way."),
-		runs:         vec("runs_total", "state", "Runs ended, by state: done, cancelled, interrupted."),
-		verdicts:     vec("verdicts_total", "verdict", "Verdicts stored."),
-		probes:       counter("probes_total", "Probes asked for."),
+		active:   gauge("active", "Runs under way."),
+		watchers: gauge("watchers", "Watchers of runs under way."),
+		runs:     vec("runs_total", "state", "Runs ended, by state: done, cancelled, interrupted."),
+		verdicts: vec("verdicts_total", "verdict", "Verdicts stored."),
+		probes:   vec("probes_total", "scheme", "Probes asked for, by scheme."),
+		arms: vec("arms_total", "answer", "What agents were asked to put in place before probes were sent (no-touch; answers without the "+
+			"stain's ToS), by answer: in_place, refused (no answer in time included)."),
 		explanations: counter("explanations_total", "Explanations asked for."),
 		samples: vec("samples_total", "fate",
 			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),
