@@ -64,7 +64,7 @@ func (p Pair) String() string { return p.Src.Ref() + " → " + p.Dst.Ref() }
 // Pairs returns the pairs of a scope, by source, then by destination, in the inventory's
 // order; never none without an error. The error names the scope's field, and wraps
 // inventory.ErrUnknown, inventory.ErrAmbiguous or ErrNoPath where it is one of those.
-func Pairs(snap *inventory.Snapshot, scope Scope, _ Options) ([]Pair, error) {
+func Pairs(snap *inventory.Snapshot, scope Scope) ([]Pair, error) {
 	switch scope.Kind {
 	case OnePair:
 		return onePair(snap, scope)

@@ -58,12 +58,6 @@ type Path struct {
 	Points []Expected
 	// VTEPs says whose a tunnel address is. Shared between paths, never changed.
 	VTEPs map[netip.Addr]string
-
-	// NoTouch says that no guest may see the probe: the points are those of the way there, the
-	// last is to-instance at the destination.
-	NoTouch bool
-	// Back is the way back in no-touch, a path of its own; nil otherwise.
-	Back *Path
 }
 
 // End is where an instance is attached.
@@ -147,7 +141,7 @@ func (p *Path) Hosts() []string {
 // Of returns the path of a pair. Where something is missing it says so in the path (Blocked,
 // End.Absent, End.Blind): that is a finding, not an error. The error is for a pair that has no
 // path by the inventory, and wraps ErrNoPath or inventory.ErrUnknown.
-func Of(snap *inventory.Snapshot, pair Pair, _ Options) (Path, error) {
+func Of(snap *inventory.Snapshot, pair Pair) (Path, error) {
 	if !Joined(snap, pair.Src.Network, pair.Dst.Network) {
 		return Path{}, fmt.Errorf("%s: %w: %s", pair, ErrNoPath, apart(snap, pair.Src.Network, pair.Dst.Network))
 	}

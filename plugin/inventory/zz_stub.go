@@ -1,3 +1,0 @@
-package inventory
-
-type IPVersion uint8

@@ -1,8 +1,0 @@
-package plan
-
-import "github.com/dyetrace/dyetrace/plugin/inventory"
-
-type Options struct {
-	Version inventory.IPVersion
-	NoTouch bool
-}
