@@ -95,7 +95,7 @@ func onePair(snap *inventory.Snapshot, scope Scope) ([]Pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scope.pair.dst: %w", err)
 	}
-	if src == dst {
+	if src.Ref() == dst.Ref() {
 		return nil, fmt.Errorf("scope.pair.dst: %s is the source itself (want another instance)", dst.Ref())
 	}
 	p := Pair{src, dst}

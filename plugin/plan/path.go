@@ -153,7 +153,7 @@ func Of(snap *inventory.Snapshot, pair Pair) (Path, error) {
 
 	p := Path{
 		Pair: pair, SrcMAC: pair.Src.MAC, DstMAC: pair.Dst.MAC,
-		Src: pair.Src.IP, Dst: pair.Dst.IP, TTL: TTL,
+		Src: pair.Src.Addr(inventory.IPv4), Dst: pair.Dst.Addr(inventory.IPv4), TTL: TTL,
 		VTEPs: snap.VTEPs(),
 	}
 	there := leg{Forward, TTL, pair.Src, pair.Dst, srcNet, dstNet}

@@ -273,7 +273,7 @@ func TestPairs(t *testing.T) {
 		}
 		seen := map[string]bool{}
 		for _, p := range pairs {
-			if seen[p.String()] || p.Src == p.Dst || !Joined(snap, p.Src.Network, p.Dst.Network) {
+			if seen[p.String()] || p.Src.Ref() == p.Dst.Ref() || !Joined(snap, p.Src.Network, p.Dst.Network) {
 				t.Errorf("Pairs(%s): %s does not belong here", tt.scope, p)
 			}
 			seen[p.String()] = true

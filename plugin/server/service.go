@@ -150,8 +150,12 @@ func (s service) ListInstances(_ context.Context, req *connect.Request[dyetracev
 			continue
 		}
 		m := &dyetracev1.Instance{
-			Name: in.Name, Network: in.Network, Ip: in.IP.String(), Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
+			Name: in.Name, Network: in.Network, Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
 		}
+		for _, a := range in.IPs {
+			m.Ips = append(m.Ips, a.String())
+		}
+		m.Ip = m.Ips[0] // the inventory takes no instance without
 		if ep, err := snap.Endpoint(in); err == nil {
 			m.Host = ep.Host
 			m.Endpoint = &dyetracev1.Endpoint{
