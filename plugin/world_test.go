@@ -466,7 +466,7 @@ func (w *world) pairOf(host, port string, dst []byte) (plan.Pair, error) {
 
 // travel adds what all hosts see of a probe to their samples.
 func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples, index uint32, key stain.Key) {
-	path, err := plan.Of(w.snap, pair)
+	path, err := plan.Of(w.snap, pair, plan.Options{})
 	if err != nil {
 		w.t.Errorf("path of %v: %v", pair, err)
 		return

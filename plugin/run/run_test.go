@@ -62,13 +62,13 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 // pathsOf returns all pairs of a site and their paths.
 func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.Pair, []plan.Path) {
 	t.Helper()
-	pairs, err := plan.Pairs(snap, scope)
+	pairs, err := plan.Pairs(snap, scope, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	paths := make([]plan.Path, len(pairs))
 	for i, p := range pairs {
-		if paths[i], err = plan.Of(snap, p); err != nil {
+		if paths[i], err = plan.Of(snap, p, plan.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -146,7 +146,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout tim
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrScope, err)
 	}
-	pairs, err := plan.Pairs(snap, s)
+	pairs, err := plan.Pairs(snap, s, plan.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrScope, err)
 	}
@@ -298,7 +298,7 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	snap := r.freshSnapshot(ctx, j.pairs)
 	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
 	for i, p := range j.pairs {
-		path, err := plan.Of(snap, p)
+		path, err := plan.Of(snap, p, plan.Options{})
 		if err != nil {
 			j.lost.seq = append(j.lost.seq, j.seq[i])
 			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))

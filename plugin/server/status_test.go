@@ -47,7 +47,7 @@ func TestPairs(t *testing.T) {
 		{"n2", 3, "", 2}, // a router that is called as a network is
 	} {
 		snap := inventory.NewSnapshot(file(t, networks...))
-		all, err := plan.Pairs(snap, plan.Scope{Kind: plan.All})
+		all, err := plan.Pairs(snap, plan.Scope{Kind: plan.All}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
