@@ -11,6 +11,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/run"
 	"github.com/dyetrace/dyetrace/plugin/store"
 )
@@ -172,7 +173,7 @@ func (s service) GetStatus(context.Context, *connect.Request[dyetracev1.GetStatu
 	hosts := s.hosts()
 	res := &dyetracev1.GetStatusResponse{
 		Version: s.Version, Started: timestamppb.New(s.Started), Stain: fleet.StainProto(s.Stain),
-		Instances: uint32(len(snap.Instances())), Pairs: pairs(snap), RunsActive: uint32(s.Runner.Active()),
+		Instances: uint32(len(snap.Instances())), Pairs: uint32(plan.Count(snap)), RunsActive: uint32(s.Runner.Active()),
 	}
 	for _, h := range hosts {
 		if !h.GetExpected() && !h.GetConnected() {
