@@ -531,7 +531,7 @@ func TestStray(t *testing.T) {
 				continue
 			}
 			s := &dyetracev1.Samples{Run: m.Run, Bridges: []string{"br-tun"}}
-			addSample(s, plan.Path{Src: pair.Src.IP, Dst: pair.Dst.IP, Points: []plan.Expected{{Host: "hv4", Bridge: "br-tun", Kind: stain.FromTunnel, Direction: plan.Forward}}}, 0, index, hv1.key(m.Run), m.Scheme)
+			addSample(s, plan.Path{Src: pair.Src.IPs[0], Dst: pair.Dst.IPs[0], Points: []plan.Expected{{Host: "hv4", Bridge: "br-tun", Kind: stain.FromTunnel, Direction: plan.Forward}}}, 0, index, hv1.key(m.Run), m.Scheme)
 			hv4.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: s}})
 		}
 		return true

@@ -456,7 +456,7 @@ func (w *world) pairOf(host, port string, dst []byte) (plan.Pair, error) {
 		}
 	}
 	for _, in := range w.snap.Instances() {
-		if in.IP == ip && plan.Joined(w.snap, p.Src.Network, in.Network) {
+		if slices.Contains(in.IPs, ip) && plan.Joined(w.snap, p.Src.Network, in.Network) {
 			p.Dst = in
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/run"
 	"github.com/dyetrace/dyetrace/plugin/store"
 )
@@ -165,8 +166,12 @@ func (s service) ListInstances(_ context.Context, req *connect.Request[dyetracev
 			continue
 		}
 		m := &dyetracev1.Instance{
-			Name: in.Name, Network: in.Network, Ip: in.IP.String(), Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
+			Name: in.Name, Network: in.Network, Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
 		}
+		for _, a := range in.IPs {
+			m.Ips = append(m.Ips, a.String())
+		}
+		m.Ip = m.Ips[0] // the inventory takes no instance without
 		if ep, err := snap.Endpoint(in); err == nil {
 			m.Host = ep.Host
 			m.Endpoint = &dyetracev1.Endpoint{
@@ -183,7 +188,7 @@ func (s service) GetStatus(context.Context, *connect.Request[dyetracev1.GetStatu
 	hosts := s.hosts()
 	res := &dyetracev1.GetStatusResponse{
 		Version: s.Version, Started: timestamppb.New(s.Started), Stain: fleet.StainProto(s.Stain),
-		Instances: uint32(len(snap.Instances())), Pairs: pairs(snap), RunsActive: uint32(s.Runner.Active()),
+		Instances: uint32(len(snap.Instances())), Pairs: uint32(plan.Count(snap)), RunsActive: uint32(s.Runner.Active()),
 	}
 	for _, h := range hosts {
 		if !h.GetExpected() && !h.GetConnected() {
