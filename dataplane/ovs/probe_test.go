@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dyetrace/dyetrace/dataplane"
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
 	"github.com/dyetrace/dyetrace/dataplane/packetio"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
