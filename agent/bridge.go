@@ -49,6 +49,9 @@ type bridge struct {
 	// ring has no more for now. Both are called by the receive loop alone.
 	sink func(b *bridge, frame []byte, atNs int64)
 	done func(b *bridge)
+	// armed returns the names of the ports whose answers are to be known by their ports
+	// alone.
+	armed func(bridge string, now time.Time) []string
 
 	// mu orders audits, repairs and removal of this bridge's hook.
 	mu      sync.Mutex
@@ -82,6 +85,9 @@ type bridgeState struct {
 	mark   string
 	kinds  []dyetracev1.PointKind
 	absent string // why there is no to-instance point; empty if there is
+	// answers are the ports that are armed: their instances' TCP answers are known by
+	// their ports alone.
+	answers []uint16
 	// unsampled are the ports where there is none all the same, each with the reason.
 	unsampled map[string]string
 }
@@ -112,15 +118,17 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	defer b.mu.Unlock()
 	old := *b.state.Load()
 	next := old
-	changed, err := b.sync(ctx, found, now)
+	// Asked under the lock: one who armed a port and then called us finds it armed.
+	changed, err := b.sync(ctx, found, answerPorts(found, b.armed(b.name, now)), now)
 	tapped := false // to-instance is not where it was, so its absences prove nothing
 	if err == nil {
-		tapped, next.absent, next.unsampled = b.taps.keep(b, found)
+		tapped, next.absent, next.unsampled = b.taps.keep(b, found, now)
 		tapped = tapped || next.absent != old.absent || !maps.Equal(next.unsampled, old.unsampled)
 	}
 	switch {
 	case err == nil:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
+		next.answers = b.hook.Answers
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case ctx.Err() != nil:
 		return // we were told to stop, which says nothing about the bridge
@@ -153,8 +161,8 @@ func refused(err error) bool {
 }
 
 // sync does the work of reconcile; changed says that the hook was not as it
-// should have been. Caller holds mu.
-func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time) (changed bool, err error) {
+// should have been, or has changed in more than its answers. Caller holds mu.
+func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, answers []uint16, now time.Time) (changed bool, err error) {
 	dye, err := b.sw.EnsureDyePort(ctx, b.name)
 	if err != nil {
 		return false, fmt.Errorf("dye port: %w", err)
@@ -171,7 +179,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		changed = true
 	}
 	ports := flowPorts(found, dye.OFPort)
-	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports)
+	was, wanted := b.hook, b.want
+	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports) || !slices.Equal(answers, b.hook.Answers)
 	var have []flows.Flow
 	if reread {
 		have, err = b.sw.DumpFlows(ctx, b.name)
@@ -186,7 +195,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		if err != nil {
 			return changed, fmt.Errorf("reading groups: %w", err)
 		}
-		if err := b.choose(have, groups, ports); err != nil {
+		if err := b.choose(have, groups, ports, answers); err != nil {
 			return changed, err
 		}
 		b.read, b.ports = now, ports
@@ -199,8 +208,11 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
 			return true, fmt.Errorf("installing %d flows: %w", len(add), err)
 		}
-		b.renewed = now
-		return true, nil
+		if len(add) == len(b.want) {
+			b.renewed = now // else the leases of the others run on
+		}
+		// Bundles are atomic: what was there all along is not touched by other answers.
+		changed = changed || wanted == nil || !installed(have, wanted) || !rearmed(was, b.hook)
 	}
 	if now.Sub(b.renewed) >= b.lease/3 {
 		if err := b.sw.Renew(ctx, b.name, b.want); err != nil {
@@ -211,9 +223,35 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 	return changed, nil
 }
 
+// rearmed tells whether two hooks differ in their answers only.
+func rearmed(was, is flows.Hook) bool {
+	was.Answers = is.Answers
+	return installed(was.Flows(), is.Flows())
+}
+
+// installed tells whether all flows of a hook are there as they should be, and no
+// others of ours.
+func installed(have, want []flows.Flow) bool {
+	add, del, err := flows.Diff(have, want)
+	return err == nil && len(add)+len(del) == 0
+}
+
+// answerPorts returns the OpenFlow numbers of the named ports that are there, in
+// ascending order.
+func answerPorts(found dataplane.Bridge, names []string) []uint16 {
+	var ports []uint16
+	for _, name := range names {
+		if p, ok := found.Port(name); ok && p.Role == flows.Instance && !p.Dye && p.OFPort != 0 {
+			ports = append(ports, p.OFPort)
+		}
+	}
+	slices.Sort(ports)
+	return ports
+}
+
 // choose decides on table and mark from all the flows of the bridge, and sets
 // what we want of it.
-func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port) error {
+func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, answers []uint16) error {
 	var keep *flows.Hook
 	if b.want != nil {
 		keep = &b.hook
@@ -227,7 +265,7 @@ func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port) 
 		return err
 	}
 	b.hook = flows.Hook{
-		Table: table, Mark: mark, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports,
+		Table: table, Mark: mark, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: answers,
 		Lease: uint16(b.lease / time.Second),
 	}
 	b.want = b.hook.Flows()

@@ -129,6 +129,8 @@ type Hook struct {
 	// Ports of the bridge. Those of role Instance need no flow, so that a tap which
 	// comes later is hooked already.
 	Ports []Port
+	// Answers are ports whose instances' TCP answers are known by their ports alone.
+	Answers []uint16
 	// Lease is the hard timeout of every flow in seconds, for the hook to go away
 	// with the agent that should renew it; 0 is none.
 	Lease uint16
