@@ -11,8 +11,6 @@ import (
 // Evidence is all that is known of one pair in one run.
 type Evidence struct {
 	Path *plan.Path
-	// Scheme of the attempts; 0 is tcp.
-	Scheme stain.Scheme
 	// Attempts are the probes spent on the pair, in the order of their injection.
 	Attempts []Attempt
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was
@@ -52,8 +50,6 @@ type Attempt struct {
 	Failure string
 	// PortAbsent says that it did not leave because the port is not on the bridge.
 	PortAbsent bool
-	// Armed says that a port-only hook stained the destination's TCP answers for this attempt.
-	Armed bool
 	// Seen are samples at points of the path, in any order. Of several at one point the first
 	// counts, the others are duplicates.
 	Seen []Sample
@@ -73,9 +69,6 @@ type Sample struct {
 	// TunSrc and TunID are outer source address and tunnel key; zero where it came by no tunnel.
 	TunSrc netip.Addr
 	TunID  uint32
-	// NoReply says that this echo request was seen on a bridge that had no room for the flow
-	// that would stain the reply.
-	NoReply bool
 }
 
 // Sighting is a sample at a point that is not on the path.
