@@ -56,6 +56,11 @@ type Path struct {
 
 	// Points are in the order of passage, the answer's after the probe's.
 	Points []Expected
+	// NoTouch says that no guest may see the probe: the points are those of the way there, the
+	// last is to-instance at the destination.
+	NoTouch bool
+	// Back is the way back in no-touch, a path of its own; nil otherwise.
+	Back *Path
 	// VTEPs says whose a tunnel address is. Shared between paths, never changed.
 	VTEPs map[netip.Addr]string
 }
