@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -73,6 +74,10 @@ type world struct {
 	impaired bool            // any of ours, or anything that makes a verdict depend on what we lack
 	truths   []truth
 	evidence Evidence
+
+	// cut and blurred are goneFrom and impaired as the network's structure made them.
+	cut     map[string]int
+	blurred bool
 }
 
 // how a world is probed.
@@ -120,6 +125,7 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 		w.goneFrom[dst.Host], w.impaired = 0, true
 	}
 	w.noLink = structural == "no link"
+	w.cut, w.blurred = maps.Clone(w.goneFrom), w.impaired
 	tapped := h.noTouch || rapid.IntRange(0, 3).Draw(t, "taps") == 0
 	if tapped {
 		change = append(change, taps)
