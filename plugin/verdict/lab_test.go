@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,6 +143,32 @@ func pathOf(t testing.TB, snap *inventory.Snapshot, pair string) *plan.Path {
 	return &p
 }
 
+// taps has every host show what it delivers.
+func taps(hosts map[string]*inventory.Host) {
+	const toInstance = dyetracev1.PointKind_POINT_KIND_TO_INSTANCE
+	for _, h := range hosts {
+		if b := h.Bridges[0]; !slices.Contains(b.Kinds, toInstance) {
+			b.Kinds = append(b.Kinds, toInstance)
+		}
+	}
+}
+
+// noTouch is that path in no-touch, one way only: nothing may be sent unless its delivery is seen.
+func noTouch(p *plan.Path) *plan.Path {
+	q := *p
+	q.NoTouch, q.Points = true, nil
+	for _, pt := range p.Points {
+		if pt.Direction == plan.Forward {
+			q.Points = append(q.Points, pt)
+		}
+	}
+	shown := len(q.Points) > 0 && goal(&q) == len(q.Points)-1
+	if q.Blocked == nil && (!shown || q.To.Absent != "") {
+		q.Blocked = &plan.Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s of %s", q.To.Port, q.To.Host)}
+	}
+	return &q
+}
+
 // live is every hook of the path audited live before and after, with nothing lost.
 func live(p *plan.Path) map[Place]Window {
 	hooks := map[Place]Window{}
@@ -153,12 +180,15 @@ func live(p *plan.Path) map[Place]Window {
 	return hooks
 }
 
-// probe reads an attempt: a digit for each point that saw it, "no:REASON" for a failure to
+// probe reads an attempt: "bare" if the destination's bridge was not armed for its answer (it was,
+// otherwise), "full" if no bridge had room for the flow that knows the reply to an echo request,
+// a digit for each point that saw it, "no:REASON" for a failure to
 // inject, "absent", "mute" for nothing heard from the injecting agent, and "@hv4 fwd" or
 // "@hv4 reply" for sightings off the way, at br-int from-tunnel or from-instance.
 func probe(t testing.TB, p *plan.Path, text string) Attempt {
 	t.Helper()
-	a := Attempt{Injected: true}
+	a := Attempt{Injected: true, Armed: true}
+	room := true
 	for _, word := range strings.Fields(text) {
 		where, stray := strings.CutPrefix(word, "@")
 		why, failed := strings.CutPrefix(word, "no:")
@@ -178,9 +208,15 @@ func probe(t testing.TB, p *plan.Path, text string) Attempt {
 			a.Injected, a.Failure, a.PortAbsent = false, "no such port", true
 		case word == "mute":
 			a.Injected = false
+		case word == "bare":
+			a.Armed = false
+		case word == "full":
+			room = false
 		default:
 			for _, digit := range word {
-				a.Seen = append(a.Seen, sampleAt(t, p, int(digit-'0'), int64(len(a.Seen))))
+				s := sampleAt(t, p, int(digit-'0'), int64(len(a.Seen)))
+				s.NoReply = !room
+				a.Seen = append(a.Seen, s)
 			}
 		}
 	}
