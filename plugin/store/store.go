@@ -297,9 +297,14 @@ func runningRun(ctx context.Context, tx *sql.Tx, id string) (key, total int64, e
 	case err != nil:
 		return 0, 0, err
 	case state != dyetracev1.RunState_RUN_STATE_RUNNING:
-		return 0, 0, fmt.Errorf("%w: %v", ErrState, state)
+		return 0, 0, fmt.Errorf("%w: %s", ErrState, stateWord(state))
 	}
 	return key, total, nil
+}
+
+// stateWord writes a state for people: RUN_STATE_DONE as done.
+func stateWord(s dyetracev1.RunState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "RUN_STATE_"))
 }
 
 // FinishRun ends a running run: it is in the given state from now on. The error wraps [ErrState]
@@ -332,7 +337,7 @@ func (s *Store) ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time
 		case err != nil:
 			return err
 		case state != dyetracev1.RunState_RUN_STATE_INTERRUPTED:
-			return fmt.Errorf("%w: %v", ErrState, state)
+			return fmt.Errorf("%w: %s, want interrupted", ErrState, stateWord(state))
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = NULL WHERE id = ?`,
 			dyetracev1.RunState_RUN_STATE_RUNNING, id)
