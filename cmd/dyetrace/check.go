@@ -34,7 +34,7 @@ func newCheckCmd() *cobra.Command {
 back, and prints a verdict. SRC and DST are instances, written NAME, NETWORK/NAME, NETWORK/ADDRESS,
 or ADDRESS where only one network has it.
 
-How to probe (all found out pair by pair unless you say):
+How to probe; scheme and IP version are found out for each pair unless given:
   --scheme auto  for most: tcp, and icmp for pairs that are not healthy by it; the answer says
                  which one it was, and why
   --scheme tcp   to hold security rules and guests to TCP: a SYN to port 11, which the guest's
