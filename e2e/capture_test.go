@@ -1,7 +1,8 @@
 package e2e
 
 import (
-	"encoding/binary"
+	endian "encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func stained(frame []byte) bool {
 	ip := frame[14:]
 	var proto byte
 	var rest []byte
-	switch etherType := binary.BigEndian.Uint16(frame[12:]); {
+	switch etherType := endian.BigEndian.Uint16(frame[12:]); {
 	case etherType == 0x0800 && len(ip) >= 20:
 		if ip[1]&0xfc == tos {
 			return true
@@ -89,7 +90,7 @@ func stained(frame []byte) bool {
 		}
 		proto, rest = ip[6], ip[40:]
 	}
-	return proto == 6 && len(rest) >= 4 && binary.BigEndian.Uint16(rest) == port && binary.BigEndian.Uint16(rest[2:]) == port
+	return proto == 6 && len(rest) >= 4 && endian.BigEndian.Uint16(rest) == port && endian.BigEndian.Uint16(rest[2:]) == port
 }
 
 // captures counts stained frames in guests; end returns how many each saw.
@@ -227,8 +228,14 @@ func TestNoTouch(t *testing.T) {
 // guests returns the names of all instances of the lab, sorted.
 func (l *lab) guests() []string {
 	l.t.Helper()
+	var all []struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal([]byte(l.must("instances", "-o", "json")), &all); err != nil {
+		l.t.Fatal(err)
+	}
 	var names []string
-	for _, in := range l.instances() {
+	for _, in := range all {
 		names = append(names, in.Name)
 	}
 	slices.Sort(names)

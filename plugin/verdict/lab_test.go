@@ -132,11 +132,11 @@ func remote(host, port, ip string) func(map[string]*inventory.Host) {
 func pathOf(t testing.TB, snap *inventory.Snapshot, pair string) *plan.Path {
 	t.Helper()
 	src, dst, _ := strings.Cut(pair, " ")
-	pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: src, Dst: dst})
+	pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: src, Dst: dst}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := plan.Of(snap, pairs[0])
+	p, err := plan.Of(snap, pairs[0], plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
