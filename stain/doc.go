@@ -118,8 +118,8 @@
 //
 // 06 and 02 are locally administered unicast addresses (IEEE 802, section 8.4)
 // that no vendor owns. M is the hook's MARK as it was when the copy was made
-// (CopyMark): clear in the copy of an echo request for which the hook had no room
-// left to expect the reply (Copy.NoReply), set in all others. TunID is the tunnel's
+// (CopyMark): clear in the copy of an echo request whose reply the hook did not expect
+// yet (Copy.NoReply), set in all others. TunID is the tunnel's
 // key, 24 bits as in VXLAN, Geneve and NVGRE; the upper bits of a longer key (GRE
 // has 32) are lost. TunSrc and TunID are 0 where the packet came by no tunnel. All
 // else in the copy is the packet as it was when it entered the bridge.
