@@ -113,10 +113,10 @@ const (
 // Bounds of what a hook adds while it works.
 const (
 	// MaxExpected is how many flows that expect an echo's reply a bridge has at most.
-	// A probe stays expected for expectSeconds, and an agent sends fewer than 10 a
-	// second from one instance, so this is room for 6 instances that probe without
-	// pause; and a tenant who forges stained echoes costs a bridge no more than a
-	// hundredth of the flows that Open vSwitch caches (200,000).
+	// Each is a pair that was probed within expectSeconds: at 10 probes a second to or
+	// from one instance, room for 6 of them without pause. And what tenants who forge
+	// stained echoes can fill is small beside the 200,000 megaflows that Open vSwitch
+	// allows itself (flow-limit, ovs-vswitchd.conf.db(5)).
 	MaxExpected = 1024
 	// MaxAnswers is how many ports have flows for answers without the stain's ToS, four
 	// each: more instances than that on one host need not be probed anew at once.
@@ -195,6 +195,7 @@ func (h Hook) Flows() []Flow {
 		for _, match := range replies("," + h.Mark.clear()) {
 			flows = append(flows, h.flow(stray, 0, h.Table, strayPriority, match, "drop"))
 		}
+		flows = append(flows, h.flow(stray, 0, h.Reply, 0, "", "drop")) // to be ours in a trace
 	}
 	ports := slices.SortedFunc(slices.Values(h.Ports), func(a, b Port) int { return cmp.Compare(a.OFPort, b.OFPort) })
 	ports = slices.CompactFunc(ports, func(a, b Port) bool { return a.OFPort == b.OFPort })

@@ -548,10 +548,14 @@ func TestGoldenCopies(t *testing.T) {
 				if p.OFPort == portLocal || p.OFPort == h.Dye {
 					continue
 				}
-				for _, sent := range []stain.Probe{probe(uint32(i)), probe6(uint32(i))} {
+				for _, sent := range []stain.Probe{probe(uint32(i)), probe6(uint32(i)), echoing(probe)(uint32(i)), echoing(probe6)(uint32(i))} {
+					for range 2 * i { // a pair of its own, whose first request is promised nothing
+						sent.Src = sent.Src.Next()
+					}
+					noReply := sent.Scheme == stain.ICMP && h.replies()
 					br.receive(t, fmt.Sprint(p.OFPort), mustPacket(t, sent))
 					if kind := p.Role.Kind(); kind != 0 {
-						want = append(want, copyOf(t, sent, stain.Copy{Kind: kind, InPort: p.OFPort}))
+						want = append(want, copyOf(t, sent, stain.Copy{Kind: kind, InPort: p.OFPort, NoReply: noReply}))
 					}
 				}
 			}
