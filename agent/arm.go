@@ -18,7 +18,7 @@ const (
 	// Each armed port of a bridge costs it some flows, and makes Open vSwitch look at
 	// the TCP ports of answers that come in by it: more instances than that on one
 	// host need not be probed anew at once.
-	maxAnswers = 64
+	maxAnswers = flows.MaxAnswers
 	// A run that withholds for longer arms again. No one else ends what a
 	// controller that is gone has asked for.
 	maxWithhold = time.Hour

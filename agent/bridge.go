@@ -249,38 +249,47 @@ func answerPorts(found dataplane.Bridge, names []string) []uint16 {
 	return ports
 }
 
-// choose decides on table and mark from all the flows of the bridge, and sets
+// choose decides on the hook's place from all the flows of the bridge, and sets
 // what we want of it.
 func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, answers []uint16) error {
-	var keep *flows.Hook
+	var keep *flows.Place
 	if b.want != nil {
-		keep = &b.hook
+		keep = &b.hook.Place
 	} else if left, ok := flows.Installed(have); ok {
 		keep = &left // by an agent before this one
 	}
-	table, mark, err := flows.Choose(flows.Bridge{
-		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain,
+	place, err := flows.Choose(flows.Bridge{
+		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: answers,
 	}, keep)
 	if err != nil {
 		return err
 	}
 	b.hook = flows.Hook{
-		Table: table, Mark: mark, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: answers,
+		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: answers,
 		Lease: uint16(b.lease / time.Second),
 	}
 	b.want = b.hook.Flows()
 	return nil
 }
 
-// flowPorts returns the ports of a bridge that the hook must know: all but
-// instances, which its default flow covers, and the dye port.
+// flowPorts returns the ports of a bridge that the hook must know: all but the dye
+// port, and but instances, which its default flow covers. That there are any is said
+// by one port without a number.
 func flowPorts(found dataplane.Bridge, dye uint16) []flows.Port {
 	var ports []flows.Port
+	instances := false
 	for _, p := range found.Ports {
-		if p.Role == flows.Instance || p.Dye || p.OFPort == dye || p.OFPort == 0 {
+		if p.Dye || p.OFPort == dye || p.OFPort == 0 {
+			continue
+		}
+		if p.Role == flows.Instance {
+			instances = true
 			continue
 		}
 		ports = append(ports, flows.Port{Name: p.Name, OFPort: p.OFPort, Role: p.Role})
+	}
+	if instances {
+		ports = append(ports, flows.Port{Role: flows.Instance})
 	}
 	slices.SortFunc(ports, func(a, b flows.Port) int { return int(a.OFPort) - int(b.OFPort) })
 	return ports

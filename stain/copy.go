@@ -28,8 +28,10 @@ type Copy struct {
 	// Close tells the RST that withdraws a probe from the probe; never with Reply,
 	// nor in scheme icmp.
 	Close bool
-	// NoReply says that the switch had no room left for the flow that would stain the
-	// reply to this echo request: that no reply is seen then proves nothing.
+	// NoReply says that the switch did not have the flow that would stain the reply to
+	// this echo request: that no reply is seen then proves nothing. So it is with the
+	// first request of a pair, which that flow is made for, and with all where there is
+	// no room left (package flows).
 	NoReply bool
 }
 

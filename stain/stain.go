@@ -41,9 +41,10 @@ type Stain struct {
 	Port uint16
 }
 
-// Default returns the stain that is used where nobody chose one: DSCP 23, port 11. DSCP 23 is in none of the pools that have recommended
-// values (RFC 2474, section 6: xxxx11 is for experiments and local use), and
-// port 11 (systat, RFC 866) has been dead for decades.
+// Default returns the stain that is used where nobody chose one: DSCP 23, port 11.
+// DSCP 23 is in none of the pools that have recommended values (RFC 2474, section
+// 6: xxxx11 is for experiments and local use), and port 11 (systat, RFC 866) has
+// been dead for decades.
 func Default() Stain { return Stain{TOS: 23 << 2, Port: 11} }
 
 // ErrUnsupported says that a scheme has no frames.
