@@ -449,6 +449,16 @@ func TestSix(t *testing.T) {
 	}
 	checkNeighbours(t, l)
 	testGuests(t, l)
+	// A link that goes down takes all IPv6 addresses with it, and gold-2 has no others.
+	if _, err := l.Break(t.Context(), "guest-down", "gold-2"); err != nil {
+		t.Fatal(err)
+	}
+	checkTruth(t, l)
+	if _, err := l.Heal(t.Context(), "all"); err != nil {
+		t.Fatal(err)
+	}
+	checkTruth(t, l)
+	testAddresses(t, l)
 }
 
 // checkNeighbours checks that guests know others, and their gateways as routers, by the MACs that

@@ -81,6 +81,7 @@ func openPort(instance string) error {
 	}
 	defer socket.Close()
 	cmd := exec.Command("/proc/self/exe", "lab", "listen", listenServe, instance)
+	cmd.Args[0] = os.Args[0]                  // for the reader of a process list
 	cmd.ExtraFiles = []*os.File{lock, socket} // listenLockFD, listenSocketFD
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
