@@ -239,7 +239,11 @@ func (e *Evidence) unstained(t *trail, end *plan.End) string {
 		if !t.Armed {
 			return "an answer without the stain's ToS would have passed unseen"
 		}
-		return e.unattested(end.Host, end.Bridge)
+		i, ok := e.Path.Index(end.Host, end.Bridge, stain.FromInstance, plan.Reply)
+		if !ok {
+			return fmt.Sprintf("%s/%s: no point from-instance", end.Host, end.Bridge)
+		}
+		return e.blind(i)
 	}
 	for i := range e.Path.Points {
 		p := &e.Path.Points[i]

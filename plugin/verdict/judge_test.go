@@ -290,7 +290,16 @@ func TestJudge(t *testing.T) {
 		{name: "armed by a hook that was not there all the time", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", reinstalled)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
 			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: hv3/br-int: hook installed anew meanwhile"},
 
+		{name: "one that bore the stain at the end bore it all the way", pair: crossing, probes: []string{"bare 01237"},
+			want: "healthy | - |  | passed 3 points without a sample, hv3/br-int from-instance first"},
+		{name: "flows do not explain what left for the guest", pair: crossing, net: []func(hosts){taps}, probes: []string{"bare 01234"}, explain: &Explanation{Point: 4, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "unknown | hv3/br-int to-instance → hv1/br-int to-instance | hv3 | lost after hv3/br-int to-instance, by the network or by blue-3 itself: it left for blue-3, and whether that answered was not seen; an answer without the stain's ToS would have passed unseen"},
+
 		// Echo requests.
+		{name: "icmp: no room anywhere, the source's port knows replies by their ToS", scheme: stain.ICMP, pair: shows, probes: []string{"full 012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "unknown | hv1/br-int from-tunnel → hv1/br-int from-instance | hv1 | seen up to hv1/br-int from-tunnel; beyond, we could not see: the switch of hv1 had no room for the flow that makes a reply recognisable; asked afterwards, hv1 drops it: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "icmp: who answered was not recognised there", scheme: stain.ICMP, pair: crossing, net: []func(hosts){noPatch("hv3"), refused("hv3", "br-tun")}, probes: []string{"017"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but nothing shows that it was blue-3 of hv3 (hv3/br-tun: no hook: no free mark)"},
 		{name: "icmp: whole", scheme: stain.ICMP, pair: crossing, probes: []string{"01234567"}, want: "healthy | - |  | "},
 		{name: "icmp: reflected, though no switch had room", scheme: stain.ICMP, pair: crossing, probes: []string{"full 01234567"}, want: "healthy | - |  | "},
 		{name: "icmp: silent guest", scheme: stain.ICMP, pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
@@ -305,6 +314,8 @@ func TestJudge(t *testing.T) {
 			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (the switch of hv3 had no room for the flow that makes a reply recognisable)"},
 		{name: "icmp: no room at the destination, the source's bridge knows the reply", scheme: stain.ICMP, pair: crossing, probes: []string{"01237"}, impair: []func(*Evidence){noRoom(3)},
 			want: "healthy | - |  | the answer was not recognised all the way: it does not bear the stain's ToS"},
+		{name: "icmp: the flow that knows the reply went with its hook", scheme: stain.ICMP, pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", reinstalled)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (hv3/br-int: hook installed anew meanwhile)"},
 		{name: "icmp: destination blind, source drops", scheme: stain.ICMP, pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_dst=fa:16:3e:00:01:13")},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1: dropped by br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
 		{name: "icmp: destination blind, source sends it astray", scheme: stain.ICMP, pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4"},

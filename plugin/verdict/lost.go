@@ -157,7 +157,7 @@ func (j *judgement) undecided(l *loss) finding {
 	if l.last.Kind == stain.ToInstance {
 		why = fmt.Sprintf("it left for %s, and whether that answered was not seen", l.name)
 	}
-	if x := j.Explanation; x != nil && x.Point == l.from {
+	if x := j.Explanation; x != nil && x.Point == l.from && l.last.Kind != stain.ToInstance {
 		switch {
 		case x.Error != "":
 			why = "could not be explained: " + x.Error

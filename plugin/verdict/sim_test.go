@@ -69,6 +69,7 @@ type world struct {
 
 	lossy    map[Place]bool  // its agent loses samples
 	gaps     map[Place][]int // attempts during which the hook was away
+	late     map[Place]bool  // then it went only after the probe had passed, before the answer
 	goneFrom map[string]int  // the agent was cut off before this attempt
 	hidden   bool            // the host that gets what goes astray shows nothing
 	impaired bool            // any of ours, or anything that makes a verdict depend on what we lack
@@ -92,7 +93,7 @@ func build(t *rapid.T, tb testing.TB, h how) *world {
 }
 
 func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
-	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, gaps: map[Place][]int{}, goneFrom: map[string]int{}, crossing: -1}
+	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
 
 	var change []func(hosts)
 	bare := cachedPath(tb, pair, "")
@@ -239,6 +240,7 @@ func (w *world) impair(t *rapid.T, attempts int) {
 			w.lossy[place] = true
 		case 1:
 			w.gaps[place] = rapid.SliceOfDistinct(rapid.IntRange(0, attempts-1), rapid.ID[int]).Draw(t, "gaps")
+			w.late[place] = rapid.Bool().Draw(t, "late")
 		}
 	}
 	for _, h := range w.path.Hosts() {
@@ -289,7 +291,7 @@ func (w *world) listen(t *rapid.T, attempts int) {
 		w.deaf = append(w.deaf, n < armedFrom || cut && n >= from)
 		full := map[Place]bool{}
 		for _, end := range []plan.End{w.path.From, w.path.To} {
-			full[Place{end.Host, end.Bridge}] = rapid.IntRange(0, 5).Draw(t, "full") == 0
+			full[Place{end.Host, end.Bridge}] = rapid.IntRange(0, 3).Draw(t, "full") == 0
 		}
 		w.full = append(w.full, full)
 	}
@@ -355,7 +357,7 @@ func (w *world) send(t *rapid.T, n int) truth {
 	if from, cut := w.goneFrom[source.Host]; cut && n >= from {
 		return truth{fate: unsent, reach: -1}
 	}
-	if slices.Contains(w.gaps[source], n) {
+	if slices.Contains(w.gaps[source], n) && !w.late[source] {
 		return truth{fate: unsent, reach: -1} // the flow that lets it in is the hook's
 	}
 	for i := range w.path.Points {
@@ -391,7 +393,9 @@ func (w *world) see(t *rapid.T, tb testing.TB, n int, tr truth, stained int, los
 		place := Place{pt.Host, pt.Bridge}
 		from, cut := w.goneFrom[pt.Host]
 		switch {
-		case !passed(i) || !recognised(i) || pt.Absent != "" || cut && n >= from || slices.Contains(w.gaps[place], n):
+		case !passed(i) || !recognised(i) || pt.Absent != "" || cut && n >= from:
+			continue
+		case slices.Contains(w.gaps[place], n) && !(w.late[place] && pt.Direction == plan.Forward):
 			continue
 		case w.lossy[place] && rapid.Bool().Draw(t, "sample lost"):
 			lost[place]++
@@ -611,5 +615,64 @@ func TestNeverWrong(t *testing.T) {
 			}
 			t.Logf("verdicts: %v", verdicts)
 		})
+	}
+}
+
+// TestAnsweredStaysAnswered: whatever flows say afterwards, since they may have changed, and
+// whatever we failed to see, a probe that was answered is never judged lost or unanswered.
+func TestAnsweredStaysAnswered(t *testing.T) {
+	t.Parallel()
+	verdicts := map[Verdict]int{}
+	for range 60 {
+		rapid.Check(t, func(rt *rapid.T) {
+			w := build(rt, t, how{rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(rt, "scheme"), false})
+			if w.path.To.Absent != "" || w.noLink || w.path.From.Gap != "" || w.path.To.Gap != "" {
+				return // nothing can be answered here
+			}
+			w.hard = arrived
+			w.run(rt, t)
+			if len(w.truths) == 0 || slices.ContainsFunc(w.truths, func(tr truth) bool { return tr.fate != arrived }) {
+				return
+			}
+			r := Judge(w.evidence)
+			if r.Need != nil {
+				w.evidence.Explanation = w.invent(rt, r.Need)
+				r = Judge(w.evidence)
+			}
+			if r.Verdict != Healthy && r.Verdict != Unknown {
+				rt.Fatalf("%s\ntruth %v, told %+v", show(&r), w.truths, w.evidence.Explanation)
+			}
+			verdicts[r.Verdict]++
+		})
+	}
+	if (verdicts[Healthy] == 0 || verdicts[Unknown] == 0) && !t.Failed() {
+		t.Errorf("verdicts: %v: the simulator has gone blunt", verdicts)
+	}
+	t.Logf("verdicts: %v", verdicts)
+}
+
+// invent is what the flows of the host might do by now.
+func (w *world) invent(t *rapid.T, q *NeedExplain) *Explanation {
+	_, receiver := w.evidence.ends(w.path.Points[q.Point].Direction)
+	bridge := rapid.SampledFrom([]string{"br-int", "br-tun"}).Draw(t, "bridge")
+	switch x := (Explanation{Point: q.Point}); rapid.IntRange(0, 5).Draw(t, "by now") {
+	case 0:
+		x.Outcome, x.Flow = Dropped, flow(bridge, 82, 0, "")
+		return &x
+	case 1:
+		x.Outcome, x.Flow = Dropped, flow(bridge, 60, 90, "ip,nw_dst=10.0.1.13")
+		return &x
+	case 2:
+		x.Outcome = Dropped
+		return &x
+	case 3:
+		x.Outcome, x.Port = Delivered, receiver.Port
+		return &x
+	case 4:
+		x.Outcome, x.Port = Delivered, "tap-x"
+		return &x
+	default:
+		x.Outcome, x.Port, x.TunnelRemote = Tunnelled, "gre-hv2", vteps["hv2"]
+		return &x
 	}
 }
