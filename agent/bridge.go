@@ -32,6 +32,7 @@ type Switch interface {
 	DumpGroups(ctx context.Context, bridge string) ([]string, error)
 	Apply(ctx context.Context, bridge string, add, del []flows.Flow) error
 	Renew(ctx context.Context, bridge string, ours []flows.Flow) error
+	Settle(ctx context.Context) error
 	Trace(ctx context.Context, bridge string, req ovs.TraceRequest) (ovs.Trace, error)
 }
 

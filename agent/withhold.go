@@ -108,6 +108,20 @@ func (t *taps) countWithheld() int {
 	return len(t.withheld)
 }
 
+// hold sees to it that the program is on ports that are known to have it, since others
+// can take it off, and tells whether all of them have it.
+func (t *taps) hold(ports []portKey) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range ports {
+		at, known := t.ports[p.port]
+		if t.sampler == nil || !known || at.bridge.name != p.bridge || t.sampler.Attach(p.port) != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // unsampled tells why to-instance is not sampled at a port; empty if it is.
 func (t *taps) unsampled(p portKey) string {
 	t.mu.Lock()

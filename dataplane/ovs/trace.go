@@ -188,6 +188,20 @@ func tunnelKey(id uint32) string {
 	return fmt.Sprintf(",tun_id=%#x", id)
 }
 
+// Settle returns when the datapath does as the flows say that were there when it was
+// called: until then it may pass packets on by what it remembers of flows before them
+// (revalidator/wait of ovs-vswitchd(8)).
+func (s *Switch) Settle(ctx context.Context) error {
+	target, err := s.target()
+	if err == nil {
+		_, err = s.run(ctx, nil, "ovs-appctl", "-t", target, "revalidator/wait")
+	}
+	if err != nil {
+		return fmt.Errorf("ovs: waiting for the datapath: %w", err)
+	}
+	return nil
+}
+
 // target returns the control socket of ovs-vswitchd, which has its process number
 // in its name (ovs-appctl(8)).
 func (s *Switch) target() (string, error) {

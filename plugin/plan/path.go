@@ -74,6 +74,8 @@ type End struct {
 	Host string
 	// Bridge and Port are empty where they are not known.
 	Bridge, Port string
+	// OFPort is the port's OpenFlow number, 0 where it is not known.
+	OFPort uint32
 	// LinkDown is true where Open vSwitch sees no carrier on the port.
 	LinkDown bool
 	// Unsampled says why there is no point to-instance at its port, though its bridge has it.
@@ -118,6 +120,9 @@ type Expected struct {
 	// TunID is the tunnel key of the network that it travels in; 0 where the inventory does
 	// not tell.
 	TunID uint32
+	// OFPort is the port by which the packet leaves, of a point to-instance; 0 where it is not
+	// known, and of all others. Seen leaving by another port, it was not delivered.
+	OFPort uint32
 	// Absent says why the point does not exist, in words: the packet should pass there, but no
 	// hook samples it. Such a point is never missed, and only tells where the way goes.
 	Absent string
@@ -248,7 +253,7 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	ep, err := snap.Endpoint(in)
 	s := site{End: End{Host: in.Host, Port: in.Port}}
 	if err == nil {
-		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
+		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, OFPort: ep.OFPort, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
 	}
 	h, known := snap.Host(s.Host)
 	s.connected = h.Connected
@@ -479,5 +484,7 @@ func (l leg) deliver(s site) []Expected {
 	if len(s.chain) == 0 || lacks(s.chain[0], stain.ToInstance) != "" || s.Unsampled != "" {
 		return nil
 	}
-	return []Expected{l.point(s, s.chain[0], stain.ToInstance, l.routed())}
+	at := l.point(s, s.chain[0], stain.ToInstance, l.routed())
+	at.OFPort = s.OFPort
+	return []Expected{at}
 }

@@ -23,8 +23,8 @@ type arming struct {
 }
 
 // wantsArms says whether something must be in place before a probe is sent: in no-touch that it is
-// kept from guests; and where the probe before it was delivered and not seen to be answered, that an
-// answer is seen which does not bear the ToS.
+// kept from guests; and where the probe before it was delivered and not seen to be answered, or not all
+// the way back, that an answer is seen which does not bear the ToS.
 func (x *execution) wantsArms(number uint32) bool {
 	track := x.ledger.of(number)
 	if x.ledger.path(track).NoTouch {
@@ -34,7 +34,8 @@ func (x *execution) wantsArms(number uint32) bool {
 		return false
 	}
 	before := x.ledger.attempt(number - uint32(len(x.ledger.tracks)))
-	return before.Armed || verdict.Unanswered(x.ledger.path(track), &before)
+	path := x.ledger.path(track)
+	return before.Armed || verdict.Unanswered(path, &before) || verdict.Unrecognised(path, &before)
 }
 
 // arm asks for what probes need, and returns those that have it, or go without.

@@ -49,6 +49,7 @@ type point struct {
 	kind         stain.Kind
 	direction    plan.Direction
 	absent       bool
+	ofport       uint32 // see plan.Expected
 }
 
 type probeState uint8
@@ -116,7 +117,7 @@ func newLedger(key stain.Key, paths []*plan.Path, tracks []track) *ledger {
 				b = int32(len(l.bridges))
 				l.bridges[e.Bridge] = b
 			}
-			l.points = append(l.points, point{h, b, e.Kind, e.Direction, e.Absent != ""})
+			l.points = append(l.points, point{h, b, e.Kind, e.Direction, e.Absent != "", e.OFPort})
 		}
 		l.first[i+1] = uint32(len(l.points))
 	}
@@ -201,8 +202,8 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 	}
 	want := point{host: int32(host), bridge: bridge, kind: stain.Kind(m.Kind[i]), direction: direction}
 	for k, pt := range l.points[l.first[t.path]:l.first[t.path+1]] {
-		absent := pt.absent
-		if pt.absent = false; pt != want {
+		absent, ofport := pt.absent, pt.ofport
+		if pt.absent, pt.ofport = false, 0; pt != want || ofport != 0 && m.InPort[i] != ofport {
 			continue
 		}
 		s := slot{
@@ -227,7 +228,7 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 	}
 	if s := l.strays[number]; len(s) < maxOdd {
 		l.strays[number] = append(s, verdict.Sighting{
-			Host: l.hosts[host], Bridge: m.Bridges[m.Bridge[i]], Kind: want.kind, Direction: direction,
+			Host: l.hosts[host], Bridge: m.Bridges[m.Bridge[i]], Kind: want.kind, Direction: direction, InPort: m.InPort[i],
 		})
 	}
 	return stray

@@ -145,7 +145,12 @@ func (x *execution) next(track int, number uint32) {
 		return
 	}
 	absent := x.ledger.probes[number].portAbsent
-	if !x.arrived(track) && !absent && last+1 < x.layout.tries(track) {
+	more := !x.arrived(track) && last+1 < x.layout.tries(track)
+	if last == 0 && x.ledger.tracks[track].scheme == stain.TCP && !more {
+		at := x.ledger.attempt(number)
+		more = verdict.Unrecognised(x.ledger.path(track), &at) // healthy, but the way should be shown
+	}
+	if more && !absent {
 		x.queue = append(x.queue, x.ledger.number(track, last+1))
 		return
 	}

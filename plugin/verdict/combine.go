@@ -144,7 +144,7 @@ func choose(tcp, icmp Result) Result {
 	}
 	tcp.SchemeReason = reason(tcp.Verdict, tcp.NoTouch)
 	if tcp.Verdict != Healthy {
-		tcp.Cause = join(tcp.Cause, aside(&icmp))
+		tcp.Cause = join(tcp.Cause, aside(&tcp, &icmp))
 	}
 	return tcp
 }
@@ -175,22 +175,25 @@ func alone(tcp Verdict, noTouch bool) string {
 	return reason(tcp, noTouch)
 }
 
-// aside is what became of icmp, in a few words.
-func aside(icmp *Result) string {
+// aside is what became of icmp, in a few words; none where it adds nothing.
+func aside(tcp, icmp *Result) string {
 	switch icmp.Verdict {
 	case Healthy:
 		return "icmp echo passes"
 	case Faulty:
-		if icmp.Segment != nil {
-			return fmt.Sprintf("icmp echo is lost, %s", icmp.Segment)
+		switch {
+		case icmp.Segment == nil:
+			return "icmp echo is lost"
+		case tcp.Verdict == Faulty && tcp.Segment != nil && tcp.Segment.String() == icmp.Segment.String():
+			return "icmp echo is lost there too"
 		}
-		return "icmp echo is lost"
+		return fmt.Sprintf("icmp echo is lost, %s", icmp.Segment)
 	case Silent:
 		return "icmp echo is not answered"
 	case PolicyDrop:
 		return "icmp echo is denied by a security rule"
 	}
-	return "whether icmp echo passes is not known"
+	return ""
 }
 
 func join(texts ...string) string {

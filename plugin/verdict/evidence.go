@@ -70,7 +70,7 @@ type Sample struct {
 	// AtNs is by the clock of the agent that saw it, nanoseconds.
 	AtNs int64
 	TTL  uint8
-	// InPort is the OpenFlow port that it came in by.
+	// InPort is the OpenFlow port that it came in by; at to-instance, that it left by.
 	InPort uint32
 	// TunSrc and TunID are outer source address and tunnel key; zero where it came by no tunnel.
 	TunSrc netip.Addr
@@ -85,6 +85,8 @@ type Sighting struct {
 	Host, Bridge string
 	Kind         stain.Kind
 	Direction    plan.Direction
+	// InPort as in Sample.
+	InPort uint32
 }
 
 func (s Sighting) String() string { return s.Host + "/" + s.Bridge + " " + s.Kind.String() }
@@ -193,7 +195,7 @@ func (e *Evidence) trail(a *Attempt) trail {
 	}
 	for i := t.last + 1; i < len(t.at) && t.last >= 0; i++ {
 		switch {
-		case e.blind(i) != "":
+		case e.blind(i) != "" || e.beside(a, i) != "":
 		case e.deaf(&t, i) == "":
 			t.next = i
 			return t
@@ -202,6 +204,22 @@ func (e *Evidence) trail(a *Attempt) trail {
 		}
 	}
 	return t
+}
+
+// beside says that the packet left for an instance by another port than that of point i. Whether
+// that one has taken its place meanwhile, or the switch delivers to the wrong guest, no sample
+// tells. Empty if it was not seen so.
+func (e *Evidence) beside(a *Attempt, i int) string {
+	p := &e.Path.Points[i]
+	if p.Kind != stain.ToInstance {
+		return ""
+	}
+	for _, s := range a.Stray {
+		if s.Kind == p.Kind && s.Host == p.Host && s.Bridge == p.Bridge && s.Direction == p.Direction {
+			return fmt.Sprintf("%s/%s: it left by OpenFlow port %d, not by %d", p.Host, p.Bridge, s.InPort, p.OFPort)
+		}
+	}
+	return ""
 }
 
 // byToS says that point i is the answer's and knows it by the stain's ToS. At an instance's port

@@ -150,6 +150,31 @@ func Unanswered(p *plan.Path, a *Attempt) bool {
 	return delivered && sees
 }
 
+// Unrecognised says that an attempt arrived, but that points on the way back did not know the
+// answer, as one without the stain's ToS. Another attempt that is Armed will show the whole way.
+func Unrecognised(p *plan.Path, a *Attempt) bool {
+	end := goal(p)
+	if p.NoTouch || a.Armed || end < 0 {
+		return false
+	}
+	seen := make([]bool, len(p.Points))
+	for i := range a.Seen {
+		if pt := a.Seen[i].Point; pt >= 0 && pt < len(seen) {
+			seen[pt] = true
+		}
+	}
+	some := false
+	for i := range end {
+		if pt := &p.Points[i]; pt.Direction == plan.Reply && pt.Absent == "" {
+			if seen[i] {
+				return false
+			}
+			some = true
+		}
+	}
+	return seen[end] && some
+}
+
 // Judge returns the verdict that the evidence carries.
 func Judge(e Evidence) Result {
 	j := judgement{Evidence: e, goal: goal(e.Path), trails: make([]trail, len(e.Attempts))}
@@ -195,20 +220,35 @@ func goal(p *plan.Path) int {
 	return -1
 }
 
-// pick returns the attempt to judge: the first that arrived, else the one that shows most; nil if
-// nothing was tried.
+// pick returns the attempt to judge: of those that arrived, the first that most points saw; else
+// the one that shows most; nil if nothing was tried.
 func (j *judgement) pick() *trail {
 	var best *trail
 	for i := range j.trails {
 		t := &j.trails[i]
-		if j.arrived(t) {
-			return t
-		}
-		if best == nil || t.shows(best) > 0 {
+		switch came := j.arrived(t); {
+		case best == nil:
+			best = t
+		case came != j.arrived(best):
+			if came {
+				best = t
+			}
+		case came && t.sightings() > best.sightings(), !came && t.shows(best) > 0:
 			best = t
 		}
 	}
 	return best
+}
+
+// sightings counts the points that saw it.
+func (t *trail) sightings() int {
+	n := 0
+	for _, at := range t.at {
+		if at != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func (j *judgement) arrived(t *trail) bool { return j.goal >= 0 && t.last >= j.goal }
@@ -537,7 +577,7 @@ next:
 
 // unproven says why a missing sample of point i proves nothing; empty if it is proof.
 func (e *Evidence) unproven(t *trail, i int) string {
-	if why := e.blind(i); why != "" {
+	if why := firstOf(e.blind(i), e.beside(t.Attempt, i)); why != "" {
 		return why
 	}
 	return e.deaf(t, i)

@@ -412,9 +412,9 @@ func (w *world) see(t *rapid.T, tb testing.TB, n int, tr truth, stained int, los
 		}
 	}
 	if (tr.fate == astray || tr.fate == answered) && !w.hidden {
-		a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromTunnel, plan.Forward})
+		a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromTunnel, plan.Forward, 0})
 		if tr.fate == answered && !w.clears {
-			a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromInstance, plan.Reply})
+			a.Stray = append(a.Stray, Sighting{"hv2", "br-int", stain.FromInstance, plan.Reply, 0})
 		}
 	}
 	return a
