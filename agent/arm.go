@@ -55,6 +55,12 @@ func (a *Agent) tryArm(ctx context.Context, req *dyetracev1.Arm) error {
 	if err != nil {
 		return err
 	}
+	for i, name := range req.Expect {
+		if _, ok := a.sw.Snapshot().Bridge(name); !ok {
+			return fmt.Errorf("expect[%d]: bridge %s is not on host %s", i, name, a.cfg.Host)
+		}
+		ports = append(ports, portKey{name, echoes})
+	}
 	at, err := a.instancePorts("withhold_at", req.WithholdAt)
 	if err != nil {
 		return err
@@ -65,7 +71,7 @@ func (a *Agent) tryArm(ctx context.Context, req *dyetracev1.Arm) error {
 	if len(ports) > 0 || !a.hooks.taps.hold(at) {
 		a.hooks.reconcile(ctx) // samples a port that came just now, too
 	}
-	err = errors.Join(a.answering(req.Answers), a.sampled(at))
+	err = errors.Join(a.answering(req.Answers), a.expecting(req.Expect), a.sampled(at))
 	if err == nil && len(ports) > 0 {
 		// An answer that the datapath remembers would pass by what it was before.
 		err = a.sw.Settle(ctx)
@@ -93,6 +99,8 @@ func checkArm(req *dyetracev1.Arm) error {
 		return fmt.Errorf("withhold_ms: %d (want 1 to %d)", req.WithholdMs, most)
 	case len(req.WithholdAt) > maxInject:
 		return fmt.Errorf("withhold_at: %d ports in one request (want at most %d)", len(req.WithholdAt), maxInject)
+	case len(req.Expect) > maxInject:
+		return fmt.Errorf("expect: %d bridges in one request (want at most %d)", len(req.Expect), maxInject)
 	case len(req.Answers) > maxInject:
 		return fmt.Errorf("answers: %d ports in one request (want at most %d)", len(req.Answers), maxInject)
 	}
@@ -154,6 +162,20 @@ func (a *Agent) answering(refs []*dyetracev1.PortRef) error {
 		}
 		if err != nil {
 			return fmt.Errorf("answers[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// expecting checks that bridges expect the replies to echoes, by now.
+func (a *Agent) expecting(bridges []string) error {
+	for i, name := range bridges {
+		b := a.hooks.get(name)
+		if b == nil {
+			return fmt.Errorf("expect[%d]: bridge %s of host %s has no hook", i, name, a.cfg.Host)
+		}
+		if s := b.state.Load(); s.hook != dyetracev1.HookState_HOOK_STATE_LIVE || !s.expect {
+			return fmt.Errorf("expect[%d]: the hook on bridge %s of host %s is not live: %s", i, name, a.cfg.Host, s.reason)
 		}
 	}
 	return nil

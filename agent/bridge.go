@@ -57,6 +57,7 @@ type bridge struct {
 	// mu orders audits, repairs and removal of this bridge's hook.
 	mu      sync.Mutex
 	hook    flows.Hook
+	arms    arms // that hook has
 	want    []flows.Flow
 	dye     ovs.DyePort
 	renewed time.Time
@@ -86,12 +87,21 @@ type bridgeState struct {
 	mark   string
 	kinds  []dyetracev1.PointKind
 	absent string // why there is no to-instance point; empty if there is
-	// answers are the ports that are armed: their instances' TCP answers are known by
-	// their ports alone.
-	answers []uint16
+	arms
 	// unsampled are the ports where there is none all the same, each with the reason.
 	unsampled map[string]string
 }
+
+// arms are what runs want of a hook besides the hook.
+type arms struct {
+	// answers are the ports that are armed: their instances' TCP answers are known by
+	// their ports alone.
+	answers []uint16
+	// expect has replies to echoes expected that do not bear the ToS.
+	expect bool
+}
+
+func (a arms) equal(o arms) bool { return a.expect == o.expect && slices.Equal(a.answers, o.answers) }
 
 // gather is the samples of one bridge that one receive loop has not sent yet.
 type gather struct {
@@ -120,7 +130,7 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	old := *b.state.Load()
 	next := old
 	// Asked under the lock: one who armed a port and then called us finds it armed.
-	changed, err := b.sync(ctx, found, answerPorts(found, b.armed(b.name, now)), now)
+	changed, err := b.sync(ctx, found, armsOf(found, b.armed(b.name, now)), now)
 	tapped := false // to-instance is not where it was, so its absences prove nothing
 	if err == nil {
 		tapped, next.absent, next.unsampled = b.taps.keep(b, found, now)
@@ -129,7 +139,7 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	switch {
 	case err == nil:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
-		next.answers = b.hook.Answers
+		next.arms = b.arms
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case ctx.Err() != nil:
 		return // we were told to stop, which says nothing about the bridge
@@ -163,7 +173,7 @@ func refused(err error) bool {
 
 // sync does the work of reconcile; changed says that the hook was not as it
 // should have been, or has changed in more than its answers. Caller holds mu.
-func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, answers []uint16, now time.Time) (changed bool, err error) {
+func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, now time.Time) (changed bool, err error) {
 	dye, err := b.sw.EnsureDyePort(ctx, b.name)
 	if err != nil {
 		return false, fmt.Errorf("dye port: %w", err)
@@ -181,7 +191,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, answers []uin
 	}
 	ports := flowPorts(found, dye.OFPort)
 	was, wanted := b.hook, b.want
-	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports) || !slices.Equal(answers, b.hook.Answers)
+	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports) || !want.equal(b.arms)
 	var have []flows.Flow
 	if reread {
 		have, err = b.sw.DumpFlows(ctx, b.name)
@@ -196,10 +206,10 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, answers []uin
 		if err != nil {
 			return changed, fmt.Errorf("reading groups: %w", err)
 		}
-		if err := b.choose(have, groups, ports, answers); err != nil {
+		if err := b.choose(have, groups, ports, want); err != nil {
 			return changed, err
 		}
-		b.read, b.ports = now, ports
+		b.read, b.ports, b.arms = now, ports, want
 	}
 	add, del, err := flows.Diff(have, b.want)
 	if err != nil {
@@ -224,9 +234,9 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, answers []uin
 	return changed, nil
 }
 
-// rearmed tells whether two hooks differ in their answers only.
+// rearmed tells whether two hooks differ in their arms only.
 func rearmed(was, is flows.Hook) bool {
-	was.Answers = is.Answers
+	was.Answers, was.Expect = is.Answers, is.Expect
 	return installed(was.Flows(), is.Flows())
 }
 
@@ -237,22 +247,23 @@ func installed(have, want []flows.Flow) bool {
 	return err == nil && len(add)+len(del) == 0
 }
 
-// answerPorts returns the OpenFlow numbers of the named ports that are there, in
-// ascending order.
-func answerPorts(found dataplane.Bridge, names []string) []uint16 {
-	var ports []uint16
+// armsOf returns the OpenFlow numbers of the named ports that are there, in ascending
+// order, and whether echoes is among the names.
+func armsOf(found dataplane.Bridge, names []string) (a arms) {
 	for _, name := range names {
-		if p, ok := found.Port(name); ok && p.Role == flows.Instance && !p.Dye && p.OFPort != 0 {
-			ports = append(ports, p.OFPort)
+		if name == echoes {
+			a.expect = true
+		} else if p, ok := found.Port(name); ok && p.Role == flows.Instance && !p.Dye && p.OFPort != 0 {
+			a.answers = append(a.answers, p.OFPort)
 		}
 	}
-	slices.Sort(ports)
-	return ports
+	slices.Sort(a.answers)
+	return a
 }
 
 // choose decides on the hook's place from all the flows of the bridge, and sets
 // what we want of it.
-func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, answers []uint16) error {
+func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, want arms) error {
 	var keep *flows.Place
 	if b.want != nil {
 		keep = &b.hook.Place
@@ -260,13 +271,13 @@ func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, 
 		keep = &left // by an agent before this one
 	}
 	place, err := flows.Choose(flows.Bridge{
-		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: answers,
+		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: want.answers,
 	}, keep)
 	if err != nil {
 		return err
 	}
 	b.hook = flows.Hook{
-		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: answers,
+		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: want.answers, Expect: want.expect,
 		Lease: uint16(b.lease / time.Second),
 	}
 	b.want = b.hook.Flows()

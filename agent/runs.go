@@ -114,6 +114,10 @@ func (t *runTable) snapshot() []*activeRun {
 	return t.runs
 }
 
+// echoes stands among a bridge's armed ports for the replies to echoes, whatever port they
+// come by. No port has an empty name.
+const echoes = ""
+
 // arm has a run want ports armed until it ends. None is, if a bridge would have more
 // than maxAnswers of them.
 func (t *runTable) arm(r *activeRun, ports []portKey, now time.Time) error {

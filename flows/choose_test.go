@@ -253,7 +253,7 @@ func TestChooseShadowed(t *testing.T) {
 // order of the ports is of no matter.
 func TestHookPorts(t *testing.T) {
 	t.Parallel()
-	h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9}
+	h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9, Expect: true}
 	ports := []Port{{"vx", 3, Tunnel}, {"phy", 2, Other}, {"tap", 1, Instance}}
 	h.Ports = ports
 	want := Format(h.Flows())

@@ -33,8 +33,8 @@
 // tell all TCP connections apart by port prefixes: 18 megaflows instead of 3 for
 // 2,000 connections, measured. With ToS, its lookup is over before it comes to the
 // ports, for all packets but those of the stain's DSCP; megaflows get to see the IP
-// protocol and the DSCP, and of ICMP, where there are instances, enough of the type to
-// know an echo reply, and nothing else.
+// protocol and the DSCP, and nothing else; and while replies are expected (below), of
+// ICMP enough of the type to know an echo reply.
 //
 // In scheme icmp, the match names ToS, type and code instead, in a flow for the
 // request and one for the reply. Types other than those of an echo, neighbour
@@ -43,8 +43,12 @@
 // # Replies without the stain
 //
 // Linux answers an echo with the ToS that it was asked with; other guests clear it.
-// So on a bridge that has instances, each stained request learns a flow that gives
-// its reply the stain, there and for all bridges and taps that follow:
+// So while Hook.Expect is set, on a bridge that has instances each stained request
+// learns a flow that gives its reply the stain, there and for all bridges and taps that
+// follow. Every flow learned, and every one that goes, has the revalidator go through
+// all megaflows of the bridge, so this is for the guests that need it: without Expect,
+// requests promise nothing of their replies, and only replies that bear the stain are
+// copied.
 //
 //	request, stained, MARK=0:                     table REPLY
 //	  resubmit(,REPLY), src and dst swapped ───▶  ┌─────────────────────────────┐

@@ -394,7 +394,7 @@ func setFlags(frame []byte, at int, flags byte) []byte {
 // MaxAnswers.
 func TestAnswersAreBounded(t *testing.T) {
 	t.Parallel()
-	h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9}
+	h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9, Expect: true}
 	without := len(h.Flows())
 	h.Answers = []uint16{7, 9, 0, 3, 7, 0xfffd}
 	if n := len(h.Flows()) - without; n != 2*4 {
@@ -483,7 +483,7 @@ var (
 func TestMegaflowsDoNotMultiply(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
-		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9}
+		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9, Expect: true}
 		portsOnly := h.Flows()
 		for i, f := range portsOnly {
 			portsOnly[i].Match = strings.Replace(f.Match, "nw_tos=92,", "", 1)
@@ -508,7 +508,7 @@ func TestMegaflowsDoNotMultiply(t *testing.T) {
 func TestMegaflowsOfPings(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
-		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9}
+		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9, Expect: true}
 		requests, replies := pings(t, echoing(probe))
 		expected := mustPacket(t, echoing(probe)(1))
 		most := map[bool]int{false: 64, true: len(replies)}[probe(0).Src.Is6()]
@@ -535,7 +535,7 @@ func TestMegaflowsOfPings(t *testing.T) {
 func TestAnswersCostTheirPort(t *testing.T) {
 	t.Parallel()
 	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
-		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9}
+		h := Hook{Place: Place{253, 252, Mark{"reg10", 31}}, Stain: stain.Default(), Dye: 9, Expect: true}
 		frames := connections(t, probe, answering...)
 		without := megaflows(t, h.Flows(), "tap1", "tap2", frames)
 		h.Answers = []uint16{1}
@@ -547,6 +547,38 @@ func TestAnswersCostTheirPort(t *testing.T) {
 		// Three flags, and either port by prefixes of up to 16 bits, under two masks.
 		if its <= without || its > 40 {
 			t.Errorf("%d megaflows from the port, want more than %d and at most 40", its, without)
+		}
+	})
+}
+
+// Where replies are not expected, a request's copy promises nothing, a reply that bears the
+// stain is copied, and any other passes as it is, with no flow of ours in its way. When
+// they are expected no longer, what was learned goes.
+func TestUnexpectedReplies(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
+		probe = echoing(probe)
+		br, h := hooked(t, pipeline)
+		br.exchange(t, probe(1<<16), answerTo(t, probe(1<<16), 0))
+		if n := len(br.learned(t)); n != 1 {
+			t.Fatalf("%d flows were learned (want 1)", n)
+		}
+		h.Expect = false
+		br.apply(t, h)
+		if n := len(br.learned(t)); n != 0 {
+			t.Errorf("%d learned flows are left", n)
+		}
+		br.revalidated(t)
+		br.exchange(t, probe(2<<16), answerTo(t, probe(2<<16), 0))
+		br.exchange(t, probe(3<<16), answerTo(t, probe(3<<16), stain.Default().TOS))
+		br.expectSent(t, "tap1", answerTo(t, probe(1<<16), stain.Default().TOS), answerTo(t, probe(2<<16), 0), answerTo(t, probe(3<<16), stain.Default().TOS))
+		request := stain.Copy{Kind: stain.FromInstance, InPort: 1, NoReply: true}
+		br.expectSent(t, "dye", copyOf(t, probe(1<<16), request), answerCopy(t, probe(1<<16), 2),
+			copyOf(t, probe(2<<16), request), copyOf(t, probe(3<<16), request), answerCopy(t, probe(3<<16), 2))
+		for _, f := range br.dump(t, "OpenFlow13") {
+			if f.Ours() && f.Table == 0 && strings.Contains(f.Match, "nw_frag=no") {
+				t.Errorf("%v: looks at all replies", f)
+			}
 		}
 	})
 }

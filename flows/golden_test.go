@@ -111,7 +111,7 @@ func (g *golden) load() (err error) {
 
 // hook computes what the file expects. choice is what stands in the file.
 func (g *golden) hook() (h Hook, choice string, err error) {
-	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Answers: g.bridge.Answers, Lease: 60}
+	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Answers: g.bridge.Answers, Expect: true, Lease: 60}
 	if h.Place, err = Choose(g.bridge, g.keep); err != nil {
 		return h, err.Error() + "\n", err
 	}

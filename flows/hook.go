@@ -113,7 +113,7 @@ const (
 // Bounds of what a hook adds while it works.
 const (
 	// MaxExpected is how many flows that expect an echo's reply a bridge has at most.
-	// Each is a pair that was probed within expectSeconds: at 10 probes a second to or
+	// Each is a pair that was probed within expectSeconds while Hook.Expect was set: at 10 probes a second to or
 	// from one instance, room for 6 of them without pause. And what tenants who forge
 	// stained echoes can fill is small beside the 200,000 megaflows that Open vSwitch
 	// allows itself (flow-limit, ovs-vswitchd.conf.db(5)).
@@ -168,6 +168,9 @@ type Hook struct {
 	// ToS: those from the stain's port to the stain's port are given it. Of more than
 	// MaxAnswers, the lowest count; who asks for more must say so.
 	Answers []uint16
+	// Expect has the replies to echoes expected, so that those that do not bear the
+	// stain's ToS are given it; see the package documentation for what it costs.
+	Expect bool
 	// Lease is the hard timeout of every flow in seconds, for the hook to go away
 	// with the agent that should renew it; 0 is none.
 	Lease uint16
@@ -180,18 +183,22 @@ func (h Hook) Flows() []Flow {
 	reply := h.replies()
 	for i, match := range stained(h.Stain, ","+h.Mark.clear()) {
 		if request := i - firstEcho; reply && request >= 0 && request < len(versions) {
-			flows = append(flows, h.flow(expect, 0, 0, enterPriority, match, h.expect(versions[request])))
+			if h.Expect {
+				flows = append(flows, h.flow(expect, 0, 0, enterPriority, match, h.expect(versions[request])))
+			} else {
+				flows = append(flows, h.flow(enter, 0, 0, enterPriority, match, h.unexpected()))
+			}
 			continue
 		}
 		flows = append(flows, h.flow(enter, 0, 0, enterPriority, match, h.Mark.set()+h.pass()))
 	}
 	flows = append(flows, h.flow(guard, 0, 0, guardPriority, inPort(h.Dye), "drop"))
-	if reply {
+	if reply && h.Expect {
 		flows = append(flows, h.dyeReplies()...)
 	}
 	flows = append(flows, h.dyeAnswers()...)
 	flows = append(flows, h.flow(guard, 0, h.Table, dyePriority, inPort(h.Dye), "drop"))
-	if reply {
+	if reply && h.Expect {
 		for _, match := range replies("," + h.Mark.clear()) {
 			flows = append(flows, h.flow(stray, 0, h.Table, strayPriority, match, "drop"))
 		}
@@ -271,6 +278,12 @@ func (h Hook) expect(v version) string {
 		h.Reply, expectSeconds, expectSeconds, expectPriority, learned.cookie(0), MaxExpected,
 		v.etherType, v.src, v.dst, v.dst, v.src, h.Stain.TOS, h.Mark.set())
 	return fmt.Sprintf("%s,resubmit(,%d),%s,%s,resubmit(,%d),%s,resubmit(,0)", swap, h.Reply, swap, learn, h.Table, h.Mark.set())
+}
+
+// unexpected is what is done with a stained echo request where replies are not expected:
+// it is copied without MARK, which promises nothing of its reply.
+func (h Hook) unexpected() string {
+	return fmt.Sprintf("resubmit(,%d),%s,resubmit(,0)", h.Table, h.Mark.set())
 }
 
 // dyeReplies returns the flows for echo replies that do not bear the stain: one that

@@ -35,7 +35,7 @@ func (br bridge) hook(t *testing.T, foreign string, dye uint16, ports ...Port) H
 		t.Fatal(err)
 	}
 	br.addForeign(t, flows, nil)
-	h := Hook{Stain: stain.Default(), Dye: dye, Ports: ports, Lease: 3600}
+	h := Hook{Stain: stain.Default(), Dye: dye, Ports: ports, Expect: true, Lease: 3600}
 	b := Bridge{Name: br.name, Flows: br.dump(t, "OpenFlow13"), Ports: ports, Dye: dye, Stain: h.Stain}
 	if h.Place, err = Choose(b, nil); err != nil {
 		t.Fatal(err)

@@ -29,9 +29,9 @@ type Copy struct {
 	// nor in scheme icmp.
 	Close bool
 	// NoReply says that the switch did not have the flow that would stain the reply to
-	// this echo request: that no reply is seen then proves nothing. So it is with the
-	// first request of a pair, which that flow is made for, and with all where there is
-	// no room left (package flows).
+	// this echo request: that no reply is seen then proves nothing. So it is where hooks
+	// do not expect replies, with the first request of a pair, which that flow is made
+	// for, and with all where there is no room left (package flows).
 	NoReply bool
 }
 

@@ -30,12 +30,20 @@ func (x *execution) wantsArms(number uint32) bool {
 	if x.ledger.path(track).NoTouch {
 		return true
 	}
-	if x.ledger.tracks[track].scheme != stain.TCP || number == x.ledger.number(track, 0) {
-		return false
-	}
-	before := x.ledger.attempt(number - uint32(len(x.ledger.tracks)))
+	return x.unheard(number)
+}
+
+// unheard says that the answer to a probe before this one may have been there, and not been known.
+func (x *execution) unheard(number uint32) bool {
+	track := x.ledger.of(number)
 	path := x.ledger.path(track)
-	return before.Armed || verdict.Unanswered(path, &before) || verdict.Unrecognised(path, &before)
+	for ; number != x.ledger.number(track, 0); number -= uint32(len(x.ledger.tracks)) {
+		before := x.ledger.attempt(number - uint32(len(x.ledger.tracks)))
+		if before.Armed || verdict.Unanswered(path, &before) || verdict.Unrecognised(path, &before) {
+			return true
+		}
+	}
+	return false
 }
 
 // arm asks for what probes need, and returns those that have it, or go without.
@@ -62,7 +70,11 @@ func (x *execution) arm(numbers []uint32, now time.Time) (ready []uint32) {
 			continue
 		}
 		m := of(host, number)
-		m.Answers = withPort(m.Answers, &p.To)
+		if x.ledger.tracks[x.ledger.of(number)].scheme == stain.TCP {
+			m.Answers = withPort(m.Answers, &p.To)
+		} else if !slices.Contains(m.Expect, p.To.Bridge) {
+			m.Expect = append(m.Expect, p.To.Bridge)
+		}
 	}
 	for host, m := range asks {
 		if m != nil {

@@ -75,8 +75,8 @@ type Sample struct {
 	// TunSrc and TunID are outer source address and tunnel key; zero where it came by no tunnel.
 	TunSrc netip.Addr
 	TunID  uint32
-	// NoReply is true for an echo request on a bridge that had no room for the flow by which it
-	// would know the reply whatever its ToS (stain.Copy.NoReply).
+	// NoReply is true for an echo request on a bridge that does not promise to know the reply
+	// whatever its ToS: not asked to, not yet, or without room (stain.Copy.NoReply).
 	NoReply bool
 }
 
@@ -269,7 +269,7 @@ func (e *Evidence) unstained(t *trail, end *plan.End) string {
 			continue
 		}
 		if s, seen := t.sample(i); seen && s.NoReply {
-			return fmt.Sprintf("the switch of %s had no room for the flow that makes a reply recognisable", end.Host)
+			return fmt.Sprintf("the switch of %s did not promise to know a reply without the stain's ToS", end.Host)
 		} else if seen {
 			return e.unattested(end.Host, end.Bridge)
 		}

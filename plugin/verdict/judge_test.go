@@ -297,7 +297,7 @@ func TestJudge(t *testing.T) {
 
 		// Echo requests.
 		{name: "icmp: no room anywhere, the source's port knows replies by their ToS", scheme: stain.ICMP, pair: shows, probes: []string{"full 012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
-			want: "unknown | hv1/br-int from-tunnel → hv1/br-int from-instance | hv1 | seen up to hv1/br-int from-tunnel; beyond, we could not see: the switch of hv1 had no room for the flow that makes a reply recognisable; asked afterwards, hv1 drops it: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+			want: "unknown | hv1/br-int from-tunnel → hv1/br-int from-instance | hv1 | seen up to hv1/br-int from-tunnel; beyond, we could not see: the switch of hv1 did not promise to know a reply without the stain's ToS; asked afterwards, hv1 drops it: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
 		{name: "icmp: who answered was not recognised there", scheme: stain.ICMP, pair: crossing, net: []func(hosts){noPatch("hv3"), refused("hv3", "br-tun")}, probes: []string{"017"},
 			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but nothing shows that it was blue-3 of hv3 (hv3/br-tun: no hook: no free mark)"},
 		{name: "icmp: whole", scheme: stain.ICMP, pair: crossing, probes: []string{"01234567"}, want: "healthy | - |  | "},
@@ -307,11 +307,11 @@ func TestJudge(t *testing.T) {
 		{name: "icmp: denied", scheme: stain.ICMP, pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
 			want: "policy | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
 		{name: "icmp: no room", scheme: stain.ICMP, pair: crossing, probes: []string{"full 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
-			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: the switch of hv3 had no room for the flow that makes a reply recognisable"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: the switch of hv3 did not promise to know a reply without the stain's ToS"},
 		{name: "icmp: no room, then some", scheme: stain.ICMP, pair: crossing, probes: []string{"full 0123", "0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
 			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer the echo request"},
 		{name: "icmp: no room at the destination only", scheme: stain.ICMP, pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){noRoom(3)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
-			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (the switch of hv3 had no room for the flow that makes a reply recognisable)"},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (the switch of hv3 did not promise to know a reply without the stain's ToS)"},
 		{name: "icmp: no room at the destination, the source's bridge knows the reply", scheme: stain.ICMP, pair: crossing, probes: []string{"01237"}, impair: []func(*Evidence){noRoom(3)},
 			want: "healthy | - |  | the answer was not recognised all the way: it does not bear the stain's ToS"},
 		{name: "icmp: the flow that knows the reply went with its hook", scheme: stain.ICMP, pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", reinstalled)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},

@@ -1241,7 +1241,11 @@ type Arm struct {
 	WithholdMs  uint32 `protobuf:"varint,6,opt,name=withhold_ms,json=withholdMs,proto3" json:"withhold_ms,omitempty"`
 	// Ports where the withheld probes should arrive: without sampling there they
 	// would reach the guest, so the agent refuses.
-	WithholdAt    []*PortRef `protobuf:"bytes,7,rep,name=withhold_at,json=withholdAt,proto3" json:"withhold_at,omitempty"`
+	WithholdAt []*PortRef `protobuf:"bytes,7,rep,name=withhold_at,json=withholdAt,proto3" json:"withhold_at,omitempty"`
+	// Bridges of instances that clear the ToS of echo replies: until the run ends, the
+	// reply to each stained echo request that passes is expected, and stained. That
+	// costs a flow for each pair for a while, so it is for those who did not answer.
+	Expect        []string `protobuf:"bytes,8,rep,name=expect,proto3" json:"expect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1321,6 +1325,13 @@ func (x *Arm) GetWithholdMs() uint32 {
 func (x *Arm) GetWithholdAt() []*PortRef {
 	if x != nil {
 		return x.WithholdAt
+	}
+	return nil
+}
+
+func (x *Arm) GetExpect() []string {
+	if x != nil {
+		return x.Expect
 	}
 	return nil
 }
@@ -1596,8 +1607,9 @@ type Samples struct {
 	TunId []uint32 `protobuf:"varint,11,rep,packed,name=tun_id,json=tunId,proto3" json:"tun_id,omitempty"`
 	// True for the guest's answer, false for the probe itself.
 	Reply []bool `protobuf:"varint,12,rep,packed,name=reply,proto3" json:"reply,omitempty"`
-	// True where the switch had no room for the flow that should stain the reply to
-	// this echo request: that no reply is seen proves nothing then.
+	// True where the switch does not promise to know the reply to this echo request if
+	// it does not bear the ToS (it was not asked to, not yet, or has no room): that no
+	// reply is seen proves nothing then.
 	NoReply []bool `protobuf:"varint,13,rep,packed,name=no_reply,json=noReply,proto3" json:"no_reply,omitempty"`
 	// How the packet is stained; one of another scheme than the probe's is a forgery.
 	Scheme        []Scheme `protobuf:"varint,14,rep,packed,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
@@ -2173,7 +2185,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04rate\x18\n" +
 	" \x01(\rR\x04rate\x12\x1b\n" +
 	"\tsettle_ms\x18\v \x01(\rR\bsettleMs\x12+\n" +
-	"\x06scheme\x18\f \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\xee\x01\n" +
+	"\x06scheme\x18\f \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\x86\x02\n" +
 	"\x03Arm\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12.\n" +
@@ -2183,7 +2195,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\vwithhold_ms\x18\x06 \x01(\rR\n" +
 	"withholdMs\x125\n" +
 	"\vwithhold_at\x18\a \x03(\v2\x14.dyetrace.v1.PortRefR\n" +
-	"withholdAt\"?\n" +
+	"withholdAt\x12\x16\n" +
+	"\x06expect\x18\b \x03(\tR\x06expect\"?\n" +
 	"\x05Armed\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
