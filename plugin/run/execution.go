@@ -101,7 +101,10 @@ type execution struct {
 // hostState is what the run knows of an agent.
 type hostState struct {
 	ready, finished, gone bool
-	asked                 int // explanations outstanding
+	// refused says that it has refused an Arm, mute that it left the last one without an answer:
+	// it is asked for nothing more until it is heard.
+	refused, mute bool
+	asked         int // explanations outstanding
 }
 
 // settle is a probe that has left, and when its samples should all be in.
@@ -156,13 +159,28 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	return x
 }
 
-// release gives back what the run holds.
+// release gives back what the run holds; wires only once the agents have withdrawn what is still
+// open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
 	x.agents.Close()
+	until := map[uint32]time.Time{}
+	for _, s := range x.settling {
+		until[s.number] = s.at
+	}
 	for pair := range x.pairs {
-		if p := &x.progress[pair]; p.holds != 0 {
-			x.free(p.holds - 1)
+		p := &x.progress[pair]
+		if p.holds == 0 {
+			continue
 		}
+		number := p.holds - 1
+		if x.waits[number] == 0 && x.ledger.open(number) {
+			at, known := until[number]
+			if !known {
+				at = now.Add(x.settle)
+			}
+			x.pace.keep(x.lanes[pair], at)
+		}
+		x.free(number)
 	}
 	x.pace.leave(x.lanes, now)
 }
@@ -336,8 +354,8 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 		return wake
 	}
 	x.settled(now)
-	wake = earliest(wake, x.armLate(now))
 	x.inject(now)
+	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
 	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
 		x.enter(closing, now)
@@ -367,12 +385,11 @@ func (x *execution) inject(now time.Time) {
 		host := x.entry(number)
 		x.ledger.ask(number)
 		x.progress[x.pairOf(number)].holds = number + 1
-		if x.host[host].gone {
-			x.ledger.fail(number, x.gone[x.ledger.hosts[host]], false)
+		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
+			x.ledger.fail(number, why, false)
 			x.free(number)
 			continue
 		}
-		x.metrics.probes.WithLabelValues(x.ledger.tracks[x.ledger.of(number)].scheme.String()).Inc()
 		x.inflight++
 		if x.wantsArms(number) {
 			needy = append(needy, number)
@@ -407,6 +424,7 @@ func (x *execution) launch(numbers []uint32) {
 			order = append(order, k)
 		}
 		x.ledger.appendProbe(r.m, r.ports, number)
+		x.metrics.probes[k.scheme].Inc()
 		if len(r.m.Index) == injectBatch {
 			x.agents.Inject(k.host, r.m)
 			delete(requests, k)
@@ -458,8 +476,11 @@ func (x *execution) hold(why string) {
 			x.ledger.fail(number, why, false)
 		}
 	}
-	for number := range x.waits { // asked for, but not sent, nor will it be
-		x.ledger.fail(number, why, false)
+	for _, a := range x.arms { // asked for, but not sent, nor will it be
+		name := x.ledger.hosts[a.host]
+		for _, number := range a.numbers {
+			x.ledger.fail(number, fmt.Sprintf("%s had not said that it is ready for the probe when the run's time was up", name), false)
+		}
 	}
 	x.queue, x.settling = nil, nil
 	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
@@ -538,7 +559,7 @@ func (x *execution) drop(host int, why string, now time.Time) {
 	}
 	for id, a := range x.arms {
 		if a.host == host {
-			x.armed(host, &dyetracev1.Armed{Id: id, Error: why}, now)
+			x.settleArm(id, why, now)
 		}
 	}
 	for id, q := range x.pending {

@@ -148,7 +148,8 @@ func (x *execution) next(track int, number uint32) {
 	more := !x.arrived(track) && last+1 < x.layout.tries(track)
 	if last == 0 && x.ledger.tracks[track].scheme == stain.TCP && !more {
 		at := x.ledger.attempt(number)
-		more = verdict.Unrecognised(x.ledger.path(track), &at) // healthy, but the way should be shown
+		path := x.ledger.path(track)
+		more = armable(path) && verdict.Unrecognised(path, &at) // healthy, but the way should be shown
 	}
 	if more && !absent {
 		x.queue = append(x.queue, x.ledger.number(track, last+1))
@@ -164,6 +165,7 @@ func (x *execution) next(track int, number uint32) {
 			return
 		}
 		through = through && x.arrived(t)
+		absent = absent || x.ledger.probes[x.ledger.number(t, x.ledger.attempts(t)-1)].portAbsent
 	}
 	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
 		x.start(pair, int(p.scheme)+1)
