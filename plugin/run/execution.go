@@ -79,7 +79,8 @@ type execution struct {
 	judged   []bool
 	open     int // pairs not judged
 	progress []progress
-	results  []verdict.Result // by track
+	results  []*verdict.Result // by track, of those that were judged
+	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
 	settling []settle // in the order of their deadlines
 	inflight int      // probes asked for, without a word that they left
@@ -139,7 +140,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		pairs: pairs, seq: seq, layout: lay, ledger: newLedger(key, ps, tracks),
 		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
-		progress: make([]progress, len(pairs)), results: make([]verdict.Result, len(tracks)),
+		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
 	}
@@ -163,7 +164,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 // open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
 	x.agents.Close()
-	until := map[uint32]time.Time{}
+	until := make(map[uint32]time.Time, len(x.settling))
 	for _, s := range x.settling {
 		until[s.number] = s.at
 	}
@@ -619,11 +620,13 @@ func (x *execution) conclude(pair int) {
 	if x.judged[pair] {
 		return
 	}
-	var tracks []verdict.Track
-	for _, track := range x.tried(pair) {
-		tracks = append(tracks, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: x.results[track]})
+	x.scratch = x.scratch[:0]
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		x.scratch = append(x.scratch, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: *x.results[track]})
+		x.results[track] = nil
 	}
-	r := verdict.Combine(tracks, x.layout.asked)
+	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
 	x.open--
 	x.out.seq = append(x.out.seq, x.seq[pair])

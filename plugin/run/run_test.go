@@ -110,6 +110,7 @@ type cast struct {
 	// explain is what all hosts say of a packet; nil is a drop by some flow.
 	explain *dyetracev1.Explanation
 	metrics *metrics
+	quiet   bool // writes no log
 
 	mu       sync.Mutex
 	began    time.Time
@@ -186,6 +187,9 @@ func (c *cast) put(host int, m any) {
 
 // note writes into the log what agents were asked for. Caller holds mu.
 func (c *cast) note(format string, args ...any) {
+	if c.quiet {
+		return
+	}
 	c.log = append(c.log, fmt.Sprintf("%v ", time.Since(c.began))+fmt.Sprintf(format, args...))
 }
 

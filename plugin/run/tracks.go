@@ -106,14 +106,10 @@ type progress struct {
 func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
 
 // tried returns the tracks of a pair that were begun.
-func (x *execution) tried(pair int) []int {
-	from, _ := x.layout.group(pair, 0)
-	_, to := x.layout.group(pair, int(x.progress[pair].scheme))
-	tracks := make([]int, 0, to-from)
-	for track := from; track < to; track++ {
-		tracks = append(tracks, track)
-	}
-	return tracks
+func (x *execution) tried(pair int) (from, to int) {
+	from, _ = x.layout.group(pair, 0)
+	_, to = x.layout.group(pair, int(x.progress[pair].scheme))
+	return from, to
 }
 
 // blocked says that a pair cannot be probed. In no-touch half a verdict is none: nothing is sent
@@ -182,7 +178,7 @@ func (x *execution) halfOpen(track int) bool {
 func (x *execution) healthy(pair, track int, r verdict.Result) {
 	p := &x.progress[pair]
 	p.healthy |= x.layout.bit(track)
-	x.results[track] = r
+	x.results[track] = &r
 	from, to := x.layout.group(pair, 0)
 	for t := from; t < to; t++ {
 		if p.healthy&x.layout.bit(t) == 0 {

@@ -29,16 +29,15 @@ type Track struct {
 //   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
 //     answered says nothing of a pair whose TCP answers we may have missed: it is unknown.
 func Combine(tracks []Track, asked stain.Scheme) Result {
-	var tcp, icmp []Track
 	probes := 0
-	for _, t := range tracks {
-		probes += t.Result.Probes
-		if t.Scheme == stain.ICMP {
-			icmp = append(icmp, t)
-		} else {
-			tcp = append(tcp, t)
-		}
+	for i := range tracks {
+		probes += tracks[i].Result.Probes
 	}
+	first := 0 // of icmp
+	for first < len(tracks) && tracks[first].Scheme != stain.ICMP {
+		first++
+	}
+	tcp, icmp := tracks[:first], tracks[first:]
 	var r Result
 	switch {
 	case len(tracks) == 0:
