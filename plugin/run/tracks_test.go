@@ -3,6 +3,8 @@ package run
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -217,6 +219,15 @@ func TestAnswers(t *testing.T) {
 			}},
 			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp"},
 			took: 500 * time.Millisecond, said: []string{"healthy by tcp (), 2 probes"}, cause: "1 of 2 probes lost",
+		}, {
+			name: "an armed attempt is lost on the way: the next one is armed, too", pairs: to1,
+			cast: []func(*cast){func(c *cast) {
+				c.lost = func(s shot) bool {
+					return s.attempt == 0 && s.point > atGuest || s.attempt == 1 && s.point > leftHost
+				}
+			}},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp"},
+			took: 750 * time.Millisecond, said: []string{"healthy by tcp (), 3 probes"},
 		}, {
 			name: "once per host and round", pairs: []string{"i0 i1", "i2 i1", "i0 i5", "i2 i3"}, cast: []func(*cast){bare},
 			log: []string{
@@ -535,6 +546,91 @@ func TestCancelArming(t *testing.T) {
 			t.Errorf("%d wires, %d hosts are left", len(p.wires), len(p.hosts))
 		}
 	})
+}
+
+// TestArmedTooLate has an answer wait, as in a process that was stopped for a while, until what is
+// withheld may have ended: the probe is not sent.
+func TestArmedTooLate(t *testing.T) {
+	t.Parallel()
+	pairs, paths := pathsBy(t, shownSite(t, 2), probed("i0", "i1"), icmpNoTouch.plan)
+	for _, tt := range []struct {
+		after time.Duration
+		sent  int
+	}{{answerTimeout - 1, 1}, {answerTimeout, 0}, {withholdFor + time.Second, 0}} {
+		c := newCastOf(paths, icmpNoTouch)
+		c.mute["armed hv1"], c.mute["armed hv2"] = true, true
+		now := time.Now()
+		x := newExecution(&testConfig, newPace(10, 10), c.metrics, slog.New(slog.DiscardHandler),
+			pairs, paths, []uint32{0}, icmpNoTouch, stain.Key{1}, time.Hour, now, c.begin)
+		for _, e := range c.Events(nil) { // all are ready
+			x.take(&e, now)
+		}
+		x.step(now)
+		for host := range c.spec.Hosts {
+			c.put(host, &dyetracev1.Armed{Id: uint64(1 + host)})
+		}
+		for _, e := range c.Events(nil) {
+			x.take(&e, now.Add(tt.after))
+		}
+		if len(c.at) != tt.sent {
+			t.Errorf("an answer after %v: %d probes were sent, want %d", tt.after, len(c.at), tt.sent)
+		}
+	}
+}
+
+// TestAnyAgents has agents that are mute, refuse, answer late and go at any time: a run ends in its
+// time with a verdict on each pair, nothing is left, and whatever could not be seen is not healthy.
+func TestAnyAgents(t *testing.T) {
+	t.Parallel()
+	all := []options{auto, byTCP, byICMP, untouched, tcpNoTouch, icmpNoTouch}
+	for seed := range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(uint64(seed), 3))
+			o := all[r.IntN(len(all))]
+			pairs, paths := pathsBy(t, shownSite(t, 4), allPairs, o.plan)
+			c := newCastOf(paths, o)
+			timeout := time.Duration(1+r.IntN(20)) * time.Second
+			some := func() bool { return r.IntN(6) == 0 }
+			for h := 1; h <= 4; h++ {
+				host := fmt.Sprintf("hv%d", h)
+				for _, what := range []string{"ready", "injected", "armed", "finished", "explain"} {
+					c.mute[what+" "+host] = some()
+				}
+				c.refuses[host], c.refuses[fmt.Sprintf("%s tap%d", host, h-1)] = some(), some()
+				c.absent[fmt.Sprintf("tap%d", h-1)] = some()
+				at := func() time.Duration { return time.Millisecond + time.Duration(r.Int64N(int64(timeout))) }
+				if some() {
+					time.AfterFunc(at(), func() { c.put(c.host(host), fleet.Gone{Reason: "no heartbeat for 3s"}) })
+				}
+				why := ""
+				if c.refuses[host] || c.refuses[fmt.Sprintf("%s tap%d", host, h-1)] {
+					why = "no"
+				}
+				for range r.IntN(4) { // late, or of somebody else
+					id := uint64(1 + r.IntN(8))
+					time.AfterFunc(at(), func() { c.put(c.host(host), &dyetracev1.Armed{Id: id, Error: why}) })
+				}
+			}
+			lossy, seeded := r.IntN(3), r.Uint64()
+			c.lost = func(s shot) bool {
+				q := rand.New(rand.NewPCG(seeded, uint64(s.pair*1000+s.attempt*100+int(s.scheme)*10+s.point)))
+				return q.IntN(40) < lossy || s.pair == 0 && s.point > leftHost
+			}
+			p := newPace(10, 10)
+			got, took, whole := playOn(t.Context(), testConfig, p, c, pairs, timeout)
+			if !whole || len(got) != len(pairs) || took > timeout {
+				t.Errorf("seed %d: whole %t, %d verdicts on %d pairs, in %v of %v", seed, whole, len(got), len(pairs), took, timeout)
+			}
+			if r := got[100]; r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+				t.Errorf("seed %d: healthy, though nothing came to its host: %v", seed, r)
+			}
+			p.leave(p.join(pairs, time.Now()), time.Now().Add(time.Hour))
+			if n := len(p.buckets) + len(p.wires) + len(p.hosts); n != 0 {
+				t.Errorf("seed %d: %d things are left of a run that is over", seed, n)
+			}
+			time.Sleep(time.Minute) // what was to come later
+		})
+	}
 }
 
 // TestWireKept has a run end while its last probe is a half-open connection: the next one, in the
