@@ -164,9 +164,11 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 // open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
 	x.agents.Close()
-	until := make(map[uint32]time.Time, len(x.settling))
+	until := map[uint32]time.Time{}
 	for _, s := range x.settling {
-		until[s.number] = s.at
+		if x.progress[x.pairOf(s.number)].holds == s.number+1 {
+			until[s.number] = s.at
+		}
 	}
 	for pair := range x.pairs {
 		p := &x.progress[pair]

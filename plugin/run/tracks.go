@@ -61,6 +61,8 @@ type layout struct {
 func (o options) layout(paths []plan.Path) (l layout, ps []*plan.Path, tracks []track) {
 	schemes := o.schemes()
 	l = layout{asked: o.scheme, schemes: len(schemes), ways: o.ways()}
+	ps = make([]*plan.Path, 0, len(paths)*l.ways)
+	tracks = make([]track, 0, len(paths)*l.ways*l.schemes)
 	for i := range paths {
 		first := int32(len(ps))
 		ps = append(ps, &paths[i])
