@@ -446,7 +446,7 @@ func (l leg) point(s site, b *dyetracev1.Bridge, k stain.Kind, v look) Expected 
 
 // out is the way from the sender up to its tunnels.
 func (l leg) out(s site) []Expected {
-	var ps []Expected
+	ps := make([]Expected, 0, 2*len(s.chain)+2) // and the way in
 	for i, b := range s.chain {
 		if i == 0 {
 			ps = append(ps, l.point(s, b, stain.FromInstance, l.sent()))
@@ -460,7 +460,7 @@ func (l leg) out(s site) []Expected {
 // in is the way from the tunnels down to the receiver. A host without tunnels, on a VLAN of
 // the underlay, has no such points.
 func (l leg) in(s site) []Expected {
-	var ps []Expected
+	ps := make([]Expected, 0, len(s.chain)+1)
 	for _, b := range slices.Backward(s.chain) {
 		pt := l.point(s, b, stain.FromTunnel, l.routed())
 		if len(s.chain) > 1 || len(b.GetTunnels()) > 0 || pt.Absent == "" {

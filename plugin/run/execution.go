@@ -79,7 +79,8 @@ type execution struct {
 	judged   []bool
 	open     int // pairs not judged
 	progress []progress
-	results  []verdict.Result // by track
+	results  []*verdict.Result // by track, of those that were judged
+	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
 	settling []settle // in the order of their deadlines
 	inflight int      // probes asked for, without a word that they left
@@ -101,7 +102,10 @@ type execution struct {
 // hostState is what the run knows of an agent.
 type hostState struct {
 	ready, finished, gone bool
-	asked                 int // explanations outstanding
+	// refused says that it has refused an Arm, mute that it left the last one without an answer:
+	// it is asked for nothing more until it is heard.
+	refused, mute bool
+	asked         int // explanations outstanding
 }
 
 // settle is a probe that has left, and when its samples should all be in.
@@ -136,7 +140,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		pairs: pairs, seq: seq, layout: lay, ledger: newLedger(key, ps, tracks),
 		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
-		progress: make([]progress, len(pairs)), results: make([]verdict.Result, len(tracks)),
+		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
 	}
@@ -156,13 +160,30 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	return x
 }
 
-// release gives back what the run holds.
+// release gives back what the run holds; wires only once the agents have withdrawn what is still
+// open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
 	x.agents.Close()
-	for pair := range x.pairs {
-		if p := &x.progress[pair]; p.holds != 0 {
-			x.free(p.holds - 1)
+	until := map[uint32]time.Time{}
+	for _, s := range x.settling {
+		if x.progress[x.pairOf(s.number)].holds == s.number+1 {
+			until[s.number] = s.at
 		}
+	}
+	for pair := range x.pairs {
+		p := &x.progress[pair]
+		if p.holds == 0 {
+			continue
+		}
+		number := p.holds - 1
+		if x.waits[number] == 0 && x.ledger.open(number) {
+			at, known := until[number]
+			if !known {
+				at = now.Add(x.settle)
+			}
+			x.pace.keep(x.lanes[pair], at)
+		}
+		x.free(number)
 	}
 	x.pace.leave(x.lanes, now)
 }
@@ -336,8 +357,8 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 		return wake
 	}
 	x.settled(now)
-	wake = earliest(wake, x.armLate(now))
 	x.inject(now)
+	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
 	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
 		x.enter(closing, now)
@@ -367,12 +388,11 @@ func (x *execution) inject(now time.Time) {
 		host := x.entry(number)
 		x.ledger.ask(number)
 		x.progress[x.pairOf(number)].holds = number + 1
-		if x.host[host].gone {
-			x.ledger.fail(number, x.gone[x.ledger.hosts[host]], false)
+		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
+			x.ledger.fail(number, why, false)
 			x.free(number)
 			continue
 		}
-		x.metrics.probes.WithLabelValues(x.ledger.tracks[x.ledger.of(number)].scheme.String()).Inc()
 		x.inflight++
 		if x.wantsArms(number) {
 			needy = append(needy, number)
@@ -407,6 +427,7 @@ func (x *execution) launch(numbers []uint32) {
 			order = append(order, k)
 		}
 		x.ledger.appendProbe(r.m, r.ports, number)
+		x.metrics.probes[k.scheme].Inc()
 		if len(r.m.Index) == injectBatch {
 			x.agents.Inject(k.host, r.m)
 			delete(requests, k)
@@ -458,8 +479,11 @@ func (x *execution) hold(why string) {
 			x.ledger.fail(number, why, false)
 		}
 	}
-	for number := range x.waits { // asked for, but not sent, nor will it be
-		x.ledger.fail(number, why, false)
+	for _, a := range x.arms { // asked for, but not sent, nor will it be
+		name := x.ledger.hosts[a.host]
+		for _, number := range a.numbers {
+			x.ledger.fail(number, fmt.Sprintf("%s had not said that it is ready for the probe when the run's time was up", name), false)
+		}
 	}
 	x.queue, x.settling = nil, nil
 	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
@@ -538,7 +562,7 @@ func (x *execution) drop(host int, why string, now time.Time) {
 	}
 	for id, a := range x.arms {
 		if a.host == host {
-			x.armed(host, &dyetracev1.Armed{Id: id, Error: why}, now)
+			x.settleArm(id, why, now)
 		}
 	}
 	for id, q := range x.pending {
@@ -598,11 +622,13 @@ func (x *execution) conclude(pair int) {
 	if x.judged[pair] {
 		return
 	}
-	var tracks []verdict.Track
-	for _, track := range x.tried(pair) {
-		tracks = append(tracks, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: x.results[track]})
+	x.scratch = x.scratch[:0]
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		x.scratch = append(x.scratch, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: *x.results[track]})
+		x.results[track] = nil
 	}
-	r := verdict.Combine(tracks, x.layout.asked)
+	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
 	x.open--
 	x.out.seq = append(x.out.seq, x.seq[pair])

@@ -43,12 +43,13 @@ func (x *execution) judge() {
 // judgePair judges the tracks of a pair. It is concluded when there is nothing to ask about them.
 func (x *execution) judgePair(pair int) {
 	p := &x.progress[pair]
-	for _, track := range x.tried(pair) {
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
 		if p.healthy&x.layout.bit(track) != 0 {
 			continue
 		}
 		r := verdict.Judge(x.evidence(track))
-		x.results[track] = r
+		x.results[track] = &r
 		if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides { // what only embellishes a note
 			continue
 		}
@@ -70,7 +71,7 @@ func (x *execution) judgePair(pair int) {
 // answer ends a question about a track: r is the verdict on it.
 func (x *execution) answer(track int, r verdict.Result) {
 	pair := x.layout.pair(track)
-	x.results[track] = r
+	x.results[track] = &r
 	if x.progress[pair].questions--; x.progress[pair].questions == 0 {
 		x.conclude(pair)
 	}

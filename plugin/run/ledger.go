@@ -173,6 +173,12 @@ func (l *ledger) leave(number uint32) bool {
 	return true
 }
 
+// open says that a probe may have left.
+func (l *ledger) open(number uint32) bool {
+	state := l.probes[number].state
+	return state == asked || state == left
+}
+
 // fail records that a probe did not leave; false if it was not on its way.
 func (l *ledger) fail(number uint32, why string, portAbsent bool) bool {
 	p := &l.probes[number]

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
@@ -25,7 +27,10 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 // site returns a world of n instances of one network over four hosts, each with a bridge for
 // instances and one for tunnels.
-func site(t testing.TB, n int) *inventory.Snapshot {
+func site(t testing.TB, n int) *inventory.Snapshot { return siteOf(t, n, nil) }
+
+// siteOf is a site whose hosts are changed.
+func siteOf(t testing.TB, n int, change func(*inventory.Host)) *inventory.Snapshot {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16}\ninstances:\n")
@@ -54,6 +59,9 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 				host.Endpoints = append(host.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: fmt.Sprintf("tap%d", i), Ofport: uint32(10 + i)})
 			}
 		}
+		if change != nil {
+			change(&host)
+		}
 		hosts = append(hosts, host)
 	}
 	return inventory.NewSnapshot(f, hosts...)
@@ -62,13 +70,18 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 // pathsOf returns all pairs of a site and their paths.
 func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.Pair, []plan.Path) {
 	t.Helper()
-	pairs, err := plan.Pairs(snap, scope, plan.Options{})
+	return pathsBy(t, snap, scope, plan.Options{})
+}
+
+func pathsBy(t testing.TB, snap *inventory.Snapshot, scope plan.Scope, o plan.Options) ([]plan.Pair, []plan.Path) {
+	t.Helper()
+	pairs, err := plan.Pairs(snap, scope, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	paths := make([]plan.Path, len(pairs))
 	for i, p := range pairs {
-		if paths[i], err = plan.Of(snap, p, plan.Options{}); err != nil {
+		if paths[i], err = plan.Of(snap, p, o); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,20 +101,34 @@ type cast struct {
 	wake   chan struct{}
 	// lost says that a point of a pair's path does not see a probe; nil is none.
 	lost func(shot) bool
+	// leaves is the OpenFlow port by which a guest gets a probe; nil is its own.
+	leaves func(shot) uint32
 	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1",
-	// "armed hv1". refuses are those that answer Arm with an error.
-	mute, refuses map[string]bool
+	// "armed hv1". refuses are hosts, or ports of hosts ("hv1 tap0"), about which an Arm is answered
+	// with an error. absent are ports that cannot inject, since they are gone.
+	mute, refuses, absent map[string]bool
+	// explain is what all hosts say of a packet; nil is a drop by some flow.
+	explain *dyetracev1.Explanation
+	metrics *metrics
+	quiet   bool // writes no log
 
 	mu       sync.Mutex
+	began    time.Time
 	events   []fleet.Event
 	at       []time.Time // of injections
-	sent     []string    // what was injected, as words
-	arms     []string    // what was asked for by Arm
+	log      []string    // what agents were asked for, and when
 	armed    map[string]bool
 	ids      uint64
-	withheld map[string]bool // "hv1 7": probe 7 at hv1
+	withhold map[uint64]withheld  // by Arm.id
+	withheld map[string]time.Time // "hv1 7": probe 7 at hv1; since when
 	finished []string
 	asked    int // explanations
+}
+
+// withheld is what an Arm asks to withhold, and when: known to be so once it is answered.
+type withheld struct {
+	since time.Time
+	what  []string
 }
 
 // shot is a probe at a point.
@@ -118,8 +145,8 @@ var byTCP = options{scheme: stain.TCP}
 
 func newCastOf(paths []plan.Path, o options) *cast {
 	c := &cast{
-		paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}, refuses: map[string]bool{},
-		armed: map[string]bool{}, withheld: map[string]bool{},
+		paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}, refuses: map[string]bool{}, absent: map[string]bool{},
+		armed: map[string]bool{}, withhold: map[uint64]withheld{}, withheld: map[string]time.Time{}, metrics: newMetrics(nil),
 	}
 	c.layout, c.ps, c.tracks = o.layout(paths)
 	return c
@@ -127,7 +154,7 @@ func newCastOf(paths []plan.Path, o options) *cast {
 
 func (c *cast) begin(s fleet.Spec) agents {
 	c.mu.Lock()
-	c.spec = s
+	c.spec, c.began = s, time.Now()
 	c.mu.Unlock()
 	for h, name := range s.Hosts {
 		if !c.mute["ready "+name] {
@@ -158,33 +185,56 @@ func (c *cast) put(host int, m any) {
 	}
 }
 
+// note writes into the log what agents were asked for. Caller holds mu.
+func (c *cast) note(format string, args ...any) {
+	if c.quiet {
+		return
+	}
+	c.log = append(c.log, fmt.Sprintf("%v ", time.Since(c.began))+fmt.Sprintf(format, args...))
+}
+
 func (c *cast) Inject(host int, m *dyetracev1.Inject) {
+	left, now := &dyetracev1.Injected{}, time.Now()
 	c.mu.Lock()
-	for _, number := range m.Index {
-		c.at = append(c.at, time.Now())
+	for i, number := range m.Index {
+		c.at = append(c.at, now)
 		s := c.shot(number, 0)
 		way := ""
 		if s.back {
 			way = " back"
 		}
-		c.sent = append(c.sent, fmt.Sprintf("%d %s%s", s.pair, s.scheme, way))
+		c.note("%d %s%s", s.pair, s.scheme, way)
 		if dyetracev1.Scheme(s.scheme) != m.Scheme {
 			panic(fmt.Sprintf("probe %d goes as %v", number, m.Scheme))
 		}
-		for _, name := range c.ps[c.tracks[int(number)%len(c.tracks)].path].Hosts() {
-			if c.layout.ways == 2 && !c.withheld[fmt.Sprintf("%s %d", name, number)] {
-				panic(fmt.Sprintf("probe %d is not withheld at %s", number, name))
-			}
+		c.untouched(number, now.Add(time.Duration(m.SettleMs)*time.Millisecond))
+		if port := m.Ports[m.Port[i]].Port; c.absent[port] {
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: "no such port", PortAbsent: true})
+			continue
 		}
+		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)
 	}
 	c.mu.Unlock()
 	if c.mute["injected "+c.spec.Hosts[host]] {
 		return
 	}
-	c.put(host, &dyetracev1.Injected{Index: m.Index, AtNs: make([]uint64, len(m.Index))})
-	for h, s := range c.see(m.Index) {
+	c.put(host, left)
+	for h, s := range c.see(left.Index) {
 		if len(s.Index) > 0 {
 			c.put(h, s)
+		}
+	}
+}
+
+// untouched panics if a guest may see a probe of no-touch, or what withdraws it at end.
+func (c *cast) untouched(number uint32, end time.Time) {
+	if c.layout.ways == 1 {
+		return
+	}
+	for _, name := range c.ps[c.tracks[int(number)%len(c.tracks)].path].Hosts() {
+		since, withheld := c.withheld[fmt.Sprintf("%s %d", name, number)]
+		if !withheld || end.Sub(since) > withholdFor {
+			panic(fmt.Sprintf("probe %d is not withheld at %s", number, name))
 		}
 	}
 }
@@ -213,7 +263,13 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 			s.AtNs = append(s.AtNs, uint64(1000*(k+1)))
 			s.AddrTag = append(s.AddrTag, stain.AddrTag(c.spec.Key, src, dst))
 			s.Ttl = append(s.Ttl, uint32(pt.TTL))
-			s.InPort = append(s.InPort, 7)
+			port := uint32(7)
+			if pt.Kind == stain.ToInstance && c.leaves != nil {
+				port = c.leaves(at)
+			} else if pt.Kind == stain.ToInstance {
+				port = pt.OFPort
+			}
+			s.InPort = append(s.InPort, port)
 			s.TunSrc = append(s.TunSrc, 0)
 			s.TunId = append(s.TunId, 0)
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
@@ -236,22 +292,36 @@ func (c *cast) shot(number uint32, point int) shot {
 
 func (c *cast) Arm(host int, m *dyetracev1.Arm) uint64 {
 	name := c.spec.Hosts[host]
-	answer := &dyetracev1.Armed{}
+	refused := c.refuses[name]
 	c.mu.Lock()
+	c.ids++
+	answer := &dyetracev1.Armed{Id: c.ids}
+	var words []string
 	for _, p := range m.Answers {
-		c.armed[name+" "+p.Port] = !c.refuses[name]
-		c.arms = append(c.arms, fmt.Sprintf("%s answers %s", name, p.Port))
-	}
-	for _, number := range m.Withhold {
-		c.withheld[fmt.Sprintf("%s %d", name, number)] = !c.refuses[name]
+		refused = refused || c.refuses[name+" "+p.Port]
+		words = append(words, "answers "+p.Port)
 	}
 	for _, p := range m.WithholdAt {
-		c.arms = append(c.arms, fmt.Sprintf("%s withholds at %s", name, p.Port))
+		refused = refused || c.refuses[name+" "+p.Port]
+		words = append(words, "withholds at "+p.Port)
 	}
-	c.ids++
-	answer.Id = c.ids
+	for _, bridge := range m.Expect {
+		words = append(words, "expects on "+bridge)
+	}
+	if len(m.Withhold) > 0 && len(m.WithholdAt) == 0 {
+		words = append(words, "withholds")
+	}
+	c.note("%s %s", name, strings.Join(words, ", "))
+	for _, p := range m.Answers {
+		c.armed[name+" "+p.Port] = c.armed[name+" "+p.Port] || !refused && !c.mute["armed "+name]
+	}
+	kept := withheld{since: time.Now()}
+	for _, number := range m.Withhold {
+		kept.what = append(kept.what, fmt.Sprintf("%s %d", name, number))
+	}
+	c.withhold[answer.Id] = kept
 	c.mu.Unlock()
-	if c.refuses[name] {
+	if refused {
 		answer.Error = "no room"
 	}
 	if !c.mute["armed "+name] {
@@ -275,7 +345,12 @@ func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	id := uint64(c.asked)
 	c.mu.Unlock()
 	if !c.mute["explain "+c.spec.Hosts[host]] {
-		c.put(host, &dyetracev1.Explanation{Id: id, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}})
+		x := &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}}
+		if c.explain != nil {
+			x = proto.CloneOf(c.explain)
+		}
+		x.Id = id
+		c.put(host, x)
 	}
 	return id
 }
@@ -288,6 +363,13 @@ func (c *cast) Events(buf []fleet.Event) []fleet.Event {
 	defer c.mu.Unlock()
 	events := c.events
 	c.events = buf[:0]
+	for i := range events { // nothing may be sent before the run is told
+		if m, ok := events[i].Message.(*dyetracev1.Armed); ok && m.Error == "" {
+			for _, what := range c.withhold[m.Id].what {
+				c.withheld[what] = c.withhold[m.Id].since
+			}
+		}
+	}
 	return events
 }
 
@@ -300,12 +382,17 @@ var testConfig = Config{Settle: 250 * time.Millisecond, PerInstanceRate: 10, Per
 
 // play executes a run with a cast, and returns the verdicts and how long it took.
 func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
+	return playOn(ctx, cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), c, pairs, timeout)
+}
+
+// playOn is play for runs that keep pace with others.
+func playOn(ctx context.Context, cfg Config, p *pace, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
 	seq := make([]uint32, len(pairs))
 	for i := range seq {
 		seq[i] = uint32(100 + i)
 	}
 	began := time.Now()
-	x := newExecution(&cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
+	x := newExecution(&cfg, p, c.metrics, slog.New(slog.DiscardHandler),
 		pairs, c.paths, seq, c.options(), stain.Key{1}, timeout, began, c.begin)
 	in := make(chan batch)
 	got := map[uint32]*dyetracev1.PairResult{}

@@ -61,6 +61,8 @@ type layout struct {
 func (o options) layout(paths []plan.Path) (l layout, ps []*plan.Path, tracks []track) {
 	schemes := o.schemes()
 	l = layout{asked: o.scheme, schemes: len(schemes), ways: o.ways()}
+	ps = make([]*plan.Path, 0, len(paths)*l.ways)
+	tracks = make([]track, 0, len(paths)*l.ways*l.schemes)
 	for i := range paths {
 		first := int32(len(ps))
 		ps = append(ps, &paths[i])
@@ -106,14 +108,10 @@ type progress struct {
 func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
 
 // tried returns the tracks of a pair that were begun.
-func (x *execution) tried(pair int) []int {
-	from, _ := x.layout.group(pair, 0)
-	_, to := x.layout.group(pair, int(x.progress[pair].scheme))
-	tracks := make([]int, 0, to-from)
-	for track := from; track < to; track++ {
-		tracks = append(tracks, track)
-	}
-	return tracks
+func (x *execution) tried(pair int) (from, to int) {
+	from, _ = x.layout.group(pair, 0)
+	_, to = x.layout.group(pair, int(x.progress[pair].scheme))
+	return from, to
 }
 
 // blocked says that a pair cannot be probed. In no-touch half a verdict is none: nothing is sent
@@ -148,7 +146,8 @@ func (x *execution) next(track int, number uint32) {
 	more := !x.arrived(track) && last+1 < x.layout.tries(track)
 	if last == 0 && x.ledger.tracks[track].scheme == stain.TCP && !more {
 		at := x.ledger.attempt(number)
-		more = verdict.Unrecognised(x.ledger.path(track), &at) // healthy, but the way should be shown
+		path := x.ledger.path(track)
+		more = armable(path) && verdict.Unrecognised(path, &at) // healthy, but the way should be shown
 	}
 	if more && !absent {
 		x.queue = append(x.queue, x.ledger.number(track, last+1))
@@ -164,6 +163,7 @@ func (x *execution) next(track int, number uint32) {
 			return
 		}
 		through = through && x.arrived(t)
+		absent = absent || x.ledger.probes[x.ledger.number(t, x.ledger.attempts(t)-1)].portAbsent
 	}
 	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
 		x.start(pair, int(p.scheme)+1)
@@ -180,7 +180,7 @@ func (x *execution) halfOpen(track int) bool {
 func (x *execution) healthy(pair, track int, r verdict.Result) {
 	p := &x.progress[pair]
 	p.healthy |= x.layout.bit(track)
-	x.results[track] = r
+	x.results[track] = &r
 	from, to := x.layout.group(pair, 0)
 	for t := from; t < to; t++ {
 		if p.healthy&x.layout.bit(t) == 0 {

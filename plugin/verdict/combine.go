@@ -29,16 +29,15 @@ type Track struct {
 //   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
 //     answered says nothing of a pair whose TCP answers we may have missed: it is unknown.
 func Combine(tracks []Track, asked stain.Scheme) Result {
-	var tcp, icmp []Track
 	probes := 0
-	for _, t := range tracks {
-		probes += t.Result.Probes
-		if t.Scheme == stain.ICMP {
-			icmp = append(icmp, t)
-		} else {
-			tcp = append(tcp, t)
-		}
+	for i := range tracks {
+		probes += tracks[i].Result.Probes
 	}
+	first := 0 // of icmp
+	for first < len(tracks) && tracks[first].Scheme != stain.ICMP {
+		first++
+	}
+	tcp, icmp := tracks[:first], tracks[first:]
 	var r Result
 	switch {
 	case len(tracks) == 0:
@@ -72,16 +71,18 @@ func bothWays(tracks []Track) Result {
 		return there
 	}
 	back := backward(tracks[1].Result)
-	r, other, name := there, back, "the way back"
-	if severity(back.Verdict) > severity(there.Verdict) {
-		r, other, name = back, there, "the way there"
+	r, other, aside := there, back, "the way back"
+	if d := severity(back.Verdict) - severity(there.Verdict); d > 0 || d == 0 && spared(&tracks[0]) {
+		r, other, aside = back, there, "the way there"
 		r.Src, r.Dst = there.Src, there.Dst
 	}
 	switch {
 	case r.Verdict == Healthy:
 		r.Cause = join(there.Cause, back.Cause)
+	case spared(&tracks[0]) || spared(&tracks[1]):
+		// Of the other way nothing is known.
 	case other.Verdict != Healthy:
-		r.Cause = join(r.Cause, fmt.Sprintf("%s is %s", name, other.Verdict))
+		r.Cause = join(r.Cause, fmt.Sprintf("%s is %s", aside, other.Verdict))
 	}
 	if r.Scheme == 0 {
 		r.Scheme = other.Scheme
@@ -91,6 +92,10 @@ func bothWays(tracks []Track) Result {
 	r.RTTNs = 0
 	return r
 }
+
+// spared says that nothing was sent by a track that could have been probed: the other way cannot be,
+// and half a verdict is none.
+func spared(t *Track) bool { return t.Result.Probes == 0 && t.Path.Blocked == nil }
 
 // backward shows the result of the way back as what it is to the pair: the other direction.
 func backward(r Result) Result {

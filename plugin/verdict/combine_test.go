@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -146,6 +147,56 @@ func TestCombineNoTouch(t *testing.T) {
 	for _, pt := range back.Points {
 		if pt.Direction != plan.Forward {
 			t.Fatalf("the path itself was changed: %v", pt)
+		}
+	}
+}
+
+// TestCombineBlocked has pairs of which nothing is sent in no-touch, since one way cannot be: that
+// is why, whichever it is.
+func TestCombineBlocked(t *testing.T) {
+	t.Parallel()
+	unsampled := func(host string) func(map[string]*inventory.Host) {
+		return func(hosts map[string]*inventory.Host) {
+			for _, e := range hosts[host].Endpoints {
+				e.Unsampled = "vhost-user"
+			}
+		}
+	}
+	const none = "no-touch: to-instance is not sampled at "
+	tests := []struct {
+		name string
+		net  []func(map[string]*inventory.Host)
+		want string // verdict, host, cause
+	}{
+		{"there", []func(map[string]*inventory.Host){unsampled("hv3")}, "unknown | hv1 | " + none + "tap-b3 of hv3: vhost-user"},
+		{"back", []func(map[string]*inventory.Host){unsampled("hv1")}, "unknown | hv3 | way back: " + none + "tap-b1 of hv1: vhost-user"},
+		{"both", []func(map[string]*inventory.Host){unsampled("hv1"), unsampled("hv3")},
+			"unknown | hv1 | " + none + "tap-b3 of hv3: vhost-user; the way back is unknown"},
+		{"no port at the destination", []func(map[string]*inventory.Host){unplug("hv3", "tap-b3")},
+			"faulty | hv3 | tap-b3 is not on br-int of hv3; the way back is faulty"},
+		{"no port at the source", []func(map[string]*inventory.Host){unplug("hv1", "tap-b1")},
+			"faulty | hv1 | tap-b1 is not on br-int of hv1; the way back is faulty"},
+	}
+	for _, tt := range tests {
+		snap := lab(t, append([]func(map[string]*inventory.Host){taps}, tt.net...)...)
+		pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: "blue-1", Dst: "blue-3"}, plan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, err := plan.Of(snap, pairs[0], plan.Options{NoTouch: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tracks []Track
+		for _, p := range []*plan.Path{&there, there.Back} {
+			tracks = append(tracks, Track{Path: p, Scheme: stain.TCP, Result: Judge(Evidence{Path: p})})
+		}
+		r := Combine(tracks, stain.TCP)
+		if got := fmt.Sprintf("%s | %s | %s", r.Verdict, r.Host, r.Cause); got != tt.want {
+			t.Errorf("%s\ngot  %s\nwant %s", tt.name, got, tt.want)
+		}
+		if r.Src != there.Src || r.Dst != there.Dst || !r.NoTouch || r.Probes != 0 {
+			t.Errorf("%s: %v to %v, no touch %t, %d probes", tt.name, r.Src, r.Dst, r.NoTouch, r.Probes)
 		}
 	}
 }

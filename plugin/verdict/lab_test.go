@@ -10,6 +10,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // lab is four hypervisors: hv1 to hv3 with br-int and br-tun, hv4 with its tunnels on br-int
@@ -58,9 +59,9 @@ func lab(t testing.TB, change ...func(map[string]*inventory.Host)) *inventory.Sn
 		}
 		hosts[name] = h
 	}
-	for _, in := range file.Instances {
+	for i, in := range file.Instances {
 		h := hosts[in.Host]
-		h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: in.Port, Mac: in.MAC.String(), LinkState: "up"})
+		h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: in.Port, Ofport: uint32(1 + i), Mac: in.MAC.String(), LinkState: "up"})
 	}
 	for _, c := range change {
 		c(hosts)
@@ -183,8 +184,9 @@ func live(p *plan.Path) map[Place]Window {
 // probe reads an attempt: "bare" if the destination's bridge was not armed for its answer (it was,
 // otherwise), "full" if no bridge had room for the flow that knows the reply to an echo request,
 // a digit for each point that saw it, "no:REASON" for a failure to
-// inject, "absent", "mute" for nothing heard from the injecting agent, and "@hv4 fwd" or
-// "@hv4 reply" for sightings off the way, at br-int from-tunnel or from-instance.
+// inject, "absent", "mute" for nothing heard from the injecting agent, and "@hv4:fwd" or
+// "@hv4:reply" for sightings off the way, at br-int from-tunnel or from-instance; "@hv4:to" and
+// "@hv4:back" are it and its answer as they leave br-int by OpenFlow port 9.
 func probe(t testing.TB, p *plan.Path, text string) Attempt {
 	t.Helper()
 	a := Attempt{Injected: true, Armed: true}
@@ -198,8 +200,13 @@ func probe(t testing.TB, p *plan.Path, text string) Attempt {
 			host, kind, _ := strings.Cut(where, ":")
 			s.Host, s.Bridge = host, "br-int"
 			s.Direction, s.Kind = plan.Forward, 2
-			if kind == "reply" {
-				s.Direction, s.Kind = plan.Reply, 1
+			switch kind {
+			case "reply":
+				s.Direction, s.Kind = plan.Reply, stain.FromInstance
+			case "to":
+				s.Kind, s.InPort = stain.ToInstance, 9
+			case "back":
+				s.Direction, s.Kind, s.InPort = plan.Reply, stain.ToInstance, 9
 			}
 			a.Stray = append(a.Stray, s)
 		case failed:

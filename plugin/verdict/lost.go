@@ -79,10 +79,23 @@ func (j *judgement) loss(to int) loss {
 	}
 	l.hands = l.guest || l.next.Kind == stain.ToInstance && l.next.Host == l.receiver.Host
 	x := j.Explanation
-	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) {
+	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
+		(x.Outcome == Delivered || j.astray(&l) == "") {
 		l.x = x
 	}
 	return l
+}
+
+// astray says that the packet left for an instance by another port than the one that lies within
+// the loss; empty if it was not seen so. Flows that now drop it, or send it elsewhere, are not what
+// it met then.
+func (j *judgement) astray(l *loss) string {
+	for i := l.from + 1; i <= l.to; i++ {
+		if why := j.beside(j.t.Attempt, i); why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // refuted says that the packet was seen beyond the bridge that is said to drop it: the flows have
@@ -161,6 +174,8 @@ func (j *judgement) undecided(l *loss) finding {
 		switch {
 		case x.Error != "":
 			why = "could not be explained: " + x.Error
+		case j.astray(l) != "":
+			why = "what its flows, asked afterwards, do with it is not what they did"
 		case l.x == nil:
 			why = fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
 		}
@@ -252,6 +267,8 @@ func (j *judgement) delivered(l *loss) finding {
 		}
 		cause := fmt.Sprintf("lost after %s; its flows deliver it to %s, which tells too little", l.last, l.x.Port)
 		return finding{Unknown, l.last.Host, cause + because(few(reasons)), 0}
+	case l.x.to(l.receiver.Port) && j.astray(l) != "":
+		return j.undecided(l) // delivered now, but then?
 	case l.x.to(l.receiver.Port):
 		return j.silent(l, "")
 	}
