@@ -23,7 +23,10 @@ type Track struct {
 // There and back of no-touch are healthy if both are; otherwise the worse one's verdict is the
 // pair's. What is found out goes by these rules, tcp being what tenants use:
 //
-//   - tcp healthy, faulty or policy is the verdict; what became of icmp is noted.
+//   - tcp healthy, faulty or policy is the verdict; what became of icmp is noted. But a fault
+//     that lies in a switch whose flows pass the packet, while icmp is healthy, may be ours: all
+//     probes by tcp between two instances are one connection to what tracks connections, which
+//     drops answers that do not fit what it remembers. An echo is a connection of its own.
 //   - tcp silent, icmp healthy is healthy: the guest is there, and drops what is for that port.
 //     Otherwise it is silent.
 //   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
@@ -141,6 +144,10 @@ func choose(tcp, icmp Result) Result {
 	switch {
 	case tcp.Verdict == Silent && icmp.Verdict == Healthy:
 		icmp.SchemeReason = "tcp is delivered but not answered, icmp echo is"
+		return icmp
+	case tcp.Verdict == Faulty && tcp.Passed && icmp.Verdict == Healthy:
+		first, _, _ := strings.Cut(tcp.Cause, "; ")
+		icmp.SchemeReason = "connection tracking may remember an earlier probe by tcp: " + first
 		return icmp
 	case tcp.Verdict == Unknown && (icmp.Verdict == Healthy || icmp.Verdict == Faulty):
 		first, _, _ := strings.Cut(tcp.Cause, "; ")

@@ -333,3 +333,33 @@ func TestNoTouchNeverWrong(t *testing.T) {
 	}
 	t.Logf("verdicts: %v", verdicts)
 }
+
+// A switch that lost tcp, though its flows pass it and echoes get through, may have done so for
+// what connection tracking remembers of another probe of ours.
+func TestCombinePassed(t *testing.T) {
+	t.Parallel()
+	lab := lab(t)
+	e := Evidence{Path: pathOf(t, lab, "blue-1 blue-3"), Explanation: &Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
+	e.Hooks = live(e.Path)
+	for range 3 {
+		e.Attempts = append(e.Attempts, probe(t, e.Path, "0"))
+	}
+	tcp := Judge(e)
+	if tcp.Verdict != Faulty || !tcp.Passed {
+		t.Fatalf("tcp: %v, passed %v: %s (want faulty, though its flows pass it)", tcp.Verdict, tcp.Passed, tcp.Cause)
+	}
+	echo := e
+	echo.Scheme, echo.Explanation, echo.Attempts = stain.ICMP, nil, []Attempt{probe(t, e.Path, "01234567")}
+	tracks := []Track{{e.Path, stain.TCP, tcp}, {e.Path, stain.ICMP, Judge(echo)}}
+	if r := Combine(tracks, 0); r.Verdict != Healthy || r.Scheme != stain.ICMP || !strings.Contains(r.SchemeReason, "though its flows now send it into tunnel gre-hv3") {
+		t.Errorf("auto: %v by %v, %q (want healthy by icmp, and why)", r.Verdict, r.Scheme, r.SchemeReason)
+	}
+	if r := Combine(tracks, stain.TCP); r.Verdict != Faulty {
+		t.Errorf("tcp alone: %v (want faulty)", r.Verdict)
+	}
+	echo.Attempts = []Attempt{probe(t, e.Path, "0"), probe(t, e.Path, "0")}
+	tracks[1].Result = Judge(echo)
+	if r := Combine(tracks, 0); r.Verdict != Faulty {
+		t.Errorf("echoes are lost too: %v (want faulty)", r.Verdict)
+	}
+}

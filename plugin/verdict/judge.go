@@ -75,6 +75,8 @@ type Result struct {
 	// Flow that dropped it and Command that shows it, where known.
 	Flow    *Flow
 	Command string
+	// Passed says that a switch lost it whose flows pass it now.
+	Passed bool
 	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
 	Need *NeedExplain
 

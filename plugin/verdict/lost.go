@@ -23,6 +23,7 @@ type loss struct {
 	// sender and receiver of what was lost; name is the receiving instance's.
 	sender, receiver *plan.End
 	name             string
+	passed           bool         // the switch's flows pass it now
 	x                *Explanation // of this very point, without error; nil if none
 }
 
@@ -42,7 +43,7 @@ func (j *judgement) lost(to int) Result {
 		r.Command = x.Command
 	}
 	f := j.find(&l)
-	r.Verdict, r.Host = f.verdict, f.host
+	r.Verdict, r.Host, r.Passed = f.verdict, f.host, l.passed
 	r.Segment = j.segment(l.from, l.to)
 	if f.to > l.from && f.to < l.to {
 		r.Segment = j.segment(l.from, f.to)
@@ -337,13 +338,11 @@ func (j *judgement) between(l *loss) finding {
 	case l.x != nil && l.x.Outcome == Tunnelled && crosses:
 		f = j.inTunnel(l)
 	case l.x != nil && l.x.Outcome == Tunnelled:
-		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now send it into tunnel %s (to %s)",
-			l.last, l.last.Host, l.goal(), l.x.Port, l.x.TunnelRemote)
+		f = j.passes(l, fmt.Sprintf("send it into tunnel %s (to %s)", l.x.Port, l.x.TunnelRemote))
 	case l.x != nil && l.x.Outcome == Delivered && crosses:
 		f.cause = fmt.Sprintf("%s delivers it to its own port %s, but %s is on %s", l.last.Host, l.x.Port, l.name, l.receiver.Host)
 	case l.x != nil && l.x.Outcome == Delivered:
-		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now deliver it to %s",
-			l.last, l.last.Host, l.goal(), l.x.Port)
+		f = j.passes(l, "deliver it to "+l.x.Port)
 	case crosses:
 		f.host, f.cause = j.unexplainedTunnel(l)
 	default:
@@ -353,6 +352,13 @@ func (j *judgement) between(l *loss) finding {
 		f.cause += because(few(j.blinds(l.from+1, l.to)))
 	}
 	return f
+}
+
+// passes: a switch lost it, though its flows pass it now.
+func (j *judgement) passes(l *loss, now string) finding {
+	l.passed = true
+	return finding{verdict: Faulty, host: l.last.Host,
+		cause: fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now %s", l.last, l.last.Host, l.goal(), now)}
 }
 
 // goal is what it did not come to, on the host that saw it last.
