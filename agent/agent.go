@@ -67,6 +67,16 @@ func New(ctx context.Context, cfg Config, version string, reg prometheus.Registe
 	if err != nil {
 		return nil, fmt.Errorf("open vswitch: %w", err)
 	}
+	a := assemble(cfg, version, sw, reg, log)
+	transport := &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, DisableCompression: true,
+		// A controller host that vanished without a word is noticed by this.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}}
+	a.client = dyetracev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, strings.TrimSuffix(cfg.Controller, "/"))
+	return a, nil
+}
+
+// assemble puts an agent together that has no way to a controller.
+func assemble(cfg Config, version string, sw Switch, reg prometheus.Registerer, log *slog.Logger) *Agent {
 	a := &Agent{
 		cfg: cfg, version: version, protocol: Protocol, incarnation: make([]byte, 16), started: monotonic(),
 		sw: sw, outbox: newOutbox(),
@@ -76,17 +86,14 @@ func New(ctx context.Context, cfg Config, version string, reg prometheus.Registe
 		log:    log.With("host", cfg.Host),
 	}
 	_, _ = rand.Read(a.incarnation) // never fails: crypto/rand
-	a.metrics = newMetrics(reg)
 	a.open = newOpenProbes(a.log)
 	a.hooks = newHooks(sw, cfg.Bridges, cfg.Lease, a.log)
+	a.hooks.answers = a.runs.answers
+	a.metrics = newMetrics(reg, a.hooks)
 	collect := newCollector(a)
 	a.hooks.sink, a.hooks.done = collect.copy, func(b *bridge) { collect.flush(&b.gather) }
 	a.hooks.taps.sink, a.hooks.taps.done = collect.take, collect.flush
-	transport := &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, DisableCompression: true,
-		// A controller host that vanished without a word is noticed by this.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}}
-	a.client = dyetracev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, strings.TrimSuffix(cfg.Controller, "/"))
-	return a, nil
+	return a
 }
 
 // Run keeps hooks and session until ctx ends, then takes hooks and dye ports

@@ -32,6 +32,7 @@ type Switch interface {
 	DumpGroups(ctx context.Context, bridge string) ([]string, error)
 	Apply(ctx context.Context, bridge string, add, del []flows.Flow) error
 	Renew(ctx context.Context, bridge string, ours []flows.Flow) error
+	Settle(ctx context.Context) error
 	Trace(ctx context.Context, bridge string, req ovs.TraceRequest) (ovs.Trace, error)
 }
 
@@ -49,10 +50,14 @@ type bridge struct {
 	// ring has no more for now. Both are called by the receive loop alone.
 	sink func(b *bridge, frame []byte, atNs int64)
 	done func(b *bridge)
+	// armed returns the names of the ports whose answers are to be known by their ports
+	// alone.
+	armed func(bridge string, now time.Time) []string
 
 	// mu orders audits, repairs and removal of this bridge's hook.
 	mu      sync.Mutex
 	hook    flows.Hook
+	arms    arms // that hook has
 	want    []flows.Flow
 	dye     ovs.DyePort
 	renewed time.Time
@@ -82,9 +87,21 @@ type bridgeState struct {
 	mark   string
 	kinds  []dyetracev1.PointKind
 	absent string // why there is no to-instance point; empty if there is
+	arms
 	// unsampled are the ports where there is none all the same, each with the reason.
 	unsampled map[string]string
 }
+
+// arms are what runs want of a hook besides the hook.
+type arms struct {
+	// answers are the ports that are armed: their instances' TCP answers are known by
+	// their ports alone.
+	answers []uint16
+	// expect has replies to echoes expected that do not bear the ToS.
+	expect bool
+}
+
+func (a arms) equal(o arms) bool { return a.expect == o.expect && slices.Equal(a.answers, o.answers) }
 
 // gather is the samples of one bridge that one receive loop has not sent yet.
 type gather struct {
@@ -112,15 +129,17 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 	defer b.mu.Unlock()
 	old := *b.state.Load()
 	next := old
-	changed, err := b.sync(ctx, found, now)
+	// Asked under the lock: one who armed a port and then called us finds it armed.
+	changed, err := b.sync(ctx, found, armsOf(found, b.armed(b.name, now)), now)
 	tapped := false // to-instance is not where it was, so its absences prove nothing
 	if err == nil {
-		tapped, next.absent, next.unsampled = b.taps.keep(b, found)
+		tapped, next.absent, next.unsampled = b.taps.keep(b, found, now)
 		tapped = tapped || next.absent != old.absent || !maps.Equal(next.unsampled, old.unsampled)
 	}
 	switch {
 	case err == nil:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
+		next.arms = b.arms
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case ctx.Err() != nil:
 		return // we were told to stop, which says nothing about the bridge
@@ -153,8 +172,8 @@ func refused(err error) bool {
 }
 
 // sync does the work of reconcile; changed says that the hook was not as it
-// should have been. Caller holds mu.
-func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time) (changed bool, err error) {
+// should have been, or has changed in more than its answers. Caller holds mu.
+func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, now time.Time) (changed bool, err error) {
 	dye, err := b.sw.EnsureDyePort(ctx, b.name)
 	if err != nil {
 		return false, fmt.Errorf("dye port: %w", err)
@@ -171,7 +190,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		changed = true
 	}
 	ports := flowPorts(found, dye.OFPort)
-	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports)
+	was, wanted := b.hook, b.want
+	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports) || !want.equal(b.arms)
 	var have []flows.Flow
 	if reread {
 		have, err = b.sw.DumpFlows(ctx, b.name)
@@ -186,10 +206,10 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		if err != nil {
 			return changed, fmt.Errorf("reading groups: %w", err)
 		}
-		if err := b.choose(have, groups, ports); err != nil {
+		if err := b.choose(have, groups, ports, want); err != nil {
 			return changed, err
 		}
-		b.read, b.ports = now, ports
+		b.read, b.ports, b.arms = now, ports, want
 	}
 	add, del, err := flows.Diff(have, b.want)
 	if err != nil {
@@ -199,8 +219,11 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
 			return true, fmt.Errorf("installing %d flows: %w", len(add), err)
 		}
-		b.renewed = now
-		return true, nil
+		if len(add) == len(b.want) {
+			b.renewed = now // else the leases of the others run on
+		}
+		// Bundles are atomic: what was there all along is not touched by other answers.
+		changed = changed || wanted == nil || !installed(have, wanted) || !rearmed(was, b.hook)
 	}
 	if now.Sub(b.renewed) >= b.lease/3 {
 		if err := b.sw.Renew(ctx, b.name, b.want); err != nil {
@@ -211,38 +234,74 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, now time.Time
 	return changed, nil
 }
 
-// choose decides on table and mark from all the flows of the bridge, and sets
+// rearmed tells whether two hooks differ in their arms only.
+func rearmed(was, is flows.Hook) bool {
+	was.Answers, was.Expect = is.Answers, is.Expect
+	return installed(was.Flows(), is.Flows())
+}
+
+// installed tells whether all flows of a hook are there as they should be, and no
+// others of ours.
+func installed(have, want []flows.Flow) bool {
+	add, del, err := flows.Diff(have, want)
+	return err == nil && len(add)+len(del) == 0
+}
+
+// armsOf returns the OpenFlow numbers of the named ports that are there, in ascending
+// order, and whether echoes is among the names.
+func armsOf(found dataplane.Bridge, names []string) (a arms) {
+	for _, name := range names {
+		if name == echoes {
+			a.expect = true
+		} else if p, ok := found.Port(name); ok && p.Role == flows.Instance && !p.Dye && p.OFPort != 0 {
+			a.answers = append(a.answers, p.OFPort)
+		}
+	}
+	slices.Sort(a.answers)
+	return a
+}
+
+// choose decides on the hook's place from all the flows of the bridge, and sets
 // what we want of it.
-func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port) error {
-	var keep *flows.Hook
+func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, want arms) error {
+	var keep *flows.Place
 	if b.want != nil {
-		keep = &b.hook
+		keep = &b.hook.Place
 	} else if left, ok := flows.Installed(have); ok {
 		keep = &left // by an agent before this one
 	}
-	table, mark, err := flows.Choose(flows.Bridge{
-		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain,
+	place, err := flows.Choose(flows.Bridge{
+		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: want.answers,
 	}, keep)
 	if err != nil {
 		return err
 	}
 	b.hook = flows.Hook{
-		Table: table, Mark: mark, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports,
+		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: want.answers, Expect: want.expect,
 		Lease: uint16(b.lease / time.Second),
 	}
 	b.want = b.hook.Flows()
 	return nil
 }
 
-// flowPorts returns the ports of a bridge that the hook must know: all but
-// instances, which its default flow covers, and the dye port.
+// flowPorts returns the ports of a bridge that the hook must know: all but the dye
+// port, and but instances, which its default flow covers. That there are any is said
+// by one port without a number.
 func flowPorts(found dataplane.Bridge, dye uint16) []flows.Port {
 	var ports []flows.Port
+	instances := false
 	for _, p := range found.Ports {
-		if p.Role == flows.Instance || p.Dye || p.OFPort == dye || p.OFPort == 0 {
+		if p.Dye || p.OFPort == dye || p.OFPort == 0 {
+			continue
+		}
+		if p.Role == flows.Instance {
+			instances = true
 			continue
 		}
 		ports = append(ports, flows.Port{Name: p.Name, OFPort: p.OFPort, Role: p.Role})
+	}
+	if instances {
+		ports = append(ports, flows.Port{Role: flows.Instance})
 	}
 	slices.SortFunc(ports, func(a, b flows.Port) int { return int(a.OFPort) - int(b.OFPort) })
 	return ports

@@ -7,14 +7,33 @@
 //
 //   - Agent ties them together and keeps the session with the controller (session.go);
 //   - hooks reconciles every bridge's hook with what is wanted, and attests to it (hooks.go, bridge.go);
+//   - taps samples what leaves for instances, and withholds it (taps.go, withhold.go);
 //   - runs knows the keys of the runs under way and turns copies into samples (runs.go);
-//   - inject.go and explain.go answer the controller's requests.
+//   - inject.go, arm.go and explain.go answer the controller's requests.
+//
+// # Arming
+//
+// Before it sends certain probes, a controller asks for what they need (Arm), and gets
+// all of it or an error. Ports whose TCP answers are known by their ports alone stay
+// so while any run that is not over wants them; the rest of the hook is live all the
+// time, so its epoch does not rise with them. Probes that no guest may see are dropped
+// at to-instance, by token and address, for a given time. The lease outlives the end
+// of their run by some seconds, the sessions and, where tcx is missing, the agent: a
+// probe, or the RST that withdraws it, may be on its way still. Nobody answers such a
+// probe, so each is withdrawn when it has settled; that RST has the same token, and is
+// dropped like it. What is not sampled is not dropped either: a request that names
+// such a port is refused. A guest can see a probe only if, in the middle of a run, the
+// program is taken off its port, or the sampler fails.
+//
+// A sampler that fails is opened again after a while, with all leases. Nobody takes
+// what it missed for losses: to-instance is declared absent meanwhile, both changes
+// start a new epoch, and a loss is counted.
 //
 // # Ordering and backpressure
 //
 // Everything the agent says goes through one bounded queue. Samples that find
 // it full are dropped and counted against their bridge (HookWindow.lost), so
 // that the controller judges the probes they belonged to unknown. Answers
-// (Ready, Injected, Finished, Explanation) wait for room instead. All samples
+// (Ready, Armed, Injected, Finished, Explanation) wait for room instead. All samples
 // of a run that were read before its Finish are queued before its Finished.
 package agent

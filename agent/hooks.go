@@ -32,6 +32,8 @@ type hooks struct {
 	log   *slog.Logger
 	sink  func(b *bridge, frame []byte, atNs int64)
 	done  func(b *bridge)
+	// answers returns the ports of a bridge that some run wants armed, sorted.
+	answers func(bridge string, now time.Time) []string
 
 	changed chan struct{} // capacity 1: the state changed since it was last read
 
@@ -44,6 +46,7 @@ type hooks struct {
 func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
 	return &hooks{
 		sw: sw, taps: newTaps(log), only: only, lease: lease, log: log,
+		answers:  func(string, time.Time) []string { return nil },
 		changed:  make(chan struct{}, 1),
 		bridges:  make(map[string]*bridge),
 		reported: make(map[string]string),
@@ -153,7 +156,7 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		b := h.bridges[name]
 		if b == nil {
 			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.log)
-			b.sink, b.done = h.sink, h.done
+			b.sink, b.done, b.armed = h.sink, h.done, h.answers
 			h.bridges[name] = b
 		}
 		all = append(all, b)
@@ -187,6 +190,15 @@ func (h *hooks) all() []*bridge {
 	}
 	slices.SortFunc(all, func(a, b *bridge) int { return strings.Compare(a.name, b.name) })
 	return all
+}
+
+// countAnswers counts the armed ports of all bridges.
+func (h *hooks) countAnswers() int {
+	n := 0
+	for _, b := range h.all() {
+		n += len(b.state.Load().answers)
+	}
+	return n
 }
 
 // audit looks at every bridge now, and attests.

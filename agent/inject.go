@@ -192,6 +192,7 @@ func (a *Agent) send(res *dyetracev1.Injected, out *outgoing, settle time.Durati
 
 func probe(run *activeRun, req *dyetracev1.Inject, i int) stain.Probe {
 	return stain.Probe{
+		Scheme: schemeOf(req.Scheme),
 		SrcMAC: stain.MACFromUint64(req.SrcMac[i]),
 		DstMAC: stain.MACFromUint64(req.DstMac[i]),
 		Src:    addrAt(req.SrcIp, i),
@@ -199,6 +200,14 @@ func probe(run *activeRun, req *dyetracev1.Inject, i int) stain.Probe {
 		TTL:    req.Ttl[i],
 		Token:  run.tokens.At(req.Index[i]),
 	}
+}
+
+// schemeOf reads a scheme of the contract; one that is not given is tcp.
+func schemeOf(s dyetracev1.Scheme) stain.Scheme {
+	if s == dyetracev1.Scheme_SCHEME_UNSPECIFIED {
+		return stain.TCP
+	}
+	return stain.Scheme(s)
 }
 
 func addrAt(column []byte, i int) netip.Addr {

@@ -4,13 +4,16 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics are an agent's own; constructed with a nil registry they count all the same.
 type metrics struct {
-	injected, samples, rejected, lost, reconnects prometheus.Counter
-	connected                                     prometheus.Gauge
+	injected, samples, rejected, lost, reconnects, refused prometheus.Counter
+	connected                                              prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "dyetrace", Subsystem: "agent", Name: name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.GaugeOpts {
+		return prometheus.GaugeOpts{Namespace: "dyetrace", Subsystem: "agent", Name: name, Help: help}
 	}
 	m := &metrics{
 		injected:   counter("probes_injected_total", "Probes handed to a dye port."),
@@ -18,11 +21,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		rejected:   counter("samples_rejected_total", "Copies of stained packets that belonged to no run: tenants', forged, or late."),
 		lost:       counter("samples_lost_total", "Samples lost by a full queue or the cap; what they belonged to becomes unknown."),
 		reconnects: counter("reconnects_total", "Attempts to reach the controller after the first."),
-		connected: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "dyetrace", Subsystem: "agent",
-			Name: "connected", Help: "1 while there is a session with the controller."}),
+		refused:    counter("arms_refused_total", "Requests to arm ports or to withhold probes that were refused."),
+		connected:  prometheus.NewGauge(gauge("connected", "1 while there is a session with the controller.")),
 	}
 	if reg != nil {
-		reg.MustRegister(m.injected, m.samples, m.rejected, m.lost, m.reconnects, m.connected)
+		reg.MustRegister(m.injected, m.samples, m.rejected, m.lost, m.reconnects, m.refused, m.connected,
+			prometheus.NewGaugeFunc(gauge("armed_ports", "Ports where TCP answers are known by their ports alone; they cost megaflows."),
+				func() float64 { return float64(h.countAnswers()) }),
+			prometheus.NewGaugeFunc(gauge("withheld_probes", "Probes that no guest may see, until their run and then their lease ends."),
+				func() float64 { return float64(h.taps.countWithheld()) }))
 	}
 	return m
 }

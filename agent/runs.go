@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ type activeRun struct {
 	key     stain.Key
 	tokens  *stain.Tokens
 	expires time.Time
+	// answers are the ports that it wants armed, by how many requests each; guarded
+	// by the table.
+	answers map[portKey]int
 }
 
 // runTable knows the runs under way. Readers of samples take a snapshot of it
@@ -33,6 +37,8 @@ type activeRun struct {
 type runTable struct {
 	mu   sync.RWMutex
 	runs []*activeRun // replaced, never changed in place
+
+	arming sync.Mutex // guards the answers of all of them
 }
 
 // add begins a run; a run of the same number is replaced.
@@ -47,6 +53,7 @@ func (t *runTable) add(p *dyetracev1.Prepare, now time.Time) error {
 		id:      p.Run,
 		key:     stain.Key(p.Key),
 		expires: now.Add(time.Duration(p.ExpiresMs) * time.Millisecond),
+		answers: make(map[portKey]int),
 	}
 	r.tokens = stain.NewTokens(r.key, p.Total)
 
@@ -75,17 +82,23 @@ func (t *runTable) get(id uint64) *activeRun {
 	return nil
 }
 
-// remove ends a run; one that is not there is fine.
-func (t *runTable) remove(id uint64) {
+// remove ends a run, and tells whether it had armed ports; one that is not there is
+// fine.
+func (t *runTable) remove(id uint64) (armed bool) {
+	t.arming.Lock()
+	defer t.arming.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var next []*activeRun
 	for _, r := range t.runs {
-		if r.id != id {
-			next = append(next, r)
+		if r.id == id {
+			armed = len(r.answers) > 0
+			continue
 		}
+		next = append(next, r)
 	}
 	t.runs = next
+	return armed
 }
 
 // clear forgets all runs: their controller is gone.
@@ -99,6 +112,65 @@ func (t *runTable) snapshot() []*activeRun {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.runs
+}
+
+// echoes stands among a bridge's armed ports for the replies to echoes, whatever port they
+// come by. No port has an empty name.
+const echoes = ""
+
+// arm has a run want ports armed until it ends. None is, if a bridge would have more
+// than maxAnswers of them.
+func (t *runTable) arm(r *activeRun, ports []portKey, now time.Time) error {
+	t.arming.Lock()
+	defer t.arming.Unlock()
+	for _, p := range ports {
+		r.answers[p]++
+	}
+	for _, p := range ports {
+		if n := len(t.armed(p.bridge, now)); n > maxAnswers {
+			t.drop(r, ports)
+			return fmt.Errorf("answers: %d ports of bridge %s would be armed (want at most %d)", n, p.bridge, maxAnswers)
+		}
+	}
+	return nil
+}
+
+// disarm takes one arm back.
+func (t *runTable) disarm(r *activeRun, ports []portKey) {
+	t.arming.Lock()
+	defer t.arming.Unlock()
+	t.drop(r, ports)
+}
+
+func (t *runTable) drop(r *activeRun, ports []portKey) {
+	for _, p := range ports {
+		if r.answers[p]--; r.answers[p] <= 0 {
+			delete(r.answers, p)
+		}
+	}
+}
+
+// answers returns the ports of a bridge that some run wants armed, sorted.
+func (t *runTable) answers(bridge string, now time.Time) []string {
+	t.arming.Lock()
+	defer t.arming.Unlock()
+	return t.armed(bridge, now)
+}
+
+func (t *runTable) armed(bridge string, now time.Time) []string {
+	var names []string
+	for _, r := range t.snapshot() {
+		if !r.expires.After(now) {
+			continue
+		}
+		for p := range r.answers {
+			if p.bridge == bridge {
+				names = append(names, p.port)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // batch gathers one bridge's samples of one run until they are sent.
@@ -123,4 +195,6 @@ func (b *batch) add(r *activeRun, index uint32, c *stain.Copy, atNs int64) {
 	m.TunSrc = append(m.TunSrc, binary.BigEndian.Uint32(c.TunSrc[:]))
 	m.TunId = append(m.TunId, c.TunID)
 	m.Reply = append(m.Reply, c.Reply)
+	m.NoReply = append(m.NoReply, c.NoReply)
+	m.Scheme = append(m.Scheme, dyetracev1.Scheme(c.Scheme))
 }

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"bytes"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/stain"
@@ -93,5 +96,29 @@ func TestCheckInject(t *testing.T) {
 		if err := checkInject(r); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("checkInject = %v (want %s…)", err, tt.want)
 		}
+	}
+}
+
+// TestBatch has each column of a sample filled.
+func TestBatch(t *testing.T) {
+	t.Parallel()
+	var runs runTable
+	if err := runs.add(prepare(1, 10), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	b := newBatch(1, "br-int")
+	a, c := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	b.add(runs.get(1), 3, &stain.Copy{Kind: stain.FromTunnel, Scheme: stain.ICMP, InPort: 7, TunSrc: [4]byte{192, 0, 2, 1}, TunID: 9, Src: a, Dst: c, TTL: 63, NoReply: true}, 5)
+	b.add(runs.get(1), 4, &stain.Copy{Kind: stain.ToInstance, Scheme: stain.TCP, Src: c, Dst: a, TTL: 64, Reply: true}, -1)
+	key := runs.get(1).key
+	want := &dyetracev1.Samples{
+		Run: 1, Bridges: []string{"br-int"}, Index: []uint32{3, 4}, Bridge: []uint32{0, 0},
+		Kind: []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE},
+		AtNs: []uint64{5, 0}, AddrTag: []uint64{stain.AddrTag(key, a, c), stain.AddrTag(key, c, a)}, Ttl: []uint32{63, 64},
+		InPort: []uint32{7, 0}, TunSrc: []uint32{0xc0000201, 0}, TunId: []uint32{9, 0}, Reply: []bool{false, true},
+		NoReply: []bool{true, false}, Scheme: []dyetracev1.Scheme{dyetracev1.Scheme_SCHEME_ICMP, dyetracev1.Scheme_SCHEME_TCP},
+	}
+	if !proto.Equal(b.msg, want) {
+		t.Errorf("samples %v, want %v", b.msg, want)
 	}
 }

@@ -212,7 +212,7 @@ func (a *Agent) greet(st stream) (*dyetracev1.Welcome, error) {
 }
 
 func stainOf(s *dyetracev1.Stain) stain.Stain {
-	return stain.Stain{Scheme: stain.Scheme(s.GetScheme()), TOS: uint8(s.GetTos()), Port: uint16(s.GetPort())}
+	return stain.Stain{TOS: uint8(s.GetTos()), Port: uint16(s.GetPort())}
 }
 
 // write sends what is queued.
@@ -286,6 +286,8 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			wg.Go(func() { a.ready(ctx, m.Prepare.Run) })
 		case *dyetracev1.SessionResponse_Inject:
 			wg.Go(func() { a.inject(ctx, m.Inject) })
+		case *dyetracev1.SessionResponse_Arm:
+			wg.Go(func() { a.arm(ctx, m.Arm) })
 		case *dyetracev1.SessionResponse_Finish:
 			wg.Go(func() { a.finish(ctx, m.Finish.Run) })
 		case *dyetracev1.SessionResponse_Refresh:
@@ -335,8 +337,12 @@ func (a *Agent) ready(ctx context.Context, run uint64) {
 
 func (a *Agent) finish(ctx context.Context, run uint64) {
 	windows := a.hooks.audit(ctx)
-	a.runs.remove(run)
+	armed := a.runs.remove(run)
+	a.hooks.taps.finish(run, monotonic())
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{
 		Finished: &dyetracev1.Finished{Run: run, Windows: windows},
 	}})
+	if armed {
+		a.hooks.reconcile(ctx) // else the next audit does it
+	}
 }

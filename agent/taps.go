@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dyetrace/dyetrace/dataplane"
 	"github.com/dyetrace/dyetrace/dataplane/tap"
@@ -26,6 +28,15 @@ type taps struct {
 	why     string            // there is no sampler
 	ports   map[string]tapped // by device
 
+	// What opens a sampler again that failed.
+	stain  *stain.Stain // nil before open, after close, and where the kernel cannot
+	opened time.Time
+	again  time.Time // not before
+	wait   time.Duration
+
+	withheld map[tap.Probe]lease
+	lapsed   int64 // when leases were last looked through
+
 	// known is ports for the receive loop; replaced as a whole.
 	known    atomic.Pointer[map[string]tapped]
 	lost     atomic.Uint64 // of samplers closed since
@@ -39,32 +50,64 @@ type tapped struct {
 }
 
 // newTaps returns taps without a sampler: open makes it.
-func newTaps(log *slog.Logger) *taps { return &taps{log: log, why: noSampler} }
+func newTaps(log *slog.Logger) *taps {
+	return &taps{log: log, why: noSampler, withheld: make(map[tap.Probe]lease)}
+}
 
 const noSampler = "not installed yet"
+
+// A sampler that failed is opened again after tapRetry, and each time that it fails
+// anew after twice as long, up to tapRetryMost; one that held out for so long had no
+// part in the failures before it. Each opening loads a program, some 10 ms.
+const (
+	tapRetry     = time.Second
+	tapRetryMost = time.Minute
+)
 
 // open replaces the sampler by one for a stain.
 func (t *taps) open(st stain.Stain) {
 	t.close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	sampler, err := tap.Open(tap.Options{Stain: st})
+	t.stain, t.wait = &st, tapRetry
+	t.start(time.Now())
+}
+
+// start opens a sampler for the stain. Caller holds mu.
+func (t *taps) start(now time.Time) {
+	sampler, err := tap.Open(tap.Options{Stain: *t.stain, Withheld: maxWithheld})
+	if err == nil {
+		if err = t.renew(sampler); err != nil {
+			err = errors.Join(err, sampler.Close())
+		}
+	}
 	if err != nil {
 		t.why = err.Error()
+		t.later(now)
+		if errors.Is(err, tap.ErrUnsupported) {
+			t.stain = nil // nor will it be in a minute
+		}
 		t.log.Warn("delivery to instances is not sampled; their answers stand in for it", "err", err)
 		return
 	}
-	t.sampler, t.why = sampler, ""
+	t.sampler, t.why, t.opened = sampler, "", now
 	t.ports = make(map[string]tapped)
 	t.known.Store(&map[string]tapped{})
 	t.receiver.Go(func() { t.receive(sampler) })
+}
+
+// later says when to try again. Caller holds mu.
+func (t *taps) later(now time.Time) {
+	t.again = now.Add(t.wait)
+	t.wait = min(2*t.wait, tapRetryMost)
 }
 
 // close takes the programs off all ports.
 func (t *taps) close() {
 	t.mu.Lock()
 	sampler := t.sampler
-	t.sampler, t.ports, t.why = nil, nil, noSampler
+	t.sampler, t.ports, t.why, t.stain = nil, nil, noSampler, nil
+	clear(t.withheld)
 	t.mu.Unlock()
 	if sampler == nil {
 		return
@@ -79,13 +122,19 @@ func (t *taps) close() {
 // keep puts the program on the ports of a bridge's instances, where it is not yet,
 // and takes it off ports that left. changed says that some port was without it;
 // absent says why the point does not exist on this bridge, and is empty if it does;
-// unsampled has the ports that are the exceptions, each with the reason.
-func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent string, unsampled map[string]string) {
+// unsampled has the ports that are the exceptions, each with the reason. A sampler
+// that failed is opened again when its time has come; to notice that is left to the
+// epoch, which rises with changed and with absent.
+func (t *taps) keep(b *bridge, found dataplane.Bridge, now time.Time) (changed bool, absent string, unsampled map[string]string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.sampler == nil && t.stain != nil && !now.Before(t.again) {
+		t.start(now)
+	}
 	if t.sampler == nil {
 		return false, t.why, nil
 	}
+	t.lapse(monotonic(), lapseEvery)
 	before := t.sampler.Attachments()
 	unsampled = make(map[string]string)
 	here := make(map[string]bool)
@@ -117,14 +166,11 @@ func (t *taps) keep(b *bridge, found dataplane.Bridge) (changed bool, absent str
 }
 
 // leave takes the program off all ports of a bridge.
-func (t *taps) leave(b *bridge) { t.keep(b, dataplane.Bridge{}) }
+func (t *taps) leave(b *bridge) { t.keep(b, dataplane.Bridge{}, time.Time{}) }
 
 // publish shows ports to the receive loop. Caller holds mu.
 func (t *taps) publish() {
-	known := make(map[string]tapped, len(t.ports))
-	for name, at := range t.ports {
-		known[name] = at
-	}
+	known := maps.Clone(t.ports)
 	t.known.Store(&known)
 }
 
@@ -159,7 +205,8 @@ func (t *taps) receive(sampler *tap.Sampler) {
 }
 
 // fail gives the point up where the ring cannot be read: declared, it would take
-// every delivery for a loss. The next setStain tries again.
+// every delivery for a loss. keep tries again, later. Until then guests see what was
+// to be withheld, if it is on its way; no more is taken.
 func (t *taps) fail(sampler *tap.Sampler, err error) {
 	t.log.Error("delivery to instances is no longer sampled", "err", err)
 	if err := sampler.Close(); err != nil {
@@ -173,6 +220,11 @@ func (t *taps) fail(sampler *tap.Sampler, err error) {
 	t.retire(sampler)
 	t.lost.Add(1) // what was in the ring: runs under way see that something is missing
 	t.sampler, t.ports, t.why = nil, nil, err.Error()
+	now := time.Now()
+	if now.Sub(t.opened) >= tapRetryMost {
+		t.wait = tapRetry
+	}
+	t.later(now)
 }
 
 // retire keeps the count of what a closed sampler lost.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/dyetrace/dyetrace/dataplane"
 	"github.com/dyetrace/dyetrace/stain"
@@ -15,12 +16,12 @@ import (
 func TestTapsGiveUpWhenTheRingFails(t *testing.T) {
 	taps := newTaps(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	b := &bridge{name: "br-int"}
-	if _, absent, _ := taps.keep(b, dataplane.Bridge{}); absent == "" {
+	if _, absent, _ := taps.keep(b, dataplane.Bridge{}, time.Now()); absent == "" {
 		t.Error("before a sampler is there, to-instance is declared")
 	}
 	taps.open(stain.Default())
 	defer taps.close()
-	if _, absent, _ := taps.keep(b, dataplane.Bridge{}); absent != "" {
+	if _, absent, _ := taps.keep(b, dataplane.Bridge{}, time.Now()); absent != "" {
 		t.Fatalf("no sampler: %s", absent)
 	}
 	before := taps.lostSamples()
@@ -28,10 +29,42 @@ func TestTapsGiveUpWhenTheRingFails(t *testing.T) {
 	sampler := taps.sampler
 	taps.mu.Unlock()
 	taps.fail(sampler, errors.New("ring: bad record"))
-	if _, absent, _ := taps.keep(b, dataplane.Bridge{}); absent != "ring: bad record" {
+	if _, absent, _ := taps.keep(b, dataplane.Bridge{}, time.Now()); absent != "ring: bad record" {
 		t.Errorf("absent because of %q (want the ring's error)", absent)
 	}
 	if after := taps.lostSamples(); after <= before {
 		t.Errorf("%d samples lost after the ring failed, %d before (want more)", after, before)
+	}
+}
+
+// A sampler that keeps failing is opened ever more seldom, but no more seldom than
+// once a minute, and after a good minute as at first.
+func TestTapsBackOff(t *testing.T) {
+	t.Parallel()
+	taps := newTaps(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	taps.open(stain.Default())
+	defer taps.close()
+	b := &bridge{name: "br-int"}
+	fail := func() (wait time.Duration) {
+		before := time.Now()
+		taps.fail(taps.sampler, errors.New("ring: bad record"))
+		if _, absent, _ := taps.keep(b, dataplane.Bridge{}, taps.again.Add(-1)); absent == "" {
+			t.Error("opened again before its time")
+		}
+		wait = taps.again.Sub(before).Truncate(time.Second)
+		if _, absent, _ := taps.keep(b, dataplane.Bridge{}, taps.again); absent != "" {
+			t.Errorf("not opened again: %s", absent)
+		}
+		return wait
+	}
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		taps.opened = time.Now()
+		if got := fail(); got != want*time.Second {
+			t.Errorf("opened again after %v, want %d s", got, want)
+		}
+	}
+	taps.opened = time.Now().Add(-tapRetryMost)
+	if got := fail(); got != tapRetry {
+		t.Errorf("opened again after %v, want %v: it had held out for %v", got, tapRetry, tapRetryMost)
 	}
 }

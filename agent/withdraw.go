@@ -105,6 +105,9 @@ func (o *openProbes) close() {
 // withdraw sends the RST that ends each probe's connection.
 func (o *openProbes) withdraw(due []openProbe) {
 	for _, p := range due {
+		if p.probe.Scheme != stain.TCP {
+			continue // nothing keeps an echo half-open
+		}
 		port := p.bridge.port.Load()
 		if port == nil {
 			continue // the hook is gone; conntrack's timeout must do

@@ -20,7 +20,7 @@ var labs counter
 
 // playRole is what this binary does inside a guest: `listen ADDR` accepts
 // connections and holds them; `dial ADDR N` opens N, says so, and holds them
-// until its standard input ends.
+// until its standard input ends; `capture INTERFACE` counts stained frames until then.
 func playRole(role string, args []string) int {
 	var err error
 	switch role {
@@ -28,8 +28,10 @@ func playRole(role string, args []string) int {
 		err = listen(args[0])
 	case "dial":
 		err = dial(args)
+	case "capture":
+		err = capture(args)
 	default:
-		err = fmt.Errorf("role %q: want listen or dial", role)
+		err = fmt.Errorf("role %q: want listen, dial or capture", role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -173,6 +173,12 @@ type pair struct {
 	RTT        int64    `json:"rtt_ns"`
 	Duplicates int      `json:"duplicates"`
 	Samples    []sample `json:"samples"`
+	Probes     int      `json:"probes"`
+	Scheme     string   `json:"scheme"`
+	Reason     string   `json:"scheme_reason"`
+	SrcIP      string   `json:"src_ip"`
+	DstIP      string   `json:"dst_ip"`
+	NoTouch    bool     `json:"no_touch"`
 }
 
 type sample struct {

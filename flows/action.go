@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -164,9 +165,30 @@ func canonicalActions(list string) string {
 			items[i] = canonicalSetField(action, args)
 		case "clone":
 			items[i] = "clone(" + canonicalActions(args) + ")"
+		case "learn":
+			items[i] = "learn(" + canonicalLearn(args) + ")"
 		}
 	}
 	return strings.Join(items, ",")
+}
+
+// canonicalLearn sorts what a learned flow is and matches, and keeps the order of what
+// it does.
+func canonicalLearn(args string) string {
+	var matches, loads []string
+	for _, arg := range splitList(args) {
+		switch name, inner := cutAction(arg); name {
+		case "load":
+			loads = append(loads, canonicalLoad(arg, inner))
+		case "set_field", "output":
+			loads = append(loads, arg)
+		default:
+			c, _ := parseCondition(arg)
+			matches = append(matches, c.String())
+		}
+	}
+	slices.Sort(matches)
+	return strings.Join(append(matches, loads...), ",")
 }
 
 func canonicalLoad(action, args string) string {

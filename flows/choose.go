@@ -13,7 +13,7 @@ var (
 	// ErrNoMark says that foreign flows read every bit that could be the mark, or
 	// that it cannot be told which they read.
 	ErrNoMark = errors.New("no bit is free for the mark")
-	// ErrNoTable says that foreign flows use every table that could be the hook's.
+	// ErrNoTable says that foreign flows leave less than the two tables that a hook has.
 	ErrNoTable = errors.New("no table is free for the hook")
 	// ErrShadowed says that a foreign flow in table 0 would take packets that the
 	// hook must have.
@@ -29,7 +29,9 @@ type Bridge struct {
 	// as those of flows do, so they are needed where a flow uses a group; nil says
 	// that they were not read.
 	Groups []string
-	Ports  []Port
+	// Ports and Answers as the hook shall have them.
+	Ports   []Port
+	Answers []uint16
 	// Dye is the OpenFlow number of the dye port, 0 where there is none yet.
 	Dye uint16
 	// Stain that the hook is for; the zero Stain stands for any.
@@ -53,33 +55,48 @@ const deadVLAN = 4095
 // flags both grow from the bottom.
 var markRegisters = [registers]int{10, 15, 14, 13, 12, 11, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0}
 
-// Choose finds the hook's table and mark by reading the foreign flows of b. What
-// keep has stays, each of the two for itself, as long as it is good; keep may be
-// nil. It returns an error that wraps ErrShadowed, ErrNoMark or ErrNoTable.
-func Choose(b Bridge, keep *Hook) (table uint8, mark Mark, err error) {
+// Choose finds the hook's place by reading the foreign flows of b. What keep has
+// stays, each of table, reply table and mark for itself, as long as it is good; keep
+// may be nil. It returns an error that wraps ErrShadowed, ErrNoMark or ErrNoTable.
+func Choose(b Bridge, keep *Place) (Place, error) {
+	if keep == nil {
+		keep = &Place{}
+	}
+	p, err := choose(b, *keep)
+	if err != nil {
+		return Place{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+	}
+	return p, nil
+}
+
+func choose(b Bridge, keep Place) (p Place, err error) {
 	var e effects
 	for _, f := range b.Flows {
 		if f.Ours() {
 			continue
 		}
 		if err := b.shadow(f); err != nil {
-			return 0, Mark{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+			return Place{}, err
 		}
 		e.flow(f)
 		if e.groups && b.Groups == nil {
-			return 0, Mark{}, fmt.Errorf("bridge %s: %w: groups were not read, and are used by %v", b.Name, ErrNoMark, f)
+			return Place{}, fmt.Errorf("%w: groups were not read, and are used by %v", ErrNoMark, f)
 		}
 	}
 	for _, g := range b.Groups {
 		e.group(g)
 	}
-	if mark, err = e.mark(keep); err == nil {
-		table, err = e.table(keep)
+	if p.Mark, err = e.mark(keep.Mark); err != nil {
+		return Place{}, err
 	}
-	if err != nil {
-		return 0, Mark{}, fmt.Errorf("bridge %s: %w", b.Name, err)
+	if p.Table, err = e.table(keep.Table); err != nil {
+		return Place{}, err
 	}
-	return table, mark, nil
+	e.tables[p.Table] = true
+	if p.Reply, err = e.table(keep.Reply); err != nil {
+		return Place{}, err
+	}
+	return p, nil
 }
 
 func (e *effects) flow(f Flow) {
@@ -95,7 +112,7 @@ func (e *effects) flow(f Flow) {
 // IEEE 802.1Q reserves that number, so no probe bears it, and Neutron drops it
 // first of all, since it is the VLAN of its dead ports.
 func (b Bridge) shadow(f Flow) error {
-	if f.Table != 0 || f.Priority < guardPriority {
+	if f.Table != 0 || f.Priority < dyeingPriority {
 		return nil
 	}
 	match := parseMatch(f.Match)
@@ -106,9 +123,13 @@ func (b Bridge) shadow(f Flow) error {
 	if f.Priority == enterPriority {
 		needed = stained(b.Stain, "")
 	}
-	if b.Dye != 0 {
+	if b.Dye != 0 && f.Priority >= guardPriority {
 		needed = append(needed, inPort(b.Dye))
 	}
+	if slices.Contains(kinds(b.Ports, b.Dye), stain.FromInstance) {
+		needed = append(needed, replies("")...)
+	}
+	needed = append(needed, answers(b.Answers, b.Stain, "", func(uint16) bool { return true })...)
 	if slices.ContainsFunc(needed, func(n string) bool { return overlap(match, parseMatch(n)) }) {
 		return fmt.Errorf("%w: %v", ErrShadowed, f)
 	}
@@ -117,9 +138,9 @@ func (b Bridge) shadow(f Flow) error {
 
 // mark returns the best bit that nothing reads: keep's, else one that nothing
 // writes, else one that is written only.
-func (e *effects) mark(keep *Hook) (Mark, error) {
-	if keep != nil && keep.Mark.valid() && !e.reads.has(keep.Mark) {
-		return keep.Mark, nil
+func (e *effects) mark(keep Mark) (Mark, error) {
+	if keep.valid() && !e.reads.has(keep) {
+		return keep, nil
 	}
 	written := Mark{}
 	for _, r := range markRegisters {
@@ -140,14 +161,17 @@ func (e *effects) mark(keep *Hook) (Mark, error) {
 	return written, nil
 }
 
-func (e *effects) table(keep *Hook) (uint8, error) {
-	if keep != nil && keep.Table >= firstTable && keep.Table <= lastTable && !e.tables[keep.Table] {
-		return keep.Table, nil
+// usable tells whether a hook may have a table.
+func usable(table uint8) bool { return table >= firstTable && table <= lastTable }
+
+func (e *effects) table(keep uint8) (uint8, error) {
+	if usable(keep) && !e.tables[keep] {
+		return keep, nil
 	}
 	for t := lastTable; t >= firstTable; t-- {
 		if !e.tables[t] {
 			return uint8(t), nil
 		}
 	}
-	return 0, fmt.Errorf("%w: foreign flows use all of %d to %d", ErrNoTable, firstTable, lastTable)
+	return 0, fmt.Errorf("%w: of %d to %d, foreign flows leave less than two", ErrNoTable, firstTable, lastTable)
 }

@@ -31,7 +31,8 @@ func (f Flow) same(want Flow) bool {
 // whatever order and spelling the fields of the match are. add has, in the order
 // of want, those that are missing or differ: adding replaces in place, so there
 // is no gap for a probe to fall into. del has what is in have, has our cookie,
-// and is not wanted. The error wraps ErrForeign if a foreign flow is in the way
+// and is not wanted; but a flow that our flows have learned stays as long as a wanted
+// flow learns into its table. The error wraps ErrForeign if a foreign flow is in the way
 // of want; foreign flows are nothing else to Diff.
 func Diff(have, want []Flow) (add, del []Flow, err error) {
 	type rank struct {
@@ -46,6 +47,12 @@ func Diff(have, want []Flow) (add, del []Flow, err error) {
 		}
 		wanted[k], ranks[rank{f.Table, f.Priority}] = true, true
 	}
+	var learns [256]bool
+	for _, f := range want {
+		if t := learnsInto(f.Actions); t != 0 {
+			learns[t] = true
+		}
+	}
 	held := make(map[key]Flow, len(want))
 	for _, f := range have {
 		if !f.Ours() && !ranks[rank{f.Table, f.Priority}] {
@@ -53,7 +60,7 @@ func Diff(have, want []Flow) (add, del []Flow, err error) {
 		}
 		if k := f.key(); wanted[k] {
 			held[k] = f
-		} else if f.Ours() {
+		} else if f.Ours() && !(f.Cookie == learned.cookie(0) && learns[f.Table]) {
 			del = append(del, f)
 		}
 	}

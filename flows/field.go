@@ -58,7 +58,7 @@ var aliases = map[string]string{
 	"eth_type": "dl_type", "nxm_of_eth_type": "dl_type", "nxm_of_vlan_tci": "vlan_tci", "nxm_of_in_port": "in_port",
 	"ip_src": "nw_src", "nxm_of_ip_src": "nw_src", "ip_dst": "nw_dst", "nxm_of_ip_dst": "nw_dst",
 	"ip_proto": "nw_proto", "nxm_of_ip_tos": "nw_tos", "ip_ecn": "nw_ecn", "nxm_nx_ip_ecn": "nw_ecn", "nxm_nx_ip_ttl": "nw_ttl", "ip_ttl": "nw_ttl",
-	"tcp_src": "tp_src", "udp_src": "tp_src", "sctp_src": "tp_src", "tcp_dst": "tp_dst", "udp_dst": "tp_dst", "sctp_dst": "tp_dst",
+	"ip_frag": "nw_frag", "tcp_src": "tp_src", "udp_src": "tp_src", "sctp_src": "tp_src", "tcp_dst": "tp_dst", "udp_dst": "tp_dst", "sctp_dst": "tp_dst",
 	"icmpv6_type": "icmp_type", "icmpv6_code": "icmp_code", // printed as the latter
 	"tunnel_id": "tun_id", "nxm_nx_tun_id": "tun_id", "nxm_nx_tun_ipv4_src": "tun_src", "nxm_nx_tun_ipv4_dst": "tun_dst",
 	"oxm_of_metadata": "metadata", "nxm_nx_ct_mark": "ct_mark", "nxm_nx_ct_label": "ct_label", "nxm_nx_pkt_mark": "pkt_mark",

@@ -161,6 +161,8 @@ func TestDiff(t *testing.T) {
 		squat   = " cookie=0x99, table=0, priority=65535,tcp,nw_tos=92,tp_src=11,tp_dst=11,reg10=0/0x80000000 actions=drop\n"
 		lower   = " cookie=0x99, table=0, priority=65534,tcp,nw_tos=92,tp_src=11,tp_dst=11,reg10=0/0x80000000 actions=drop\n"
 		point   = " cookie=0x4479655400000402, table=253, hard_timeout=60, priority=200,in_port=3 actions=output:9\n"
+		learn   = " cookie=0x4479655400000600, table=0, hard_timeout=60, priority=65535,icmp,reg10=0/0x80000000,nw_tos=92,icmp_type=8,icmp_code=0 actions=resubmit(,252),learn(table=252,hard_timeout=15,eth_type=0x800),resubmit(,253)\n"
+		told    = " cookie=0x4479655400000800, table=252, n_packets=7, hard_timeout=15, priority=1,ip,nw_src=10.0.0.2,nw_dst=10.0.0.1 actions=load:0x5c->NXM_OF_IP_TOS[],load:0x1->NXM_NX_REG10[31]\n"
 		blind   = " cookie=0x4479655400000500, table=253, hard_timeout=60, priority=200,in_port=4 actions=drop\n"
 	)
 	tests := []struct {
@@ -176,6 +178,10 @@ func TestDiff(t *testing.T) {
 		{name: "without a lease", have: noLease, want: enter, add: enter},
 		{name: "place taken", have: foreign + squat, want: enter, err: ErrForeign},
 		{name: "place of another priority taken", have: lower, want: enter, add: enter},
+		{name: "what was learned stays", have: learn + told, want: learn},
+		{name: "what was learned goes with the hook", have: learn + told, del: learn + told},
+		{name: "learned into another table", have: learn + told, want: strings.ReplaceAll(learn, "252", "251"), add: strings.ReplaceAll(learn, "252", "251"), del: told},
+		{name: "learned by whom nobody knows", have: told, want: enter, add: enter, del: told},
 		{name: "nothing at all"},
 	}
 	for _, tt := range tests {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -22,16 +21,16 @@ var update = flag.Bool("update", false, "rewrite the expected parts of testdata/
 //
 //	-- flows --    what another controller has put there, as ovs-ofctl prints it
 //	-- groups --   its groups; may be missing
-//	-- stain --    its scheme, if that is not the default one; may be missing
 //	-- ports --    NAME OFPORT ROLE; a dye port has role dye
-//	-- keep --     table and mark of a hook before; may be missing
-//	-- choice --   expected: table, mark and kinds, or the error
+//	-- answers --  OFPORT of instances whose answers are to be dyed; may be missing
+//	-- keep --     table, reply table and mark of a hook before; may be missing
+//	-- choice --   expected: tables, mark and kinds, or the error
 //	-- hook --     expected: the hook's flows
 type golden struct {
 	file    string
 	archive *txtar.Archive
 	bridge  Bridge
-	keep    *Hook
+	keep    *Place
 }
 
 func loadGoldens(t testing.TB) []*golden {
@@ -72,13 +71,6 @@ func (g *golden) load() (err error) {
 	if len(g.bridge.Flows) == 0 {
 		return fmt.Errorf("no flows")
 	}
-	switch scheme := strings.TrimSpace(g.section("stain")); scheme {
-	case "":
-	case "icmp":
-		g.bridge.Stain = stainedEcho
-	default:
-		return fmt.Errorf("stain: %q: no such scheme", scheme)
-	}
 	for line := range strings.Lines(g.section("groups")) {
 		g.bridge.Groups = append(g.bridge.Groups, strings.TrimSpace(line))
 	}
@@ -97,26 +89,33 @@ func (g *golden) load() (err error) {
 		}
 		g.bridge.Ports = append(g.bridge.Ports, Port{Name: name, OFPort: ofport, Role: Role(i)})
 	}
-	if text := strings.TrimSpace(g.section("keep")); text != "" {
-		table, mark, _ := strings.Cut(text, " ")
-		field, bit, _ := strings.Cut(strings.TrimSuffix(mark, "]"), "[")
-		t, errT := strconv.ParseUint(table, 10, 8)
-		b, errB := strconv.ParseUint(bit, 10, 8)
-		if errT != nil || errB != nil {
-			return fmt.Errorf("keep: %q: want such as 253 reg10[31]", text)
+	for word := range strings.FieldsSeq(g.section("answers")) {
+		n, err := parseUint[uint16](word)
+		if err != nil {
+			return fmt.Errorf("answers: %q: %w", word, err)
 		}
-		g.keep = &Hook{Table: uint8(t), Mark: Mark{field, uint8(b)}}
+		g.bridge.Answers = append(g.bridge.Answers, n)
+	}
+	if text := strings.TrimSpace(g.section("keep")); text != "" {
+		g.keep = new(Place)
+		var mark string
+		if _, err := fmt.Sscan(text, &g.keep.Table, &g.keep.Reply, &mark); err != nil {
+			return fmt.Errorf("keep: %q: %w, want such as 253 252 reg10[31]", text, err)
+		}
+		if _, err := fmt.Sscanf(strings.NewReplacer("[", " ", "]", "").Replace(mark), "%s %d", &g.keep.Mark.Field, &g.keep.Mark.Bit); err != nil {
+			return fmt.Errorf("keep: mark %q: %w", mark, err)
+		}
 	}
 	return nil
 }
 
 // hook computes what the file expects. choice is what stands in the file.
 func (g *golden) hook() (h Hook, choice string, err error) {
-	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Lease: 60}
-	if h.Table, h.Mark, err = Choose(g.bridge, g.keep); err != nil {
+	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Answers: g.bridge.Answers, Expect: true, Lease: 60}
+	if h.Place, err = Choose(g.bridge, g.keep); err != nil {
 		return h, err.Error() + "\n", err
 	}
-	return h, fmt.Sprintf("table %d, mark %v, kinds %v\n", h.Table, h.Mark, h.Kinds()), nil
+	return h, fmt.Sprintf("tables %d and %d, mark %v, kinds %v\n", h.Table, h.Reply, h.Mark, h.Kinds()), nil
 }
 
 // expect sets or compares a section.
@@ -152,9 +151,9 @@ func TestGolden(t *testing.T) {
 		on := g.bridge
 		on.Flows = append(slices.Clone(on.Flows), h.Flows()...)
 		found, ok := Installed(on.Flows)
-		table, mark, err := Choose(on, &found)
-		if !ok || err != nil || table != h.Table || mark != h.Mark {
-			t.Errorf("%s: with its hook on it: Installed = %+v, %v; Choose = %d, %v, %v", g.file, found, ok, table, mark, err)
+		place, err := Choose(on, &found)
+		if !ok || err != nil || h.replies() != (found.Reply == h.Reply) || found.Reply != 0 && place != h.Place {
+			t.Errorf("%s: with its hook on it: Installed = %v, %v; Choose = %v, %v", g.file, found, ok, place, err)
 		}
 	}
 }

@@ -115,6 +115,11 @@ func TestCanonicalActions(t *testing.T) {
 		{"load:0x602->NXM_OF_ETH_DST[32..47]", "set_field:06:02:00:00:00:00/ff:ff:00:00:00:00->eth_dst"},
 		{"load:0x2->NXM_OF_ETH_SRC[40..47]", "set_field:02:00:00:00:00:00/ff:00:00:00:00:00->eth_src"},
 		{"load:0x12->NXM_NX_XXREG0[64..95]", "set_field:0x120000000000000000/0xffffffff0000000000000000->xxreg0"},
+		{
+			"learn(table=252,hard_timeout=15,priority=1,delete_learned,cookie=0x5,limit=9,eth_type=0x800,NXM_OF_IP_SRC[]=NXM_OF_IP_DST[],load:0x5c->NXM_OF_IP_TOS[],load:0x1->NXM_NX_REG10[31])",
+			"learn(table=252,priority=1,hard_timeout=15,cookie=0x5,delete_learned,limit=9,NXM_OF_IP_SRC[]=NXM_OF_IP_DST[],dl_type=2048,load:0x5c->NXM_OF_IP_TOS[],load:1->NXM_NX_REG10[31])",
+		},
+		{"learn(table=252,NXM_OF_IP_SRC[]=NXM_OF_IP_DST[],load:0x1->NXM_NX_REG10[31],load:0x5c->NXM_OF_IP_TOS[])"},
 		{"load:0x100->NXM_NX_REG10[0..7]"}, // does not fit, stays as it is
 		{"resubmit(,253),resubmit(,0)", "resubmit(,253), resubmit(,0)"},
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
@@ -216,6 +217,29 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestOptions wants to hear again, with the run, how it was asked to probe.
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.start()
+	w.agents4()
+	user := w.user()
+	want := &dyetracev1.ProbeOptions{Scheme: dyetracev1.Scheme_SCHEME_TCP, IpVersion: dyetracev1.IPVersion_IP_VERSION_4}
+	started, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: onePair("blue-1", "blue-2"), Options: want}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := user.GetRun(t.Context(), connect.NewRequest(&dyetracev1.GetRunRequest{Id: started.Msg.GetRun().GetId()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, r := range map[string]*dyetracev1.Run{"StartRun": started.Msg.GetRun(), "GetRun": got.Msg.GetRun()} {
+		if !proto.Equal(r.GetOptions(), want) {
+			t.Errorf("%s: options %v, want %v", what, r.GetOptions(), want)
+		}
+	}
+}
+
 func TestBadRequests(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Run.MaxPairs = 57 })
@@ -225,12 +249,17 @@ func TestBadRequests(t *testing.T) {
 	start := func(s *dyetracev1.Scope, timeout uint32) error {
 		return second(user.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{Scope: s, TimeoutMs: timeout})))
 	}
+	probe := func(o *dyetracev1.ProbeOptions) error {
+		return second(user.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{Scope: onePair("blue-1", "blue-2"), Options: o})))
+	}
 	tests := []struct {
 		name string
 		err  error
 		code connect.Code
 		says []string
 	}{
+		{"unknown scheme", probe(&dyetracev1.ProbeOptions{Scheme: 3}), connect.CodeInvalidArgument, []string{"options.scheme: 3", "SCHEME_TCP, SCHEME_ICMP, or 0"}},
+		{"unknown IP version", probe(&dyetracev1.ProbeOptions{IpVersion: 5}), connect.CodeInvalidArgument, []string{"options.ip_version: 5", "IP_VERSION_4, IP_VERSION_6, or 0"}},
 		{"no scope", start(nil, 0), connect.CodeInvalidArgument, []string{"scope"}},
 		{"unknown instance", start(onePair("blue-1", "blue-9"), 0), connect.CodeInvalidArgument, []string{"scope.pair.dst", "blue-9"}},
 		{"itself", start(onePair("blue-1", "blue/10.0.1.11"), 0), connect.CodeInvalidArgument, []string{"scope.pair.dst", "itself"}},
@@ -300,12 +329,14 @@ func TestHostile(t *testing.T) {
 			Run: p.Run, Bridges: []string{"br-int"}, Index: []uint32{0}, Bridge: []uint32{0},
 			Kind: []dyetracev1.PointKind{1}, AtNs: []uint64{1}, AddrTag: []uint64{1}, Ttl: []uint32{64},
 			InPort: []uint32{1}, TunSrc: []uint32{0}, TunId: []uint32{0}, Reply: []bool{false},
+			NoReply: []bool{false}, Scheme: []dyetracev1.Scheme{1},
 		}
 		say := func(change func(*dyetracev1.Samples)) {
 			m := &dyetracev1.Samples{
 				Run: column.Run, Bridges: column.Bridges, Index: []uint32{0}, Bridge: []uint32{0},
 				Kind: []dyetracev1.PointKind{1}, AtNs: column.AtNs, AddrTag: column.AddrTag, Ttl: column.Ttl,
 				InPort: column.InPort, TunSrc: column.TunSrc, TunId: column.TunId, Reply: column.Reply,
+				NoReply: column.NoReply, Scheme: column.Scheme,
 			}
 			change(m)
 			bad.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: m}})
@@ -383,7 +414,7 @@ func TestMetrics(t *testing.T) {
 		"dyetrace_fleet_samples_dropped_total 0\n",
 		`dyetrace_run_verdicts_total{verdict="healthy"} 58` + "\n",
 		`dyetrace_run_runs_total{state="done"} 1` + "\n",
-		"dyetrace_run_probes_total 58\n",
+		`dyetrace_run_probes_total{scheme="tcp"} 58` + "\n",
 		`dyetrace_run_samples_total{fate="used"}`,
 		"dyetrace_run_store_write_seconds_count",
 		"go_goroutines",

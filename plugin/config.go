@@ -277,5 +277,5 @@ func badAddress(addr string) string {
 }
 
 func (c Config) stain() stain.Stain {
-	return stain.Stain{Scheme: stain.TCP, TOS: uint8(c.Stain.TOS), Port: uint16(c.Stain.Port)}
+	return stain.Stain{TOS: uint8(c.Stain.TOS), Port: uint16(c.Stain.Port)}
 }

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/pki"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -90,19 +92,19 @@ func TestRunFaults(t *testing.T) {
 	}{
 		{
 			name: "lost in the tunnel", rule: at(pair, 2, gone),
-			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 3, segment: "hv1/br-tun to-tunnel → hv2/br-tun from-tunnel",
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 5, segment: "hv1/br-tun to-tunnel → hv2/br-tun from-tunnel",
 		},
 		{
 			name: "dropped before the guest", rule: at(pair, 4, gone), explain: drop,
-			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 3, cause: "table 60", segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 5, cause: "table 60", segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
 		},
 		{
 			name: "guest does not answer", rule: at(pair, 4, gone), explain: deliver,
-			verdict: dyetracev1.Verdict_VERDICT_SILENT, probes: 3,
+			verdict: dyetracev1.Verdict_VERDICT_SILENT, probes: 5,
 		},
 		{
 			name: "nobody explains", rule: at(pair, 4, gone),
-			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 3,
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 5,
 		},
 		{
 			name: "one sample missed", rule: at(pair, 3, unseen),
@@ -128,7 +130,7 @@ func TestRunFaults(t *testing.T) {
 				}
 				all["hv1"].windows = []*dyetracev1.HookWindow{{Bridge: "br-int", Reason: "wiped"}, {Bridge: "br-tun", Reason: "wiped"}}
 			},
-			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 3,
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 5,
 		},
 		{
 			name: "port absent",
@@ -477,6 +479,151 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// dualInventory is four instances of a network with both IP versions, on the lab's hosts, and two of
+// one with IPv4 alone.
+func dualInventory() string {
+	var b strings.Builder
+	b.WriteString("networks:\n  - {name: blue, cidr: [10.0.1.0/24, \"fd00:1::/64\"], segmentation_id: 101}\n")
+	b.WriteString("  - {name: red, cidr: 10.0.3.0/24, segmentation_id: 103}\ninstances:\n")
+	for i, host := range labHosts {
+		fmt.Fprintf(&b, "  - {name: blue-%d, network: blue, ip: [10.0.1.1%d, \"fd00:1::1%d\"], mac: \"fa:16:3e:00:01:1%d\", host: %s, port: tap-blue-%d}\n", i, i, i, i, host, i)
+	}
+	for i, host := range labHosts[:2] {
+		fmt.Fprintf(&b, "  - {name: red-%d, network: red, ip: 10.0.3.1%d, mac: \"fa:16:3e:00:03:1%d\", host: %s, port: tap-red-%d}\n", i, i, i, host, i)
+	}
+	return b.String()
+}
+
+const dualPairs = 12 // over IPv6
+
+var (
+	untouched = &dyetracev1.ProbeOptions{
+		Scheme: dyetracev1.Scheme_SCHEME_ICMP, IpVersion: dyetracev1.IPVersion_IP_VERSION_6, NoTouch: true,
+	}
+	probingUntouched = plan.Options{Version: inventory.IPv6, NoTouch: true}
+)
+
+// checkUntouched checks what is said of a healthy pair in no-touch over IPv6 by icmp.
+func checkUntouched(t *testing.T, name string, p *dyetracev1.PairResult) {
+	t.Helper()
+	if p.Verdict != dyetracev1.Verdict_VERDICT_HEALTHY || p.Cause != "" || p.Probes != 2 || !p.NoTouch ||
+		p.Scheme != dyetracev1.Scheme_SCHEME_ICMP || !strings.HasPrefix(p.SrcIp, "fd00:1::1") || !strings.HasPrefix(p.DstIp, "fd00:1::1") {
+		t.Errorf("%s: %v", name, p)
+	}
+	// Out by two bridges, in by two, and to the instance; both ways.
+	reply := 0
+	for _, s := range p.Samples {
+		if s.Direction == dyetracev1.Direction_DIRECTION_REPLY {
+			reply++
+		}
+		if !s.Seen {
+			t.Errorf("%s: %v not seen", name, s.Point)
+		}
+	}
+	if len(p.Samples) != 10 || reply != 5 {
+		t.Errorf("%s: %d samples, %d of the way back", name, len(p.Samples), reply)
+	}
+}
+
+// TestResumeOptions stops the controller in the middle of a run that has options, and starts another
+// on the same store: what is left is probed as was asked for.
+func TestResumeOptions(t *testing.T) {
+	t.Parallel()
+	w := newWorldOf(t, dualInventory(), probingUntouched, nil)
+	stop := w.start()
+	for _, host := range labHosts {
+		a := w.agent(host)
+		if host == "hv4" { // what it must withhold waits
+			a.onArm = func(*dyetracev1.Arm) bool { return false }
+		}
+		a.dial(w.cert(pki.RoleAgent, host))
+	}
+	w.ready(4)
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: all(), Options: untouched}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.Run.Id
+	stopped := make(chan struct{})
+	before, err := w.watch(t.Context(), user, id, func(g *watched) bool {
+		if len(g.pairs) == dualPairs/2 && g.last == nil {
+			go func() { stop(); close(stopped) }()
+		}
+		return false
+	})
+	<-stopped
+	if err != nil || before.last.GetState() != dyetracev1.RunState_RUN_STATE_INTERRUPTED || len(before.pairs) != dualPairs/2 {
+		t.Fatalf("the run that was interrupted: %v with %d verdicts, %v", before.last, len(before.pairs), err)
+	}
+
+	w.start()
+	w.agents4()
+	user = w.user()
+	resumed, err := user.ResumeRun(t.Context(), connect.NewRequest(&dyetracev1.ResumeRunRequest{Id: id}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(untouched, resumed.Msg.Run.Options, protocmp.Transform()); diff != "" {
+		t.Errorf("options of the run that was resumed (-asked +got):\n%s", diff)
+	}
+	after, err := w.watch(t.Context(), user, id, nil)
+	if err != nil || after.last.GetState() != dyetracev1.RunState_RUN_STATE_DONE || len(after.pairs) != dualPairs || after.last.Counts.Healthy != dualPairs {
+		t.Fatalf("after resuming: %v with %d verdicts, %v", after.last, len(after.pairs), err)
+	}
+	for name, p := range after.pairs {
+		checkUntouched(t, name, p)
+		if was := before.pairs[name]; was != nil {
+			if diff := cmp.Diff(was, p, protocmp.Transform()); diff != "" {
+				t.Errorf("%s was judged before, and differs now:\n%s", name, diff)
+			}
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, n := range w.injects {
+		if n != 2 { // there for one pair, back for the opposite one
+			t.Errorf("%s: %d probes", name, n)
+		}
+	}
+}
+
+// TestRunRefused has one agent that cannot withhold: nothing is sent to or from its guests.
+func TestRunRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorldOf(t, dualInventory(), probingUntouched, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w.start()
+	for _, host := range labHosts {
+		a := w.agent(host)
+		if host == "hv3" {
+			a.onArm = func(m *dyetracev1.Arm) bool {
+				a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Armed{Armed: &dyetracev1.Armed{Run: m.Run, Id: m.Id, Error: "to-instance is not sampled"}}})
+				return false
+			}
+		}
+		a.dial(w.cert(pki.RoleAgent, host))
+	}
+	w.ready(4)
+	got := w.checkBy(all(), untouched, 20*time.Second)
+	if len(got.pairs) != dualPairs || got.last.Counts.Healthy != dualPairs/2 || got.last.Counts.Unknown != dualPairs/2 {
+		t.Fatalf("run = %v with %d verdicts", got.last, len(got.pairs))
+	}
+	for name, p := range got.pairs {
+		if p.Src.Name != "blue-2" && p.Dst.Name != "blue-2" {
+			checkUntouched(t, name, p)
+		} else if !strings.Contains(p.Cause, "hv3 cannot keep it from the guest: to-instance is not sampled") {
+			t.Errorf("%s: %v, %s", name, p.Verdict, p.Cause)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name := range w.injects {
+		if strings.Contains(name, "blue-2") {
+			t.Errorf("%s was probed", name)
+		}
+	}
+}
+
 // TestManyRuns has several at once, by different scopes.
 func TestManyRuns(t *testing.T) {
 	t.Parallel()
@@ -531,7 +678,7 @@ func TestStray(t *testing.T) {
 				continue
 			}
 			s := &dyetracev1.Samples{Run: m.Run, Bridges: []string{"br-tun"}}
-			addSample(s, plan.Path{Src: pair.Src.IP, Dst: pair.Dst.IP, Points: []plan.Expected{{Host: "hv4", Bridge: "br-tun", Kind: stain.FromTunnel, Direction: plan.Forward}}}, 0, index, hv1.key(m.Run))
+			addSample(s, plan.Path{Src: pair.Src.IPs[0], Dst: pair.Dst.IPs[0], Points: []plan.Expected{{Host: "hv4", Bridge: "br-tun", Kind: stain.FromTunnel, Direction: plan.Forward}}}, 0, index, hv1.key(m.Run), m.Scheme)
 			hv4.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: s}})
 		}
 		return true

@@ -163,6 +163,9 @@ func (c *Controller) Addr() net.Addr {
 // Run serves until ctx is done, and closes the controller. Runs under way are interrupted, and can
 // be resumed by the next one.
 func (c *Controller) Run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // before anybody can know that we run, and send one
+	defer signal.Stop(hup)
 	for _, l := range c.api {
 		c.log.Info("listening", "addr", l.Addr().String(), "version", c.cfg.Version)
 	}
@@ -178,7 +181,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return c.server.Run(ended, c.tls, c.api...)
 	})
 	g.Go(func() error {
-		c.reload(ctx)
+		c.reload(ctx, hup)
 		return nil
 	})
 	if c.scrapes != nil {
@@ -204,10 +207,7 @@ func (c *Controller) close() error {
 }
 
 // reload reads the inventory files again at each SIGHUP, until ctx is done.
-func (c *Controller) reload(ctx context.Context) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+func (c *Controller) reload(ctx context.Context, hup <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():

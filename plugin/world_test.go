@@ -37,6 +37,9 @@ type world struct {
 	ca    *pki.CA
 	files map[string]pki.Files // certificates by ROLE/NAME
 	snap  *inventory.Snapshot  // what the agents go by
+	// probing is how runs of this world probe; in no-touch, hosts sample what they deliver, and a
+	// probe that leaves without being withheld on all its way fails the test.
+	probing plan.Options
 
 	mu     sync.Mutex
 	addr   string
@@ -71,14 +74,20 @@ const (
 // one router, and red's two, on four hosts.
 func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), files: map[string]pki.Files{}, agents: map[string]*scripted{}, injects: map[string]int{}}
+	return newWorldOf(t, labInventory(), plan.Options{}, change)
+}
+
+// newWorldOf starts a controller with an inventory of the lab's hosts.
+func newWorldOf(t testing.TB, instances string, probing plan.Options, change func(*Config)) *world {
+	t.Helper()
+	w := &world{t: t, probing: probing, dir: t.TempDir(), files: map[string]pki.Files{}, agents: map[string]*scripted{}, injects: map[string]int{}}
 	ca, err := pki.CreateCA(filepath.Join(w.dir, "pki"), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.ca = ca
 	inv := filepath.Join(w.dir, "inventory.yaml")
-	if err := os.WriteFile(inv, []byte(labInventory()), 0o600); err != nil {
+	if err := os.WriteFile(inv, []byte(instances), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	w.cfg = DefaultConfig()
@@ -97,7 +106,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	}
 	var hosts []inventory.Host
 	for _, name := range labHosts {
-		s := hostState(name, f)
+		s := w.hostState(name, f)
 		hosts = append(hosts, inventory.Host{Name: name, Connected: true, Bridges: s.Bridges, Endpoints: s.Endpoints})
 	}
 	w.snap = inventory.NewSnapshot(f, hosts...)
@@ -130,7 +139,7 @@ func labInventory() string {
 	return b.String()
 }
 
-func hostState(host string, f inventory.File) *dyetracev1.HostState {
+func (w *world) hostState(host string, f inventory.File) *dyetracev1.HostState {
 	kinds := func(k ...dyetracev1.PointKind) []dyetracev1.PointKind { return k }
 	s := &dyetracev1.HostState{Bridges: []*dyetracev1.Bridge{
 		{
@@ -142,6 +151,9 @@ func hostState(host string, f inventory.File) *dyetracev1.HostState {
 			Tunnels: []*dyetracev1.Tunnel{{Port: "gre0", Ofport: 5, Type: "gre", RemoteIp: "flow", LocalIp: "10.1.0." + host[2:]}},
 		},
 	}}
+	if w.probing.NoTouch {
+		s.Bridges[0].Kinds = append(s.Bridges[0].Kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
+	}
 	for i, in := range f.Instances {
 		if in.Host == host {
 			s.Endpoints = append(s.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: in.Port, Ofport: uint32(10 + i), Mac: in.MAC.String(), LinkState: "up"})
@@ -238,12 +250,26 @@ type scripted struct {
 	st      *connect.BidiStreamForClient[dyetracev1.SessionRequest, dyetracev1.SessionResponse]
 	keys    map[uint64]stain.Key
 	windows []*dyetracev1.HookWindow
+	// withheld are the probes that no guest of this host may see, to whom they are, and until when.
+	withheld map[probeKey]withheld
 
 	// What to do instead of answering; nil is to answer.
 	onPrepare func(*dyetracev1.Prepare) bool
 	onInject  func(*dyetracev1.Inject) bool
 	onFinish  func(*dyetracev1.Finish) bool
+	onArm     func(*dyetracev1.Arm) bool
 	onExplain func(*dyetracev1.Explain) *dyetracev1.Explanation
+}
+
+// probeKey is a probe of a run.
+type probeKey struct {
+	run   uint64
+	index uint32
+}
+
+type withheld struct {
+	dst   netip.Addr
+	until time.Time
 }
 
 // agent returns an agent that has not dialled yet.
@@ -253,7 +279,7 @@ func (w *world) agent(host string) *scripted {
 		hello:   &dyetracev1.Hello{Protocol: 1, Host: host, Version: "test", OvsVersion: "3.1.0"},
 		done:    make(chan struct{}),
 		welcome: make(chan *dyetracev1.Welcome, 1),
-		keys:    map[uint64]stain.Key{},
+		keys:    map[uint64]stain.Key{}, withheld: map[probeKey]withheld{},
 		windows: []*dyetracev1.HookWindow{{Bridge: "br-int", Live: true, Epoch: 1}, {Bridge: "br-tun", Live: true, Epoch: 1}},
 	}
 }
@@ -337,7 +363,7 @@ func (a *scripted) session(ctx context.Context, client dyetracev1connect.AgentSe
 	if err != nil {
 		return err
 	}
-	a.state = hostState(a.host, f)
+	a.state = a.w.hostState(a.host, f)
 	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state}})
 	for {
 		m, err := st.Receive()
@@ -395,6 +421,10 @@ func (a *scripted) obey(m *dyetracev1.SessionResponse) {
 		if a.onFinish == nil || a.onFinish(m.Finish) {
 			a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{Finished: &dyetracev1.Finished{Run: m.Finish.Run, Windows: a.windows}}})
 		}
+	case *dyetracev1.SessionResponse_Arm:
+		if a.onArm == nil || a.onArm(m.Arm) {
+			a.arm(m.Arm)
+		}
 	case *dyetracev1.SessionResponse_Refresh:
 		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state}})
 		a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{Refreshed: &dyetracev1.Refreshed{Id: m.Refresh.Id}}})
@@ -408,6 +438,50 @@ func (a *scripted) obey(m *dyetracev1.SessionResponse) {
 	}
 }
 
+// arm withholds what it is asked to, if the ports are there.
+func (a *scripted) arm(m *dyetracev1.Arm) {
+	armed := &dyetracev1.Armed{Run: m.Run, Id: m.Id}
+	for _, p := range slices.Concat(m.Answers, m.WithholdAt) {
+		if !slices.ContainsFunc(a.state.Endpoints, func(e *dyetracev1.Endpoint) bool { return e.Bridge == p.Bridge && e.Port == p.Port }) {
+			armed.Error = fmt.Sprintf("%s is not on %s", p.Port, p.Bridge)
+		}
+	}
+	if armed.Error == "" {
+		a.mu.Lock()
+		for i, index := range m.Withhold {
+			a.withheld[probeKey{m.Run, index}] = withheld{
+				netip.AddrFrom16([16]byte(m.WithholdDst[16*i : 16*i+16])).Unmap(),
+				time.Now().Add(time.Duration(m.WithholdMs) * time.Millisecond),
+			}
+		}
+		a.mu.Unlock()
+	}
+	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Armed{Armed: armed}})
+}
+
+// touches says which guest would see a probe that leaves now, where none may; empty if none would.
+func (w *world) touches(pair plan.Pair, key probeKey, dst netip.Addr) string {
+	path, err := plan.Of(w.snap, pair, w.probing)
+	if err != nil {
+		return err.Error()
+	}
+	if !w.probing.NoTouch {
+		return ""
+	}
+	for _, host := range path.Hosts() {
+		w.mu.Lock()
+		a := w.agents[host]
+		w.mu.Unlock()
+		a.mu.Lock()
+		kept := a.withheld[key]
+		a.mu.Unlock()
+		if kept.dst != dst || time.Now().After(kept.until) {
+			return fmt.Sprintf("probe %d of %v is not withheld at %s", key.index, pair, host)
+		}
+	}
+	return ""
+}
+
 // inject does what happens when probes are injected: they leave, and all agents on their way see
 // them as the rules say.
 func (a *scripted) inject(m *dyetracev1.Inject) {
@@ -419,13 +493,19 @@ func (a *scripted) inject(m *dyetracev1.Inject) {
 			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: index, Reason: err.Error()})
 			continue
 		}
+		dst := netip.AddrFrom16([16]byte(m.DstIp[16*i : 16*i+16])).Unmap()
+		if why := a.w.touches(pair, probeKey{m.Run, index}, dst); why != "" {
+			a.w.t.Error(why)
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: index, Reason: why})
+			continue
+		}
 		left.Index, left.AtNs = append(left.Index, index), append(left.AtNs, uint64(time.Now().UnixNano()))
 		a.w.travel(pair, func(host string) *dyetracev1.Samples {
 			if seen[host] == nil {
 				seen[host] = &dyetracev1.Samples{Run: m.Run, Bridges: []string{"br-int", "br-tun"}}
 			}
 			return seen[host]
-		}, index, a.key(m.Run))
+		}, index, a.key(m.Run), m.Scheme)
 	}
 	a.say(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Injected{Injected: left}})
 	for host, s := range seen {
@@ -454,7 +534,7 @@ func (w *world) pairOf(host, port string, dst []byte) (plan.Pair, error) {
 		}
 	}
 	for _, in := range w.snap.Instances() {
-		if in.IP == ip && plan.Joined(w.snap, p.Src.Network, in.Network) {
+		if slices.Contains(in.IPs, ip) && plan.Joined(w.snap, p.Src.Network, in.Network) {
 			p.Dst = in
 		}
 	}
@@ -465,8 +545,8 @@ func (w *world) pairOf(host, port string, dst []byte) (plan.Pair, error) {
 }
 
 // travel adds what all hosts see of a probe to their samples.
-func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples, index uint32, key stain.Key) {
-	path, err := plan.Of(w.snap, pair)
+func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples, index uint32, key stain.Key, scheme dyetracev1.Scheme) {
+	path, err := plan.Of(w.snap, pair, w.probing)
 	if err != nil {
 		w.t.Errorf("path of %v: %v", pair, err)
 		return
@@ -487,15 +567,15 @@ func (w *world) travel(pair plan.Pair, of func(host string) *dyetracev1.Samples,
 		case gone:
 			return
 		case twice:
-			addSample(of(pt.Host), path, i, index, key)
+			addSample(of(pt.Host), path, i, index, key, scheme)
 			fallthrough
 		case seen:
-			addSample(of(pt.Host), path, i, index, key)
+			addSample(of(pt.Host), path, i, index, key, scheme)
 		}
 	}
 }
 
-func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key stain.Key) {
+func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key stain.Key, scheme dyetracev1.Scheme) {
 	pt := path.Points[i]
 	src, dst := path.Src, path.Dst
 	if pt.Direction == plan.Reply {
@@ -507,10 +587,16 @@ func addSample(s *dyetracev1.Samples, path plan.Path, i int, index uint32, key s
 	s.AtNs = append(s.AtNs, uint64(1_000_000+40_000*i))
 	s.AddrTag = append(s.AddrTag, stain.AddrTag(key, src, dst))
 	s.Ttl = append(s.Ttl, uint32(pt.TTL))
-	s.InPort = append(s.InPort, 7)
+	port := uint32(7)
+	if pt.OFPort != 0 {
+		port = pt.OFPort
+	}
+	s.InPort = append(s.InPort, port)
 	s.TunSrc = append(s.TunSrc, 0)
 	s.TunId = append(s.TunId, 0)
 	s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+	s.NoReply = append(s.NoReply, false)
+	s.Scheme = append(s.Scheme, scheme)
 }
 
 // rule adds a rule.
@@ -577,8 +663,14 @@ func onePair(src, dst string) *dyetracev1.Scope {
 // check starts a run and watches it to its end.
 func (w *world) check(scope *dyetracev1.Scope, timeout time.Duration) *watched {
 	w.t.Helper()
+	return w.checkBy(scope, nil, timeout)
+}
+
+// checkBy is check with options.
+func (w *world) checkBy(scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, timeout time.Duration) *watched {
+	w.t.Helper()
 	user := w.user()
-	res, err := user.StartRun(w.t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: scope, TimeoutMs: uint32(timeout.Milliseconds())}))
+	res, err := user.StartRun(w.t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{Scope: scope, Options: opts, TimeoutMs: uint32(timeout.Milliseconds())}))
 	if err != nil {
 		w.t.Fatal(err)
 	}

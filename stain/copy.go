@@ -9,7 +9,8 @@ import (
 
 // Copy is a stained packet as one sampling point saw it.
 type Copy struct {
-	Kind Kind
+	Kind   Kind
+	Scheme Scheme
 	// InPort is the OpenFlow port by which it came in.
 	InPort uint16
 	// TunSrc is the outer IPv4 source address and TunID the low 24 bits of the
@@ -27,12 +28,18 @@ type Copy struct {
 	// Close tells the RST that withdraws a probe from the probe; never with Reply,
 	// nor in scheme icmp.
 	Close bool
+	// NoReply says that the switch did not have the flow that would stain the reply to
+	// this echo request: that no reply is seen then proves nothing. So it is where hooks
+	// do not expect replies, with the first request of a pair, which that flow is made
+	// for, and with all where there is no room left (package flows).
+	NoReply bool
 }
 
 // MACs of a copy; drawn in the package documentation.
 const (
-	CopyDst = 0x06 // byte 0 of eth_dst
-	CopySrc = 0x02 // byte 0 of eth_src
+	CopyDst  = 0x06 // byte 0 of eth_dst
+	CopySrc  = 0x02 // byte 0 of eth_src
+	CopyMark = 0x80 // bit of byte 1 of eth_dst: MARK, clear where NoReply
 )
 
 // What ParseCopy refuses. Errors are one of these or wrap one; none is made at
@@ -51,7 +58,7 @@ var (
 var (
 	errKind     = fmt.Errorf("%w: unknown kind of sampling point", ErrNotCopy)
 	errNotIP    = fmt.Errorf("%w: neither IPv4 nor IPv6", ErrNotStained)
-	errProtocol = fmt.Errorf("%w: not the scheme's protocol, or behind an extension header", ErrNotStained)
+	errProtocol = fmt.Errorf("%w: neither TCP nor the ICMP of its IP version, or behind an extension header", ErrNotStained)
 	errTOS      = fmt.Errorf("%w: other ToS", ErrNotStained)
 	errMapped   = fmt.Errorf("%w: IPv4-mapped address in an IPv6 header", ErrNotStained)
 	errPorts    = fmt.Errorf("%w: other ports", ErrNotStained)
@@ -68,8 +75,7 @@ var (
 // bits, the flow label and any other TCP flag than FIN, SYN, RST and ACK are
 // ignored, and so are the data of an echo; checksums are not verified, since a
 // virtual NIC may leave them to be filled in later. No packet with an IPv6
-// extension header is a probe, nor an answer to one: it is ErrNotStained, and so
-// is every frame for a scheme that has no frames.
+// extension header is a probe, nor an answer to one: it is ErrNotStained.
 func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if len(frame) < ethLen {
 		return ErrShort
@@ -77,7 +83,8 @@ func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if frame[0] != CopyDst || frame[6] != CopySrc {
 		return ErrNotCopy
 	}
-	if !Kind(frame[1]).valid() {
+	kind := Kind(frame[1] &^ CopyMark)
+	if !kind.valid() {
 		return errKind
 	}
 	etherType, ip := binary.BigEndian.Uint16(frame[12:]), frame[ethLen:]
@@ -91,21 +98,23 @@ func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if err := p.parse(etherType, ip); err != nil {
 		return err
 	}
-	token, m, err := s.parsePayload(&p)
+	scheme, token, m, err := s.parsePayload(&p)
 	if err != nil {
 		return err
 	}
 	*c = Copy{
-		Kind:   Kind(frame[1]),
-		InPort: binary.BigEndian.Uint16(frame[4:]),
-		TunSrc: [4]byte(frame[8:12]),
-		TunID:  uint32(frame[7])<<16 | uint32(frame[2])<<8 | uint32(frame[3]),
-		Src:    p.src,
-		Dst:    p.dst,
-		TTL:    p.ttl,
-		Token:  token,
-		Reply:  m == answer,
-		Close:  m == withdrawal,
+		Kind:    kind,
+		Scheme:  scheme,
+		InPort:  binary.BigEndian.Uint16(frame[4:]),
+		TunSrc:  [4]byte(frame[8:12]),
+		TunID:   uint32(frame[7])<<16 | uint32(frame[2])<<8 | uint32(frame[3]),
+		Src:     p.src,
+		Dst:     p.dst,
+		TTL:     p.ttl,
+		Token:   token,
+		Reply:   m == answer,
+		Close:   m == withdrawal,
+		NoReply: frame[1]&CopyMark == 0,
 	}
 	return nil
 }
@@ -169,21 +178,20 @@ func (p *packet) parseIPv6(ip []byte) error {
 	return nil
 }
 
-// parsePayload returns the token in a packet, if it bears the stain.
-func (s Stain) parsePayload(p *packet) (token uint32, m message, err error) {
-	proto := uint8(protoTCP)
-	if s.Scheme == ICMP {
-		proto = icmpOf(p.src)
-	}
+// parsePayload returns the scheme of a packet and the token in it, if it bears the
+// stain.
+func (s Stain) parsePayload(p *packet) (scheme Scheme, token uint32, m message, err error) {
 	switch {
-	case !s.Scheme.valid() || p.proto != proto:
-		return 0, 0, errProtocol
+	case p.proto != protoTCP && p.proto != icmpOf(p.src):
+		return 0, 0, 0, errProtocol
 	case (p.tos^s.TOS)&0xfc != 0: // as the hook: nw_tos has no ECN, ovs-fields(7)
-		return 0, 0, errTOS
-	case s.Scheme == ICMP:
-		return parseEcho(proto, p.payload)
+		return 0, 0, 0, errTOS
+	case p.proto == protoTCP:
+		token, m, err = s.parseTCP(p.payload)
+		return TCP, token, m, err
 	}
-	return s.parseTCP(p.payload)
+	token, m, err = parseEcho(p.proto, p.payload)
+	return ICMP, token, m, err
 }
 
 func parseEcho(proto uint8, icmp []byte) (token uint32, m message, err error) {
@@ -230,21 +238,25 @@ func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
 func (s Stain) AppendCopy(b []byte, c Copy) ([]byte, error) {
 	src, dst := c.Src.Unmap(), c.Dst.Unmap()
 	switch {
-	case !s.Scheme.valid():
-		return b, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
+	case !c.Scheme.valid():
+		return b, fmt.Errorf("stain: scheme %v: %w, want tcp or icmp", c.Scheme, ErrUnsupported)
 	case !c.Kind.valid():
 		return b, fmt.Errorf("stain: %v: want a kind of sampling point", c.Kind)
 	case !src.IsValid() || !dst.IsValid() || src.Is4() != dst.Is4():
 		return b, fmt.Errorf("stain: addresses %v and %v: want two of one IP version", c.Src, c.Dst)
-	case c.Close && s.Scheme != TCP:
-		return b, fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
+	case c.Close && c.Scheme != TCP:
+		return b, fmt.Errorf("stain: close: scheme %v has nothing to withdraw", c.Scheme)
 	}
-	ethDst := MAC{CopyDst, byte(c.Kind), byte(c.TunID >> 8), byte(c.TunID), byte(c.InPort >> 8), byte(c.InPort)}
+	kind := byte(c.Kind) | CopyMark
+	if c.NoReply {
+		kind &^= CopyMark
+	}
+	ethDst := MAC{CopyDst, kind, byte(c.TunID >> 8), byte(c.TunID), byte(c.InPort >> 8), byte(c.InPort)}
 	ethSrc := MAC{CopySrc, byte(c.TunID >> 16), c.TunSrc[0], c.TunSrc[1], c.TunSrc[2], c.TunSrc[3]}
 	b = appendEthernet(b, ethDst, ethSrc, etherType(src))
 	m := Probe{Close: c.Close}.message()
 	if c.Reply {
 		m = answer
 	}
-	return s.appendPacket(b, src, dst, c.TTL, c.Token, m), nil
+	return s.appendPacket(b, c.Scheme, src, dst, c.TTL, c.Token, m), nil
 }

@@ -31,6 +31,8 @@ var fields = []string{
 	"ip.src", "ip.dst", "ip.ttl", "ip.dsfield", "ip.checksum.status", "ip.flags.df",
 	"ipv6.src", "ipv6.dst", "ipv6.hlim", "ipv6.tclass", "ipv6.flow",
 	"tcp.srcport", "tcp.dstport", "tcp.seq_raw", "tcp.ack_raw", "tcp.flags", "tcp.checksum.status", "tcp.len",
+	"icmp.type", "icmp.code", "icmp.ident", "icmp.seq", "icmp.checksum.status",
+	"icmpv6.type", "icmpv6.code", "icmpv6.echo.identifier", "icmpv6.echo.sequence_number", "icmpv6.checksum.status", "data.data",
 }
 
 // severity is that of the gravest remark that tshark has on a frame.
@@ -50,8 +52,8 @@ func TestDissector(t *testing.T) {
 	var frames []dissected
 	for seed := range each {
 		s := rapid.Custom(drawStain).Example(seed)
-		p := rapid.Custom(func(t *rapid.T) Probe { return drawProbe(t, s) }).Example(seed)
-		c := rapid.Custom(func(t *rapid.T) Copy { return drawCopy(t, s) }).Example(seed)
+		p := rapid.Custom(drawProbe).Example(seed)
+		c := rapid.Custom(drawCopy).Example(seed)
 		frames = append(frames, probeFrames(t, s, p)...)
 		frames = append(frames, copyFrame(t, s, c))
 	}
@@ -86,9 +88,9 @@ func probeFrames(t *testing.T, s Stain, p Probe) []dissected {
 	if errFrame != nil || errPacket != nil {
 		t.Fatal(errFrame, errPacket)
 	}
-	a := dissected{"injected", labelled, "eth:ethertype:mpls:" + layer(s, p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
+	a := dissected{"injected", labelled, "eth:ethertype:mpls:" + layer(p.Scheme, p.Src), s.fields(p.Scheme, p.Src, p.Dst, p.TTL, p.Token, p.message())}
 	a.want["eth.src"], a.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
-	b := dissected{"packet", plain, "eth:ethertype:" + layer(s, p.Src), s.fields(p.Src, p.Dst, p.TTL, p.Token, p.message())}
+	b := dissected{"packet", plain, "eth:ethertype:" + layer(p.Scheme, p.Src), s.fields(p.Scheme, p.Src, p.Dst, p.TTL, p.Token, p.message())}
 	b.want["eth.src"], b.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
 	a.want["mpls.label"], a.want["mpls.exp"], a.want["mpls.bottom"], a.want["mpls.ttl"] = fmt.Sprint(ofport), "0", "1", "64"
 	if p.Src.Is6() {
@@ -106,26 +108,30 @@ func copyFrame(t *testing.T, s Stain, c Copy) dissected {
 	if c.Reply {
 		m = answer
 	}
-	f := dissected{"copy", frame, "eth:ethertype:" + layer(s, c.Src), s.fields(c.Src, c.Dst, c.TTL, c.Token, m)}
-	f.want["eth.dst"] = fmt.Sprintf("06:%02x:%02x:%02x:%02x:%02x", uint8(c.Kind), c.TunID>>8&0xff, c.TunID&0xff, c.InPort>>8, c.InPort&0xff)
+	f := dissected{"copy", frame, "eth:ethertype:" + layer(c.Scheme, c.Src), s.fields(c.Scheme, c.Src, c.Dst, c.TTL, c.Token, m)}
+	kind := uint8(c.Kind)
+	if !c.NoReply {
+		kind += 0x80
+	}
+	f.want["eth.dst"] = fmt.Sprintf("06:%02x:%02x:%02x:%02x:%02x", kind, c.TunID>>8&0xff, c.TunID&0xff, c.InPort>>8, c.InPort&0xff)
 	f.want["eth.src"] = fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", c.TunID>>16, c.TunSrc[0], c.TunSrc[1], c.TunSrc[2], c.TunSrc[3])
 	return f
 }
 
-func layer(s Stain, a netip.Addr) string {
+func layer(scheme Scheme, a netip.Addr) string {
 	switch {
-	case a.Is4() && s.Scheme == ICMP:
+	case a.Is4() && scheme == ICMP:
 		return "ip:icmp:data"
 	case a.Is4():
 		return "ip:tcp"
-	case s.Scheme == ICMP:
+	case scheme == ICMP:
 		return "ipv6:icmpv6:data"
 	}
 	return "ipv6:tcp"
 }
 
 // fields returns what tshark must find in an IP packet of ours.
-func (s Stain) fields(src, dst netip.Addr, ttl uint8, token uint32, m message) map[string]string {
+func (s Stain) fields(scheme Scheme, src, dst netip.Addr, ttl uint8, token uint32, m message) map[string]string {
 	tos := fmt.Sprintf("0x%02x", s.TOS)
 	want := map[string]string{
 		"ipv6.src": src.String(), "ipv6.dst": dst.String(), "ipv6.hlim": fmt.Sprint(ttl),
@@ -137,7 +143,7 @@ func (s Stain) fields(src, dst netip.Addr, ttl uint8, token uint32, m message) m
 			"ip.dsfield": tos, "ip.flags.df": "1", "ip.checksum.status": checksumGood,
 		}
 	}
-	if s.Scheme == ICMP {
+	if scheme == ICMP {
 		addEchoFields(want, src, token, m)
 	} else {
 		s.addTCPFields(want, token, m)
@@ -154,7 +160,11 @@ func addEchoFields(want map[string]string, src netip.Addr, token uint32, m messa
 	if m == answer {
 		want[prefix+"type"] = reply
 	}
-	want[id], want[seq], want["data.data"] = fmt.Sprint(token>>16), fmt.Sprint(token&0xffff), fmt.Sprintf("%x", "dyetrace")
+	want[id] = fmt.Sprint(token >> 16)
+	if src.Is6() {
+		want[id] = fmt.Sprintf("0x%04x", token>>16)
+	}
+	want[seq], want["data.data"] = fmt.Sprint(token&0xffff), fmt.Sprintf("%x", "dyetrace")
 }
 
 func (s Stain) addTCPFields(want map[string]string, token uint32, m message) {

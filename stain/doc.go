@@ -3,6 +3,10 @@
 // It never sends or receives anything, keeps no state, and knows no switch; it
 // imports the standard library only.
 //
+// A Stain is the marks of all schemes at once: a ToS, and a port number for those
+// that have ports. A Scheme is how one probe bears them. Whoever looks for the
+// stain looks for every scheme in both IP versions; the packet says which it is.
+//
 // # The probe
 //
 // Scheme tcp is a TCP SYN without options, with the stain's ToS and source port =
@@ -77,7 +81,8 @@
 // token+1 (RFC 9293, section 3.10.7), so the answer carries the token too. A
 // RST of Linux has the ToS that it was asked with, over IPv4 as over IPv6, a
 // SYN|ACK has not (measured, the RST with Linux 6.18). An echo reply has what the
-// request had: identifier, sequence number, data, and from Linux the ToS, too.
+// request had: identifier, sequence number, data, and from Linux the ToS, too. For
+// guests that clear the ToS, the hook at their port sets it again (package flows).
 //
 // # Withdrawing a probe
 //
@@ -105,15 +110,17 @@
 // over its MAC addresses:
 //
 //	          byte 0   1        2        3        4        5
+//	         +--------+-+------+--------+--------+--------+--------+
+//	eth_dst  |   06   |M| Kind | TunID 15..0     |  InPort         |
 //	         +--------+--------+--------+--------+--------+--------+
-//		eth_dst  |   06   |  Kind  | TunID 15..0     |  InPort         |
-//	         +--------+--------+--------+--------+--------+--------+
-//		eth_src  |   02   | 23..16 |  TunSrc (outer IPv4 source)       |
+//	eth_src  |   02   | 23..16 |  TunSrc (outer IPv4 source)       |
 //	         +--------+--------+--------+--------+--------+--------+
 //
 // 06 and 02 are locally administered unicast addresses (IEEE 802, section 8.4)
-// that no vendor owns. TunID is the tunnel's key, 24 bits as in VXLAN, Geneve
-// and NVGRE; the upper bits of a longer key (GRE has 32) are lost. TunSrc and
-// TunID are 0 where the packet came by no tunnel. All else in the copy is the
-// packet as it was when it entered the bridge.
+// that no vendor owns. M is the hook's MARK as it was when the copy was made
+// (CopyMark): clear in the copy of an echo request whose reply the hook did not expect
+// yet (Copy.NoReply), set in all others. TunID is the tunnel's
+// key, 24 bits as in VXLAN, Geneve and NVGRE; the upper bits of a longer key (GRE
+// has 32) are lost. TunSrc and TunID are 0 where the packet came by no tunnel. All
+// else in the copy is the packet as it was when it entered the bridge.
 package stain

@@ -9,6 +9,7 @@ import (
 
 // Probe is what differs between the probes of a run.
 type Probe struct {
+	Scheme         Scheme
 	SrcMAC, DstMAC MAC
 	// Src and Dst are both IPv4 or both IPv6 addresses, without a zone; the
 	// IPv4-mapped form is IPv4.
@@ -104,8 +105,8 @@ const (
 
 // AppendFrame appends the frame that makes probe p enter a bridge as if it came
 // in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP or ICMP. It
-// validates p but not s. On error b is returned as it was; the error is ErrUnsupported for a
-// scheme without frames, and else names the field of p.
+// validates p but not s. On error b is returned as it was; the error names the
+// field of p, and wraps ErrUnsupported for a scheme that there is not.
 func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if ofport == 0 || ofport >= portMax && ofport != portLocal {
 		return b, fmt.Errorf("stain: ofport %d: want 1 to %d, or %d (LOCAL)", ofport, portMax-1, portLocal)
@@ -120,7 +121,7 @@ func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	}
 	b = appendEthernet(b, p.DstMAC, p.SrcMAC, typeMPLS)
 	b = binary.BigEndian.AppendUint32(b, label)
-	return s.appendPacket(b, src, dst, p.TTL, p.Token, p.message()), nil
+	return s.appendPacket(b, p.Scheme, src, dst, p.TTL, p.Token, p.message()), nil
 }
 
 // AppendPacket appends what AppendFrame does, without the MPLS label: the frame
@@ -131,15 +132,15 @@ func (s Stain) AppendPacket(b []byte, p Probe) ([]byte, error) {
 		return b, err
 	}
 	b = appendEthernet(b, p.DstMAC, p.SrcMAC, etherType(src))
-	return s.appendPacket(b, src, dst, p.TTL, p.Token, p.message()), nil
+	return s.appendPacket(b, p.Scheme, src, dst, p.TTL, p.Token, p.message()), nil
 }
 
 // check refuses what must not be sent in an instance's name: a frame to a group
 // would be flooded, one with a wrong source would teach switches wrong things.
 // The addresses that it returns are of one IP version, none is IPv4-mapped.
 func (s Stain) check(p Probe) (src, dst netip.Addr, err error) {
-	if !s.Scheme.valid() {
-		return src, dst, fmt.Errorf("stain: scheme %v: %w", s.Scheme, ErrUnsupported)
+	if !p.Scheme.valid() {
+		return src, dst, fmt.Errorf("stain: scheme %v: %w, want tcp or icmp", p.Scheme, ErrUnsupported)
 	}
 	if src, err = hostAddr(p.Src); err != nil {
 		return src, dst, fmt.Errorf("stain: source address: %w", err)
@@ -158,8 +159,8 @@ func (s Stain) check(p Probe) (src, dst netip.Addr, err error) {
 		err = fmt.Errorf("stain: destination MAC %v: want that of one instance or gateway", p.DstMAC)
 	case p.TTL == 0:
 		err = errors.New("stain: ttl 0: want 1 to 255")
-	case p.Close && s.Scheme != TCP:
-		err = fmt.Errorf("stain: close: scheme %v has nothing to withdraw", s.Scheme)
+	case p.Close && p.Scheme != TCP:
+		err = fmt.Errorf("stain: close: scheme %v has nothing to withdraw", p.Scheme)
 	}
 	return src, dst, err
 }
@@ -191,9 +192,9 @@ func appendEthernet(b []byte, dst, src MAC, etherType uint16) []byte {
 }
 
 // appendPacket appends an IP packet of a probe. src and dst are of one version.
-func (s Stain) appendPacket(b []byte, src, dst netip.Addr, ttl uint8, token uint32, m message) []byte {
+func (s Stain) appendPacket(b []byte, scheme Scheme, src, dst netip.Addr, ttl uint8, token uint32, m message) []byte {
 	proto, size := uint8(protoTCP), uint16(tcpLen)
-	if s.Scheme == ICMP {
+	if scheme == ICMP {
 		proto, size = icmpOf(src), echoLen
 	}
 	var addrs uint32
@@ -202,7 +203,7 @@ func (s Stain) appendPacket(b []byte, src, dst netip.Addr, ttl uint8, token uint
 	} else {
 		b, addrs = s.appendIPv6(b, src.As16(), dst.As16(), ttl, proto, size)
 	}
-	if s.Scheme == ICMP {
+	if scheme == ICMP {
 		return appendEcho(b, addrs, proto, token, m)
 	}
 	return s.appendTCP(b, addrs, token, m)

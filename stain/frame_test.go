@@ -20,27 +20,19 @@ func TestStainValidate(t *testing.T) {
 	if err := Default().Validate(); err != nil {
 		t.Errorf("Default: %v", err)
 	}
-	if err := stainedEcho.Validate(); err != nil {
-		t.Errorf("%+v: %v", stainedEcho, err)
-	}
 	tests := []struct {
 		stain Stain
 		want  string
 	}{
-		{Stain{}, "scheme"},
-		{Stain{3, 0x5c, 11}, "scheme(3)"},
-		{Stain{ICMP, 0, 0}, "tos 0"},
-		{Stain{TCP, 0x5d, 11}, "tos 0x5d"},
-		{Stain{TCP, 0, 11}, "tos 0"},
-		{Stain{TCP, 0x5c, 0}, "port 0"},
+		{Stain{}, "tos 0"},
+		{Stain{0x5d, 11}, "tos 0x5d"},
+		{Stain{0, 11}, "tos 0"},
+		{Stain{0x5c, 0}, "port 0"},
 	}
 	for _, tt := range tests {
 		if err := tt.stain.Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v, want an error with %q", tt.stain, err, tt.want)
 		}
-	}
-	if err := (Stain{}).Validate(); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("no scheme: %v, want ErrUnsupported", err)
 	}
 }
 
@@ -61,6 +53,7 @@ func TestNames(t *testing.T) {
 // goodProbe is a probe that nothing is wrong with.
 func goodProbe() Probe {
 	return Probe{
+		Scheme: TCP,
 		SrcMAC: MAC{0x52, 0x54, 0, 0, 0, 1}, DstMAC: MAC{0x52, 0x54, 0, 0, 0, 2},
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"),
 		TTL: 64, Token: 0xdeadbeef,
@@ -90,7 +83,11 @@ const goldenFrame6 = "" +
 	"65c00000" + "00140640" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
 
-var stainedEcho = Stain{Scheme: ICMP, TOS: 23 << 2}
+// echo makes a probe of scheme icmp of one of scheme tcp.
+func echo(p Probe) Probe {
+	p.Scheme = ICMP
+	return p
+}
 
 // The words of the ICMP message add to 0x3454f, and ^(0x454f+3) = 0xbaad; those of
 // the ICMPv6 message and its pseudo-header to 0x5b79c, and ^(0xb79c+5) = 0x485e.
@@ -110,15 +107,14 @@ func TestAppendFrameGolden(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, want string
-		stain      Stain
 		probe      Probe
 	}{
-		{"tcp", goldenFrame, Default(), goodProbe()},
-		{"tcp over IPv6", goldenFrame6, Default(), goodProbe6()},
-		{"icmp", goldenEcho, stainedEcho, goodProbe()},
-		{"icmp over IPv6", goldenEcho6, stainedEcho, goodProbe6()},
+		{"tcp", goldenFrame, goodProbe()},
+		{"tcp over IPv6", goldenFrame6, goodProbe6()},
+		{"icmp", goldenEcho, echo(goodProbe())},
+		{"icmp over IPv6", goldenEcho6, echo(goodProbe6())},
 	} {
-		got, err := tt.stain.AppendFrame([]byte("before"), 5, tt.probe)
+		got, err := Default().AppendFrame([]byte("before"), 5, tt.probe)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,32 +131,33 @@ func TestAppendFrameRefuses(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name, want string
-		change     func(s *Stain, ofport *uint16, p *Probe)
+		change     func(ofport *uint16, p *Probe)
 		is         error
 	}{
-		{"ofport 0", "ofport 0", func(_ *Stain, n *uint16, _ *Probe) { *n = 0 }, nil},
-		{"reserved ofport", "ofport 65280", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xff00 }, nil},
-		{"controller's ofport", "ofport 65533", func(_ *Stain, n *uint16, _ *Probe) { *n = 0xfffd }, nil},
-		{"scheme", "scheme(0)", func(s *Stain, _ *uint16, _ *Probe) { s.Scheme = 0 }, ErrUnsupported},
-		{"no source", "source address: missing", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.Addr{} }, nil},
-		{"IPv4 to IPv6", "destination address fd00::2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = goodProbe6().Dst }, nil},
-		{"IPv6 to IPv4", "destination address 10.0.0.2: other IP version", func(_ *Stain, _ *uint16, p *Probe) { p.Src = goodProbe6().Src }, nil},
-		{"unspecified IPv6", "source address: ::", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv6Unspecified() }, nil},
-		{"IPv6 multicast", "destination address: ff02::1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.IPv6LinkLocalAllNodes() }, nil},
-		{"zone", "source address: fe80::1%eth0: zone", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.MustParseAddr("fe80::1%eth0") }, nil},
-		{"unspecified", "source address: 0.0.0.0", func(_ *Stain, _ *uint16, p *Probe) { p.Src = netip.IPv4Unspecified() }, nil},
-		{"multicast", "destination address: 224.0.0.1", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("224.0.0.1") }, nil},
-		{"broadcast", "destination address: 255.255.255.255", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("255.255.255.255") }, nil},
-		{"to itself", "same as source", func(_ *Stain, _ *uint16, p *Probe) { p.Dst = p.Src }, nil},
-		{"no source MAC", "source MAC 00:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{} }, nil},
-		{"group as source", "source MAC 01:", func(_ *Stain, _ *uint16, p *Probe) { p.SrcMAC = MAC{1} }, nil},
-		{"to all", "destination MAC ff:", func(_ *Stain, _ *uint16, p *Probe) { p.DstMAC = MACFromUint64(1<<48 - 1) }, nil},
-		{"close an echo", "close: scheme icmp", func(s *Stain, _ *uint16, p *Probe) { s.Scheme, p.Close = ICMP, true }, nil},
-		{"ttl", "ttl 0", func(_ *Stain, _ *uint16, p *Probe) { p.TTL = 0 }, nil},
+		{"ofport 0", "ofport 0", func(n *uint16, _ *Probe) { *n = 0 }, nil},
+		{"reserved ofport", "ofport 65280", func(n *uint16, _ *Probe) { *n = 0xff00 }, nil},
+		{"controller's ofport", "ofport 65533", func(n *uint16, _ *Probe) { *n = 0xfffd }, nil},
+		{"scheme", "scheme(0)", func(_ *uint16, p *Probe) { p.Scheme = 0 }, ErrUnsupported},
+		{"unknown scheme", "scheme(3)", func(_ *uint16, p *Probe) { p.Scheme = 3 }, ErrUnsupported},
+		{"no source", "source address: missing", func(_ *uint16, p *Probe) { p.Src = netip.Addr{} }, nil},
+		{"IPv4 to IPv6", "destination address fd00::2: other IP version", func(_ *uint16, p *Probe) { p.Dst = goodProbe6().Dst }, nil},
+		{"IPv6 to IPv4", "destination address 10.0.0.2: other IP version", func(_ *uint16, p *Probe) { p.Src = goodProbe6().Src }, nil},
+		{"unspecified IPv6", "source address: ::", func(_ *uint16, p *Probe) { p.Src = netip.IPv6Unspecified() }, nil},
+		{"IPv6 multicast", "destination address: ff02::1", func(_ *uint16, p *Probe) { p.Dst = netip.IPv6LinkLocalAllNodes() }, nil},
+		{"zone", "source address: fe80::1%eth0: zone", func(_ *uint16, p *Probe) { p.Src = netip.MustParseAddr("fe80::1%eth0") }, nil},
+		{"unspecified", "source address: 0.0.0.0", func(_ *uint16, p *Probe) { p.Src = netip.IPv4Unspecified() }, nil},
+		{"multicast", "destination address: 224.0.0.1", func(_ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("224.0.0.1") }, nil},
+		{"broadcast", "destination address: 255.255.255.255", func(_ *uint16, p *Probe) { p.Dst = netip.MustParseAddr("255.255.255.255") }, nil},
+		{"to itself", "same as source", func(_ *uint16, p *Probe) { p.Dst = p.Src }, nil},
+		{"no source MAC", "source MAC 00:", func(_ *uint16, p *Probe) { p.SrcMAC = MAC{} }, nil},
+		{"group as source", "source MAC 01:", func(_ *uint16, p *Probe) { p.SrcMAC = MAC{1} }, nil},
+		{"to all", "destination MAC ff:", func(_ *uint16, p *Probe) { p.DstMAC = MACFromUint64(1<<48 - 1) }, nil},
+		{"close an echo", "close: scheme icmp", func(_ *uint16, p *Probe) { p.Scheme, p.Close = ICMP, true }, nil},
+		{"ttl", "ttl 0", func(_ *uint16, p *Probe) { p.TTL = 0 }, nil},
 	}
 	for _, tt := range tests {
 		s, ofport, p := Default(), uint16(5), goodProbe()
-		tt.change(&s, &ofport, &p)
+		tt.change(&ofport, &p)
 		b, err := s.AppendFrame([]byte("b"), ofport, p)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) || string(b) != "b" {
 			t.Errorf("%s: AppendFrame = %q, %v; want an error with %q", tt.name, b, err, tt.want)
@@ -190,14 +187,15 @@ func serialize(t rapid.TB, parts ...gopacket.SerializableLayer) []byte {
 }
 
 // drawProbe draws any probe that AppendFrame takes.
-func drawProbe(t *rapid.T, s Stain) Probe {
+func drawProbe(t *rapid.T) Probe {
 	unicast := rapid.Custom(func(t *rapid.T) MAC { return drawMAC(t, "mac") }).Filter(MAC.unicast)
 	addr := drawAddr(t).Filter(func(a netip.Addr) bool { _, err := hostAddr(a); return err == nil })
 	p := Probe{
+		Scheme: drawScheme(t),
 		SrcMAC: unicast.Draw(t, "srcMAC"), DstMAC: unicast.Draw(t, "dstMAC"),
 		Src: addr.Draw(t, "src"), TTL: rapid.Uint8Min(1).Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"),
-		Close: s.Scheme == TCP && rapid.Bool().Draw(t, "close"),
 	}
+	p.Close = p.Scheme == TCP && rapid.Bool().Draw(t, "close")
 	p.Dst = addr.Filter(func(a netip.Addr) bool { return a != p.Src }).Draw(t, "dst")
 	return p
 }
@@ -219,13 +217,14 @@ func drawAddr(t *rapid.T) *rapid.Generator[netip.Addr] {
 }
 
 func drawStain(t *rapid.T) Stain {
-	scheme := rapid.SampledFrom([]Scheme{TCP, ICMP}).Draw(t, "scheme")
-	return Stain{scheme, rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
+	return Stain{rapid.Uint8Range(1, 63).Draw(t, "dscp") << 2, rapid.Uint16Min(1).Draw(t, "port")}
 }
 
+func drawScheme(t *rapid.T) Scheme { return rapid.SampledFrom([]Scheme{TCP, ICMP}).Draw(t, "scheme") }
+
 // wantPacket are the layers of a packet as the package documentation draws them.
-func wantPacket(s Stain, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
-	if s.Scheme == ICMP {
+func wantPacket(s Stain, scheme Scheme, src, dst netip.Addr, ttl uint8, token uint32, m message) []gopacket.SerializableLayer {
+	if scheme == ICMP {
 		return wantEcho(s, src, dst, ttl, token, m)
 	}
 	tcp := layers.TCP{Seq: token, SYN: true}
@@ -295,9 +294,9 @@ func TestAppendFrameOracle(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := drawStain(t)
-		p := drawProbe(t, s)
+		p := drawProbe(t)
 		ofport := rapid.Uint16Range(1, portMax-1).Draw(t, "ofport")
-		packet := wantPacket(s, p.Src, p.Dst, p.TTL, p.Token, p.message())
+		packet := wantPacket(s, p.Scheme, p.Src, p.Dst, p.TTL, p.Token, p.message())
 
 		mpls, etherType := &layers.MPLS{Label: uint32(ofport), StackBottom: true, TTL: 64}, layers.EthernetTypeIPv4
 		if p.Src.Is6() {
@@ -328,18 +327,17 @@ func TestAppendFrameMapped(t *testing.T) {
 // benchmarks are the kinds of frames that there are.
 var benchmarks = []struct {
 	name  string
-	stain Stain
 	probe Probe
 }{
-	{"tcp", Default(), goodProbe()}, {"tcp6", Default(), goodProbe6()},
-	{"icmp", stainedEcho, goodProbe()}, {"icmp6", stainedEcho, goodProbe6()},
+	{"tcp", goodProbe()}, {"tcp6", goodProbe6()},
+	{"icmp", echo(goodProbe())}, {"icmp6", echo(goodProbe6())},
 }
 
 func TestAppendFrameAllocates(t *testing.T) {
 	b := make([]byte, 0, MaxFrame)
 	for _, bb := range benchmarks {
 		if n := testing.AllocsPerRun(1000, func() {
-			if _, err := bb.stain.AppendFrame(b, 5, bb.probe); err != nil {
+			if _, err := Default().AppendFrame(b, 5, bb.probe); err != nil {
 				t.Fatal(err)
 			}
 		}); n != 0 {
@@ -354,7 +352,7 @@ func BenchmarkAppendFrame(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for p := bb.probe; b.Loop(); p.Token++ {
-				if _, err := bb.stain.AppendFrame(buf, 5, p); err != nil {
+				if _, err := Default().AppendFrame(buf, 5, p); err != nil {
 					b.Fatal(err)
 				}
 			}

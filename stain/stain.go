@@ -29,24 +29,23 @@ func (s Scheme) String() string {
 // valid tells whether the scheme is one that there is.
 func (s Scheme) valid() bool { return s == TCP || s == ICMP }
 
-// Stain is the marks by which a probe is recognised. All agents of a fleet use
-// the same one.
+// Stain is the marks by which a probe is recognised, in every scheme. All agents
+// of a fleet use the same ones.
 type Stain struct {
-	Scheme Scheme
 	// TOS is the whole byte that RFC 791 calls Type of Service and RFC 8200 Traffic
 	// Class: DSCP in the upper six bits, ECN, always 0 here, in the lower two (RFC
 	// 3168, section 5).
 	TOS uint8
-	// Port is the source port and the destination port. ICMP has no ports, and
-	// ignores it.
+	// Port is the source port and the destination port of scheme tcp. ICMP has no
+	// ports: there the ToS alone marks an echo.
 	Port uint16
 }
 
-// Default returns the stain that is used where nobody chose one: scheme TCP,
-// DSCP 23, port 11. DSCP 23 is in none of the pools that have recommended
-// values (RFC 2474, section 6: xxxx11 is for experiments and local use), and
-// port 11 (systat, RFC 866) has been dead for decades.
-func Default() Stain { return Stain{Scheme: TCP, TOS: 23 << 2, Port: 11} }
+// Default returns the stain that is used where nobody chose one: DSCP 23, port 11.
+// DSCP 23 is in none of the pools that have recommended values (RFC 2474, section
+// 6: xxxx11 is for experiments and local use), and port 11 (systat, RFC 866) has
+// been dead for decades.
+func Default() Stain { return Stain{TOS: 23 << 2, Port: 11} }
 
 // ErrUnsupported says that a scheme has no frames.
 var ErrUnsupported = errors.New("not supported")
@@ -57,13 +56,11 @@ var ErrUnsupported = errors.New("not supported")
 // its ports (see package flows).
 func (s Stain) Validate() error {
 	switch {
-	case !s.Scheme.valid():
-		return fmt.Errorf("stain: scheme %v: %w, want tcp or icmp", s.Scheme, ErrUnsupported)
 	case s.TOS&0x03 != 0:
 		return fmt.Errorf("stain: tos %#02x: ECN bits set, want a multiple of 4", s.TOS)
 	case s.TOS == 0:
 		return errors.New("stain: tos 0: all traffic has it, want a multiple of 4 from 4 to 252")
-	case s.Scheme == TCP && s.Port == 0:
+	case s.Port == 0:
 		return errors.New("stain: port 0: want 1 to 65535")
 	}
 	return nil

@@ -24,6 +24,7 @@ func newCheckCmd() *cobra.Command {
 		network string
 		host    string
 		timeout time.Duration
+		probe   probeFlags
 		show    textFlags
 	)
 	cmd := &cobra.Command{
@@ -32,6 +33,18 @@ func newCheckCmd() *cobra.Command {
 		Long: `Check sends a stained packet from SRC to DST, sees it at every switch on the way there and
 back, and prints a verdict. SRC and DST are instances, written NAME, NETWORK/NAME, NETWORK/ADDRESS,
 or ADDRESS where only one network has it.
+
+How to probe; scheme and IP version are found out for each pair unless given:
+  --scheme auto  for most: tcp, and icmp for pairs that are not healthy by it; the answer says
+                 which one it was, and why
+  --scheme tcp   to hold security rules and guests to TCP: a SYN to port 11, which the guest's
+                 kernel answers whether or not anybody listens
+  --scheme icmp  where port 11 is denied or dropped but ping is allowed: an echo request
+  --ip 4, 6      where guests have both, and one of them is in doubt; by itself, IPv4 is taken
+                 where both ends have it, else IPv6
+  --no-touch     where guests must not see a probe: it is dropped where it would leave the switch
+                 for the guest, and the way back is checked by a probe of its own. It needs ports
+                 where delivery is seen (dyetrace hosts), and cannot tell whether guests answer
 
 Verdicts: healthy; faulty (lost on the way, with the place and the cause); silent (delivered, the
 guest did not answer); policy (dropped by a security rule); unknown (we could not see well enough).
@@ -42,6 +55,8 @@ reachable; 130 interrupted, which cancels the run.`,
 		Example: `  dyetrace check blue-1 green-4
   dyetrace check red/10.0.1.11 red-2 -o json
   dyetrace check --network blue --timeout 10s
+  dyetrace check blue-1 blue-3 --ip 6 --scheme icmp
+  dyetrace check --host hv3 --no-touch
   dyetrace check --all -v`,
 		Args: checkArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,10 +72,13 @@ reachable; 130 interrupted, which cancels the run.`,
 			ctx, cancel := bounded(cmd.Context(), timeout)
 			defer cancel()
 			run, err := s.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{
-				Scope: scope, TimeoutMs: uint32(timeout.Milliseconds()),
+				Scope: scope, TimeoutMs: uint32(timeout.Milliseconds()), Options: probe.options(),
 			}))
 			if err != nil {
 				return s.explain(err)
+			}
+			if err := heard(run.Msg.GetRun(), probe.options()); err != nil {
+				return &exitError{exitUsage, fmt.Errorf("%w\n%w", err, endRun(cmd, s, run.Msg.GetRun().GetId()))}
 			}
 			return follow(ctx, cmd, s, run.Msg.GetRun(), out, show)
 		},
@@ -72,6 +90,7 @@ reachable; 130 interrupted, which cancels the run.`,
 	f.StringVar(&network, "network", "", "all ordered pairs with an end in `NETWORK`")
 	f.StringVar(&host, "host", "", "all ordered pairs with an end on `HOST`")
 	f.DurationVar(&timeout, "timeout", 0, "end the run after this `TIME`, such as 10s; pairs not judged by then are unknown (default: the controller's)")
+	probe.flags(cmd)
 	show.flags(cmd)
 	cmd.ValidArgsFunction = ctl.complete(2, listInstances)
 	must(cmd.RegisterFlagCompletionFunc("network", ctl.complete(0, listNetworks)))
@@ -184,12 +203,17 @@ func watch(ctx context.Context, s *session, run *dyetracev1.Run, progress *progr
 
 // cancelRun ends a run on behalf of a user who does not wait any longer.
 func cancelRun(cmd *cobra.Command, s *session, id string) error {
+	return &exitError{exitInterrupted, fmt.Errorf("interrupted; %w", endRun(cmd, s, id))}
+}
+
+// endRun cancels a run, and returns what became of it, to be part of an error.
+func endRun(cmd *cobra.Command, s *session, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), requestTimeout)
 	defer cancel()
 	if _, err := s.CancelRun(ctx, connect.NewRequest(&dyetracev1.CancelRunRequest{Id: id})); err != nil {
-		return &exitError{exitInterrupted, fmt.Errorf("interrupted; run %s goes on, it could not be cancelled: %w", id, s.explain(err))}
+		return fmt.Errorf("run %s goes on, it could not be cancelled: %w", id, s.explain(err))
 	}
-	return &exitError{exitInterrupted, fmt.Errorf("interrupted; run %s cancelled", id)}
+	return fmt.Errorf("run %s cancelled", id)
 }
 
 // printCheck prints a run with its pairs; the error holds the exit code that goes with it.

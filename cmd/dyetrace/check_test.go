@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -193,6 +195,70 @@ func TestScopes(t *testing.T) {
 	}
 }
 
+func TestProbeFlags(t *testing.T) {
+	t.Parallel()
+	const tcp, icmp = dyetracev1.Scheme_SCHEME_TCP, dyetracev1.Scheme_SCHEME_ICMP
+	for _, tt := range []struct {
+		flags string
+		want  *dyetracev1.ProbeOptions
+		shown string // as the run's options
+	}{
+		{"", &dyetracev1.ProbeOptions{}, "done)"},
+		{"--scheme auto --ip auto", &dyetracev1.ProbeOptions{}, "done)"},
+		{"--scheme tcp --ip 4", &dyetracev1.ProbeOptions{Scheme: tcp, IpVersion: dyetracev1.IPVersion_IP_VERSION_4}, "done, --scheme tcp --ip 4)"},
+		{"--scheme icmp", &dyetracev1.ProbeOptions{Scheme: icmp}, "done, --scheme icmp)"},
+		{"--ip 6 --no-touch", &dyetracev1.ProbeOptions{IpVersion: dyetracev1.IPVersion_IP_VERSION_6, NoTouch: true}, "done, --ip 6 --no-touch)"},
+	} {
+		t.Run("check "+tt.flags, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			h := ending(dyetracev1.Verdict_VERDICT_HEALTHY, dyetracev1.RunState_RUN_STATE_DONE, 1)
+			var asked atomic.Pointer[dyetracev1.ProbeOptions]
+			h.start = func(r *dyetracev1.StartRunRequest) (*dyetracev1.Run, error) {
+				asked.Store(r.GetOptions())
+				h.runs[0].Options = r.GetOptions()
+				return h.runs[0], nil
+			}
+			h.watch = func(_ context.Context, stream *connect.ServerStream[dyetracev1.WatchRunResponse]) error {
+				return stream.Send(runEvent(h.runs[0]))
+			}
+			s.serve(h)
+			r := s.dyetrace(append([]string{"check", "--all"}, strings.Fields(tt.flags)...)...)
+			r.want(t, 0)
+			if got := asked.Load(); !proto.Equal(got, tt.want) {
+				t.Errorf("options %v; want %v", got, tt.want)
+			}
+			if !strings.Contains(r.stdout, tt.shown) {
+				t.Errorf("%q is not in it:\n%s", tt.shown, r.stdout)
+			}
+			// Whoever finds the run later sees how it was asked for.
+			r = s.dyetrace("runs")
+			r.want(t, 0)
+			scope := strings.TrimSpace("--all " + strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(tt.shown, "done"), ", "), ")"))
+			if !strings.Contains(r.stdout, "  "+scope+"  done") {
+				t.Errorf("runs: %q is not in it:\n%s", scope, r.stdout)
+			}
+		})
+	}
+}
+
+// A controller from before there were options does not know what it passes over: a guest that was
+// not to be touched would be.
+func TestOldController(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	h := ending(dyetracev1.Verdict_VERDICT_HEALTHY, dyetracev1.RunState_RUN_STATE_DONE, 1)
+	s.serve(h)
+	r := s.dyetrace("check", "--all", "--no-touch")
+	r.want(t, 2, "--no-touch: the controller is too old", "run "+runID+" cancelled")
+	if r.stdout != "" {
+		t.Errorf("standard output is not empty:\n%s", r.stdout)
+	}
+	if id := h.cancelled.Load(); id != runID {
+		t.Errorf("cancelled run %v; want %s", id, runID)
+	}
+}
+
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	s := newSite(t) // where nobody listens: none of these may even ask
@@ -209,6 +275,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"check", "--all", "--timeout", "soon"}, []string{"timeout", "soon"}},
 		{[]string{"check", "--all", "--timeout", "-1s"}, []string{"--timeout", "1ms or more"}},
 		{[]string{"check", "--all", "-o", "xml"}, []string{"xml", "table, json or yaml"}},
+		{[]string{"check", "--all", "--scheme", "udp"}, []string{"--scheme", `"udp"`, "auto, tcp or icmp"}},
+		{[]string{"check", "--all", "--ip", "5"}, []string{"--ip", `"5"`, "auto, 4 or 6"}},
+		{[]string{"check", "--all", "--no-touch=perhaps"}, []string{"--no-touch", "perhaps"}},
 		{[]string{"run"}, []string{"accepts 1 arg"}},
 		{[]string{"run", "x", "--resume", "--cancel"}, []string{"resume", "cancel"}},
 		{[]string{"runs", "--limit", "0"}, []string{"--limit", "1 to 1000"}},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -53,7 +54,7 @@ func listInstances(ctx context.Context, s *session) ([]cobra.Completion, error) 
 		if count[name] > 1 {
 			name = i.Network + "/" + i.Name
 		}
-		words = append(words, cobra.CompletionWithDesc(name, i.Ip+" on "+i.Host))
+		words = append(words, cobra.CompletionWithDesc(name, strings.Join(report.NewInstance(i).IPs, ", ")+" on "+i.Host))
 	}
 	return words, nil
 }
@@ -93,7 +94,7 @@ func listRuns(ctx context.Context, s *session) ([]cobra.Completion, error) {
 	}
 	var words []cobra.Completion
 	for _, r := range res.Msg.Runs {
-		words = append(words, cobra.CompletionWithDesc(r.Id, report.Scope(r.Scope)+", "+report.State(r.State)))
+		words = append(words, cobra.CompletionWithDesc(r.Id, report.NewRun(r).Asked()+", "+report.State(r.State)))
 	}
 	return words, nil
 }

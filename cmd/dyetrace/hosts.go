@@ -21,7 +21,11 @@ func newHostsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "hosts",
 		Short: "List hosts, their agents and what these counted",
-		Args:  cobra.NoArgs,
+		Long: `Hosts prints, for each host, its agent, how many of its bridges have a live hook, how many ports
+of instances it has, and what the agent counted since its start. Below, it names the ports where
+delivery to the guest (to-instance) is not seen, and says why: there the guest's answer stands in
+for it, and checks with --no-touch cannot be had.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			hosts, err := fetchHosts(cmd, &ctl)
 			if err != nil {
@@ -66,6 +70,26 @@ func hostsTable(cmd *cobra.Command, hosts []report.Host) error {
 			len(h.Endpoints), c.Injected, c.Samples, c.Rejected, c.Lost, c.HookRepairs, ago(h.LastSeen, time.Now())})
 	}
 	t.Render()
+	return unsampledList(cmd, hosts)
+}
+
+// unsampledList names the ports where delivery is not seen, and says why: it is there that
+// no-touch cannot be had.
+func unsampledList(cmd *cobra.Command, hosts []report.Host) error {
+	heading := "\ndelivery (to-instance) is not seen at\n"
+	for _, h := range hosts {
+		for _, u := range h.Unsampled() {
+			// Names of three tell what kind of ports they are.
+			ports := strings.Join(u.Ports[:min(len(u.Ports), 3)], ", ")
+			if more := len(u.Ports) - 3; more > 0 {
+				ports += fmt.Sprintf(" and %d more", more)
+			}
+			if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s  %s/%s %s: %s\n", heading, h.Name, u.Bridge, ports, u.Reason); err != nil {
+				return err
+			}
+			heading = ""
+		}
+	}
 	return nil
 }
 

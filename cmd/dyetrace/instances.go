@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -51,13 +52,13 @@ func newInstancesCmd() *cobra.Command {
 }
 
 func instancesTable(cmd *cobra.Command, instances []report.Instance) error {
-	t := newTable(cmd, "network", "instance", "address", "mac", "host", "bridge", "port", "link", "source")
+	t := newTable(cmd, "network", "instance", "addresses", "mac", "host", "bridge", "port", "link", "source")
 	for _, i := range instances {
 		bridge, port, link := "-", "not found", "-"
 		if e := i.Endpoint; e != nil {
 			bridge, port, link = e.Bridge, e.Port, dash(e.LinkState)
 		}
-		t.AppendRow([]any{i.Network, i.Name, i.IP, i.MAC, i.Host, bridge, port, link, i.Source})
+		t.AppendRow([]any{i.Network, i.Name, strings.Join(i.IPs, ", "), i.MAC, i.Host, bridge, port, link, i.Source})
 	}
 	t.Render()
 	return nil

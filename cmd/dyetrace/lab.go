@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -58,7 +59,7 @@ It needs root, and touches nothing of the host outside of /run/dyetrace/labs ($D
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newLabUpCmd(), newLabDownCmd(), newLabListCmd(), newLabInspectCmd(),
-		newLabBreakCmd(), newLabHealCmd(), newLabExecCmd(), newLabInitCmd(), newLabNodeCmd())
+		newLabBreakCmd(), newLabTruthCmd(), newLabHealCmd(), newLabExecCmd(), newLabInitCmd(), newLabNodeCmd(), newLabListenCmd())
 	return cmd
 }
 
@@ -189,16 +190,17 @@ type labDetails struct {
 	labView
 	Nodes     []lab.NodeInfo `json:"nodes"`
 	Instances []labInstance  `json:"instances"`
-	Truth     lab.Truth      `json:"truth"` // what all breaks in force do together
+	Truth     lab.Truth      `json:"truth"` // what all breaks in force do together to tcp over IPv4
 }
 
 type labInstance struct {
-	Name    string `json:"name"`
-	Network string `json:"network"`
-	IP      string `json:"ip"`
-	MAC     string `json:"mac"`
-	Host    string `json:"host"`
-	Tap     string `json:"tap"`
+	Name    string       `json:"name"`
+	Network string       `json:"network"`
+	IP      string       `json:"ip"`  // the first of them
+	IPs     []netip.Addr `json:"ips"` // IPv4 before IPv6
+	MAC     string       `json:"mac"`
+	Host    string       `json:"host"`
+	Tap     string       `json:"tap"`
 }
 
 func newLabInspectCmd() *cobra.Command {
@@ -218,9 +220,10 @@ func newLabInspectCmd() *cobra.Command {
 			v := labDetails{Nodes: l.Nodes()}
 			v.labView, _ = newLabView(l.Name())
 			for _, i := range l.Overlay().Instances {
-				v.Instances = append(v.Instances, labInstance{i.Name, i.Network, i.IP.String(), i.MAC.String(), i.Host, i.Tap()})
+				ips := i.IP.All()
+				v.Instances = append(v.Instances, labInstance{i.Name, i.Network, ips[0].String(), ips, i.MAC.String(), i.Host, i.Tap()})
 			}
-			if v.Truth, err = l.Truth(); err != nil {
+			if v.Truth, err = l.Truth(lab.TCP4); err != nil {
 				return err
 			}
 			return out.print(cmd, v, func() error { return labDetailsTable(cmd, v) })
@@ -242,7 +245,11 @@ func labDetailsTable(cmd *cobra.Command, v labDetails) error {
 	fmt.Fprintln(w)
 	instances := newTable(cmd, "instance", "network", "ip", "mac", "host", "tap")
 	for _, i := range v.Instances {
-		instances.AppendRow([]any{i.Name, i.Network, i.IP, i.MAC, i.Host, i.Tap})
+		var ips []string
+		for _, ip := range i.IPs {
+			ips = append(ips, ip.String())
+		}
+		instances.AppendRow([]any{i.Name, i.Network, strings.Join(ips, ", "), i.MAC, i.Host, i.Tap})
 	}
 	instances.Render()
 	for _, b := range v.Broken {
@@ -270,7 +277,9 @@ func newLabBreakCmd() *cobra.Command {
 		Short: "Break a lab, and say what is true from then on; without arguments, list the ways to",
 		Long: `Break breaks the lab in one way and prints what that does to probes: for which pairs, which
 sampling point is the last to see them, and which the first to miss them. That is the lab's own word;
-no verdict of Dyetrace's goes into it. With no arguments it lists all ways, and breaks nothing.`,
+no verdict of Dyetrace's goes into it. It is about probes of scheme tcp over IPv4; 'dyetrace lab truth'
+tells of others. Kinds with cause none lose nothing, but could mislead a probe. With no arguments it
+lists all ways, and breaks nothing.`,
 		Example: `  dyetrace lab break
   dyetrace lab break drop-flow
   dyetrace lab break drop-flow green-4:blue-1 -o json`,
@@ -285,7 +294,7 @@ no verdict of Dyetrace's goes into it. With no arguments it lists all ways, and 
 				return err
 			}
 			target := strings.Join(args[1:], "")
-			truth, err := l.TruthOf(args[0], target)
+			truth, err := l.TruthOf(lab.TCP4, args[0], target)
 			if err != nil {
 				return usage(err)
 			}
@@ -338,11 +347,64 @@ func completeBreak(_ *cobra.Command, args []string, _ string) ([]string, cobra.S
 	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
+func newLabTruthCmd() *cobra.Command {
+	var (
+		name    labName
+		out     output
+		scheme  string
+		version int
+	)
+	cmd := &cobra.Command{
+		Use:   "truth [KIND [TARGET]]",
+		Short: "Say what all breaks in force do to probes, or what one would do",
+		Long: `Truth says what all breaks in force do together to probes of a scheme over an IP version: for which
+pairs, which sampling point is the last to see them, which the first to miss them, and what the probe
+comes to. Pairs that have the version and are not named are healthy. With a kind of break it says what
+that alone would do, and breaks nothing.`,
+		Example: `  dyetrace lab truth --scheme icmp
+  dyetrace lab truth security-rule-port green-1 --ip 6 -o json`,
+		Args:              cobra.MaximumNArgs(2),
+		ValidArgsFunction: completeBreak,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			traffic, err := lab.NewTraffic(scheme, version)
+			if err != nil {
+				return usage(err)
+			}
+			l, err := name.open()
+			if err != nil {
+				return err
+			}
+			var truth lab.Truth
+			if len(args) == 0 {
+				truth, err = l.Truth(traffic)
+			} else if truth, err = l.TruthOf(traffic, args[0], strings.Join(args[1:], "")); err != nil {
+				err = usage(err)
+			}
+			if err != nil {
+				return err
+			}
+			return out.print(cmd, truth, func() error {
+				printTruth(cmd.OutOrStdout(), truth)
+				return nil
+			})
+		},
+	}
+	name.flags(cmd)
+	out.flags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&scheme, "scheme", lab.TCP4.Scheme, "`SCHEME` of the probes: "+strings.Join(lab.Schemes(), ", "))
+	f.IntVar(&version, "ip", int(lab.TCP4.IP), "IP `VERSION` of the probes: 4, 6")
+	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(lab.Schemes(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("ip", cobra.FixedCompletions([]string{"4", "6"}, cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
 func printTruth(w io.Writer, t lab.Truth) {
 	if len(t.Fates)+len(t.Unseen) == 0 {
-		fmt.Fprintln(w, "every pair is whole")
+		fmt.Fprintf(w, "%s: every pair is whole\n", t.Traffic)
 		return
 	}
+	fmt.Fprintf(w, "%s:\n", t.Traffic)
 	point := func(p *lab.Point) string {
 		if p == nil {
 			return "nowhere: it cannot be sent"
@@ -350,8 +412,8 @@ func printTruth(w io.Writer, t lab.Truth) {
 		return fmt.Sprintf("%s %s %s (%s)", p.Host, p.Bridge, p.Kind, p.Way)
 	}
 	for _, f := range t.Fates {
-		fmt.Fprintf(w, "  %s → %s\n    last seen      %s\n    first missing  %s\n",
-			strings.Join(f.Src, ", "), strings.Join(f.Dst, ", "), point(f.LastSeen), point(&f.FirstMissing))
+		fmt.Fprintf(w, "  %s → %s: %s\n    last seen      %s\n    first missing  %s\n",
+			strings.Join(f.Src, ", "), strings.Join(f.Dst, ", "), f.Outcome, point(f.LastSeen), point(&f.FirstMissing))
 	}
 	for _, r := range t.Unseen {
 		fmt.Fprintf(w, "  %s → %s\n    seen everywhere; the answer dies between the last switch and the guest\n",
@@ -468,6 +530,17 @@ func newLabInitCmd() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.ExactArgs(2),
 		RunE:   func(cmd *cobra.Command, _ []string) error { return lab.RunInit(cmd.Context()) },
+	}
+}
+
+// newLabListenCmd is how lab break opens a guest's port.
+func newLabListenCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:    "listen VERB INSTANCE",
+		Short:  "Open or close a TCP port in the guest that this runs in",
+		Hidden: true,
+		Args:   cobra.ExactArgs(2),
+		RunE:   func(_ *cobra.Command, args []string) error { return lab.Listen(args[0], args[1]) },
 	}
 }
 

@@ -24,12 +24,19 @@ func fleet() *script {
 			{Name: "hv1", Connected: true, Expected: true, Version: "1.0", OvsVersion: "3.1.0", Bridges: []*dyetracev1.Bridge{
 				{Name: "br-int", DatapathType: "netdev", State: dyetracev1.HookState_HOOK_STATE_LIVE, DyePort: "dye-br-int", DyeOfport: 9, Table: 200, Mark: "reg10[31]",
 					Kinds: []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE}},
+				{Name: "br-vm", State: dyetracev1.HookState_HOOK_STATE_ABSENT, Reason: "not installed yet",
+					Absent: []*dyetracev1.AbsentPoint{{Kind: dyetracev1.PointKind_POINT_KIND_TO_INSTANCE, Reason: "no BPF here"}}},
 				{Name: "br-ex", State: dyetracev1.HookState_HOOK_STATE_REFUSED, Reason: "no free bit"},
+			}, Endpoints: []*dyetracev1.Endpoint{
+				{Bridge: "br-int", Port: "tap-web"},
+				{Bridge: "br-int", Port: "vhu-1", Unsampled: "a port of type dpdkvhostuser"}, {Bridge: "br-int", Port: "vhu-2", Unsampled: "a port of type dpdkvhostuser"},
+				{Bridge: "br-int", Port: "vhu-3", Unsampled: "a port of type dpdkvhostuser"}, {Bridge: "br-int", Port: "vhu-4", Unsampled: "a port of type dpdkvhostuser"},
+				{Bridge: "br-int", Port: "tap-gone", Unsampled: "no such device"}, {Bridge: "br-vm", Port: "tap-old"},
 			}},
 			{Name: "hv2", Expected: true},
 		},
 		instances: []*dyetracev1.Instance{
-			{Name: "web", Network: "blue", Ip: "10.0.1.11", Host: "hv1", Endpoint: &dyetracev1.Endpoint{Bridge: "br-int", Port: "tap-web", LinkState: "up"}},
+			{Name: "web", Network: "blue", Ip: "10.0.1.11", Ips: []string{"10.0.1.11", "fd00:1::11"}, Host: "hv1", Endpoint: &dyetracev1.Endpoint{Bridge: "br-int", Port: "tap-web", LinkState: "up"}},
 			{Name: "web", Network: "red", Ip: "10.0.1.11", Host: "hv2"},
 			{Name: "db", Network: "blue", Ip: "10.0.1.12", Host: "hv1"},
 		},
@@ -41,8 +48,11 @@ func TestLists(t *testing.T) {
 	s := newSite(t)
 	s.serve(fleet())
 	for verb, want := range map[string][]string{
-		"hosts":     {"hv1", "connected", "1/2", "never seen"},
-		"instances": {"tap-web", "not found"},
+		"hosts": {"hv1", "connected", "1/3", "never seen", "\n\ndelivery (to-instance) is not seen at\n" +
+			"  hv1/br-int vhu-1, vhu-2, vhu-3 and 1 more: a port of type dpdkvhostuser\n" +
+			"  hv1/br-int tap-gone: no such device\n" +
+			"  hv1/br-vm tap-old: no BPF here\n"},
+		"instances": {"tap-web", "not found", "  10.0.1.11, fd00:1::11  ", "  10.0.1.12  "},
 		"hooks":     {"dye-br-int (9)", "reg10[31]", "refused", "no free bit"},
 	} {
 		for _, format := range []string{"table", "json", "yaml"} {
@@ -84,6 +94,8 @@ func TestCompletion(t *testing.T) {
 	}{
 		{[]string{"check", ""}, []string{"blue/web", "red/web", "db"}},
 		{[]string{"check", "db", ""}, []string{"blue/web", "red/web", "db"}},
+		{[]string{"check", "--scheme", ""}, []string{"auto", "tcp", "icmp"}},
+		{[]string{"check", "--ip", ""}, []string{"auto", "4", "6"}},
 		{[]string{"check", "--network", ""}, []string{"blue", "red"}},
 		{[]string{"check", "--host", ""}, []string{"hv1", "hv2"}},
 		{[]string{"run", ""}, []string{runID}},
@@ -99,6 +111,40 @@ func TestCompletion(t *testing.T) {
 		}
 		if strings.Join(words, " ") != strings.Join(tt.want, " ") {
 			t.Errorf("complete %v: %v; want %v", tt.args, words, tt.want)
+		}
+	}
+}
+
+// What a list says in JSON is there also where nothing is to be said.
+func TestListsInJSON(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serve(fleet())
+	for verb, want := range map[string]string{
+		"hosts":     `[["","a port of type dpdkvhostuser","a port of type dpdkvhostuser","a port of type dpdkvhostuser","a port of type dpdkvhostuser","no such device",""],[]]`,
+		"instances": `[["10.0.1.11","fd00:1::11"],["10.0.1.11"],["10.0.1.12"]]`,
+	} {
+		r := s.dyetrace(verb, "-o", "json")
+		r.want(t, 0)
+		var list []struct {
+			IPs       []string
+			Endpoints []struct{ Unsampled *string }
+		}
+		if err := json.Unmarshal([]byte(r.stdout), &list); err != nil {
+			t.Fatal(err)
+		}
+		got := make([][]string, len(list))
+		for i, e := range list {
+			got[i] = append([]string{}, e.IPs...)
+			for _, ep := range e.Endpoints {
+				if ep.Unsampled == nil {
+					t.Fatalf("%s: unsampled is missing:\n%s", verb, r.stdout)
+				}
+				got[i] = append(got[i], *ep.Unsampled)
+			}
+		}
+		if text, err := json.Marshal(got); err != nil || string(text) != want {
+			t.Errorf("%s: %s, %v; want %s", verb, text, err, want)
 		}
 	}
 }

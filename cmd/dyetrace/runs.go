@@ -61,7 +61,7 @@ func runsTable(cmd *cobra.Command, runs []report.Run) error {
 			started = r.Started.Local().Format("2006-01-02 15:04:05")
 		}
 		c := r.Counts
-		t.AppendRow([]any{r.Run, started, r.Scope, r.State, r.Verdict, r.Total, c.Healthy, c.Faulty, c.Silent, c.Policy, c.Unknown})
+		t.AppendRow([]any{r.Run, started, r.Asked(), r.State, r.Verdict, r.Total, c.Healthy, c.Faulty, c.Silent, c.Policy, c.Unknown})
 	}
 	t.Render()
 	return nil

@@ -82,7 +82,7 @@ func statusTable(cmd *cobra.Command, s report.Status) error {
 		started = s.Started.Local().Format("2006-01-02 15:04:05")
 	}
 	fmt.Fprintf(w, "controller  %s, since %s\n", s.Version, started)
-	fmt.Fprintf(w, "stain       %s, ToS 0x%02x, port %d\n", s.Stain.Scheme, s.Stain.TOS, s.Stain.Port)
+	fmt.Fprintf(w, "stain       ToS 0x%02x, port %d\n", s.Stain.TOS, s.Stain.Port)
 	fmt.Fprintf(w, "hosts       %d of %d ready\n", s.HostsReady, s.HostsExpected)
 	fmt.Fprintf(w, "instances   %d, %d pairs\n", s.Instances, s.Pairs)
 	_, err := fmt.Fprintf(w, "runs        %d under way\n", s.RunsActive)

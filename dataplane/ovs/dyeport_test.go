@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/dyetrace/dyetrace/dataplane"
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 )
 
 func TestDyePortName(t *testing.T) {

@@ -80,11 +80,11 @@ func hookFor(t testing.TB, s *Switch, bridge string, lease uint16) ([]flows.Flow
 	for _, p := range found.Ports {
 		b.Ports = append(b.Ports, flows.Port{Name: p.Name, OFPort: p.OFPort, Role: p.Role})
 	}
-	table, mark, err := flows.Choose(b, nil)
+	place, err := flows.Choose(b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := flows.Hook{Table: table, Mark: mark, Stain: b.Stain, Dye: b.Dye, Ports: b.Ports, Lease: lease}
+	h := flows.Hook{Place: place, Stain: b.Stain, Dye: b.Dye, Ports: b.Ports, Lease: lease}
 	return h.Flows(), port
 }
 

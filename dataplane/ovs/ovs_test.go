@@ -18,8 +18,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/dyetrace/dyetrace/dataplane"
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
 	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 )
 
 // The tests share one ovsdb-server and one ovs-vswitchd with the netdev datapath, at

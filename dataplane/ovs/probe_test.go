@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/dyetrace/dyetrace/dataplane"
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
 	"github.com/dyetrace/dyetrace/dataplane/packetio"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -63,6 +63,7 @@ func newStage(t testing.TB, total uint32) stage {
 func (st stage) frame(t testing.TB, index uint32) []byte {
 	t.Helper()
 	frame, err := stain.Default().AppendFrame(nil, st.inA, stain.Probe{
+		Scheme: stain.TCP,
 		SrcMAC: mac(st.a.mac), DstMAC: mac(st.b.mac),
 		Src: netip.MustParseAddr(st.a.ip), Dst: netip.MustParseAddr(st.b.ip),
 		TTL: 64, Token: st.tokens.At(index),
@@ -145,8 +146,8 @@ func TestProbe(t *testing.T) {
 	for i := range uint32(probes + 1) {
 		token := st.tokens.At(i)
 		want := []stain.Copy{
-			{Kind: stain.FromInstance, InPort: st.inA, Src: a, Dst: b, TTL: 64, Token: token},
-			{Kind: stain.FromInstance, InPort: st.inB, Src: b, Dst: a, TTL: 64, Token: token, Reply: true},
+			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inA, Src: a, Dst: b, TTL: 64, Token: token},
+			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inB, Src: b, Dst: a, TTL: 64, Token: token, Reply: true},
 		}
 		var copies []stain.Copy
 		for _, s := range got[i] {
@@ -173,6 +174,7 @@ func TestDyePortTakesNothingElse(t *testing.T) {
 	}
 	before := sent()
 	packet, err := stain.Default().AppendPacket(nil, stain.Probe{
+		Scheme: stain.TCP,
 		SrcMAC: mac(st.a.mac), DstMAC: mac(st.b.mac),
 		Src: netip.MustParseAddr(st.a.ip), Dst: netip.MustParseAddr(st.b.ip), TTL: 64,
 	})

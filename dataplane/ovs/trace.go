@@ -19,16 +19,18 @@ type TraceRequest struct {
 	// InPort is the OpenFlow port that it comes in by.
 	InPort         uint16
 	SrcMAC, DstMAC stain.MAC
-	// Src and Dst are IPv4 addresses.
+	// Src and Dst are both IPv4 or both IPv6 addresses; TTL is the hop limit over IPv6.
 	Src, Dst netip.Addr
 	TTL      uint8
-	// TunSrc, TunDst and TunID are the outer addresses and the key where it comes in
-	// by a tunnel; else they are zero.
+	// TunSrc, TunDst and TunID are the outer addresses, IPv4 or IPv6, and the key where
+	// it comes in by a tunnel; else they are zero.
 	TunSrc, TunDst netip.Addr
 	TunID          uint32
-	// Reply asks about the guest's answer (RST) rather than the probe (SYN).
-	Reply bool
-	Stain stain.Stain
+	// Reply asks about the guest's answer (RST, echo reply) rather than the probe (SYN,
+	// echo request).
+	Reply  bool
+	Scheme stain.Scheme
+	Stain  stain.Stain
 }
 
 // Outcome is the fate of a traced packet on this host. The numbers are those of the
@@ -120,33 +122,84 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 	return tr, nil
 }
 
-// flow returns the packet in the syntax of ovs-ofctl(8).
+// flow returns the packet in the syntax of ovs-ofctl(8), with the names of fields of
+// ovs-fields(7).
 func (r TraceRequest) flow() (string, error) {
 	src, dst := r.Src.Unmap(), r.Dst.Unmap()
 	switch {
 	case r.InPort == 0:
 		return "", errors.New("in_port 0: want the OpenFlow number of a port")
-	case r.Stain.Scheme != stain.TCP:
-		return "", fmt.Errorf("scheme %v: %w", r.Stain.Scheme, stain.ErrUnsupported)
-	case !src.Is4() || !dst.Is4():
-		return "", fmt.Errorf("addresses %v and %v: %w, want IPv4", r.Src, r.Dst, stain.ErrUnsupported)
+	case !src.IsValid() || !dst.IsValid() || src.Is4() != dst.Is4():
+		return "", fmt.Errorf("addresses %v and %v: want two of one IP version", r.Src, r.Dst)
 	}
-	flags := "syn"
-	if r.Reply {
-		flags = "rst|ack"
+	payload, err := r.payload(src.Is6())
+	if err != nil {
+		return "", err
 	}
-	f := fmt.Sprintf("in_port=%d,tcp,dl_src=%v,dl_dst=%v,nw_src=%v,nw_dst=%v,nw_tos=%d,nw_ttl=%d,tp_src=%d,tp_dst=%d,tcp_flags=%s",
-		r.InPort, r.SrcMAC, r.DstMAC, src, dst, r.Stain.TOS, r.TTL, r.Stain.Port, r.Stain.Port, flags)
-	if r.TunSrc.IsValid() && !r.TunSrc.IsUnspecified() {
-		f += fmt.Sprintf(",tun_src=%v", r.TunSrc.Unmap())
+	network := "nw"
+	if src.Is6() {
+		network = "ipv6" // of the addresses only: ToS and TTL have one name for both
 	}
-	if r.TunDst.IsValid() && !r.TunDst.IsUnspecified() {
-		f += fmt.Sprintf(",tun_dst=%v", r.TunDst.Unmap())
+	f := fmt.Sprintf("in_port=%d,%s,dl_src=%v,dl_dst=%v,%s_src=%v,%s_dst=%v,nw_tos=%d,nw_ttl=%d",
+		r.InPort, payload, r.SrcMAC, r.DstMAC, network, src, network, dst, r.Stain.TOS, r.TTL)
+	return f + tunnelField("src", r.TunSrc) + tunnelField("dst", r.TunDst) + tunnelKey(r.TunID), nil
+}
+
+// payload returns the protocol of the packet and the fields of its header.
+func (r TraceRequest) payload(ipv6 bool) (string, error) {
+	switch {
+	case r.Scheme == stain.TCP:
+		flags, proto := "syn", "tcp"
+		if r.Reply {
+			flags = "rst|ack"
+		}
+		if ipv6 {
+			proto = "tcp6"
+		}
+		return fmt.Sprintf("%s,tp_src=%d,tp_dst=%d,tcp_flags=%s", proto, r.Stain.Port, r.Stain.Port, flags), nil
+	case r.Scheme != stain.ICMP:
+		return "", fmt.Errorf("scheme %v: %w, want tcp or icmp", r.Scheme, stain.ErrUnsupported)
+	case ipv6 && r.Reply:
+		return "icmp6,icmpv6_type=129,icmpv6_code=0", nil
+	case ipv6:
+		return "icmp6,icmpv6_type=128,icmpv6_code=0", nil
+	case r.Reply:
+		return "icmp,icmp_type=0,icmp_code=0", nil
 	}
-	if r.TunID != 0 {
-		f += fmt.Sprintf(",tun_id=%#x", r.TunID)
+	return "icmp,icmp_type=8,icmp_code=0", nil
+}
+
+// tunnelField returns the field of an outer address, if there is one.
+func tunnelField(end string, addr netip.Addr) string {
+	addr = addr.Unmap()
+	switch {
+	case !addr.IsValid() || addr.IsUnspecified():
+		return ""
+	case addr.Is6():
+		return fmt.Sprintf(",tun_ipv6_%s=%v", end, addr)
 	}
-	return f, nil
+	return fmt.Sprintf(",tun_%s=%v", end, addr)
+}
+
+func tunnelKey(id uint32) string {
+	if id == 0 {
+		return ""
+	}
+	return fmt.Sprintf(",tun_id=%#x", id)
+}
+
+// Settle returns when the datapath does as the flows say that were there when it was
+// called: until then it may pass packets on by what it remembers of flows before them
+// (revalidator/wait of ovs-vswitchd(8)).
+func (s *Switch) Settle(ctx context.Context) error {
+	target, err := s.target()
+	if err == nil {
+		_, err = s.run(ctx, nil, "ovs-appctl", "-t", target, "revalidator/wait")
+	}
+	if err != nil {
+		return fmt.Errorf("ovs: waiting for the datapath: %w", err)
+	}
+	return nil
 }
 
 // target returns the control socket of ovs-vswitchd, which has its process number

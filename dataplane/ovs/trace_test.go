@@ -16,7 +16,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/dyetrace/dyetrace/dataplane"
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -41,6 +41,7 @@ func mac(text string) stain.MAC {
 func stainedPacket(t testing.TB) string {
 	t.Helper()
 	frame, err := stain.Default().AppendPacket(nil, stain.Probe{
+		Scheme: stain.TCP,
 		SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 64,
 	})
@@ -59,20 +60,36 @@ cookie=0xaaaa000000000001,table=0,priority=100,in_port=3 actions=load:0x3->NXM_N
 cookie=0xaaaa000000000001,table=0,priority=90,in_port=1 actions=resubmit(,81)
 cookie=0xaaaa000000000001,table=0,priority=0 actions=drop
 cookie=0xaaaa000000000001,table=60,priority=100,ip actions=ct(table=72,zone=5)
+cookie=0xaaaa000000000001,table=60,priority=100,ipv6 actions=ct(table=72,zone=5)
 cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,ip,nw_dst=10.0.0.9 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,tcp,nw_dst=10.0.0.10,tp_dst=11 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,icmp,nw_dst=10.0.0.11,icmp_type=8 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,tcp6,ipv6_dst=fd00::10,tp_dst=11 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+new+trk,icmp6,ipv6_dst=fd00::11,icmp_type=128,icmp_code=0 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+est+trk,icmp,nw_dst=10.0.0.12,icmp_type=0 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+est+trk,icmp6,ipv6_dst=fd00::12,icmp_type=129,icmp_code=0 actions=drop
 cookie=0xaaaa000000000001,table=72,priority=90,ct_state=+est+trk,ip actions=resubmit(,94)
+cookie=0xaaaa000000000001,table=72,priority=90,ct_state=+est+trk,ipv6 actions=resubmit(,94)
 cookie=0xaaaa000000000001,table=72,priority=80,ct_state=+new+trk,ip actions=ct(commit,zone=5),resubmit(,94)
+cookie=0xaaaa000000000001,table=72,priority=80,ct_state=+new+trk,ipv6 actions=ct(commit,zone=5),resubmit(,94)
 cookie=0xaaaa000000000001,table=81,priority=100,ip actions=ct(table=82,zone=5)
+cookie=0xaaaa000000000001,table=81,priority=100,ipv6 actions=ct(table=82,zone=5)
 cookie=0xaaaa000000000001,table=82,priority=90,ct_state=+new+trk,ip,nw_src=10.0.0.66 actions=drop
+cookie=0xaaaa000000000001,table=82,priority=90,ct_state=+new+trk,icmp6,ipv6_src=fd00::66 actions=drop
 cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:02 actions=output:3
+cookie=0xaaaa000000000001,table=82,priority=80,ipv6,dl_dst=fa:16:3e:00:00:02 actions=output:3
 cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:03 actions=output:9
 cookie=0xaaaa000000000001,table=82,priority=80,ip,dl_dst=fa:16:3e:00:00:04 actions=NORMAL
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.2 actions=output:3
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.64/26 actions=output:1
+cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.8/29 actions=output:3
+cookie=0xaaaa000000000001,table=94,priority=100,ipv6,ipv6_dst=fd00::/124 actions=output:3
+cookie=0xaaaa000000000001,table=94,priority=100,ipv6,ipv6_dst=fd00::10/124 actions=output:3
+cookie=0xaaaa000000000001,table=94,priority=100,ipv6,ipv6_dst=fd00::40/122 actions=output:1
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.5 actions=output:2
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.6 actions=NORMAL
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.7 actions=resubmit(,95),resubmit(,96)
-cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.8 actions=controller
+cookie=0xaaaa000000000001,table=94,priority=110,ip,nw_dst=10.0.0.8 actions=controller
 cookie=0xaaaa000000000001,table=95,priority=1 actions=note:01.02
 `
 	traceTun = `
@@ -84,6 +101,7 @@ cookie=0xbbbb000000000001,table=4,priority=1,tun_id=0x3e9 actions=mod_vlan_vid:5
 cookie=0xbbbb000000000001,table=4,priority=0 actions=drop
 cookie=0xbbbb000000000001,table=10,priority=1 actions=learn(table=20,hard_timeout=300,priority=1,cookie=0xbbbb000000000001,NXM_OF_VLAN_TCI[0..11],NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[],load:0->NXM_OF_VLAN_TCI[],load:NXM_NX_TUN_ID[]->NXM_NX_TUN_ID[],output:NXM_OF_IN_PORT[]),output:1
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.65 actions=load:0x3e9->NXM_NX_TUN_ID[],output:2
+cookie=0xbbbb000000000001,table=20,priority=2,ipv6,ipv6_dst=fd00::41 actions=load:0x3e9->NXM_NX_TUN_ID[],output:2
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.67 actions=set_field:0x3ea->tun_id,output:3
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.68 actions=load:0x3eb->NXM_NX_TUN_ID[],load:0xc0000202->NXM_NX_TUN_IPV4_DST[],output:4
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.69 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5
@@ -149,6 +167,7 @@ type traceCase struct {
 	src          string
 	tunID        uint32
 	reply        bool
+	icmp         bool
 	want         string
 }
 
@@ -164,7 +183,7 @@ var traceCases = []traceCase{
 	{name: "side-branch", bridge: "br-int", in: 2, dst: "10.0.0.7",
 		want: "dropped by br-int: cookie=0x0, table=96, priority=0 actions=drop: table 96 of br-int: no match"},
 	{name: "controller", bridge: "br-int", in: 2, dst: "10.0.0.8",
-		want: "dropped by br-int: cookie=0xaaaa000000000001, table=94, priority=100,ip,nw_dst=10.0.0.8 actions=CONTROLLER:65535: handed to the controller"},
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=94, priority=110,ip,nw_dst=10.0.0.8 actions=CONTROLLER:65535: handed to the controller"},
 	{name: "flooded-by-normal", bridge: "br-int", in: 2, dst: "10.0.0.6",
 		want: "delivered tap-b of br-int,tap-b"},
 	{name: "gre", bridge: "br-int", in: 2, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
@@ -189,13 +208,46 @@ var traceCases = []traceCase{
 		want: "delivered tap-a of br-int,tap-a,tap-b"},
 	{name: "no-such-port", bridge: "br-int", in: 77, dst: "10.0.0.2",
 		want: "dropped by br-int: cookie=0xaaaa000000000001, table=0, priority=0 actions=drop"},
+
+	{name: "tcp-rule-tcp", bridge: "br-int", in: 2, dst: "10.0.0.10",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,tcp,nw_dst=10.0.0.10,tp_dst=11 actions=drop"},
+	{name: "tcp-rule-icmp", bridge: "br-int", in: 2, dst: "10.0.0.10", icmp: true, want: "delivered tap-b"},
+	{name: "icmp-rule-tcp", bridge: "br-int", in: 2, dst: "10.0.0.11", want: "delivered tap-b"},
+	{name: "icmp-rule-icmp", bridge: "br-int", in: 2, dst: "10.0.0.11", icmp: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,icmp,nw_dst=10.0.0.11,icmp_type=8 actions=drop"},
+	{name: "icmp-rule-icmp-reply", bridge: "br-int", in: 2, dst: "10.0.0.11", icmp: true, reply: true, want: "delivered tap-b"},
+	{name: "icmp-reply-rule", bridge: "br-int", in: 2, dst: "10.0.0.12", icmp: true, reply: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+est+trk,icmp,nw_dst=10.0.0.12,icmp_type=0 actions=drop"},
+	{name: "icmp-tunnelled", bridge: "br-int", in: 2, dst: "10.0.0.65", icmp: true, want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+	{name: "icmp-ingress", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 1001, icmp: true, want: "delivered tap-b"},
+	{name: "v6-tcp", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::2", want: "delivered tap-b"},
+	{name: "v6-tcp-reply", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::10", reply: true, want: "delivered tap-b"},
+	{name: "v6-tcp-rule-tcp", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::10",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,tcp6,ipv6_dst=fd00::10,tp_dst=11 actions=drop"},
+	{name: "v6-tcp-rule-icmp", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::10", icmp: true, want: "delivered tap-b"},
+	{name: "v6-icmp-rule-tcp", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::11", want: "delivered tap-b"},
+	{name: "v6-icmp-rule-icmp", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::11", icmp: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,icmp6,ipv6_dst=fd00::11,icmp_type=128,icmp_code=0 actions=drop"},
+	{name: "v6-icmp-rule-icmp-reply", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::11", icmp: true, reply: true, want: "delivered tap-b"},
+	{name: "v6-icmp-reply-rule", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::12", icmp: true, reply: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+est+trk,icmp6,ipv6_dst=fd00::12,icmp_type=129,icmp_code=0 actions=drop"},
+	{name: "v6-tcp-tunnelled", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::41", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+	{name: "v6-icmp-tunnelled", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::41", icmp: true, want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+	{name: "v6-tcp-ingress", bridge: "br-tun", in: 2, src: "fd00::66", dst: "fd00::2", tunID: 1001, want: "delivered tap-b"},
+	{name: "v6-icmp-ingress", bridge: "br-tun", in: 2, src: "fd00::66", dst: "fd00::2", tunID: 1001, icmp: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=90,ct_state=+new+trk,icmp6,ipv6_src=fd00::66 actions=drop"},
+	{name: "v6-table-miss", bridge: "br-int", in: 2, src: "fd00::1", dst: "fd00::1:0",
+		want: "dropped by br-int: cookie=0x0, table=94, priority=0 actions=drop: table 94 of br-int: no match"},
 }
 
 func (c traceCase) request() TraceRequest {
 	r := TraceRequest{
 		InPort: c.in, SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr(c.dst), TTL: 64,
-		TunID: c.tunID, Reply: c.reply, Stain: stain.Default(),
+		TunID: c.tunID, Reply: c.reply, Scheme: stain.TCP, Stain: stain.Default(),
+	}
+	if c.icmp {
+		r.Scheme = stain.ICMP
 	}
 	if c.dstMAC != "" {
 		r.DstMAC = mac(c.dstMAC)
@@ -282,8 +334,9 @@ func TestTraceRefused(t *testing.T) {
 	}{
 		{"no bridge", "nosuchbridge", func(*TraceRequest) {}, "nosuchbridge: unknown bridge"},
 		{"no port", "b0", func(r *TraceRequest) { r.InPort = 0 }, "in_port 0: want the OpenFlow number of a port"},
-		{"IPv6", "b0", func(r *TraceRequest) { r.Dst = netip.MustParseAddr("2001:db8::1") }, "not supported, want IPv4"},
-		{"no stain", "b0", func(r *TraceRequest) { r.Stain = stain.Stain{} }, "not supported"},
+		{"two versions", "b0", func(r *TraceRequest) { r.Dst = netip.MustParseAddr("2001:db8::1") }, "want two of one IP version"},
+		{"no address", "b0", func(r *TraceRequest) { r.Dst = netip.Addr{} }, "want two of one IP version"},
+		{"no scheme", "b0", func(r *TraceRequest) { r.Scheme = 0 }, "scheme(0): not supported, want tcp or icmp"},
 	}
 	for _, tt := range tests {
 		r := good

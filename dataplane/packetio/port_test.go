@@ -18,7 +18,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -76,7 +76,7 @@ func open(t testing.TB, name string, o Options) *Port {
 func copyFrame(t testing.TB, n uint32) []byte {
 	t.Helper()
 	frame, err := stain.Default().AppendCopy(nil, stain.Copy{
-		Kind: stain.FromTunnel, InPort: 7, TunSrc: [4]byte{192, 0, 2, 1}, TunID: 1001,
+		Kind: stain.FromTunnel, Scheme: stain.TCP, InPort: 7, TunSrc: [4]byte{192, 0, 2, 1}, TunID: 1001,
 		Src: netip.MustParseAddr("10.0.1.11"), Dst: netip.MustParseAddr("10.0.1.12"), TTL: 64, Token: n,
 	})
 	if err != nil {
@@ -159,6 +159,7 @@ func TestFilter(t *testing.T) {
 	}
 	broadcast := append(bytes.Repeat([]byte{0xff}, 6), copyFrame(t, 0)[6:]...)
 	packet, err := stain.Default().AppendPacket(nil, stain.Probe{
+		Scheme: stain.TCP,
 		SrcMAC: stain.MAC{0xfa, 0x16, 0x3e, 0, 0, 1}, DstMAC: stain.MAC{0xfa, 0x16, 0x3e, 0, 0, 2},
 		Src: netip.MustParseAddr("10.0.1.11"), Dst: netip.MustParseAddr("10.0.1.12"), TTL: 64,
 	})

@@ -30,12 +30,14 @@
 //
 // # What
 //
-// Stained is what package stain says it is, in IPv4 and IPv6: TCP, no fragment,
-// both ports, ToS without ECN, and SYN, RST or RST|ACK. A SYN|ACK between the two
-// ports counts whatever its ToS, since Linux does not reflect the ToS in it; hooks
-// cannot afford that, but here is no flow cache to suffer. One VLAN tag in the
-// frame is skipped. Checksums are not looked at. An IPv6 packet with extension
-// headers is not stained.
+// Stained is what package stain says it is, of all schemes, in IPv4 and IPv6, and no
+// fragment: TCP with both ports, ToS without ECN, and SYN or RST; an echo request or
+// reply, of the ICMP of its IP version, with that ToS. A TCP answer, SYN|ACK or
+// RST|ACK between the two ports, counts whatever its ToS: Linux does not reflect the
+// ToS in the former, others in neither. Hooks cannot afford that for all ports, but
+// here is no flow cache to suffer. One VLAN tag in the frame is skipped. Checksums are
+// not looked at. An IPv6 packet with extension headers, or with an IPv4-mapped
+// address, is not stained.
 //
 // # No-touch
 //
@@ -45,7 +47,8 @@
 // needs two runs that probe one guest at one time, and then happens with probability
 // 2⁻³² a pair of probes. A withheld probe is sampled like any other, and so marked.
 // Each is withheld for a limited time only. The token withholds what belongs to the
-// probe too: the RST that withdraws it, and an answer to it, whoever made that up.
+// probe too: the RST that withdraws it, and an answer to it, be it a segment or an echo
+// reply, whoever made that up.
 //
 // # Losses
 //

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/gopacket/gopacket/layers"
+	"pgregory.net/rapid"
 
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -39,6 +40,13 @@ func run(t testing.TB, s *Sampler, frame []byte) (verdict uint32) {
 	return verdict
 }
 
+// feed is run without an opinion of what comes of it. The error is the kernel's, which
+// refuses frames that are too short for a test run.
+func feed(s *Sampler, frame []byte) error {
+	_, err := s.objects.ToInstance.Run(&ebpf.RunOptions{Data: frame})
+	return err
+}
+
 var sameAddr = cmpopts.EquateComparable(netip.Addr{})
 
 // TestStained has each packet that a probe brings about seen as what it is. The one
@@ -54,14 +62,15 @@ func TestStained(t *testing.T) {
 	ecn := syn
 	ecn.ECE, ecn.CWR = true, true
 	at := func(seq, ack uint32, flags uint8) Seen {
-		return Seen{IfIndex: 1, Src: src, Dst: dst, TTL: 63, Seq: seq, Ack: ack, Flags: flags}
+		return Seen{IfIndex: 1, Scheme: stain.TCP, Src: src, Dst: dst, TTL: 63, Seq: seq, Ack: ack, Flags: flags}
 	}
-	at6 := func(seq, ack uint32, flags uint8) Seen {
-		s := at(seq, ack, flags)
+	echoAt := func(kind uint8) Seen {
+		return Seen{IfIndex: 1, Scheme: stain.ICMP, Src: src, Dst: dst, TTL: 63, Seq: token, Flags: kind}
+	}
+	six := func(s Seen) Seen {
 		s.Src, s.Dst = src6, dst6
 		return s
 	}
-	closing := packet(t, stain.Probe{SrcMAC: srcMAC, DstMAC: dstMAC, Src: src, Dst: dst, TTL: 63, Token: token, Close: true})
 	tests := []struct {
 		name         string
 		frame        []byte
@@ -69,14 +78,21 @@ func TestStained(t *testing.T) {
 		reply, close bool
 	}{
 		{name: "probe", frame: probe(t, token), want: at(token, 0, 0x02)},
-		{name: "withdrawn", frame: closing, want: at(token+1, 0, 0x04), close: true},
+		{name: "withdrawn", frame: withdrawal(t, token), want: at(token+1, 0, 0x04), close: true},
 		{name: "answer", frame: segment{src: src, dst: dst, tos: tos, ttl: 63, tcp: rstAck}.frame(t), want: at(0, token+1, 0x14), reply: true},
 		{name: "answer of an open port", frame: segment{src: src, dst: dst, ttl: 63, tcp: synAck}.frame(t), want: at(7, token+1, 0x12), reply: true},
 		{name: "tagged", frame: segment{src: src, dst: dst, tos: tos, ttl: 63, tcp: syn, vlan: true}.frame(t), want: at(token, 0, 0x02)},
 		{name: "ECN", frame: segment{src: src, dst: dst, tos: tos | 3, ttl: 63, tcp: ecn}.frame(t), want: at(token, 0, 0xc2)},
 		{name: "options and data", frame: segment{src: src, dst: dst, tos: tos, ttl: 63, tcp: options, data: 100}.frame(t), want: at(token, 0, 0x02)},
-		{name: "IPv6 probe", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, tcp: syn}.frame(t), want: at6(token, 0, 0x02)},
-		{name: "IPv6 answer, tagged", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, tcp: rstAck, vlan: true}.frame(t), want: at6(0, token+1, 0x14), reply: true},
+		{name: "IPv6 probe", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, tcp: syn}.frame(t), want: six(at(token, 0, 0x02))},
+		{name: "IPv6 answer, tagged", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, tcp: rstAck, vlan: true}.frame(t), want: six(at(0, token+1, 0x14)), reply: true},
+		{name: "answer of a guest that clears the ToS", frame: segment{src: src, dst: dst, ttl: 63, tcp: rstAck}.frame(t), want: at(0, token+1, 0x14), reply: true},
+		{name: "IPv6 answer, another class", frame: segment{src: src6, dst: dst6, tos: 0xb8, ttl: 63, tcp: rstAck}.frame(t), want: six(at(0, token+1, 0x14)), reply: true},
+		{name: "echo", frame: echo(t, token), want: echoAt(8)},
+		{name: "echo, tagged, ECN, with data", frame: segment{src: src, dst: dst, tos: tos | 2, ttl: 63, vlan: true, echo: &echoed{token: token}, data: 56}.frame(t), want: echoAt(8)},
+		{name: "echo reply", frame: segment{src: src, dst: dst, tos: tos, ttl: 63, echo: &echoed{token: token, reply: true}}.frame(t), want: echoAt(0), reply: true},
+		{name: "IPv6 echo", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, echo: &echoed{token: token}}.frame(t), want: six(echoAt(128))},
+		{name: "IPv6 echo reply", frame: segment{src: src6, dst: dst6, tos: tos, ttl: 63, echo: &echoed{token: token, reply: true}, data: 8}.frame(t), want: six(echoAt(129)), reply: true},
 	}
 	s := sampler(t, "", Options{})
 	for _, tt := range tests {
@@ -94,7 +110,7 @@ func TestStained(t *testing.T) {
 		if diff := cmp.Diff(tt.want, got[0], sameAddr, cmpopts.IgnoreFields(Seen{}, "At")); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", tt.name, diff)
 		}
-		want := stain.Copy{Kind: stain.ToInstance, Src: tt.want.Src, Dst: tt.want.Dst, TTL: 63, Token: token, Reply: tt.reply, Close: tt.close}
+		want := stain.Copy{Kind: stain.ToInstance, Scheme: tt.want.Scheme, Src: tt.want.Src, Dst: tt.want.Dst, TTL: 63, Token: token, Reply: tt.reply, Close: tt.close}
 		if diff := cmp.Diff(want, got[0].Copy(), sameAddr); diff != "" {
 			t.Errorf("%s: as a copy (-want +got):\n%s", tt.name, diff)
 		}
@@ -115,6 +131,16 @@ func TestNotStained(t *testing.T) {
 	}
 	six := func(i int, v byte) []byte {
 		f := segment{src: src6, dst: dst6, tos: tos, ttl: 63, tcp: syn}.frame(t)
+		f[i] = v
+		return f
+	}
+	echoed4 := func(i int, v byte) []byte {
+		f := echo(t, 1)
+		f[i] = v
+		return f
+	}
+	echoed6 := func(i int, v byte) []byte {
+		f := segment{src: src6, dst: dst6, tos: tos, ttl: 63, echo: &echoed{token: 1}, data: 8}.frame(t)
 		f[i] = v
 		return f
 	}
@@ -149,6 +175,22 @@ func TestNotStained(t *testing.T) {
 		{"IPv6, payload beyond the frame", six(19, 21)},
 		{"IPv6, payload of 19", six(19, 19)},
 		{"IPv6, other port", six(55, 12)},
+		{"IPv6, source IPv4-mapped", segment{src: netip.AddrFrom16(src.As16()), dst: dst6, tos: tos, ttl: 63, tcp: syn}.frame(t)},
+		{"IPv6, destination IPv4-mapped", segment{src: src6, dst: netip.AddrFrom16(dst.As16()), tos: tos, ttl: 63, echo: &echoed{}}.frame(t)},
+		{"echo, other ToS", echoed4(15, 24<<2)},
+		{"echo, fragment", echoed4(21, 1)},
+		{"ICMPv6 over IPv4", echoed4(23, 58)},
+		{"destination unreachable", echoed4(34, 3)},
+		{"ICMPv6's type over IPv4", echoed4(34, 128)},
+		{"echo with a code", echoed4(35, 1)},
+		{"echo of 7 bytes", echoed4(17, 27)},
+		{"echo reply, other ToS", segment{src: src, dst: dst, ttl: 63, echo: &echoed{reply: true}}.frame(t)},
+		{"IPv6 echo reply, other class", segment{src: src6, dst: dst6, ttl: 63, echo: &echoed{reply: true}}.frame(t)},
+		{"ICMP over IPv6", echoed6(20, 1)},
+		{"neighbour solicitation", echoed6(54, 135)},
+		{"ICMP's type over IPv6", echoed6(54, 8)},
+		{"IPv6 echo with a code", echoed6(55, 1)},
+		{"IPv6 echo of 7 bytes", echoed6(19, 7)},
 	}
 	for _, tt := range tests {
 		if verdict := run(t, s, tt.frame); verdict != next {
@@ -160,54 +202,82 @@ func TestNotStained(t *testing.T) {
 	}
 }
 
-// TestAgainstStain compares the program with stain.ParseCopy on 20,000 probes with
-// changed bytes and lengths.
+// TestBuiltIsSeen has every packet that package stain can build seen as what it is.
+func TestBuiltIsSeen(t *testing.T) {
+	t.Parallel()
+	s := sampler(t, "", Options{})
+	rapid.Check(t, func(t *rapid.T) {
+		addr := rapid.Map(rapid.SliceOfN(rapid.Byte(), 4, 4), func(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b)) })
+		if rapid.Bool().Draw(t, "ipv6") {
+			addr = rapid.Map(rapid.SliceOfN(rapid.Byte(), 16, 16), func(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b)) })
+		}
+		want := stain.Copy{
+			Kind:   stain.ToInstance,
+			Scheme: rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(t, "scheme"),
+			Src:    addr.Draw(t, "src"), Dst: addr.Draw(t, "dst"),
+			TTL: rapid.Byte().Draw(t, "ttl"), Token: rapid.Uint32().Draw(t, "token"), Reply: rapid.Bool().Draw(t, "reply"),
+		}
+		if want.Src.Is4In6() || want.Dst.Is4In6() {
+			t.Skip("no address of a packet")
+		}
+		want.Close = want.Scheme == stain.TCP && !want.Reply && rapid.Bool().Draw(t, "close")
+		frame, err := stain.Default().AppendCopy(nil, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(frame, append(dstMAC[:], srcMAC[:]...))
+		if err := feed(s, frame); err != nil {
+			t.Fatal(err)
+		}
+		var got stain.Copy
+		if err := s.Receive(func(seen Seen) { got = seen.Copy() }); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, sameAddr); diff != "" {
+			t.Fatalf("%x: (-stain +tap):\n%s", frame, diff)
+		}
+	})
+}
+
+// stainedFrames are some of each scheme and IP version, probes and answers.
+func stainedFrames(t testing.TB) [][]byte {
+	t.Helper()
+	const tos = 23 << 2
+	rstAck := layers.TCP{SrcPort: 11, DstPort: 11, Ack: 9, RST: true, ACK: true}
+	syn := layers.TCP{SrcPort: 11, DstPort: 11, SYN: true}
+	return [][]byte{
+		probe(t, 77),
+		segment{src: src, dst: dst, tos: tos, ttl: 1, vlan: true, tcp: rstAck}.frame(t),
+		segment{src: src, dst: dst, tos: tos, ttl: 1, tcp: syn, data: 30}.frame(t),
+		segment{src: src6, dst: dst6, tos: tos, ttl: 1, tcp: syn}.frame(t),
+		segment{src: src6, dst: dst6, ttl: 1, tcp: rstAck}.frame(t),
+		echo(t, 77),
+		segment{src: src, dst: dst, tos: tos, ttl: 1, vlan: true, echo: &echoed{token: 7, reply: true}}.frame(t),
+		segment{src: src6, dst: dst6, tos: tos, ttl: 1, echo: &echoed{token: 7}, data: 8}.frame(t),
+		segment{src: src6, dst: dst6, tos: tos, ttl: 1, vlan: true, echo: &echoed{token: 7, reply: true}}.frame(t),
+	}
+}
+
+// TestAgainstStain compares the program with stain.ParseCopy on 20,000 stained frames
+// with changed bytes and lengths.
 func TestAgainstStain(t *testing.T) {
 	t.Parallel()
 	s := sampler(t, "", Options{})
 	r := rand.New(rand.NewPCG(11, 23))
-	bases := [][]byte{
-		probe(t, 77),
-		segment{src: src, dst: dst, tos: 23 << 2, ttl: 1, vlan: true, tcp: layers.TCP{SrcPort: 11, DstPort: 11, Ack: 9, RST: true, ACK: true}}.frame(t),
-		segment{src: src, dst: dst, tos: 23 << 2, ttl: 1, tcp: layers.TCP{SrcPort: 11, DstPort: 11, SYN: true}, data: 30}.frame(t),
-	}
+	bases := stainedFrames(t)
 	stained := 0
 	for range 20_000 {
 		frame := bytes.Clone(bases[r.IntN(len(bases))])
 		for range r.IntN(3) {
 			// Not the MACs, which ParseCopy reads and the program does not.
-			i := 12 + r.IntN(min(len(frame), 60)-12)
+			i := 12 + r.IntN(min(len(frame), 80)-12)
 			frame[i] = [...]byte{byte(r.Uint32()), frame[i] ^ 1<<r.IntN(8), 0, 0x45, 0x81}[r.IntN(5)]
 		}
-		if r.IntN(4) == 0 { // a test run wants a whole IP header; TestShort has the rest
-			frame = frame[:54+r.IntN(len(frame)-53)]
+		if r.IntN(4) == 0 {
+			frame = frame[:14+r.IntN(len(frame)-13)]
 		}
-		copied := bytes.Clone(frame)
-		copied[0], copied[1], copied[6] = stain.CopyDst, byte(stain.ToInstance), stain.CopySrc
-		want := stain.Copy{}
-		err := stain.Default().ParseCopy(copied, &want)
-		if errors.Is(err, stain.ErrNotStained) && isSynAck(copied) {
-			// The one thing that the tap takes and a hook does not.
-			copied[tosAt(copied)] = 23 << 2
-			err = stain.Default().ParseCopy(copied, &want)
-		}
-		before, _ := s.Stats()
-		run(t, s, frame)
-		after, statErr := s.Stats()
-		if statErr != nil {
-			t.Fatal(statErr)
-		}
-		if seen := after != before; seen != (err == nil) {
-			t.Fatalf("%x: seen: %v; ParseCopy: %v", frame, seen, err)
-		}
-		if err != nil {
-			continue
-		}
-		stained++
-		got := receive(t, s, 1)[0].Copy()
-		want.InPort, want.TunSrc, want.TunID = 0, [4]byte{}, 0 // from the MACs
-		if diff := cmp.Diff(want, got, sameAddr); diff != "" {
-			t.Fatalf("%x: (-stain +tap):\n%s", frame, diff)
+		if compare(t, s, frame) {
+			stained++
 		}
 	}
 	t.Logf("%d of 20,000 stained", stained)
@@ -216,20 +286,78 @@ func TestAgainstStain(t *testing.T) {
 	}
 }
 
-func tosAt(frame []byte) int {
-	if frame[12] == 0x81 && frame[13] == 0 || frame[12] == 0x88 && frame[13] == 0xa8 {
-		return 19
+func FuzzAgainstStain(f *testing.F) {
+	for _, frame := range stainedFrames(f) {
+		f.Add(frame)
 	}
-	return 15
+	s := sampler(f, "", Options{})
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		if len(frame) < 14 || len(frame) > 2000 {
+			t.Skip("no frame of Ethernet")
+		}
+		compare(t, s, frame)
+	})
 }
 
-func isSynAck(frame []byte) bool {
-	ip := tosAt(frame) - 1
-	if len(frame) <= ip {
+// compare wants the program to see a frame as stain.ParseCopy does, and tells whether
+// it did. The MACs are not compared, nor what a test run does not take.
+func compare(t *testing.T, s *Sampler, frame []byte) (stained bool) {
+	t.Helper()
+	copied := bytes.Clone(frame)
+	copied[0], copied[1], copied[6] = stain.CopyDst, byte(stain.ToInstance)|stain.CopyMark, stain.CopySrc
+	want := stain.Copy{}
+	err := stain.Default().ParseCopy(copied, &want)
+	if errors.Is(err, stain.ErrNotStained) && restain(copied) {
+		// The one thing that the tap takes and a hook does not.
+		err = stain.Default().ParseCopy(copied, &want)
+	}
+	before, _ := s.Stats()
+	if feed(s, frame) != nil {
+		return false // a test run wants a whole IP header; TestShort has the rest
+	}
+	after, statErr := s.Stats()
+	if statErr != nil {
+		t.Fatal(statErr)
+	}
+	if seen := after != before; seen != (err == nil) {
+		t.Fatalf("%x: seen: %v; ParseCopy: %v", frame, seen, err)
+	}
+	if err != nil {
 		return false
 	}
-	flags := ip + int(frame[ip]&0x0f)*4 + 13
-	return flags < len(frame) && frame[flags]&0x17 == 0x12
+	got := receive(t, s, 1)[0].Copy()
+	want.InPort, want.TunSrc, want.TunID = 0, [4]byte{}, 0 // from the MACs
+	if diff := cmp.Diff(want, got, sameAddr); diff != "" {
+		t.Fatalf("%x: (-stain +tap):\n%s", frame, diff)
+	}
+	return true
+}
+
+// restain gives a TCP answer the stain's ToS, and tells whether it is one.
+func restain(frame []byte) bool {
+	ip := frame[14:]
+	etherType := frame[12:14]
+	if kind := [2]byte(etherType); (kind == [2]byte{0x81, 0} || kind == [2]byte{0x88, 0xa8}) && len(ip) >= 4 {
+		etherType, ip = ip[2:4], ip[4:]
+	}
+	const tos = 23 << 2
+	header, proto := 40, 6
+	switch {
+	case len(ip) < 20:
+		return false
+	case bytes.Equal(etherType, []byte{0x08, 0x00}):
+		header, proto = int(ip[0]&0x0f)*4, 9
+		ip[1] = tos
+	case bytes.Equal(etherType, []byte{0x86, 0xdd}):
+		ip[0], ip[1] = ip[0]&0xf0|tos>>4, ip[1]&0x0f|tos&0x0f<<4
+	default:
+		return false
+	}
+	if ip[proto] != 6 || header+13 >= len(ip) {
+		return false
+	}
+	flags := ip[header+13] & 0x17
+	return flags == 0x12 || flags == 0x14
 }
 
 // TestVerifierLog breaks the program, and wants to be told where.
@@ -287,6 +415,7 @@ func BenchmarkProgram(b *testing.B) {
 		}},
 		{"user=tcp4", segment{src: src, dst: dst, ttl: 63, tcp: user, data: 1400}.frame(b), nil},
 		{"user=tcp6", segment{src: src6, dst: dst6, ttl: 63, tcp: user, data: 1400}.frame(b), nil},
+		{"user=echo4", segment{src: src, dst: dst, ttl: 63, echo: &echoed{token: 1}, data: 56}.frame(b), nil},
 		{"stained", probe(b, 1), nil}, // most of them are lost: nobody reads
 	} {
 		b.Run(bb.name, func(b *testing.B) {

@@ -26,17 +26,18 @@ volatile const __u8 stain_tos;
 volatile const __u16 stain_port;
 
 // What goes up for each stained packet. All numbers are in host order. An IPv4 address is in its
-// IPv4-mapped form (RFC 4291, section 2.5.5.2). No padding: 56 bytes.
+// IPv4-mapped form (RFC 4291, section 2.5.5.2), in which no IPv6 address of a stained packet is.
+// No padding: 56 bytes.
 struct digest {
 	__u64 at; // CLOCK_MONOTONIC, ns
 	__u8 src[16];
 	__u8 dst[16];
 	__u32 ifindex;
-	__u32 seq;
-	__u32 ack;
+	__u32 seq; // of an echo, its identifier and sequence number
+	__u32 ack; // of an echo, 0
 	__u8 ttl;
-	__u8 flags; // byte 13 of the TCP header
-	__u8 ipv6;
+	__u8 flags; // byte 13 of the TCP header; of an echo, its type
+	__u8 scheme;
 	__u8 withheld;
 };
 
@@ -81,6 +82,10 @@ struct {
 // sendmmsg(2); TC_ACT_STOLEN does neither, but tcx does not know it.
 #define CONSUME() bpf_redirect(0, 0)
 
+// The scheme of a packet, by the numbers of package stain.
+#define SCHEME_TCP 1
+#define SCHEME_ICMP 2
+
 // What match says of a packet.
 #define OTHER 0
 #define STAINED 1
@@ -97,9 +102,22 @@ struct {
 #define RST 0x04
 #define ACK 0x10
 
-// transport fills d from the TCP header at tcp, of a segment of size bytes in a packet with this
+// An echo without its data (RFC 792; RFC 4443, section 4), and the types of it. <linux/icmp.h>
+// would want the C library.
+struct echohdr {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 token; // identifier and sequence number
+};
+#define ECHO_REPLY 0
+#define ECHO_REQUEST 8
+#define ECHO_REQUEST_V6 128
+#define ECHO_REPLY_V6 129
+
+// segment fills d from the TCP header at tcp, of a segment of size bytes in a packet with this
 // type of service. The order of the checks is of the essence: user traffic fails the first.
-static __always_inline int transport(struct tcphdr *tcp, void *end, __u32 size, __u8 tos, struct digest *d)
+static __always_inline int segment(struct tcphdr *tcp, void *end, __u32 size, __u8 tos, struct digest *d)
 {
 	if ((void *)(tcp + 1) > end)
 		return UNREAD;
@@ -113,18 +131,37 @@ static __always_inline int transport(struct tcphdr *tcp, void *end, __u32 size, 
 	switch (flags & (FIN | SYN | RST | ACK)) {
 	case SYN:
 	case RST:
-	case RST | ACK:
 		if ((tos ^ stain_tos) & 0xfc)
 			return OTHER;
 		break;
 	case SYN | ACK:
-		break; // Linux does not reflect the ToS in it; there is no flow cache here to suffer
+	case RST | ACK:
+		break; // not every guest reflects the ToS in it; there is no flow cache here to suffer
 	default:
 		return OTHER;
 	}
 	d->seq = bpf_ntohl(tcp->seq);
 	d->ack = bpf_ntohl(tcp->ack_seq);
 	d->flags = flags;
+	d->scheme = SCHEME_TCP;
+	return STAINED;
+}
+
+// echo fills d as segment does, from the ICMP header at icmp. The types of a request and of a
+// reply are those of the packet's IP version.
+static __always_inline int echo(struct echohdr *icmp, void *end, __u32 size, __u8 tos, __u8 request,
+				__u8 reply, struct digest *d)
+{
+	if ((tos ^ stain_tos) & 0xfc)
+		return OTHER;
+	if ((void *)(icmp + 1) > end)
+		return UNREAD;
+	if (size < sizeof(*icmp) || icmp->code || (icmp->type != request && icmp->type != reply))
+		return OTHER;
+	d->seq = bpf_ntohl(icmp->token);
+	d->ack = 0;
+	d->flags = icmp->type;
+	d->scheme = SCHEME_ICMP;
 	return STAINED;
 }
 
@@ -133,14 +170,17 @@ static __always_inline int match4(struct iphdr *ip, void *end, __u32 len, struct
 {
 	if ((void *)(ip + 1) > end)
 		return UNREAD;
-	if (ip->protocol != IPPROTO_TCP || ip->version != 4 || ip->ihl < 5)
+	if ((ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_ICMP) || ip->version != 4 || ip->ihl < 5)
 		return OTHER;
 	if (ip->frag_off & bpf_htons(0x3fff)) // More Fragments and the offset
 		return OTHER;
 	__u32 header = ip->ihl * 4, total = bpf_ntohs(ip->tot_len);
-	if (total > len || total < header + sizeof(struct tcphdr))
+	if (total > len || total < header)
 		return OTHER;
-	int verdict = transport((void *)ip + header, end, total - header, ip->tos, d);
+	void *payload = (void *)ip + header;
+	int verdict = ip->protocol == IPPROTO_TCP
+			      ? segment(payload, end, total - header, ip->tos, d)
+			      : echo(payload, end, total - header, ip->tos, ECHO_REQUEST, ECHO_REPLY, d);
 	if (verdict != STAINED)
 		return verdict;
 	static const __u8 mapped[12] = {[10] = 0xff, [11] = 0xff};
@@ -149,8 +189,13 @@ static __always_inline int match4(struct iphdr *ip, void *end, __u32 len, struct
 	__builtin_memcpy(d->src + 12, &ip->saddr, 4);
 	__builtin_memcpy(d->dst + 12, &ip->daddr, 4);
 	d->ttl = ip->ttl;
-	d->ipv6 = 0;
 	return STAINED;
+}
+
+// mapped tells whether an address is an IPv4 one in disguise.
+static __always_inline int mapped(const struct in6_addr *a)
+{
+	return !a->s6_addr32[0] && !a->s6_addr32[1] && a->s6_addr32[2] == bpf_htonl(0xffff);
 }
 
 // Extension headers are none of ours: a packet that has any is not a probe.
@@ -158,19 +203,23 @@ static __always_inline int match6(struct ipv6hdr *ip, void *end, __u32 len, stru
 {
 	if ((void *)(ip + 1) > end)
 		return UNREAD;
-	if (ip->nexthdr != IPPROTO_TCP || ip->version != 6)
+	if ((ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_ICMPV6) || ip->version != 6)
 		return OTHER;
 	__u32 size = bpf_ntohs(ip->payload_len);
-	if (size + sizeof(*ip) > len || size < sizeof(struct tcphdr))
+	if (size + sizeof(*ip) > len)
 		return OTHER;
 	__u8 tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-	int verdict = transport((void *)(ip + 1), end, size, tos, d);
+	void *payload = ip + 1;
+	int verdict = ip->nexthdr == IPPROTO_TCP
+			      ? segment(payload, end, size, tos, d)
+			      : echo(payload, end, size, tos, ECHO_REQUEST_V6, ECHO_REPLY_V6, d);
 	if (verdict != STAINED)
 		return verdict;
+	if (mapped(&ip->saddr) || mapped(&ip->daddr))
+		return OTHER; // it would pass for the IPv4 packet
 	__builtin_memcpy(d->src, &ip->saddr, 16);
 	__builtin_memcpy(d->dst, &ip->daddr, 16);
 	d->ttl = ip->hop_limit;
-	d->ipv6 = 1;
 	return STAINED;
 }
 
@@ -200,18 +249,24 @@ static __noinline int match(struct __sk_buff *skb, struct digest *d)
 	return OTHER;
 }
 
+// answer tells whether a stained packet is the guest's, not the prober's.
+static __always_inline int answer(const struct digest *d)
+{
+	if (d->scheme == SCHEME_ICMP)
+		return d->flags == ECHO_REPLY || d->flags == ECHO_REPLY_V6;
+	return d->flags & ACK;
+}
+
 // withhold tells whether the guest must not see this packet: the probe, what withdraws it, or an
-// answer to it. Sequence numbers as in package stain.
+// answer to it. Tokens as in package stain.
 static __always_inline int withhold(const struct digest *d)
 {
-	struct probe p = {};
-	if (d->flags & ACK) {
+	struct probe p = {.token = d->seq};
+	if (d->scheme == SCHEME_TCP && d->flags & ACK)
 		p.token = d->ack - 1;
-		__builtin_memcpy(p.dst, d->src, 16);
-	} else {
-		p.token = d->flags & RST ? d->seq - 1 : d->seq;
-		__builtin_memcpy(p.dst, d->dst, 16);
-	}
+	else if (d->scheme == SCHEME_TCP && d->flags & RST)
+		p.token = d->seq - 1;
+	__builtin_memcpy(p.dst, answer(d) ? d->src : d->dst, 16);
 	__u64 *until = bpf_map_lookup_elem(&withheld, &p);
 	return until && *until > d->at;
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -80,7 +80,7 @@ func TestDelivery(t *testing.T) {
 				got := receive(t, s, 3)
 				wantStats(t, s, Stats{Received: 3})
 				for i, seen := range got {
-					want := Seen{Device: w.name, IfIndex: w.index, Src: src, Dst: dst, TTL: 63, Seq: uint32(i) + 1, Flags: 0x02}
+					want := Seen{Device: w.name, IfIndex: w.index, Scheme: stain.TCP, Src: src, Dst: dst, TTL: 63, Seq: uint32(i) + 1, Flags: 0x02}
 					if diff := gocmp.Diff(want, seen, sameAddr, cmpopts.IgnoreFields(Seen{}, "At")); diff != "" {
 						t.Errorf("(-want +got):\n%s", diff)
 					}
@@ -136,6 +136,8 @@ func TestShort(t *testing.T) {
 	for _, whole := range [][]byte{
 		segment{src: src, dst: dst, tos: 23 << 2, tcp: syn, vlan: true}.frame(t)[:14+4+20+20], // not its padding
 		segment{src: src6, dst: dst6, tos: 23 << 2, tcp: syn}.frame(t),
+		segment{src: src, dst: dst, tos: 23 << 2, echo: &echoed{}}.frame(t)[:14+20+8],
+		segment{src: src6, dst: dst6, tos: 23 << 2, echo: &echoed{}}.frame(t),
 	} {
 		var short [][]byte
 		for n := 14; n < len(whole); n++ {
@@ -161,6 +163,7 @@ func TestFragmentedBuffer(t *testing.T) {
 		segment{src: src, dst: dst, tos: 23 << 2, ttl: 63, tcp: syn, data: 8000}.frame(t),
 		user(t, 1, 8000),
 		segment{src: src6, dst: dst6, tos: 23 << 2, ttl: 63, tcp: syn, data: 8000}.frame(t),
+		segment{src: src6, dst: dst6, tos: 23 << 2, ttl: 63, echo: &echoed{token: 6}, data: 8000}.frame(t),
 	}
 	var sent [][]byte
 	for _, f := range frames {
@@ -173,10 +176,10 @@ func TestFragmentedBuffer(t *testing.T) {
 			t.Errorf("frame %d: %d bytes, %v; want the %d that were sent", i, len(got), err, len(f))
 		}
 	}
-	if got := receive(t, s, 2); got[0].Seq != 5 || got[0].Dst != dst || got[1].Seq != 5 || got[1].Dst != dst6 {
+	if got := receive(t, s, 3); got[0].Seq != 5 || got[0].Dst != dst || got[1].Seq != 5 || got[1].Dst != dst6 || got[2].Seq != 6 {
 		t.Errorf("seen %+v", got)
 	}
-	wantStats(t, s, Stats{Received: 2})
+	wantStats(t, s, Stats{Received: 3})
 }
 
 // TestWithhold wants the guest not to see what belongs to a withheld probe, and to see
@@ -190,25 +193,30 @@ func TestWithhold(t *testing.T) {
 			s := sampler(t, mode, Options{})
 			attach(t, s, w.name)
 			const token = 0xffffffff // whose successor is 0
-			withdrawn := packet(t, stain.Probe{SrcMAC: srcMAC, DstMAC: dstMAC, Src: src, Dst: dst, TTL: 63, Token: token, Close: true})
-			elsewhere := packet(t, stain.Probe{SrcMAC: srcMAC, DstMAC: dstMAC, Src: dst, Dst: src, TTL: 63, Token: token})
+			elsewhere := packet(t, stain.Probe{Scheme: stain.TCP, Src: dst, Dst: src, TTL: 63, Token: token})
 			rstAck := layers.TCP{SrcPort: 11, DstPort: 11, Ack: 0, RST: true, ACK: true}
-			answer := segment{src: dst, dst: src, tos: 23 << 2, ttl: 63, tcp: rstAck}.frame(t)
+			drop := [][]byte{
+				probe(t, token), withdrawal(t, token), segment{src: dst, dst: src, ttl: 63, tcp: rstAck}.frame(t),
+				echo(t, token), segment{src: dst, dst: src, tos: 23 << 2, ttl: 63, echo: &echoed{token: token, reply: true}}.frame(t),
+			}
 			p := Probe{Token: token, Dst: dst}
 
 			if err := s.Withhold(now(t)+int64(time.Hour), p, Probe{Token: 8, Dst: dst6}); err != nil {
 				t.Fatal(err)
 			}
-			pass := [][]byte{user(t, token, 10), probe(t, 1), elsewhere, probe(t, 8)}
-			wantFrames(t, w.arrivals(t, append(pass, probe(t, token), withdrawn, answer)...), pass...)
+			pass := [][]byte{
+				user(t, token, 10), probe(t, 1), elsewhere, probe(t, 8), echo(t, token-1), // and a reply from elsewhere:
+				segment{src: src, dst: dst, tos: 23 << 2, ttl: 63, echo: &echoed{token: token, reply: true}}.frame(t),
+			}
+			wantFrames(t, w.arrivals(t, append(slices.Clone(pass), drop...)...), pass...)
 			var withheld []bool
-			for _, seen := range receive(t, s, 6) {
+			for _, seen := range receive(t, s, 10) {
 				withheld = append(withheld, seen.Withheld)
 			}
-			if want := []bool{false, false, false, true, true, true}; !slices.Equal(withheld, want) {
+			if want := []bool{false, false, false, false, false, true, true, true, true, true}; !slices.Equal(withheld, want) {
 				t.Errorf("withheld: %v, want %v", withheld, want)
 			}
-			wantStats(t, s, Stats{Received: 6, Withheld: 3})
+			wantStats(t, s, Stats{Received: 10, Withheld: 5})
 
 			// The lease is over: it passes, although nobody released it.
 			if err := s.Withhold(now(t), p); err != nil {
@@ -224,7 +232,7 @@ func TestWithhold(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantFrames(t, w.arrivals(t, probe(t, token)), probe(t, token))
-			wantStats(t, s, Stats{Received: 9, Withheld: 4})
+			wantStats(t, s, Stats{Received: 13, Withheld: 6})
 		})
 	}
 }
@@ -498,7 +506,7 @@ func TestRefusals(t *testing.T) {
 		{"ring of no power of two", "option RingBytes 5000", Options{RingBytes: 5000}},
 		{"ring of less than a page", "option RingBytes 64", Options{RingBytes: 64}},
 		{"nothing withheld", "option Withheld -1", Options{Withheld: -1}},
-		{"stain without ToS", "option Stain: stain: tos 0", Options{Stain: stain.Stain{Scheme: stain.TCP, Port: 11}}},
+		{"stain without ToS", "option Stain: stain: tos 0", Options{Stain: stain.Stain{Port: 11}}},
 	} {
 		if _, err := Open(tt.o); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
@@ -516,15 +524,20 @@ func TestRefusals(t *testing.T) {
 // TestOtherStain loads the program with another stain.
 func TestOtherStain(t *testing.T) {
 	t.Parallel()
-	other := stain.Stain{Scheme: stain.TCP, TOS: 0xfc, Port: 0xfedc}
-	frame, err := other.AppendPacket(nil, stain.Probe{SrcMAC: srcMAC, DstMAC: dstMAC, Src: src, Dst: dst, TTL: 63, Token: 9})
+	other := stain.Stain{TOS: 0xfc, Port: 0xfedc}
+	tcp, err := other.AppendPacket(nil, stain.Probe{Scheme: stain.TCP, SrcMAC: srcMAC, DstMAC: dstMAC, Src: src, Dst: dst, TTL: 63, Token: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	icmp, err := other.AppendPacket(nil, stain.Probe{Scheme: stain.ICMP, SrcMAC: srcMAC, DstMAC: dstMAC, Src: src6, Dst: dst6, TTL: 63, Token: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := sampler(t, "", Options{Stain: other})
-	run(t, s, probe(t, 1))
-	run(t, s, frame)
-	if got := receive(t, s, 1); len(got) != 1 || got[0].Seq != 9 {
+	for _, frame := range [][]byte{probe(t, 1), echo(t, 1), tcp, icmp} {
+		run(t, s, frame)
+	}
+	if got := receive(t, s, 2); len(got) != 2 || got[0].Seq != 9 || got[1].Seq != 10 {
 		t.Errorf("seen %+v", got)
 	}
 }

@@ -22,27 +22,35 @@ type Seen struct {
 	// index. Device is empty if it was detached since.
 	Device  string
 	IfIndex int
+	Scheme  stain.Scheme
 	// Src, Dst and TTL (hop limit) as the guest gets them.
 	Src, Dst netip.Addr
 	TTL      uint8
-	// Seq, Ack and Flags (byte 13) of the TCP header.
+	// Seq, Ack and Flags (byte 13) of the TCP header. Of an echo, Seq is identifier
+	// and sequence number, Ack 0, and Flags its type (RFC 792; RFC 4443, section 4).
 	Seq, Ack uint32
 	Flags    uint8
 	// Withheld tells that it was dropped: the guest did not get it.
 	Withheld bool
 }
 
-// Flags of TCP (RFC 9293, section 3.1) that tell the packets of a probe apart.
+// Flags of TCP (RFC 9293, section 3.1), and types of messages of ICMP and ICMPv6, that
+// tell the packets of a probe apart.
 const (
 	flagRST = 0x04
 	flagACK = 0x10
+
+	echoReply   = 0
+	echoReplyV6 = 129
 )
 
 // Copy returns what a hook's copy of the packet would say: its kind is to-instance,
 // and there is no in-port or tunnel.
 func (s Seen) Copy() stain.Copy {
-	c := stain.Copy{Kind: stain.ToInstance, Src: s.Src, Dst: s.Dst, TTL: s.TTL, Token: s.Seq}
+	c := stain.Copy{Kind: stain.ToInstance, Scheme: s.Scheme, Src: s.Src, Dst: s.Dst, TTL: s.TTL, Token: s.Seq}
 	switch {
+	case s.Scheme == stain.ICMP:
+		c.Reply = s.Flags == echoReply || s.Flags == echoReplyV6
 	case s.Flags&flagACK != 0:
 		c.Token, c.Reply = s.Ack-1, true
 	case s.Flags&flagRST != 0:
@@ -64,16 +72,14 @@ func (s *Seen) parse(b []byte) bool {
 	*s = Seen{
 		At:       int64(binary.NativeEndian.Uint64(b[unsafe.Offsetof(d.At):])),
 		IfIndex:  int(binary.NativeEndian.Uint32(b[unsafe.Offsetof(d.Ifindex):])),
-		Src:      netip.AddrFrom16(src),
-		Dst:      netip.AddrFrom16(dst),
+		Scheme:   stain.Scheme(b[unsafe.Offsetof(d.Scheme)]),
+		Src:      netip.AddrFrom16(src).Unmap(), // no stained IPv6 packet has such ones
+		Dst:      netip.AddrFrom16(dst).Unmap(),
 		TTL:      b[unsafe.Offsetof(d.Ttl)],
 		Seq:      binary.NativeEndian.Uint32(b[unsafe.Offsetof(d.Seq):]),
 		Ack:      binary.NativeEndian.Uint32(b[unsafe.Offsetof(d.Ack):]),
 		Flags:    b[unsafe.Offsetof(d.Flags)],
 		Withheld: b[unsafe.Offsetof(d.Withheld)] != 0,
-	}
-	if b[unsafe.Offsetof(d.Ipv6)] == 0 {
-		s.Src, s.Dst = s.Src.Unmap(), s.Dst.Unmap()
 	}
 	return true
 }

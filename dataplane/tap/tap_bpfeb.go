@@ -30,7 +30,7 @@ type tapDigest struct {
 	Ack      uint32
 	Ttl      uint8
 	Flags    uint8
-	Ipv6     uint8
+	Scheme   uint8
 	Withheld uint8
 }
 

@@ -21,8 +21,8 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/dyetrace/dyetrace/dataplane/internal/sandbox"
 	"github.com/dyetrace/dyetrace/dataplane/packetio"
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -345,11 +345,24 @@ var (
 // probe returns the frame of a probe as package stain has it.
 func probe(t testing.TB, token uint32) []byte {
 	t.Helper()
-	return packet(t, stain.Probe{SrcMAC: srcMAC, DstMAC: dstMAC, Src: src, Dst: dst, TTL: 63, Token: token})
+	return packet(t, stain.Probe{Scheme: stain.TCP, Src: src, Dst: dst, TTL: 63, Token: token})
+}
+
+// echo is probe of scheme icmp.
+func echo(t testing.TB, token uint32) []byte {
+	t.Helper()
+	return packet(t, stain.Probe{Scheme: stain.ICMP, Src: src, Dst: dst, TTL: 63, Token: token})
+}
+
+// withdrawal is the frame that ends a probe that nobody answered.
+func withdrawal(t testing.TB, token uint32) []byte {
+	t.Helper()
+	return packet(t, stain.Probe{Scheme: stain.TCP, Src: src, Dst: dst, TTL: 63, Token: token, Close: true})
 }
 
 func packet(t testing.TB, p stain.Probe) []byte {
 	t.Helper()
+	p.SrcMAC, p.DstMAC = srcMAC, dstMAC
 	b, err := stain.Default().AppendPacket(nil, p)
 	if err != nil {
 		t.Fatal(err)
@@ -357,35 +370,55 @@ func packet(t testing.TB, p stain.Probe) []byte {
 	return b
 }
 
-// segment is a frame that gopacket makes.
+// segment is a frame that gopacket makes: of TCP, or an echo where that has a token.
 type segment struct {
 	src, dst netip.Addr
 	tos, ttl uint8
 	vlan     bool
 	tcp      layers.TCP
+	echo     *echoed
 	data     int // bytes
+}
+
+// echoed is an echo request, or the reply to one.
+type echoed struct {
+	token uint32
+	reply bool
+	code  uint8
 }
 
 func (g segment) frame(t testing.TB) []byte {
 	t.Helper()
 	g.tcp.Window = 64240
 	eth := &layers.Ethernet{SrcMAC: srcMAC[:], DstMAC: dstMAC[:]}
-	var ip gopacket.SerializableLayer
+	var ip interface {
+		gopacket.SerializableLayer
+		gopacket.NetworkLayer
+	}
 	var kind layers.EthernetType
+	payload := []gopacket.SerializableLayer{&g.tcp}
 	if g.src.Is4() {
 		h := &layers.IPv4{
 			Version: 4, TOS: g.tos, TTL: g.ttl, Protocol: layers.IPProtocolTCP, Flags: layers.IPv4DontFragment,
 			SrcIP: g.src.AsSlice(), DstIP: g.dst.AsSlice(),
 		}
+		if g.echo != nil {
+			h.Protocol, payload = layers.IPProtocolICMPv4, g.echo.v4()
+		}
 		kind, ip = layers.EthernetTypeIPv4, h
-		g.check(t, h)
 	} else {
+		src, dst := g.src.As16(), g.dst.As16() // an IPv4-mapped address stays what it is
 		h := &layers.IPv6{
 			Version: 6, TrafficClass: g.tos, FlowLabel: 0xabcde, HopLimit: g.ttl, NextHeader: layers.IPProtocolTCP,
-			SrcIP: g.src.AsSlice(), DstIP: g.dst.AsSlice(),
+			SrcIP: src[:], DstIP: dst[:],
+		}
+		if g.echo != nil {
+			h.NextHeader, payload = layers.IPProtocolICMPv6, g.echo.v6(t, h)
 		}
 		kind, ip = layers.EthernetTypeIPv6, h
-		g.check(t, h)
+	}
+	if err := g.tcp.SetNetworkLayerForChecksum(ip); err != nil {
+		t.Fatal(err)
 	}
 	eth.EthernetType = kind
 	list := []gopacket.SerializableLayer{eth}
@@ -394,18 +427,35 @@ func (g segment) frame(t testing.TB) []byte {
 		list = append(list, &layers.Dot1Q{VLANIdentifier: 42, Type: kind})
 	}
 	buffer := gopacket.NewSerializeBuffer()
-	list = append(list, ip, &g.tcp, gopacket.Payload(bytes.Repeat([]byte{0xa5}, g.data)))
+	list = append(append(list, ip), payload...)
+	list = append(list, gopacket.Payload(bytes.Repeat([]byte{0xa5}, g.data)))
 	if err := gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, list...); err != nil {
 		t.Fatal(err)
 	}
 	return bytes.Clone(buffer.Bytes())
 }
 
-func (g *segment) check(t testing.TB, l gopacket.NetworkLayer) {
+func (e echoed) v4() []gopacket.SerializableLayer {
+	kind := uint8(layers.ICMPv4TypeEchoRequest)
+	if e.reply {
+		kind = layers.ICMPv4TypeEchoReply
+	}
+	return []gopacket.SerializableLayer{&layers.ICMPv4{
+		TypeCode: layers.CreateICMPv4TypeCode(kind, e.code), Id: uint16(e.token >> 16), Seq: uint16(e.token),
+	}}
+}
+
+func (e echoed) v6(t testing.TB, ip *layers.IPv6) []gopacket.SerializableLayer {
 	t.Helper()
-	if err := g.tcp.SetNetworkLayerForChecksum(l); err != nil {
+	kind := uint8(layers.ICMPv6TypeEchoRequest)
+	if e.reply {
+		kind = layers.ICMPv6TypeEchoReply
+	}
+	header := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, e.code)}
+	if err := header.SetNetworkLayerForChecksum(ip); err != nil {
 		t.Fatal(err)
 	}
+	return []gopacket.SerializableLayer{header, &layers.ICMPv6Echo{Identifier: uint16(e.token >> 16), SeqNumber: uint16(e.token)}}
 }
 
 func now(t testing.TB) int64 {

@@ -34,23 +34,24 @@ func (w workshop) peer(node, iface string) (peer, peerIface string) {
 	return peer, peerIface
 }
 
-// TruthOf returns what a break does, without doing it. An empty target is the kind's default.
-func (l *Lab) TruthOf(kind, target string) (Truth, error) {
+// TruthOf returns what a break does to traffic, without doing it. An empty target is the kind's
+// default.
+func (l *Lab) TruthOf(t Traffic, kind, target string) (Truth, error) {
 	b, err := l.breakage(Broken{kind, target})
 	if err != nil {
 		return Truth{}, err
 	}
-	return truthOf(l.spec, []breakage{b}), nil
+	return truthOf(l.spec, t, []breakage{b}), nil
 }
 
-// Truth returns what all breaks in force do together.
-func (l *Lab) Truth() (Truth, error) {
+// Truth returns what all breaks in force do together to traffic.
+func (l *Lab) Truth(t Traffic) (Truth, error) {
 	broken, err := l.Broken()
 	if err != nil {
 		return Truth{}, err
 	}
 	all, err := l.breakages(broken)
-	return truthOf(l.spec, all), err
+	return truthOf(l.spec, t, all), err
 }
 
 // Broken returns the breaks in force, the oldest first.

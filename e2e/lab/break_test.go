@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"regexp"
 	"slices"
 	"sort"
@@ -26,46 +27,49 @@ const (
 	healPatience = 10 * time.Second
 )
 
-// checkTruth pings all pairs, and sends them SYNs as probes are, and compares who gets no answer
-// with the truth that the lab declares.
+// checkTruth pings all pairs, and sends them SYNs as probes are, over each IP version, and
+// compares who gets no answer with the truth that the lab declares.
 func checkTruth(t *testing.T, l *Lab) {
 	t.Helper()
-	truth, err := l.Truth()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var whole, failing []overlay.Pair
-	for _, p := range l.Overlay().Pairs() {
-		if truth.Failing(p.Src.Name, p.Dst.Name) {
-			failing = append(failing, p)
-		} else {
-			whole = append(whole, p)
-		}
-	}
 	var checks sync.WaitGroup // they wait more than they work
 	defer checks.Wait()
-	check := func(pairs []overlay.Pair, want bool, patience time.Duration) {
-		checks.Go(func() {
-			echoes, err := l.Echo(t.Context(), pairs, patience)
-			if err != nil {
-				t.Error(err)
+	for _, traffic := range allTraffic() {
+		truth, err := l.Truth(traffic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var whole, failing []overlay.Pair
+		for _, p := range l.Overlay().PairsOver(traffic.IP) {
+			if truth.Failing(p.Src.Name, p.Dst.Name) {
+				failing = append(failing, p)
+			} else {
+				whole = append(whole, p)
 			}
-			for _, e := range echoes {
-				if e.Answered != want {
-					t.Errorf("%s to %s: ping answered %v, want %v", e.Src.Name, e.Dst.Name, e.Answered, want)
-				}
-			}
-		})
-		checks.Go(func() {
-			for i, answered := range syn(t, l, pairs, patience) {
-				if answered != want {
-					t.Errorf("%s to %s: SYN answered %v, want %v", pairs[i].Src.Name, pairs[i].Dst.Name, answered, want)
-				}
-			}
-		})
+		}
+		checks.Go(func() { checkAnswers(t, l, traffic, whole, true, healPatience) })
+		checks.Go(func() { checkAnswers(t, l, traffic, failing, false, lossPatience) })
 	}
-	check(whole, true, healPatience)
-	check(failing, false, lossPatience)
+}
+
+// checkAnswers wants all pairs to be answered, or none.
+func checkAnswers(t *testing.T, l *Lab, traffic Traffic, pairs []overlay.Pair, want bool, patience time.Duration) {
+	answered := make([]bool, len(pairs))
+	if traffic.Scheme == TCP {
+		answered = syn(t, l, traffic.IP, pairs, patience)
+	} else {
+		echoes, err := l.Echo(t.Context(), traffic.IP, pairs, patience)
+		if err != nil {
+			t.Error(err)
+		}
+		for i, e := range echoes {
+			answered[i] = e.Answered
+		}
+	}
+	for i, p := range pairs {
+		if answered[i] != want {
+			t.Errorf("%s to %s, %v: answered %v, want %v", p.Src.Name, p.Dst.Name, traffic, answered[i], want)
+		}
+	}
 }
 
 // snapshot describes what a break could change and a heal must restore: all flows but what
@@ -73,6 +77,13 @@ func checkTruth(t *testing.T, l *Lab) {
 func snapshot(t *testing.T, l *Lab) string {
 	t.Helper()
 	nodes := l.Topology().Nodes()
+	for _, node := range nodes {
+		// The kernel notes up to a second late that a link which carries packets has a carrier.
+		waitFor(t, "the links of "+node, func() bool {
+			out, err := l.Exec(t.Context(), node, "ip", "-br", "link")
+			return err == nil && !strings.Contains(string(out), "NO-CARRIER")
+		})
+	}
 	parts := make(map[string]string)
 	var mu sync.Mutex
 	err := all(t.Context(), nodes, func(ctx context.Context, node string) error {
@@ -97,10 +108,10 @@ func snapshot(t *testing.T, l *Lab) string {
 
 // snapshotScript returns commands that show a node's state, each under a title.
 func snapshotScript(l *Lab, node string) string {
-	commands := []string{"ip -br link", "ip -br addr", "ip route", "nft list ruleset"}
+	commands := []string{"ip -br link", "ip -br addr", "ip route", "ip -6 route", "nft list ruleset", "ss -Hlnt"}
 	if _, ok := l.Overlay().Host(node); ok {
 		for _, i := range l.Overlay().On(node) {
-			for _, c := range commands[:4] {
+			for _, c := range commands[:6] {
 				commands = append(commands, "ip netns exec "+i.Name+" "+c)
 			}
 		}
@@ -145,16 +156,20 @@ func TestBreaks(t *testing.T) {
 			if broken.Target != kind.Default {
 				t.Errorf("broken: %+v, want target %s", broken, kind.Default)
 			}
-			truth, err := l.Truth()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(truth.Fates) == 0 {
-				t.Fatal("it declares no fate of any pair")
-			}
 			checkTruth(t, l)
-			for _, f := range oneOfEach(truth.Fates) {
-				checkFate(t, l, f)
+			fates := 0
+			for _, traffic := range allTraffic() {
+				truth, err := l.Truth(traffic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fates += len(truth.Fates)
+				for _, f := range oneOfEach(truth.Fates) {
+					checkFate(t, l, traffic, f)
+				}
+			}
+			if (fates == 0) != (kind.Cause == CauseNone) {
+				t.Errorf("it declares %d fates, and cause %s", fates, kind.Cause)
 			}
 			if healed, err := l.Heal(t.Context(), kind.Name); err != nil || !slices.Equal(healed, []Broken{broken}) {
 				t.Fatalf("Heal = %v, %v, want %v", healed, err, broken)
@@ -182,13 +197,13 @@ func oneOfEach(fates []Fate) []Fate {
 	})
 }
 
-// checkFate sends pings of one pair of the fate, and looks at the counters of the ports by
+// checkFate sends packets of one pair of the fate, and looks at the counters of the ports by
 // which packets come to the points on their way: the last one seen must have counted them,
 // the first one missing must not.
-func checkFate(t *testing.T, l *Lab, f Fate) {
+func checkFate(t *testing.T, l *Lab, traffic Traffic, f Fate) {
 	t.Helper()
 	// Many more than what guests say unasked, such as ARP for all neighbours that they know.
-	const pings = 40
+	const packets = 40
 	src, _ := l.Overlay().Instance(f.Src[0])
 	dst, _ := l.Overlay().Instance(f.Dst[0])
 	if f.LastSeen == nil {
@@ -196,7 +211,7 @@ func checkFate(t *testing.T, l *Lab, f Fate) {
 	}
 	hosts := slices.Compact([]string{f.LastSeen.Host, f.FirstMissing.Host})
 	before := counters(t, l, hosts)
-	_, _ = l.Exec(t.Context(), src.Name, "ping", "-q", "-c", fmt.Sprint(pings), "-i", "0.002", "-W", "0.1", dst.IP.String())
+	burst(t, l, traffic, overlay.Pair{Src: src, Dst: dst}, packets)
 	after := counters(t, l, hosts)
 	rose := func(p Point) int {
 		n := 0
@@ -205,12 +220,34 @@ func checkFate(t *testing.T, l *Lab, f Fate) {
 		}
 		return n
 	}
-	if n := rose(*f.LastSeen); n < pings/2 {
-		t.Errorf("%s to %s: %d of %d came to %+v, the last point seen", src.Name, dst.Name, n, pings, *f.LastSeen)
+	if n := rose(*f.LastSeen); n < packets/2 {
+		t.Errorf("%s to %s, %v: %d of %d came to %+v, the last point seen", src.Name, dst.Name, traffic, n, packets, *f.LastSeen)
 	}
-	if n := rose(f.FirstMissing); n >= pings/2 {
-		t.Errorf("%s to %s: %d came to %+v, the first point missing", src.Name, dst.Name, n, f.FirstMissing)
+	if n := rose(f.FirstMissing); n >= packets/2 {
+		t.Errorf("%s to %s, %v: %d came to %+v, the first point missing", src.Name, dst.Name, traffic, n, f.FirstMissing)
 	}
+}
+
+// burst sends packets of one pair, and gives those on the way time to end it.
+func burst(t *testing.T, l *Lab, traffic Traffic, p overlay.Pair, packets int) {
+	t.Helper()
+	if traffic.Scheme == ICMP {
+		// That nobody answers is as it should be.
+		_, _ = l.Exec(t.Context(), p.Src.Name, "ping", "-q", "-c", fmt.Sprint(packets), "-i", "0.002", "-W", "0.1",
+			p.Dst.IP.Of(traffic.IP).String())
+		return
+	}
+	conn, err := rawTCP(l, traffic.IP, p.Src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range packets {
+		// What does not leave is not counted.
+		_, _ = conn.WriteTo(synSegment(traffic.IP, p, rand.Uint32()), &net.IPAddr{IP: p.Dst.IP.Of(traffic.IP).AsSlice()})
+		time.Sleep(2 * time.Millisecond) // the pace of ping above
+	}
+	time.Sleep(100 * time.Millisecond) // as ping waits
 }
 
 // portsInto returns the ports by which a packet between two instances comes to a point.

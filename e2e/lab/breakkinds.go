@@ -27,7 +27,7 @@ var breakKinds = []BreakKind{
 		dies: func(t target, l leg) segment { return diesIf(l.from == t.src() && l.to == t.dst(), inSwitch) },
 		at:   onIntegration(func(t target) string { return t.src().Host }),
 		edit: func(t target, p overlay.Ports, flows []flow) []flow {
-			return append(flows, flow{"0x0", 60, 110, fmt.Sprintf("ip,in_port=%d,nw_dst=%s", p.Taps[t.src().Name], t.dst().IP), "drop"})
+			return append(flows, drops(t.dst(), 60, 110, fmt.Sprintf("in_port=%d", p.Taps[t.src().Name]))...)
 		},
 	},
 	{
@@ -58,31 +58,31 @@ var breakKinds = []BreakKind{
 		},
 		at: onIntegration(func(t target) string { return t.dst().Host }),
 		edit: func(t target, p overlay.Ports, flows []flow) []flow {
-			match := fmt.Sprintf("ct_state=+rpl+trk,ip,reg5=%#x,nw_dst=%s", p.Taps[t.dst().Name], t.src().IP)
-			return append(flows, flow{"0x0", 94, 30, match, "drop"})
+			return append(flows, drops(t.src(), 94, 30, fmt.Sprintf("ct_state=+rpl+trk,reg5=%#x", p.Taps[t.dst().Name]))...)
 		},
 	},
 	{
 		Name: "guest-down", Form: "INSTANCE", Default: "blue-3", Cause: CauseGuest,
 		Help:  "the guest's interface is down",
-		dies:  toInstance,
+		dies:  toGuest,
 		apply: func(_ workshop, t target) []step { return []step{guestIP(t, "link set eth0 down\n")} },
 		heal: func(_ workshop, t target) []step {
-			batch := "link set eth0 up\n"
-			if n, _ := t.spec.Network(t.instance().Network); n.Gateway != nil {
-				batch += fmt.Sprintf("route replace default via %s\n", n.Gateway.IP) // it went with the link
-			}
-			return []step{guestIP(t, batch)}
+			n, _ := t.spec.Network(t.instance().Network)
+			return []step{guestIP(t, guestAddresses(n, t.instance()))} // IPv6 addresses and routes went with the link
 		},
 	},
 	{
 		Name: "guest-firewall", Form: "INSTANCE", Default: "green-2", Cause: CauseGuest,
-		Help: "the guest's own firewall drops all IPv4 without a word",
-		dies: toInstance,
+		Help: "the guest's own firewall drops all IPv4 and IPv6 without a word, neighbour discovery apart",
+		dies: toGuest,
 		apply: func(_ workshop, t target) []step {
-			return []step{nft(t.instance().Name, "ip", "lab-firewall", "type filter hook input priority 0\n drop")}
+			// ARP is no matter of this firewall; what does its work in IPv6 must not be either.
+			return []step{nft(t.instance().Name, "inet", "lab-firewall", "type filter hook input priority 0\n"+
+				" icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n drop")}
 		},
-		heal: func(_ workshop, t target) []step { return []step{nft(t.instance().Name, "ip", "lab-firewall", "")} },
+		heal: func(_ workshop, t target) []step {
+			return []step{nft(t.instance().Name, "inet", "lab-firewall", "")}
+		},
 	},
 	{
 		Name: "tap-off", Form: "INSTANCE", Default: "green-3", Cause: CausePort,
@@ -91,7 +91,7 @@ var breakKinds = []BreakKind{
 			if l.from == t.instance() {
 				return atEntry
 			}
-			return toInstance(t, l)
+			return diesIf(l.to == t.instance(), atDelivery)
 		},
 		apply: func(_ workshop, t target) []step {
 			return []step{vsctl(t.instance().Host, "--if-exists", "del-port", overlay.Integration, t.instance().Tap())}
@@ -140,13 +140,20 @@ var breakKinds = []BreakKind{
 	{
 		Name: "security-rule", Form: "INSTANCE", Default: "blue-4", Cause: CausePolicy,
 		Help: "the security rules that let others reach the instance are gone",
-		dies: func(t target, l leg) segment { return diesIf(!l.answer && l.to == t.instance(), atDelivery) },
+		dies: func(t target, l leg) segment { return diesIf(t.request(l), atDelivery) },
 		at:   onIntegration(func(t target) string { return t.instance().Host }), forgets: true,
 		edit: func(t target, p overlay.Ports, flows []flow) []flow {
-			port := fmt.Sprintf("%#x", p.Taps[t.instance().Name])
-			return slices.DeleteFunc(flows, func(f flow) bool {
-				return f.Table == 82 && strings.HasPrefix(f.Actions, "conjunction") && f.field("reg5") == port
-			})
+			return slices.DeleteFunc(flows, rulesOf(t, p))
+		},
+	},
+	{
+		Name: "security-rule-port", Form: "INSTANCE", Default: "green-1", Cause: CausePolicy,
+		Help: "the security rules that let others reach the instance by TCP are gone; those for ping are there",
+		dies: func(t target, l leg) segment { return diesIf(t.request(l) && l.Scheme == TCP, atDelivery) },
+		at:   onIntegration(func(t target) string { return t.instance().Host }), forgets: true,
+		edit: func(t target, p overlay.Ports, flows []flow) []flow {
+			rule := rulesOf(t, p)
+			return slices.DeleteFunc(flows, func(f flow) bool { return rule(f) && (f.names("tcp") || f.names("tcp6")) })
 		},
 	},
 	{
@@ -165,7 +172,7 @@ var breakKinds = []BreakKind{
 		at: onIntegration(target.host), needsRouter: true,
 		edit: func(t target, _ overlay.Ports, flows []flow) []flow {
 			return slices.DeleteFunc(flows, func(f flow) bool {
-				ip, err := netip.ParseAddr(f.field("nw_dst"))
+				ip, err := netip.ParseAddr(f.field("nw_dst") + f.field("ipv6_dst")) // a flow has one
 				return f.Table == 95 && err == nil && t.network().CIDR.Contains(ip)
 			})
 		},
@@ -185,6 +192,36 @@ var breakKinds = []BreakKind{
 			})
 		},
 	},
+	{
+		Name: "guest-drops-tcp", Form: "INSTANCE", Default: "green-4", Cause: CauseGuest,
+		Help: "the guest's own firewall drops what would open TCP port 11 without a word; ping is answered",
+		dies: func(t target, l leg) segment { return diesIf(t.request(l) && l.Scheme == TCP, withinGuest) },
+		apply: func(_ workshop, t target) []step {
+			// Not resets that come to this port: a probe of the guest's own has it at both ends.
+			return []step{nft(t.instance().Name, "inet", "lab-drops-tcp", fmt.Sprintf(
+				"type filter hook input priority 0\n tcp dport %d tcp flags & (syn | ack) == syn drop", ProbedPort))}
+		},
+		heal: func(_ workshop, t target) []step {
+			return []step{nft(t.instance().Name, "inet", "lab-drops-tcp", "")}
+		},
+	},
+	{
+		Name: "tos-cleared", Form: "INSTANCE", Default: "blue-2", Cause: CauseNone,
+		Help: "the guest sends everything with ToS, or traffic class, 0; nothing is lost",
+		dies: func(target, leg) segment { return unharmed },
+		apply: func(_ workshop, t target) []step {
+			return []step{nft(t.instance().Name, "inet", "lab-tos", "type filter hook output priority mangle\n"+
+				" ip dscp set cs0\n ip ecn set not-ect\n ip6 dscp set cs0\n ip6 ecn set not-ect")}
+		},
+		heal: func(_ workshop, t target) []step { return []step{nft(t.instance().Name, "inet", "lab-tos", "")} },
+	},
+	{
+		Name: "port-open", Form: "INSTANCE", Default: "green-2", Cause: CauseNone,
+		Help:  "something listens on the guest's TCP port 11; nothing is lost",
+		dies:  func(target, leg) segment { return unharmed },
+		apply: func(_ workshop, t target) []step { return []step{listener(t, listenOpen)} },
+		heal:  func(_ workshop, t target) []step { return []step{listener(t, listenClose)} },
+	},
 }
 
 func onIntegration(host func(target) string) func(target) (string, string) {
@@ -193,8 +230,28 @@ func onIntegration(host func(target) string) func(target) (string, string) {
 
 func onTunnel(t target) (string, string) { return t.host(), overlay.Tunnel }
 
-// toInstance: whatever is on its way to the instance dies there.
-func toInstance(t target, l leg) segment { return diesIf(l.to == t.instance(), atDelivery) }
+// drops returns flows that drop what matches and is for an instance, whatever its version.
+func drops(to overlay.Instance, table, priority int, match string) []flow {
+	var flows []flow
+	for _, v := range overlay.Versions() {
+		protocol := map[overlay.Version]string{overlay.V4: "ip,%s,nw_dst=%s", overlay.V6: "ipv6,%s,ipv6_dst=%s"}[v]
+		for _, ip := range to.Addresses(v) {
+			flows = append(flows, flow{"0x0", table, priority, fmt.Sprintf(protocol, match, ip), "drop"})
+		}
+	}
+	return flows
+}
+
+// toGuest: whatever is on its way to the instance dies there.
+func toGuest(t target, l leg) segment { return diesIf(l.to == t.instance(), withinGuest) }
+
+// rulesOf tells the flows that are the instance's security rules: what it lets in, whoever sends it.
+func rulesOf(t target, p overlay.Ports) func(flow) bool {
+	port := fmt.Sprintf("%#x", p.Taps[t.instance().Name])
+	return func(f flow) bool {
+		return f.Table == 82 && strings.HasPrefix(f.Actions, "conjunction") && f.field("reg5") == port
+	}
+}
 
 func setRemote(t target, remote netip.Addr) []step {
 	return []step{vsctl(t.host(), "set", "Interface", overlay.TunnelName(t.encap, t.hosts[1]), "options:remote_ip="+remote.String())}
@@ -269,6 +326,12 @@ func vsctl(host string, args ...string) step {
 // guestIP changes links, addresses and routes of the target, which may have no working link.
 func guestIP(t target, batch string) step {
 	return step{where: t.instance().Name, stdin: batch, argv: []string{"ip", "-batch", "-"}}
+}
+
+// listener has the binary open or close the guest's TCP port.
+func listener(t target, verb string) step {
+	name := t.instance().Name
+	return step{where: name, argv: []string{"dyetrace", "lab", "listen", verb, name}}
 }
 
 func setUplink(t target, state string) step {

@@ -18,6 +18,7 @@ const (
 	CauseUnderlay = "underlay"   // the fabric does not deliver
 	CausePort     = "port"       // a port is not on its bridge
 	CauseGuest    = "guest"      // delivered, but the guest does not take it
+	CauseNone     = "none"       // unusual, but nothing is lost
 )
 
 // BreakKind is a way to break the lab.
@@ -38,6 +39,17 @@ type BreakKind struct {
 
 	needsRouter bool // the target's network must have one
 	forgets     bool // connections are forgotten, as Neutron does when a rule changes
+}
+
+// outcome returns what becomes of a probe that a break of this kind kills.
+func (k *BreakKind) outcome() string {
+	switch k.Cause {
+	case CausePolicy:
+		return Policy
+	case CauseGuest:
+		return Silent
+	}
+	return Faulty
 }
 
 // breakage is a kind with its target.
@@ -68,6 +80,9 @@ func (t target) between(l leg) bool         { return t.oneWay(l) || t.oneWay(leg
 func (t target) oneWay(l leg) bool          { return l.from.Host == t.host() && l.to.Host == t.other() }
 func (t target) sends(l leg) bool           { return l.crosses() && l.from.Host == t.host() }
 func (t target) receives(l leg) bool        { return l.crosses() && l.to.Host == t.host() }
+
+// request reports whether the leg is a request to the target instance.
+func (t target) request(l leg) bool { return !l.answer && l.to == t.instance() }
 
 // diesIf returns in if the packet is hit, else unharmed.
 func diesIf(hit bool, in segment) segment {

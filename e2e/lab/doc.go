@@ -17,13 +17,14 @@
 //
 // # Processes
 //
-// A lab is raised by a binary that answers to "lab init" and "lab node" (see Reexec). An init
-// hangs on a pipe to the process that raises the lab until the whole lab stands: should that
-// process die before, so does every node.
+// A lab is raised by a binary that answers to "lab init", "lab node" and "lab listen" (see
+// Reexec). An init hangs on a pipe to the process that raises the lab until the whole lab
+// stands: should that process die before, so does every node.
 //
 // # Breaks
 //
-// Breaks are declared in breaks.go with the truth about them: which pairs fail, and between
-// which sampling points. The truth is written down beside the break; nothing of it comes from
-// Dyetrace's own plans or verdicts.
+// Breaks are declared in breakkinds.go with the truth about them: which pairs fail, for probes of
+// which scheme and IP version, between which sampling points, and what a probe comes to. Some
+// harm nothing, and are there because a probe might be misled. The truth is written down beside
+// the break; nothing of it comes from Dyetrace's own plans or verdicts.
 package lab

@@ -24,7 +24,7 @@ type Echo struct {
 	overlay.Pair
 	Answered bool
 	RTT      time.Duration // of the first answer
-	TTL      int           // of the request, as it arrived; guests send 64
+	TTL      int           // of the request, as it arrived, or its hop limit; guests send 64
 	At       []string      // the instances at which the request arrived, wherever it was meant to go
 }
 
@@ -32,16 +32,24 @@ type Echo struct {
 // round trip (measured: 1 ms with all pairs at once), few requests until a patience of seconds.
 const echoEvery = 100 * time.Millisecond
 
-// Echo sends ICMP echo requests for all pairs at once, from the guests themselves, and returns
-// when each is answered, else when patience is at its end. The pairs may be any two instances.
-// That a guest cannot even send counts as no answer.
-func (l *Lab) Echo(ctx context.Context, pairs []overlay.Pair, patience time.Duration) ([]Echo, error) {
+// Echo sends echo requests of ICMP, or ICMPv6, for all pairs at once, from the guests themselves,
+// and returns when each is answered, else when patience is at its end. The pairs may be any two
+// instances that have an address of the version. That a guest cannot even send counts as no
+// answer.
+func (l *Lab) Echo(ctx context.Context, v overlay.Version, pairs []overlay.Pair, patience time.Duration) ([]Echo, error) {
 	if len(pairs) == 0 {
 		return nil, nil
 	}
+	for _, p := range pairs {
+		for _, i := range []overlay.Instance{p.Src, p.Dst} {
+			if !i.IP.Of(v).IsValid() {
+				return nil, fmt.Errorf("echo: %s has no IPv%d address", i.Name, v)
+			}
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	x := &exchange{done: cancel, conns: make(map[string]*net.IPConn), sent: make([]time.Time, len(pairs))}
+	x := &exchange{version: v, done: cancel, conns: make(map[string]*net.IPConn), sent: make([]time.Time, len(pairs))}
 	if _, err := rand.Read(x.nonce[:]); err != nil {
 		return nil, fmt.Errorf("echo: %w", err)
 	}
@@ -74,9 +82,10 @@ func (l *Lab) Echo(ctx context.Context, pairs []overlay.Pair, patience time.Dura
 
 // exchange is one call of Echo under way.
 type exchange struct {
-	done  func()
-	nonce [8]byte
-	conns map[string]*net.IPConn // by instance
+	version overlay.Version
+	done    func()
+	nonce   [8]byte
+	conns   map[string]*net.IPConn // by instance
 
 	mu      sync.Mutex
 	echoes  []Echo
@@ -101,35 +110,53 @@ func (l *Lab) openGuest(x *exchange, i overlay.Instance) error {
 	if x.conns[i.Name] != nil {
 		return nil
 	}
+	conn, err := l.rawSocket(i, func() (int, error) { return icmpSocket(x.version) })
+	if err == nil {
+		x.conns[i.Name] = conn
+	}
+	return err
+}
+
+// rawSocket has make open a raw socket inside of an instance's network namespace. A socket stays
+// where it was made.
+func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*net.IPConn, error) {
 	node, err := l.node(i.Host)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	space, err := os.Open(filepath.Join("/proc", fmt.Sprint(node.PID), "root/run/netns", i.Name))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer space.Close()
-	fd, err := socketIn(int(space.Fd()))
-	if err != nil {
+	fd := -1
+	err = inNamespace(int(space.Fd()), func() (err error) {
+		fd, err = make()
 		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), i.Name)
 	defer f.Close()
 	conn, err := net.FilePacketConn(f)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	x.conns[i.Name] = conn.(*net.IPConn)
-	return nil
+	return conn.(*net.IPConn), nil
 }
 
-// socketIn opens a raw ICMP socket in a network namespace. A socket stays where it was made.
-func socketIn(space int) (fd int, err error) {
-	err = inNamespace(space, func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMP)
-		return err
-	})
+// icmpSocket opens a raw socket for ICMP, or for ICMPv6 with the hop limit of what it receives
+// (RFC 3542, section 6.3).
+func icmpSocket(v overlay.Version) (fd int, err error) {
+	const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	if v == overlay.V4 {
+		return unix.Socket(unix.AF_INET, kind, unix.IPPROTO_ICMP)
+	}
+	fd, err = unix.Socket(unix.AF_INET6, kind, unix.IPPROTO_ICMPV6)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+	}
 	return fd, err
 }
 
@@ -171,7 +198,7 @@ func (x *exchange) send(ctx context.Context) {
 			x.mu.Unlock()
 			if !answered {
 				// An error is a request that did not leave, and is never answered.
-				_, _ = x.conns[p.Src.Name].WriteTo(x.request(i, seq), &net.IPAddr{IP: p.Dst.IP.AsSlice()})
+				_, _ = x.conns[p.Src.Name].WriteTo(x.request(i, seq), &net.IPAddr{IP: p.Dst.IP.Of(x.version).AsSlice()})
 			}
 		}
 		select {
@@ -182,16 +209,20 @@ func (x *exchange) send(ctx context.Context) {
 	}
 }
 
-// ICMP message types (RFC 792).
-const (
-	echoReply   = 0
-	echoRequest = 8
-)
+// echoTypes returns the message types of echoes (RFC 792; RFC 4443, sections 4.1 and 4.2).
+func echoTypes(v overlay.Version) (request, reply byte) {
+	if v == overlay.V6 {
+		return 128, 129
+	}
+	return 8, 0
+}
 
-// request builds an echo request (RFC 792): the nonce of this exchange and the number of the
-// pair are its data.
+// request builds an echo request, which is the same in both versions: the nonce of this exchange
+// and the number of the pair are its data. The kernel puts its own checksum into those of ICMPv6
+// (RFC 3542, section 3.1).
 func (x *exchange) request(pair int, seq uint16) []byte {
-	b := []byte{echoRequest, 0, 0, 0}
+	kind, _ := echoTypes(x.version)
+	b := []byte{kind, 0, 0, 0}
 	// Not the pair's number alone: conntrack would take one exchange's echoes for the last one's.
 	b = binary.BigEndian.AppendUint16(b, uint16(pair)+binary.BigEndian.Uint16(x.nonce[:]))
 	b = binary.BigEndian.AppendUint16(b, seq)
@@ -213,22 +244,51 @@ func checksum(b []byte) uint16 {
 
 // read notes what arrives at an instance until its socket is told to stop.
 func (x *exchange) read(instance string, conn *net.IPConn) {
-	buf := make([]byte, 2048)
+	buf, oob := make([]byte, 2048), make([]byte, 256)
 	for {
-		n, _, _, _, err := conn.ReadMsgIP(buf, nil)
+		n, oobn, _, _, err := conn.ReadMsgIP(buf, oob)
 		if err != nil {
 			return
 		}
-		x.note(instance, buf[:n], time.Now())
+		ttl, message := 0, buf[:n]
+		if x.version == overlay.V4 {
+			ttl, message = cutHeader(message)
+		} else {
+			ttl = controlValue(oob[:oobn], unix.IPV6_HOPLIMIT)
+		}
+		x.note(instance, ttl, message, time.Now())
 	}
 }
 
-// note takes an IPv4 packet, header included. What is not of this exchange is ignored.
-func (x *exchange) note(instance string, packet []byte, now time.Time) {
-	if len(packet) < 20 || len(packet) < int(packet[0]&0xf)*4+18 {
+// cutHeader returns the TTL of an IPv4 packet and what it carries, nothing if it is cut short.
+func cutHeader(packet []byte) (ttl int, message []byte) {
+	if len(packet) < 20 || len(packet) < int(packet[0]&0xf)*4 {
+		return 0, nil
+	}
+	return int(packet[8]), packet[int(packet[0]&0xf)*4:]
+}
+
+// controlValue returns the number of a kind among the control messages of an IPv6 packet, 0 if it
+// is not there.
+func controlValue(oob []byte, kind int32) int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for _, m := range messages {
+		if m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == kind && len(m.Data) >= 4 {
+			return int(binary.NativeEndian.Uint32(m.Data))
+		}
+	}
+	return 0
+}
+
+// note takes a message that came with a TTL. What is not of this exchange is ignored.
+func (x *exchange) note(instance string, ttl int, icmp []byte, now time.Time) {
+	if len(icmp) < 18 {
 		return
 	}
-	icmp := packet[int(packet[0]&0xf)*4:]
+	request, reply := echoTypes(x.version)
 	pair := int(binary.BigEndian.Uint16(icmp[16:]))
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -236,12 +296,12 @@ func (x *exchange) note(instance string, packet []byte, now time.Time) {
 		return
 	}
 	switch e := &x.echoes[pair]; {
-	case icmp[0] == echoRequest:
-		e.TTL = int(packet[8])
+	case icmp[0] == request:
+		e.TTL = ttl
 		if !slices.Contains(e.At, instance) {
 			e.At = append(e.At, instance)
 		}
-	case icmp[0] == echoReply && instance == e.Src.Name && !e.Answered:
+	case icmp[0] == reply && instance == e.Src.Name && !e.Answered:
 		e.Answered, e.RTT = true, now.Sub(x.sent[pair])
 		if x.answers++; x.answers == len(x.echoes) {
 			x.done()

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -75,6 +76,11 @@ func (f flow) field(name string) string {
 		}
 	}
 	return ""
+}
+
+// names reports whether the match has a name without a value, such as a protocol's.
+func (f flow) names(name string) bool {
+	return slices.Contains(strings.Split(f.Match, ","), name)
 }
 
 // bundle returns the lines that turn a bridge that holds from into one that holds to, for

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +41,8 @@ func listenIn(t *testing.T, l *Lab, instance string, at netip.AddrPort) guestLis
 	t.Helper()
 	g := guestListener{t: t, fd: -1}
 	err := inGuest(l, instance, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		family, address := socketAddress(at)
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
@@ -48,7 +50,7 @@ func listenIn(t *testing.T, l *Lab, instance string, at netip.AddrPort) guestLis
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
-		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+		if err := unix.Bind(fd, address); err != nil {
 			return err
 		}
 		return unix.Listen(fd, 1)
@@ -56,9 +58,40 @@ func listenIn(t *testing.T, l *Lab, instance string, at netip.AddrPort) guestLis
 	if err != nil {
 		t.Fatalf("listen in %s: %v", instance, err)
 	}
-	// Shutdown, because closing does not wake an accept that waits.
-	t.Cleanup(func() { _ = unix.Shutdown(g.fd, unix.SHUT_RDWR); unix.Close(g.fd) })
+	t.Cleanup(func() { g.close(); unix.Close(g.fd) })
 	return g
+}
+
+// close ends an accept that waits, which closing the socket would not.
+func (g guestListener) close() { _ = unix.Shutdown(g.fd, unix.SHUT_RDWR) }
+
+func socketAddress(at netip.AddrPort) (family int, address unix.Sockaddr) {
+	if at.Addr().Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+}
+
+// dialIn connects from inside of a guest.
+func dialIn(l *Lab, instance string, to netip.AddrPort, patience time.Duration) (conn *os.File, err error) {
+	err = inGuest(l, instance, func() error {
+		family, address := socketAddress(to)
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		conn = os.NewFile(uintptr(fd), instance)
+		// It bounds connect, too (socket(7), SO_SNDTIMEO).
+		limit := unix.NsecToTimeval(patience.Nanoseconds())
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+			return err
+		}
+		return unix.Connect(fd, address)
+	})
+	if err != nil && conn != nil {
+		conn.Close()
+	}
+	return conn, err
 }
 
 // serveOnce accepts one connection and returns all that comes by it.

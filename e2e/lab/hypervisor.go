@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,18 +114,39 @@ func (hv hypervisor) addInstances(ctx context.Context) error {
 		if err := run(ctx, []byte(outside), "ip", "-batch", "-"); err != nil {
 			return fmt.Errorf("%s: %w", i.Name, err)
 		}
-		inside := fmt.Sprintf("link set lo up\nlink set eth0 up\naddr add %s/%d dev eth0\n", i.IP, n.CIDR.Bits())
-		if n.Gateway != nil {
-			inside += fmt.Sprintf("route add default via %s\n", n.Gateway.IP)
-		}
-		if err := run(ctx, []byte(inside), "ip", "-n", i.Name, "-batch", "-"); err != nil {
-			return fmt.Errorf("%s: %w", i.Name, err)
-		}
-		if err := run(ctx, nil, "ip", "netns", "exec", i.Name, "ethtool", "-K", "eth0", "tx", "off"); err != nil {
+		// One command, since each costs a namespace of mounts.
+		setUp := "sysctl -q -w net.ipv6.conf.eth0.accept_ra=0 && ethtool -K eth0 tx off && ip -batch -"
+		inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i)
+		if err := run(ctx, []byte(inside), "ip", "netns", "exec", i.Name, "sh", "-c", setUp); err != nil {
 			return fmt.Errorf("%s: %w", i.Name, err)
 		}
 	}
 	return nil
+}
+
+// guestAddresses returns commands of ip-batch that bring a guest's interface up with its
+// addresses and routes, however many of these it has already. No address waits for duplicates to
+// be detected: the controller gave them all, and one that is tentative could not be used yet.
+func guestAddresses(n overlay.Network, i overlay.Instance) string {
+	var b strings.Builder
+	b.WriteString("link set eth0 up\n")
+	for _, v := range overlay.Versions() {
+		for _, ip := range i.Addresses(v) {
+			prefix := netip.PrefixFrom(ip, n.CIDR.Of(v).Bits())
+			switch {
+			case v == overlay.V4:
+				fmt.Fprintf(&b, "addr replace %s dev eth0\n", prefix)
+			case ip.IsLinkLocalUnicast():
+				fmt.Fprintf(&b, "addr replace %s/64 dev eth0 scope link nodad\n", ip)
+			default:
+				fmt.Fprintf(&b, "addr replace %s dev eth0 nodad\n", prefix)
+			}
+		}
+		if n.Gateway != nil && n.Has(v) {
+			fmt.Fprintf(&b, "route replace default via %s dev eth0\n", n.Gateway.IP.Of(v))
+		}
+	}
+	return b.String()
 }
 
 // addBridges makes all bridges and ports in one transaction, named and annotated as Neutron

@@ -367,7 +367,8 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	say("overlay: %d of %d pairs asked, all answer a ping", asked, len(l.spec.Pairs()))
+	pairs := len(l.spec.PairsOver(overlay.V4)) + len(l.spec.PairsOver(overlay.V6))
+	say("overlay: %d of %d pairs asked, over IPv4 and IPv6, all answer a ping", asked, pairs)
 	if !opts.Bare {
 		if err := l.startDyetrace(ctx, say); err != nil {
 			return err
@@ -457,17 +458,28 @@ func (l *Lab) runExecs(ctx context.Context, node string) error {
 	return nil
 }
 
-// awaitOverlay returns when pairs that should reach each other do, and how many it asked.
+// awaitOverlay returns when pairs that should reach each other do, over each version that they
+// have, and how many it asked.
 func (l *Lab) awaitOverlay(ctx context.Context) (asked int, err error) {
 	const patience = 5 * time.Second // measured: 0.1 s
-	echoes, err := l.Echo(ctx, someOf(l.spec.Pairs(), len(l.spec.Instances)), patience)
-	if err != nil {
+	var echoes [2][]Echo
+	group, inner := errgroup.WithContext(ctx)
+	for n, v := range overlay.Versions() {
+		group.Go(func() (err error) {
+			echoes[n], err = l.Echo(inner, v, someOf(l.spec.PairsOver(v), len(l.spec.Instances)), patience)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
 		return 0, err
 	}
 	var silent []string
-	for _, e := range echoes {
-		if !e.Answered {
-			silent = append(silent, e.Src.Name+" to "+e.Dst.Name)
+	for n, v := range overlay.Versions() {
+		asked += len(echoes[n])
+		for _, e := range echoes[n] {
+			if !e.Answered {
+				silent = append(silent, fmt.Sprintf("%s to %s (IPv%d)", e.Src.Name, e.Dst.Name, v))
+			}
 		}
 	}
 	const most = 5 // to name; who needs all of them asks each
@@ -476,9 +488,9 @@ func (l *Lab) awaitOverlay(ctx context.Context) (asked int, err error) {
 		silent = append(silent[:most], fmt.Sprintf("and %d more", n-most))
 		fallthrough
 	case n > 0:
-		return 0, fmt.Errorf("overlay: %d of %d pairs get no answer to a ping: %s", n, len(echoes), strings.Join(silent, ", "))
+		return 0, fmt.Errorf("overlay: %d of %d pairs get no answer to a ping: %s", n, asked, strings.Join(silent, ", "))
 	}
-	return len(echoes), nil
+	return asked, nil
 }
 
 // someOf returns pairs to ask before a lab is called up: all of them, or, where there are so many

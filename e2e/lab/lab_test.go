@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,9 +20,12 @@ import (
 )
 
 // up raises a bare lab for one test.
-func up(t *testing.T, name string) *Lab {
+func up(t *testing.T, name string) *Lab { return upAs(t, name, DefaultName) }
+
+// upAs is up for a topology.
+func upAs(t *testing.T, name, topology string) *Lab {
 	t.Helper()
-	l, err := Up(t.Context(), Options{Name: name, Bare: true, Log: t.Output()})
+	l, err := Up(t.Context(), Options{Name: name, Topology: topology, Bare: true, Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +129,7 @@ func TestUp(t *testing.T) {
 	t.Run("flows", func(t *testing.T) { testFlowsAccepted(t, l) })
 	t.Run("golden", func(t *testing.T) { testGolden(t, l) })
 	t.Run("learning", func(t *testing.T) { testLearning(t, l) })
+	t.Run("addresses", func(t *testing.T) { testAddresses(t, l) })
 	t.Run("quiet", func(t *testing.T) { testQuiet(t, l) })
 	t.Run("exec", func(t *testing.T) { testExec(t, l) })
 	t.Run("inventory", func(t *testing.T) { testInventory(t, l) })
@@ -146,7 +151,18 @@ func testPairs(t *testing.T, l *Lab) {
 	if len(pairs) != 58 || routed != 32 || red != 2 {
 		t.Fatalf("%d pairs, %d routed, %d red, want 58, 32 and 2", len(pairs), routed, red)
 	}
-	echoes, err := l.Echo(t.Context(), pairs, 5*time.Second)
+	for _, v := range overlay.Versions() {
+		if n := len(l.Overlay().PairsOver(v)); n != len(pairs) {
+			t.Errorf("%d pairs over IPv%d, want all %d", n, v, len(pairs))
+		}
+		checkPairs(t, l, v)
+	}
+}
+
+// checkPairs pings all pairs over a version, and looks where requests arrive, and with what TTL.
+func checkPairs(t *testing.T, l *Lab, v overlay.Version) {
+	t.Helper()
+	echoes, err := l.Echo(t.Context(), v, l.Overlay().PairsOver(v), 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,8 +172,8 @@ func testPairs(t *testing.T, l *Lab) {
 			ttl--
 		}
 		if !e.Answered || e.TTL != ttl || !slices.Equal(e.At, []string{e.Dst.Name}) {
-			t.Errorf("%s to %s: answered %v, TTL %d, arrived at %v; want an answer, TTL %d, at it alone",
-				e.Src.Name, e.Dst.Name, e.Answered, e.TTL, e.At, ttl)
+			t.Errorf("%s to %s over IPv%d: answered %v, TTL %d, arrived at %v; want an answer, TTL %d, at it alone",
+				e.Src.Name, e.Dst.Name, v, e.Answered, e.TTL, e.At, ttl)
 		}
 	}
 }
@@ -174,7 +190,14 @@ func testIsolation(t *testing.T, l *Lab) {
 	if len(foreign) != 32 {
 		t.Fatalf("%d foreign pairs, want 32", len(foreign))
 	}
-	echoes, err := l.Echo(t.Context(), foreign, 500*time.Millisecond)
+	for _, v := range overlay.Versions() {
+		checkIsolated(t, l, v, foreign)
+	}
+}
+
+func checkIsolated(t *testing.T, l *Lab, v overlay.Version, foreign []overlay.Pair) {
+	t.Helper()
+	echoes, err := l.Echo(t.Context(), v, foreign, 500*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,39 +206,48 @@ func testIsolation(t *testing.T, l *Lab) {
 		for _, at := range e.At {
 			i, _ := l.Overlay().Instance(at)
 			if arrived++; !l.Overlay().Joined(e.Src.Network, i.Network) {
-				t.Errorf("%s, sent to %s of %s, arrived at %s of %s", e.Src.Name, e.Dst.IP, e.Dst.Network, at, i.Network)
+				t.Errorf("%s, sent to %s of %s, arrived at %s of %s", e.Src.Name, e.Dst.IP.Of(v), e.Dst.Network, at, i.Network)
 			}
 		}
 	}
 	// blue-1 to the address of red-2 must have reached blue-2, or nothing was tested.
 	if arrived == 0 {
-		t.Error("no request arrived anywhere, although addresses are shared")
+		t.Errorf("no request arrived anywhere over IPv%d, although addresses are shared", v)
 	}
 }
 
-// testTCP opens real connections over each kind of way.
+// testTCP opens real connections between all pairs, over each version.
 func testTCP(t *testing.T, l *Lab) {
-	const port = "7"
-	for _, pair := range [][2]string{
-		{"blue-1", "blue-2"}, {"blue-1", "green-1"}, {"blue-1", "blue-3"}, {"blue-4", "green-2"}, {"red-1", "red-2"},
-	} {
-		t.Run(pair[0]+" to "+pair[1], func(t *testing.T) {
-			dst, _ := l.Overlay().Instance(pair[1])
-			listener := listenIn(t, l, pair[1], netip.AddrPortFrom(dst.IP, 7))
-			got := make(chan string, 1)
-			go func() { got <- listener.serveOnce() }()
-			// Bash, because every Debian has it: more than 1448 bytes, so that segments are full.
-			sent := strings.Repeat("0123456789", 1000)
-			script := fmt.Sprintf("exec 3<>/dev/tcp/%s/%s && printf %%s %s >&3", dst.IP, port, sent)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			if _, err := l.Exec(ctx, pair[0], "bash", "-c", script); err != nil {
-				t.Fatal(err)
-			}
-			if text := <-got; text != sent {
-				t.Errorf("received %d bytes, want the %d sent", len(text), len(sent))
+	for _, v := range overlay.Versions() {
+		t.Run(fmt.Sprintf("IPv%d", v), func(t *testing.T) {
+			t.Parallel()
+			for n, p := range l.Overlay().PairsOver(v) {
+				checkConnection(t, l, v, p, uint16(1000+n))
 			}
 		})
+	}
+}
+
+// checkConnection sends more than one segment, so that some are full.
+func checkConnection(t *testing.T, l *Lab, v overlay.Version, p overlay.Pair, port uint16) {
+	t.Helper()
+	at := netip.AddrPortFrom(p.Dst.IP.Of(v), port)
+	listener := listenIn(t, l, p.Dst.Name, at)
+	got := make(chan string, 1)
+	go func() { got <- listener.serveOnce() }()
+	sent := strings.Repeat("0123456789", 1000)
+	conn, err := dialIn(l, p.Src.Name, at, 10*time.Second)
+	if err != nil {
+		listener.close()
+		t.Errorf("%s to %s over IPv%d: %v", p.Src.Name, p.Dst.Name, v, err)
+		return
+	}
+	_, err = io.WriteString(conn, sent)
+	if err := errors.Join(err, conn.Close()); err != nil {
+		t.Errorf("%s to %s over IPv%d: %v", p.Src.Name, p.Dst.Name, v, err)
+	}
+	if text := <-got; text != sent {
+		t.Errorf("%s to %s over IPv%d: received %d bytes, want the %d sent", p.Src.Name, p.Dst.Name, v, len(text), len(sent))
 	}
 }
 
@@ -292,8 +324,7 @@ func testLearning(t *testing.T, l *Lab) {
 	}
 }
 
-// testQuiet checks that no link of the underlay carries IPv6 of its own accord, and that IPv6
-// can still be used.
+// testQuiet checks that no link of the underlay carries IPv6 of its own accord.
 func testQuiet(t *testing.T, l *Lab) {
 	for _, node := range l.Topology().Nodes() {
 		out, err := l.Exec(t.Context(), node, "ip", "-6", "addr", "show", "scope", "link")
@@ -301,8 +332,35 @@ func testQuiet(t *testing.T, l *Lab) {
 			t.Errorf("%s: link-local addresses: %s, %v, want none", node, out, err)
 		}
 	}
-	if _, err := l.Exec(t.Context(), "blue-1", "ip", "-6", "addr", "add", "fd00::1/64", "dev", "eth0"); err != nil {
-		t.Error(err)
+}
+
+// testAddresses checks that guests have the addresses that the overlay gives them, link-local ones
+// included, and no others, and that none is tentative.
+func testAddresses(t *testing.T, l *Lab) {
+	for _, i := range l.Overlay().Instances {
+		var want []string
+		for _, v := range overlay.Versions() {
+			for _, ip := range i.Addresses(v) {
+				want = append(want, ip.String())
+			}
+		}
+		out, err := l.Exec(t.Context(), i.Name, "ip", "-o", "addr", "show", "dev", "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for line := range strings.Lines(string(out)) {
+			fields := strings.Fields(line) // 2: eth0    inet6 fd00:1::11/64 scope global nodad …
+			address, _, _ := strings.Cut(fields[3], "/")
+			if got = append(got, address); strings.Contains(line, "tentative") {
+				t.Errorf("%s: %s is tentative", i.Name, address)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: addresses (-want +got):\n%s", i.Name, diff)
+		}
 	}
 }
 
@@ -344,8 +402,8 @@ func testInventory(t *testing.T, l *Lab) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"name: blue\n", "cidr: 10.0.1.0/24", "mac: fa:16:3e:00:01:01", "router: r1", "segmentation_id: 1001",
-		"name: red-2\n", "network: red\n", "ip: 10.0.1.12", "host: hv3",
+		"name: blue\n", "- 10.0.1.0/24", "- fd00:1::/64", "- fd00:1::1\n", "mac: fa:16:3e:00:01:01", "router: r1", "segmentation_id: 1001",
+		"name: red-2\n", "network: red\n", "- 10.0.1.12", "- fd00:1::12", "- fe80::f816:3eff:fe00:10c", "host: hv3",
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("inventory has no %q:\n%s", want, text)
@@ -362,6 +420,61 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("waited in vain for %s", what)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestSix raises the lab about IPv6, and uses all of its addresses.
+func TestSix(t *testing.T) {
+	t.Parallel()
+	l := upAs(t, "six", "six")
+	v4, v6 := l.Overlay().PairsOver(overlay.V4), l.Overlay().PairsOver(overlay.V6)
+	if len(v4) != 2 || len(v6) != 14 || len(l.Overlay().Pairs()) != 14 {
+		t.Fatalf("%d pairs over IPv4, %d over IPv6, %d in all; want 2, 14 and 14", len(v4), len(v6), len(l.Overlay().Pairs()))
+	}
+	for _, v := range overlay.Versions() {
+		checkPairs(t, l, v)
+	}
+	testTCP(t, l)
+	testAddresses(t, l)
+	testFlowsAccepted(t, l)
+	checkTruth(t, l)
+	for _, p := range v6 {
+		if p.Routed() {
+			continue
+		}
+		scoped := p.Dst.MAC.LinkLocal().WithZone("eth0").String()
+		if _, err := l.Exec(t.Context(), p.Src.Name, "ping", "-q", "-c", "1", "-W", "5", scoped); err != nil {
+			t.Errorf("%s to %s: %v", p.Src.Name, scoped, err)
+		}
+	}
+	checkNeighbours(t, l)
+	testGuests(t, l)
+	// A link that goes down takes all IPv6 addresses with it, and gold-2 has no others.
+	if _, err := l.Break(t.Context(), "guest-down", "gold-2"); err != nil {
+		t.Fatal(err)
+	}
+	checkTruth(t, l)
+	if _, err := l.Heal(t.Context(), "all"); err != nil {
+		t.Fatal(err)
+	}
+	checkTruth(t, l)
+	testAddresses(t, l)
+}
+
+// checkNeighbours checks that guests know others, and their gateways as routers, by the MACs that
+// the overlay gives these.
+func checkNeighbours(t *testing.T, l *Lab) {
+	t.Helper()
+	for _, want := range []struct{ instance, line string }{
+		{"amber-1", "fd00:6::12 dev eth0 lladdr fa:16:3e:00:06:0c"},
+		{"amber-1", "fd00:6::1 dev eth0 lladdr fa:16:3e:00:06:01 router"},
+		{"jade-2", "fd00:7::1 dev eth0 lladdr fa:16:3e:00:07:01 router"},
+		{"gold-1", "fe80::f816:3eff:fe00:80c dev eth0 lladdr fa:16:3e:00:08:0c"},
+	} {
+		out, err := l.Exec(t.Context(), want.instance, "ip", "-6", "neigh")
+		if err != nil || !strings.Contains(string(out), want.line) {
+			t.Errorf("%s: neighbours %s, %v; want %s", want.instance, out, err, want.line)
+		}
 	}
 }
 

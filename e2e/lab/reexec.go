@@ -15,8 +15,8 @@ import (
 func RunInit(ctx context.Context) error { return runInit(ctx) }
 
 // Reexec makes any program, a test's too, one that can raise labs: called first in main, it
-// returns at once in an ordinary start. If the program was started as a node's init or to set
-// up a hypervisor, it does that, and exits.
+// returns at once in an ordinary start. If the program was started as a node's init, to set up
+// a hypervisor or to open a guest's port, it does that, and exits.
 func Reexec() {
 	if len(os.Args) < 3 || os.Args[1] != "lab" {
 		return
@@ -29,6 +29,11 @@ func Reexec() {
 		err = RunInit(ctx)
 	case "node":
 		err = SetUpHypervisor(ctx, OverlayPath, "")
+	case "listen":
+		if len(os.Args) != 5 {
+			return
+		}
+		err = Listen(os.Args[3], os.Args[4])
 	default:
 		return
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -19,27 +18,28 @@ import (
 // (measured: 40 of 58 answered, and 30 from then on).
 const (
 	sourcePort = 12
-	targetPort = 11
+	targetPort = ProbedPort
 )
 
-// synCheck sends TCP SYNs to a closed port, as probes are, from the guests themselves.
+// synCheck sends TCP SYNs as probes are, from the guests themselves.
 type synCheck struct {
+	version  overlay.Version
 	mu       sync.Mutex
 	index    map[uint32]int // pair by sequence number
 	answered []bool
 }
 
 // syn sends a SYN of each pair, again and again until patience ends, and returns which were
-// answered by a reset that acknowledges it.
-func syn(t *testing.T, l *Lab, pairs []overlay.Pair, patience time.Duration) []bool {
+// answered by a reset, or a SYN, that acknowledges it.
+func syn(t *testing.T, l *Lab, v overlay.Version, pairs []overlay.Pair, patience time.Duration) []bool {
 	t.Helper()
-	x := &synCheck{index: make(map[uint32]int), answered: make([]bool, len(pairs))}
+	x := &synCheck{version: v, index: make(map[uint32]int), answered: make([]bool, len(pairs))}
 	conns := make(map[string]*net.IPConn)
 	var readers sync.WaitGroup
 	for _, p := range pairs {
 		for _, i := range []overlay.Instance{p.Src, p.Dst} {
 			if conns[i.Name] == nil {
-				conn, err := rawTCP(l, i.Name)
+				conn, err := rawTCP(l, v, i)
 				if err != nil {
 					t.Errorf("raw socket in %s: %v", i.Name, err)
 					return x.answered
@@ -53,7 +53,7 @@ func syn(t *testing.T, l *Lab, pairs []overlay.Pair, patience time.Duration) []b
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline) && !x.complete(); {
 		for i, p := range pairs {
 			if segment := x.segment(i, p); segment != nil {
-				_, _ = conns[p.Src.Name].WriteTo(segment, &net.IPAddr{IP: p.Dst.IP.AsSlice()})
+				_, _ = conns[p.Src.Name].WriteTo(segment, &net.IPAddr{IP: p.Dst.IP.Of(v).AsSlice()})
 			}
 		}
 		time.Sleep(min(echoEvery, max(0, time.Until(deadline)))) // between attempts, as in Echo
@@ -65,21 +65,14 @@ func syn(t *testing.T, l *Lab, pairs []overlay.Pair, patience time.Duration) []b
 	return x.answered
 }
 
-func rawTCP(l *Lab, instance string) (conn *net.IPConn, err error) {
-	err = inGuest(l, instance, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
-		if err != nil {
-			return err
+func rawTCP(l *Lab, v overlay.Version, i overlay.Instance) (*net.IPConn, error) {
+	return l.rawSocket(i, func() (int, error) {
+		const kind = unix.SOCK_RAW | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+		if v == overlay.V6 {
+			return unix.Socket(unix.AF_INET6, kind, unix.IPPROTO_TCP)
 		}
-		f := os.NewFile(uintptr(fd), instance)
-		defer f.Close()
-		c, err := net.FilePacketConn(f)
-		if err == nil {
-			conn = c.(*net.IPConn)
-		}
-		return err
+		return unix.Socket(unix.AF_INET, kind, unix.IPPROTO_TCP)
 	})
-	return conn, err
 }
 
 func (x *synCheck) complete() bool {
@@ -93,7 +86,7 @@ func (x *synCheck) complete() bool {
 	return true
 }
 
-// segment builds a SYN (RFC 9293, section 3.1), nil for a pair that is answered.
+// segment builds a SYN (RFC 9293, section 3.1) of a pair, nil for a pair that is answered.
 func (x *synCheck) segment(pair int, p overlay.Pair) []byte {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -102,14 +95,20 @@ func (x *synCheck) segment(pair int, p overlay.Pair) []byte {
 	}
 	seq := rand.Uint32()
 	x.index[seq] = pair
+	return synSegment(x.version, p, seq)
+}
+
+// synSegment builds a SYN without its IP header.
+func synSegment(v overlay.Version, p overlay.Pair, seq uint32) []byte {
 	b := make([]byte, 20)
 	binary.BigEndian.PutUint16(b[0:], sourcePort)
 	binary.BigEndian.PutUint16(b[2:], targetPort)
 	binary.BigEndian.PutUint32(b[4:], seq)
 	b[12], b[13] = 5<<4, 0x02 // header length, SYN
 	binary.BigEndian.PutUint16(b[14:], 64240)
-	src, dst := p.Src.IP.As4(), p.Dst.IP.As4()
-	pseudo := append(append(src[:], dst[:]...), 0, unix.IPPROTO_TCP, 0, byte(len(b)))
+	// The sum is the same for the pseudo-headers of both versions (RFC 8200, section 8.1): the
+	// addresses, and two numbers.
+	pseudo := append(append(p.Src.IP.Of(v).AsSlice(), p.Dst.IP.Of(v).AsSlice()...), 0, unix.IPPROTO_TCP, 0, byte(len(b)))
 	binary.BigEndian.PutUint16(b[16:], checksum(append(pseudo, b...)))
 	return b
 }
@@ -121,11 +120,15 @@ func (x *synCheck) read(conn *net.IPConn) {
 		if err != nil {
 			return
 		}
-		header := int(buf[0]&0xf) * 4
-		if n < header+20 || buf[header+13]&0x14 != 0x14 { // reset and acknowledgement
+		segment := buf[:n]
+		if x.version == overlay.V4 {
+			_, segment = cutHeader(segment)
+		}
+		const synFlag, rstFlag, ackFlag = 0x02, 0x04, 0x10
+		if len(segment) < 20 || segment[13]&ackFlag == 0 || segment[13]&(synFlag|rstFlag) == 0 {
 			continue
 		}
-		ack := binary.BigEndian.Uint32(buf[header+8:])
+		ack := binary.BigEndian.Uint32(segment[8:])
 		x.mu.Lock()
 		if pair, ok := x.index[ack-1]; ok {
 			x.answered[pair] = true

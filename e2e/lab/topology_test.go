@@ -111,7 +111,7 @@ func TestDir(t *testing.T) {
 func TestAim(t *testing.T) {
 	l := embedded(t, DefaultName)
 	for _, k := range BreakKinds() {
-		if _, err := l.TruthOf(k.Name, ""); err != nil {
+		if _, err := l.TruthOf(TCP4, k.Name, ""); err != nil {
 			t.Errorf("default target: %v", err)
 		}
 	}
@@ -128,7 +128,7 @@ func TestAim(t *testing.T) {
 		{"stale-vtep", "hv1:blue-1", "the host has no tunnel to the instance"},
 		{"stale-vtep", "hv1:red-1", "the host has no tunnel to the instance"},
 	} {
-		if _, err := l.TruthOf(tt.kind, tt.target); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := l.TruthOf(TCP4, tt.kind, tt.target); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s %s: %v, want %q", tt.kind, tt.target, err, tt.want)
 		}
 	}

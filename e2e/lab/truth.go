@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
@@ -19,6 +21,50 @@ const (
 	Answer  = "answer"  // what the destination's kernel says to it
 )
 
+// Schemes by which a probe is made.
+const (
+	TCP  = "tcp"  // a SYN to port 11, where guests do not listen
+	ICMP = "icmp" // an echo request
+)
+
+// Schemes returns all schemes.
+func Schemes() []string { return []string{TCP, ICMP} }
+
+// ProbedPort is the TCP port, at both ends, of a probe of scheme TCP.
+const ProbedPort = 11
+
+// Traffic is of what sort a probe is; what becomes of it may depend on both.
+type Traffic struct {
+	Scheme string          `json:"scheme"`
+	IP     overlay.Version `json:"ip"`
+}
+
+// TCP4 is the traffic of which is told where nobody asks for another.
+var TCP4 = Traffic{TCP, overlay.V4}
+
+// NewTraffic returns the traffic of a scheme over an IP version, if there are both.
+func NewTraffic(scheme string, version int) (Traffic, error) {
+	t := Traffic{scheme, overlay.Version(version)}
+	if !slices.Contains(Schemes(), scheme) {
+		return t, fmt.Errorf("scheme %q: want one of %s", scheme, strings.Join(Schemes(), ", "))
+	}
+	if !slices.Contains(overlay.Versions(), t.IP) {
+		return t, fmt.Errorf("IP version %d: want 4 or 6", version)
+	}
+	return t, nil
+}
+
+// String returns, say, "tcp over IPv4".
+func (t Traffic) String() string { return fmt.Sprintf("%s over IPv%d", t.Scheme, t.IP) }
+
+// Outcomes of a probe.
+const (
+	Healthy = "healthy"
+	Faulty  = "faulty" // the network, or a port, loses it
+	Policy  = "policy" // a security rule denies it
+	Silent  = "silent" // the guest got it, and did not answer
+)
+
 // Point is a place that a packet passes: it enters this bridge, and none of the bridge's own
 // flows has touched it yet.
 type Point struct {
@@ -34,6 +80,7 @@ type Fate struct {
 	Dst          []string `json:"dst"`
 	LastSeen     *Point   `json:"last_seen"` // nil if it cannot even be sent
 	FirstMissing Point    `json:"first_missing"`
+	Outcome      string   `json:"outcome"` // Faulty, Policy or Silent
 }
 
 // Reach is a set of pairs: each source with each destination.
@@ -42,10 +89,11 @@ type Reach struct {
 	Dst []string `json:"dst"`
 }
 
-// Truth is what a break, or several, do to probes that enter at the source's tap. Pairs that
-// are named nowhere are healthy. It follows from where each break declares that packets die,
-// and from nothing else.
+// Truth is what a break, or several, do to probes of one sort that enter at the source's tap.
+// Pairs that have the IP version and are named nowhere are healthy. It follows from where each
+// break declares that packets die, and from nothing else.
 type Truth struct {
+	Traffic
 	Causes []string `json:"causes"` // one for each break
 	Fates  []Fate   `json:"fates"`
 	// Unseen pairs fail for the guests, while every sampling point sees probes pass: the
@@ -57,16 +105,18 @@ type Truth struct {
 type segment int
 
 const (
-	unharmed   segment = iota
-	atEntry            // there is no port to enter by
-	inSwitch           // between the sender's br-int and its br-tun, or the other instance of the host
-	onWire             // between the sender's br-tun and the receiver's
-	atIngress          // between the receiver's br-tun and its br-int
-	atDelivery         // between the receiver's br-int and the guest, or in the guest
+	unharmed    segment = iota
+	atEntry             // there is no port to enter by
+	inSwitch            // between the sender's br-int and its br-tun, or the other instance of the host
+	onWire              // between the sender's br-tun and the receiver's
+	atIngress           // between the receiver's br-tun and its br-int
+	atDelivery          // between the receiver's br-int and the guest
+	withinGuest         // in the guest, which got it
 )
 
 // leg is one packet's way: a request, or the answer to one.
 type leg struct {
+	Traffic
 	from, to overlay.Instance
 	answer   bool
 }
@@ -74,15 +124,16 @@ type leg struct {
 // crosses reports whether the leg leaves its host.
 func (l leg) crosses() bool { return l.from.Host != l.to.Host }
 
-// earliest returns the first segment in which one of the breaks kills the leg.
-func (l leg) earliest(breaks []breakage) segment {
-	first := unharmed
+// earliest returns the first segment in which one of the breaks kills the leg, and what that
+// makes of the probe.
+func (l leg) earliest(breaks []breakage) (first segment, outcome string) {
+	outcome = Healthy
 	for _, b := range breaks {
 		if s := b.dies(l); s != unharmed && (first == unharmed || s < first) {
-			first = s
+			first, outcome = s, b.kind.outcome()
 		}
 	}
-	return first
+	return first, outcome
 }
 
 // points returns the points that the leg passes, in order.
@@ -116,26 +167,27 @@ func (l leg) passed(s segment) int {
 	return len(l.points())
 }
 
-// outcome is what becomes of the probe of one pair.
-type outcome struct {
+// ending is what becomes of the probe of one pair.
+type ending struct {
 	last    *Point
 	missing *Point // nil: no point misses it
-	failed  bool
+	outcome string
 }
 
 // probe walks a probe of a pair through the lab: the request, then the answer.
-func probe(p overlay.Pair, breaks []breakage) outcome {
-	request, answer := leg{p.Src, p.Dst, false}, leg{p.Dst, p.Src, true}
+func probe(t Traffic, p overlay.Pair, breaks []breakage) ending {
+	request, answer := leg{t, p.Src, p.Dst, false}, leg{t, p.Dst, p.Src, true}
 	path := append(request.points(), answer.points()...)
-	var passed int
-	if s := request.earliest(breaks); s != unharmed {
-		passed = request.passed(s)
-	} else if s := answer.earliest(breaks); s != unharmed {
+	s, outcome := request.earliest(breaks)
+	passed := request.passed(s)
+	if s == unharmed {
+		s, outcome = answer.earliest(breaks)
 		passed = len(request.points()) + answer.passed(s)
-	} else {
-		return outcome{}
 	}
-	o := outcome{failed: true}
+	o := ending{outcome: outcome}
+	if s == unharmed {
+		return o
+	}
 	if passed > 0 {
 		o.last = &path[passed-1]
 	}
@@ -146,17 +198,17 @@ func probe(p overlay.Pair, breaks []breakage) outcome {
 }
 
 // truthOf works out what breaks do together to every pair that would reach each other.
-func truthOf(s *overlay.Spec, breaks []breakage) Truth {
-	t := Truth{Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
+func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
+	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
-	for _, p := range s.Pairs() {
-		o := probe(p, breaks)
+	for _, p := range s.PairsOver(traffic.IP) {
+		o := probe(traffic, p, breaks)
 		switch {
 		case o.missing != nil:
 			t.Fates = addFate(t.Fates, p, o)
-		case o.failed:
+		case o.outcome != Healthy:
 			t.Unseen = addReach(t.Unseen, p)
 		}
 	}
@@ -165,18 +217,19 @@ func truthOf(s *overlay.Spec, breaks []breakage) Truth {
 }
 
 // addFate adds a pair to the fates, one for each source.
-func addFate(fates []Fate, p overlay.Pair, o outcome) []Fate {
+func addFate(fates []Fate, p overlay.Pair, o ending) []Fate {
+	fate := Fate{[]string{p.Src.Name}, []string{p.Dst.Name}, o.last, *o.missing, o.outcome}
 	for i, f := range fates {
-		if f.Src[0] == p.Src.Name && samePoints(f, Fate{LastSeen: o.last, FirstMissing: *o.missing}) {
+		if f.Src[0] == p.Src.Name && sameEnd(f, fate) {
 			fates[i].Dst = append(f.Dst, p.Dst.Name)
 			return fates
 		}
 	}
-	return append(fates, Fate{[]string{p.Src.Name}, []string{p.Dst.Name}, o.last, *o.missing})
+	return append(fates, fate)
 }
 
-func samePoints(a, b Fate) bool {
-	return a.FirstMissing == b.FirstMissing && (a.LastSeen == nil) == (b.LastSeen == nil) &&
+func sameEnd(a, b Fate) bool {
+	return a.Outcome == b.Outcome && a.FirstMissing == b.FirstMissing && (a.LastSeen == nil) == (b.LastSeen == nil) &&
 		(a.LastSeen == nil || *a.LastSeen == *b.LastSeen)
 }
 
@@ -184,7 +237,7 @@ func samePoints(a, b Fate) bool {
 func mergeFates(fates []Fate) []Fate {
 	merged := []Fate{}
 	for _, f := range fates {
-		i := slices.IndexFunc(merged, func(m Fate) bool { return samePoints(m, f) && slices.Equal(m.Dst, f.Dst) })
+		i := slices.IndexFunc(merged, func(m Fate) bool { return sameEnd(m, f) && slices.Equal(m.Dst, f.Dst) })
 		if i < 0 {
 			merged = append(merged, f)
 		} else {

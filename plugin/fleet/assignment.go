@@ -32,7 +32,7 @@ type Spec struct {
 type Event struct {
 	// Host is the index in Spec.Hosts.
 	Host int
-	// Message is a *dyetracev1.Ready, *Injected, *Samples, *Finished or *Explanation with
+	// Message is a *dyetracev1.Ready, *Armed, *Injected, *Samples, *Finished or *Explanation with
 	// columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
 	Message any
 }
@@ -52,6 +52,7 @@ type Assignment struct {
 	parts  []*session // by host; nil where there is none
 
 	wake chan struct{} // has room for one
+	arms uint64        // Arm.id given so far
 
 	mu     sync.Mutex
 	events []Event
@@ -65,6 +66,7 @@ type owed struct {
 	ready, finished bool
 	probes          int
 	explanations    int
+	arms            int
 	over            bool // Finished has come: no more samples
 }
 
@@ -111,6 +113,16 @@ func (a *Assignment) Inject(host int, m *dyetracev1.Inject) {
 	a.ask(host, func(o *owed) { o.probes += len(m.GetIndex()) })
 	m.Run = a.number
 	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Inject{Inject: m}})
+}
+
+// Arm asks a host for what certain probes need before they are sent. It answers with an Armed of
+// the id that is returned.
+func (a *Assignment) Arm(host int, m *dyetracev1.Arm) (id uint64) {
+	a.arms++
+	a.ask(host, func(o *owed) { o.arms++ })
+	m.Run, m.Id = a.number, a.arms
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Arm{Arm: m}})
+	return m.Id
 }
 
 // Finish ends the run at a host. After all samples that it has it answers with Finished.
@@ -191,6 +203,10 @@ func (a *Assignment) answer(host int, m any) (asked bool) {
 	case *dyetracev1.Explanation:
 		if asked = o.explanations > 0; asked {
 			o.explanations--
+		}
+	case *dyetracev1.Armed:
+		if asked = o.arms > 0; asked {
+			o.arms--
 		}
 	case *dyetracev1.Injected:
 		n := len(m.GetIndex()) + len(m.GetFailures())

@@ -133,8 +133,9 @@ func samples(run uint64, n int) *dyetracev1.Samples {
 	m.Index, m.Bridge, m.Kind = make([]uint32, n), make([]uint32, n), make([]dyetracev1.PointKind, n)
 	m.AtNs, m.AddrTag, m.Ttl, m.InPort = make([]uint64, n), make([]uint64, n), make([]uint32, n), make([]uint32, n)
 	m.TunSrc, m.TunId, m.Reply = make([]uint32, n), make([]uint32, n), make([]bool, n)
+	m.NoReply, m.Scheme = make([]bool, n), make([]dyetracev1.Scheme, n)
 	for i := range m.Kind {
-		m.Kind[i] = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE
+		m.Kind[i], m.Scheme[i] = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.Scheme_SCHEME_TCP
 	}
 	return m
 }
@@ -147,6 +148,8 @@ func (p *pipe) say(t *testing.T, m any) {
 		r.Message = &dyetracev1.SessionRequest_Ready{Ready: m}
 	case *dyetracev1.Samples:
 		r.Message = &dyetracev1.SessionRequest_Samples{Samples: m}
+	case *dyetracev1.Armed:
+		r.Message = &dyetracev1.SessionRequest_Armed{Armed: m}
 	case *dyetracev1.Injected:
 		r.Message = &dyetracev1.SessionRequest_Injected{Injected: m}
 	case *dyetracev1.Finished:
@@ -417,6 +420,10 @@ func TestCheckSamples(t *testing.T) {
 		{"tun_src", "columns", func(m *dyetracev1.Samples) { m.TunSrc = nil }},
 		{"tun_id", "columns", func(m *dyetracev1.Samples) { m.TunId = nil }},
 		{"reply", "columns", func(m *dyetracev1.Samples) { m.Reply = nil }},
+		{"no_reply", "columns", func(m *dyetracev1.Samples) { m.NoReply = nil }},
+		{"scheme", "columns", func(m *dyetracev1.Samples) { m.Scheme = m.Scheme[:1] }},
+		{"no such scheme", "scheme", func(m *dyetracev1.Samples) { m.Scheme[0] = 3 }},
+		{"scheme unspecified", "scheme", func(m *dyetracev1.Samples) { m.Scheme[1] = 0 }},
 		{"index too large", "index", func(m *dyetracev1.Samples) { m.Index[1] = 1 }},
 		{"no such bridge", "bridge", func(m *dyetracev1.Samples) { m.Bridge[0] = 1 }},
 		{"no such kind", "kind", func(m *dyetracev1.Samples) { m.Kind[1] = 5 }},

@@ -12,6 +12,7 @@ func checkSamples(m *dyetracev1.Samples, total uint32) string {
 	for _, l := range [...]int{
 		len(m.GetBridge()), len(m.GetKind()), len(m.GetAtNs()), len(m.GetAddrTag()), len(m.GetTtl()),
 		len(m.GetInPort()), len(m.GetTunSrc()), len(m.GetTunId()), len(m.GetReply()),
+		len(m.GetNoReply()), len(m.GetScheme()),
 	} {
 		if l != n {
 			return "columns"
@@ -30,6 +31,11 @@ func checkSamples(m *dyetracev1.Samples, total uint32) string {
 	for _, k := range m.GetKind() {
 		if _, known := dyetracev1.PointKind_name[int32(k)]; !known || k == dyetracev1.PointKind_POINT_KIND_UNSPECIFIED {
 			return "kind"
+		}
+	}
+	for _, s := range m.GetScheme() {
+		if _, known := dyetracev1.Scheme_name[int32(s)]; !known || s == dyetracev1.Scheme_SCHEME_UNSPECIFIED {
+			return "scheme"
 		}
 	}
 	return ""

@@ -167,7 +167,7 @@ func (f *Fleet) welcome() *dyetracev1.Welcome {
 
 // StainProto returns a stain as the contract has it.
 func StainProto(s stain.Stain) *dyetracev1.Stain {
-	return &dyetracev1.Stain{Scheme: dyetracev1.Scheme(s.Scheme), Tos: uint32(s.TOS), Port: uint32(s.Port)}
+	return &dyetracev1.Stain{Tos: uint32(s.TOS), Port: uint32(s.Port)}
 }
 
 // write sends what is queued until ctx ends.
@@ -230,6 +230,8 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		s.takeSamples(m.Samples)
 	case *dyetracev1.SessionRequest_Ready:
 		s.answer(m.Ready.GetRun(), m.Ready)
+	case *dyetracev1.SessionRequest_Armed:
+		s.answer(m.Armed.GetRun(), m.Armed)
 	case *dyetracev1.SessionRequest_Injected:
 		s.answer(m.Injected.GetRun(), m.Injected)
 	case *dyetracev1.SessionRequest_Finished:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -13,10 +14,12 @@ import (
 // and the networks that share its router.
 type Network struct {
 	Name string
-	// CIDR is the IPv4 prefix, host bits zero.
-	CIDR netip.Prefix
-	// GatewayIP and GatewayMAC are the router's in this network; zero where there is none.
-	GatewayIP  netip.Addr
+	// CIDRs are the prefixes, of IPv4, IPv6 or both, host bits zero, none within another; one
+	// at least, IPv4 before IPv6. Link-local IPv6 addresses need none.
+	CIDRs []netip.Prefix
+	// GatewayIPs and GatewayMAC are the router's in this network; none and zero where there is
+	// none. At most one address is IPv4, one IPv6 and one link-local IPv6, in that order.
+	GatewayIPs []netip.Addr
 	GatewayMAC stain.MAC
 	// Router joins all networks that name it; empty where the network is isolated.
 	Router string
@@ -24,12 +27,60 @@ type Network struct {
 	SegmentationID uint32
 }
 
-// Instance is a VM, container or bare-metal host under test.
+// Routes says whether the network's gateway has an address of a version (AnyIP: of either), so
+// that instances can send through it. In IPv6 a link-local one is enough: that is what routers
+// advertise (RFC 4861, section 4.2).
+func (n Network) Routes(v IPVersion) bool { return slices.ContainsFunc(n.GatewayIPs, v.Is) }
+
+// IPVersion is 4 or 6, or 0 where it does not matter; the numbers are the contract's.
+type IPVersion uint8
+
+// Versions of IP.
+const (
+	AnyIP IPVersion = 0
+	IPv4  IPVersion = 4
+	IPv6  IPVersion = 6
+)
+
+func (v IPVersion) String() string {
+	switch v {
+	case AnyIP:
+		return "IP"
+	case IPv4:
+		return "IPv4"
+	case IPv6:
+		return "IPv6"
+	}
+	return fmt.Sprintf("IPVersion(%d)", uint8(v))
+}
+
+// Is says whether an address is of that version.
+func (v IPVersion) Is(a netip.Addr) bool {
+	switch v {
+	case AnyIP:
+		return a.IsValid()
+	case IPv4:
+		return a.Is4()
+	case IPv6:
+		return a.Is6()
+	}
+	return false
+}
+
+// LinkLocal says whether an address is link-local IPv6 (fe80::/10; RFC 4291, section 2.5.6): one
+// of every link, in no prefix of the network, and never routed. In IPv4, 169.254.0.0/16 is an
+// address like others here.
+func LinkLocal(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
+
+// Instance is a VM, container or bare-metal host under test. Which one it is, Ref tells; with
+// its list of addresses it is no value for ==.
 type Instance struct {
 	Name    string
 	Network string
 	MAC     stain.MAC
-	IP      netip.Addr
+	// IPs are its addresses, one at least, IPv4 before IPv6, else as in the file. The slice is
+	// shared and must not be changed.
+	IPs []netip.Addr
 	// Host it runs on; empty where its port, found by any agent, is to tell.
 	Host string
 	// Port is the name of its port on the host's bridge; empty where iface-id or MAC tell.
@@ -40,6 +91,23 @@ type Instance struct {
 
 // Ref returns NETWORK/NAME, which names the instance without doubt.
 func (i Instance) Ref() string { return i.Network + "/" + i.Name }
+
+// Addr returns the address by which the instance is best known in a version: the first IPv4
+// address; the first IPv6 address that is not link-local, else the first that is, which serves
+// within its network only. AnyIP is IPv4 where there is one. It is the zero Addr where there is none.
+func (i Instance) Addr(v IPVersion) netip.Addr {
+	var link netip.Addr
+	for _, a := range i.IPs {
+		switch {
+		case !v.Is(a):
+		case !LinkLocal(a):
+			return a
+		case !link.IsValid():
+			link = a
+		}
+	}
+	return link
+}
 
 // File is what one or more inventory files say, checked.
 type File struct {

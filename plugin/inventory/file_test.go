@@ -28,6 +28,22 @@ func mac(t testing.TB, s string) stain.MAC {
 	return m
 }
 
+func addrs(texts ...string) []netip.Addr {
+	var as []netip.Addr
+	for _, text := range texts {
+		as = append(as, netip.MustParseAddr(text))
+	}
+	return as
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var cs []netip.Prefix
+	for _, text := range texts {
+		cs = append(cs, netip.MustParsePrefix(text))
+	}
+	return cs
+}
+
 // TestReference holds reference.yml to what the parser takes: every key is there, and explained.
 func TestReference(t *testing.T) {
 	t.Parallel()
@@ -39,14 +55,16 @@ func TestReference(t *testing.T) {
 	want := File{
 		Paths: []string{path},
 		Networks: []Network{
-			{"blue", netip.MustParsePrefix("10.0.1.0/24"), netip.MustParseAddr("10.0.1.1"), mac(t, "fa:16:3e:00:01:01"), "r1", 1001},
-			{"green", netip.MustParsePrefix("10.0.2.0/24"), netip.MustParseAddr("10.0.2.1"), mac(t, "fa:16:3e:00:02:01"), "r1", 1002},
-			{Name: "red", CIDR: netip.MustParsePrefix("10.0.1.0/24")},
+			{"blue", prefixes("10.0.1.0/24", "fd00:1::/64"), addrs("10.0.1.1", "fd00:1::1", "fe80::f816:3eff:fe00:101"), mac(t, "fa:16:3e:00:01:01"), "r1", 1001},
+			{"green", prefixes("10.0.2.0/24"), addrs("10.0.2.1"), mac(t, "fa:16:3e:00:02:01"), "r1", 1002},
+			{Name: "red", CIDRs: prefixes("10.0.1.0/24")},
+			{Name: "gold", CIDRs: prefixes("fd00:4::/64")},
 		},
 		Instances: []Instance{
-			{"blue-1", "blue", mac(t, "fa:16:3e:00:00:01"), netip.MustParseAddr("10.0.1.11"), "hv1", "tap-blue-1", path},
-			{"green-1", "green", mac(t, "fa:16:3e:00:00:02"), netip.MustParseAddr("10.0.2.11"), "hv1", "", path},
-			{"red-1", "red", mac(t, "fa:16:3e:00:00:01"), netip.MustParseAddr("10.0.1.11"), "", "", path},
+			{"blue-1", "blue", mac(t, "fa:16:3e:00:00:01"), addrs("10.0.1.11", "fd00:1::11", "fe80::f816:3eff:fe00:1"), "hv1", "tap-blue-1", path},
+			{"green-1", "green", mac(t, "fa:16:3e:00:00:02"), addrs("10.0.2.11"), "hv1", "", path},
+			{"red-1", "red", mac(t, "fa:16:3e:00:00:01"), addrs("10.0.1.11"), "", "", path},
+			{"gold-1", "gold", mac(t, "fa:16:3e:00:00:04"), addrs("fe80::f816:3eff:fe00:4"), "", "", path},
 		},
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
@@ -136,6 +154,62 @@ func TestLoadSeveral(t *testing.T) {
 	}
 }
 
+// TestDualStack reads lists in any order and holds Addr and Routes to what is said of them.
+func TestDualStack(t *testing.T) {
+	t.Parallel()
+	f, err := Load("testdata/dual_stack.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := NewSnapshot(f)
+	networks := []struct {
+		name      string
+		cidrs     []netip.Prefix
+		gateway   []netip.Addr
+		four, six bool
+	}{
+		{"blue", prefixes("10.0.1.0/24", "10.0.3.0/24", "fd00:1::/64"), addrs("10.0.1.1", "fd00:1::", "fe80::1"), true, true},
+		{"green", prefixes("10.0.2.0/24", "fd00:2::/64"), addrs("fe80::1"), false, true},
+		{"gold", prefixes("fd00:4::/64"), nil, false, false},
+		{"link", prefixes("fe80::/64"), nil, false, false},
+	}
+	for _, tt := range networks {
+		n, _ := snap.Network(tt.name)
+		if !slices.Equal(n.CIDRs, tt.cidrs) || !slices.Equal(n.GatewayIPs, tt.gateway) || n.Routes(IPv4) != tt.four || n.Routes(IPv6) != tt.six || n.Routes(AnyIP) != (tt.four || tt.six) {
+			t.Errorf("network %+v\nwant %+v", n, tt)
+		}
+	}
+	none := netip.Addr{}
+	instances := []struct {
+		ref            string
+		ips            []netip.Addr
+		any, four, six netip.Addr
+	}{
+		{"blue/b1", addrs("10.0.1.12", "10.0.1.11", "fe80::11", "fd00:1::12", "fd00:1::11"), addrs("10.0.1.12")[0], addrs("10.0.1.12")[0], addrs("fd00:1::12")[0]},
+		{"green/g1", addrs("10.0.2.11"), addrs("10.0.2.11")[0], addrs("10.0.2.11")[0], none},
+		{"gold/o1", addrs("fe80::11", "fd00:4::ff:11"), addrs("fd00:4::ff:11")[0], none, addrs("fd00:4::ff:11")[0]},
+		{"gold/o2", addrs("fe80::12", "fe80::13"), addrs("fe80::12")[0], none, addrs("fe80::12")[0]},
+		{"link/l1", addrs("fe80::11"), addrs("fe80::11")[0], none, addrs("fe80::11")[0]},
+	}
+	for _, tt := range instances {
+		in, err := snap.Resolve(tt.ref)
+		if err != nil || !slices.Equal(in.IPs, tt.ips) || in.Addr(AnyIP) != tt.any || in.Addr(IPv4) != tt.four || in.Addr(IPv6) != tt.six {
+			t.Errorf("%+v, %v\nwant %+v", in, err, tt)
+		}
+		for _, a := range tt.ips { // every address names it
+			if got, err := snap.Resolve(in.Network + "/" + a.String()); err != nil || got.Ref() != tt.ref {
+				t.Errorf("Resolve(%s/%s) = %s, %v; want %s", in.Network, a, got.Ref(), err, tt.ref)
+			}
+		}
+	}
+	if _, err := snap.Resolve("fe80::11"); !errors.Is(err, ErrAmbiguous) { // one on every link
+		t.Errorf("Resolve(fe80::11): %v, want ErrAmbiguous", err)
+	}
+	if got, err := snap.Resolve("fd00:1::11"); err != nil || got.Ref() != "blue/b1" {
+		t.Errorf("Resolve(fd00:1::11) = %s, %v; want blue/b1", got.Ref(), err)
+	}
+}
+
 // FuzzParse: what is taken is sound, whatever the bytes; what is refused says where.
 func FuzzParse(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.yml")
@@ -161,11 +235,20 @@ func FuzzParse(f *testing.F) {
 		snap := NewSnapshot(file)
 		for _, in := range file.Instances {
 			nw, ok := snap.Network(in.Network)
-			if !ok || !nw.CIDR.Contains(in.IP) || in.IP == nw.GatewayIP || in.MAC == (stain.MAC{}) {
+			if !ok || len(in.IPs) == 0 || in.MAC == (stain.MAC{}) {
 				t.Fatalf("taken: %+v in %+v", in, nw)
 			}
-			for _, ref := range []string{in.Ref(), in.Network + "/" + in.IP.String()} {
-				if got, err := snap.Resolve(ref); err != nil || got != in {
+			refs := []string{in.Ref()}
+			for i, a := range in.IPs {
+				inside := slices.ContainsFunc(nw.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
+				if !inside && !LinkLocal(a) || slices.Contains(nw.GatewayIPs, a) || a.Zone() != "" || a.Is4In6() ||
+					i > 0 && a.Is4() && in.IPs[i-1].Is6() {
+					t.Fatalf("taken: %s of %+v in %+v", a, in, nw)
+				}
+				refs = append(refs, in.Network+"/"+a.String())
+			}
+			for _, ref := range refs {
+				if got, err := snap.Resolve(ref); err != nil || got.Ref() != in.Ref() {
 					t.Fatalf("Resolve(%q) = %+v, %v; want %+v", ref, got, err, in)
 				}
 			}

@@ -50,8 +50,20 @@ type parser struct {
 	problems []error
 	file     File
 	// where[i] are the spots of networks[i] and instances[i], for checks across entries.
-	networkAt  []fields
-	instanceAt []fields
+	networkAt  []networkSpots
+	instanceAt []instanceSpots
+}
+
+// networkSpots are the spots of a network, those of its lists in their order.
+type networkSpots struct {
+	fields
+	cidrs, gateways []spot
+}
+
+// instanceSpots are the spots of an instance, those of its addresses in their order.
+type instanceSpots struct {
+	fields
+	ips []spot
 }
 
 // fields are the spots of one entry's values by key, "" being the entry itself.
@@ -80,7 +92,20 @@ func parse(docs []document) (File, error) {
 	if len(p.problems) > 0 {
 		return File{}, errors.Join(p.problems...)
 	}
+	p.order()
 	return p.file, nil
+}
+
+// order puts IPv4 before IPv6, and a gateway's link-local address last.
+func (p *parser) order() {
+	for i := range p.file.Networks {
+		nw := &p.file.Networks[i]
+		slices.SortStableFunc(nw.CIDRs, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
+		slices.SortStableFunc(nw.GatewayIPs, func(a, b netip.Addr) int { return slot(a) - slot(b) })
+	}
+	for i := range p.file.Instances {
+		slices.SortStableFunc(p.file.Instances[i].IPs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	}
 }
 
 func (p *parser) document(d document) {
@@ -202,6 +227,28 @@ func (p *parser) value(set func(string) error) func(spot, *yaml.Node) {
 	}
 }
 
+// several reads one value, or a list of them, into values and the spot of each. What cannot be
+// read becomes a problem and a zero value, so that spots and values keep step.
+func several[T any](p *parser, into *[]T, at *[]spot, read func(string) (T, error)) func(spot, *yaml.Node) {
+	return func(s spot, n *yaml.Node) {
+		one := func(s spot, n *yaml.Node) {
+			var v T
+			p.value(func(text string) (err error) { v, err = read(text); return err })(s, n)
+			*into, *at = append(*into, v), append(*at, s)
+		}
+		switch list := resolve(n); {
+		case list.Kind == yaml.ScalarNode:
+			one(s, list)
+		case list.Kind == yaml.SequenceNode && len(list.Content) == 0:
+			p.fail(s, "an empty list (want one value at least)")
+		case list.Kind == yaml.SequenceNode:
+			p.sequence(s, list, one)
+		default:
+			p.fail(s, "%s (want one value, or a list)", describe(list))
+		}
+	}
+}
+
 func describe(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -227,9 +274,10 @@ func sorted[V any](m map[string]V) []string {
 func (p *parser) network(s spot, n *yaml.Node) {
 	var nw Network
 	var gateway fields
+	var spots networkSpots
 	at := p.mapping(s, n, map[string]func(spot, *yaml.Node){
 		"name":   p.value(func(v string) error { nw.Name = v; return checkName(v) }),
-		"cidr":   p.value(func(v string) (err error) { nw.CIDR, err = parseCIDR(v); return err }),
+		"cidr":   several(p, &nw.CIDRs, &spots.cidrs, parseCIDR),
 		"router": p.value(func(v string) error { nw.Router = v; return checkName(v) }),
 		"segmentation_id": p.value(func(v string) (err error) {
 			nw.SegmentationID, err = parseSegmentationID(v)
@@ -237,18 +285,13 @@ func (p *parser) network(s spot, n *yaml.Node) {
 		}),
 		"gateway": func(s spot, n *yaml.Node) {
 			gateway = p.mapping(s, n, map[string]func(spot, *yaml.Node){
-				"ip":  p.value(func(v string) (err error) { nw.GatewayIP, err = parseIP(v); return err }),
+				"ip":  several(p, &nw.GatewayIPs, &spots.gateways, parseIP),
 				"mac": p.value(func(v string) (err error) { nw.GatewayMAC, err = parseMAC(v); return err }),
 			})
 		},
 	})
 	if at == nil {
 		return
-	}
-	for key, gs := range gateway {
-		if key != "" {
-			at["gateway."+key] = gs
-		}
 	}
 	p.require(at, "name", "cidr")
 	if gateway != nil {
@@ -257,16 +300,18 @@ func (p *parser) network(s spot, n *yaml.Node) {
 		p.fail(at.of("router"), "router %q without a gateway (want gateway: {ip: …, mac: …}, where routed probes go)", nw.Router)
 	}
 	p.file.Networks = append(p.file.Networks, nw)
-	p.networkAt = append(p.networkAt, at)
+	spots.fields = at
+	p.networkAt = append(p.networkAt, spots)
 }
 
 func (p *parser) instance(s spot, n *yaml.Node) {
 	in := Instance{Source: s.path}
+	var spots instanceSpots
 	at := p.mapping(s, n, map[string]func(spot, *yaml.Node){
 		"name":    p.value(func(v string) error { in.Name = v; return checkInstanceName(v) }),
 		"network": p.text(&in.Network),
 		"mac":     p.value(func(v string) (err error) { in.MAC, err = parseMAC(v); return err }),
-		"ip":      p.value(func(v string) (err error) { in.IP, err = parseIP(v); return err }),
+		"ip":      several(p, &in.IPs, &spots.ips, parseIP),
 		"host":    p.value(func(v string) error { in.Host = v; return checkName(v) }),
 		"port":    p.value(func(v string) error { in.Port = v; return checkName(v) }),
 	})
@@ -278,7 +323,8 @@ func (p *parser) instance(s spot, n *yaml.Node) {
 		p.fail(at.of("port"), "port %q without a host (want host: too; port names repeat between hosts)", in.Port)
 	}
 	p.file.Instances = append(p.file.Instances, in)
-	p.instanceAt = append(p.instanceAt, at)
+	spots.fields = at
+	p.instanceAt = append(p.instanceAt, spots)
 }
 
 func (p *parser) require(at fields, keys ...string) {
@@ -294,13 +340,54 @@ func (p *parser) checkNetworks() {
 	for i, nw := range p.file.Networks {
 		at := p.networkAt[i]
 		p.unique(names, nw.Name, at.of("name"), fmt.Sprintf("network %q", nw.Name))
-		if !nw.GatewayIP.IsValid() {
-			continue
-		}
-		if reason := outside(nw.GatewayIP, nw.CIDR); reason != "" {
-			p.fail(at.of("gateway.ip"), "%s", reason)
+		p.checkPrefixes(nw, at)
+		p.checkGateway(nw, at)
+	}
+}
+
+// checkPrefixes refuses prefixes of one network that lie in each other: which of them an
+// address is of could not be told.
+func (p *parser) checkPrefixes(nw Network, at networkSpots) {
+	for i, c := range nw.CIDRs {
+		for _, before := range nw.CIDRs[:i] {
+			if c.IsValid() && before.IsValid() && c.Overlaps(before) {
+				p.fail(at.cidrs[i], "%s overlaps %s (want prefixes that share no address)", c, before)
+				break
+			}
 		}
 	}
+}
+
+// checkGateway holds a gateway to one address of each slot, inside the network.
+func (p *parser) checkGateway(nw Network, at networkSpots) {
+	var taken [slots]netip.Addr
+	for i, a := range nw.GatewayIPs {
+		if !a.IsValid() {
+			continue
+		}
+		if first := taken[slot(a)]; first.IsValid() {
+			p.fail(at.gateways[i], "%s beside %s (want at most one IPv4, one IPv6 and one link-local IPv6 address)", a, first)
+			continue
+		}
+		taken[slot(a)] = a
+		if reason := outside(a, nw.CIDRs); reason != "" {
+			p.fail(at.gateways[i], "%s", reason)
+		}
+	}
+}
+
+// slots is how many addresses a gateway may have.
+const slots = 3
+
+// slot says which of its addresses a gateway's is: IPv4, IPv6, or link-local IPv6.
+func slot(a netip.Addr) int {
+	switch {
+	case a.Is4():
+		return 0
+	case LinkLocal(a):
+		return 2
+	}
+	return 1
 }
 
 // unique reports a value that stands in two places, naming the first.
@@ -339,14 +426,30 @@ func (p *parser) checkInstances() {
 		if in.Port != "" {
 			p.unique(ports, in.Host+"/"+in.Port, at.of("port"), fmt.Sprintf("port %s of %s", in.Port, in.Host))
 		}
-		if !in.IP.IsValid() {
-			continue
+		for k, a := range in.IPs {
+			if a.IsValid() {
+				p.unique(addresses, in.Network+"/"+a.String(), at.ips[k], fmt.Sprintf("%s in network %s", a, in.Network))
+				p.checkAddress(a, nw, at.ips[k])
+			}
 		}
-		p.unique(addresses, in.Network+"/"+in.IP.String(), at.of("ip"), fmt.Sprintf("%s in network %s", in.IP, in.Network))
-		if in.IP == nw.GatewayIP {
-			p.fail(at.of("ip"), "%s is the gateway of network %s", in.IP, nw.Name)
-		} else if reason := outside(in.IP, nw.CIDR); reason != "" {
-			p.fail(at.of("ip"), "%s", reason)
+	}
+}
+
+// checkAddress holds an instance's address to its network.
+func (p *parser) checkAddress(a netip.Addr, nw Network, s spot) {
+	if slices.Contains(nw.GatewayIPs, a) {
+		p.fail(s, "%s is the gateway of network %s", a, nw.Name)
+		return
+	}
+	if reason := outside(a, nw.CIDRs); reason != "" {
+		p.fail(s, "%s", reason)
+		return
+	}
+	for _, c := range nw.CIDRs {
+		// A gateway may bear it; a host may not (RFC 4291, section 2.6.1), but for /127
+		// (RFC 6164) and /128.
+		if a.Is6() && a == c.Addr() && c.Bits() < 127 {
+			p.fail(s, "%s is the address of any router of %s (want an address of a host)", a, c)
 		}
 	}
 }
@@ -364,16 +467,29 @@ func list(names []string) string {
 	}
 }
 
-// outside says why an address cannot belong to a host of the prefix; empty if it can.
-// Network and broadcast address are no hosts (RFC 1122, section 3.2.1.3), but for /31
-// (RFC 3021) and /32. A prefix that could not be read holds everything.
-func outside(a netip.Addr, prefix netip.Prefix) string {
-	switch {
-	case !prefix.IsValid():
+// outside says why an address cannot belong to a host of the prefixes; empty if it can. A
+// link-local IPv6 address is of every link. A prefix that could not be read holds everything.
+func outside(a netip.Addr, prefixes []netip.Prefix) string {
+	if len(prefixes) == 0 || LinkLocal(a) {
 		return ""
-	case !prefix.Contains(a):
-		return fmt.Sprintf("%s is not in %s", a, prefix)
-	case prefix.Bits() >= 31:
+	}
+	names := make([]string, len(prefixes))
+	for i, c := range prefixes {
+		if !c.IsValid() {
+			return ""
+		}
+		if c.Contains(a) {
+			return edge(a, c)
+		}
+		names[i] = c.String()
+	}
+	return fmt.Sprintf("%s is not in %s", a, strings.Join(names, ", "))
+}
+
+// edge says which address of an IPv4 prefix is no host's. Network and broadcast address are
+// none (RFC 1122, section 3.2.1.3), but for /31 (RFC 3021) and /32.
+func edge(a netip.Addr, prefix netip.Prefix) string {
+	if !a.Is4() || prefix.Bits() >= 31 {
 		return ""
 	}
 	first := prefix.Addr().As4()
@@ -425,22 +541,39 @@ func parseIP(v string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(v)
 	switch {
 	case err != nil:
-		return netip.Addr{}, fmt.Errorf("%q is not an IP address (want one such as 10.0.1.11)", v)
-	case !a.Is4():
-		return netip.Addr{}, fmt.Errorf("%s is IPv6, which probes cannot be yet (want an IPv4 address, such as 10.0.1.11)", v)
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address (want one such as 10.0.1.11 or fd00:1::11)", v)
+	case a.Zone() != "":
+		return netip.Addr{}, fmt.Errorf("%s has a zone, which only its own host knows (want %s)", v, a.WithZone(""))
+	case a.Is4In6():
+		return netip.Addr{}, fmt.Errorf("%s is IPv4 written as IPv6 (want %s)", v, a.Unmap())
+	case a.IsUnspecified():
+		return netip.Addr{}, fmt.Errorf("%s is nobody's address (want one such as 10.0.1.11 or fd00:1::11)", v)
+	case a.IsMulticast():
+		return netip.Addr{}, fmt.Errorf("%s is a multicast address (want that of one host)", v)
+	case a.IsLoopback():
+		return netip.Addr{}, fmt.Errorf("%s never leaves a host (want an address that others can send to)", v)
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.Addr{}, fmt.Errorf("%s is everybody's address (want that of one host)", v)
 	}
 	return a, nil
 }
 
 func parseCIDR(v string) (netip.Prefix, error) {
+	if addr, bits, ok := strings.Cut(v, "/"); ok { // netip takes no zone in a prefix
+		if a, err := netip.ParseAddr(addr); err == nil && a.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%s has a zone, which only a host knows (want %s/%s)", v, a.WithZone(""), bits)
+		}
+	}
 	c, err := netip.ParsePrefix(v)
 	switch {
 	case err != nil:
-		return netip.Prefix{}, fmt.Errorf("%q is not a prefix (want one such as 10.0.1.0/24)", v)
-	case !c.Addr().Is4():
-		return netip.Prefix{}, fmt.Errorf("%s is IPv6, which probes cannot be yet (want an IPv4 prefix, such as 10.0.1.0/24)", v)
+		return netip.Prefix{}, fmt.Errorf("%q is not a prefix (want one such as 10.0.1.0/24 or fd00:1::/64)", v)
+	case c.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%s is IPv4 written as IPv6 (want one such as 10.0.1.0/24)", v)
 	case c != c.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s has host bits set (want %s)", v, c.Masked())
+	case c.Addr().IsMulticast():
+		return netip.Prefix{}, fmt.Errorf("%s is of multicast addresses (want a prefix of hosts)", v)
 	}
 	return c, nil
 }

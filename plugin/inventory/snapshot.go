@@ -133,7 +133,9 @@ func newIndex(f File) *index {
 	for i, in := range f.Instances {
 		x.byRef[in.Ref()] = i
 		x.byName[in.Name] = append(x.byName[in.Name], i)
-		x.byAddr[in.IP] = append(x.byAddr[in.IP], i)
+		for _, a := range in.IPs {
+			x.byAddr[a] = append(x.byAddr[a], i)
+		}
 	}
 	return x
 }
@@ -226,8 +228,8 @@ func (s *Snapshot) ExpectedHosts() []string {
 func (s *Snapshot) VTEPs() map[netip.Addr]string { return s.vteps }
 
 // Resolve finds the instance that NAME, NETWORK/NAME, NETWORK/ADDRESS or a bare address
-// stands for. A bare name or address must be of one network only. The error wraps ErrUnknown
-// or ErrAmbiguous.
+// stands for; any of an instance's addresses will do. A bare name or address must be of one
+// network only. The error wraps ErrUnknown or ErrAmbiguous.
 func (s *Snapshot) Resolve(ref string) (Instance, error) {
 	if network, rest, ok := strings.Cut(ref, "/"); ok {
 		return s.resolveIn(network, rest, ref)

@@ -21,7 +21,20 @@
 // (0, 4). A bridge without a hook has no points: what happens on it lies between its
 // neighbours' points.
 //
+// In no-touch no guest sees a probe, so none answers: each way is a path of its own that has
+// forward points only, the last of which is to-instance at the guest's port, where the probe is
+// sampled and dropped. Where that point does not exist the path is blocked.
+//
 // Routing is taken to be distributed: the bridge where the instance is attached routes, so that
 // every later point sees the routed packet (TTL one less, the router's and the receiver's MAC
-// addresses, the tunnel key of the receiver's network).
+// addresses, the tunnel key of the receiver's network). IPv6 is routed likewise; its hop limit is
+// called TTL here too.
+//
+// # Addresses
+//
+// A probe goes between the first addresses of one IP version that source and destination have
+// in one prefix of their network; where there are none, in IPv6, between link-local addresses;
+// else between their first ones. Between networks it is those in the gateway's prefix, and only
+// in versions that the gateways at both ends have an address of. A pair without such addresses
+// is no pair in that version.
 package plan

@@ -8,8 +8,8 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 )
 
-// ErrNoPath says that no router joins the networks of a pair, so that there is nothing to
-// check between them.
+// ErrNoPath says that no router joins the networks of a pair, or not in an IP version in which
+// both ends have addresses, so that there is nothing to check between them.
 var ErrNoPath = errors.New("no path between them")
 
 // Kind says what a scope is about.
@@ -62,31 +62,36 @@ type Pair struct {
 func (p Pair) String() string { return p.Src.Ref() + " → " + p.Dst.Ref() }
 
 // Pairs returns the pairs of a scope, by source, then by destination, in the inventory's
-// order; never none without an error. The error names the scope's field, and wraps
-// inventory.ErrUnknown, inventory.ErrAmbiguous or ErrNoPath where it is one of those.
-func Pairs(snap *inventory.Snapshot, scope Scope) ([]Pair, error) {
+// order; never none without an error. Pairs that cannot be probed over the IP version asked for,
+// or over any, are left out of a scope of many, and refused where they are all there is. The error
+// names the field, and wraps inventory.ErrUnknown, inventory.ErrAmbiguous or ErrNoPath where it
+// is one of those.
+func Pairs(snap *inventory.Snapshot, scope Scope, opts Options) ([]Pair, error) {
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
 	switch scope.Kind {
 	case OnePair:
-		return onePair(snap, scope)
+		return onePair(snap, scope, opts.Version)
 	case All:
-		return pairs(snap, func(inventory.Instance) bool { return true }, "scope.all: the inventory")
+		return pairs(snap, func(inventory.Instance) bool { return true }, opts.Version, "scope.all: the inventory")
 	case OfNetwork:
 		if _, ok := snap.Network(scope.Network); !ok {
 			return nil, fmt.Errorf("scope.network: %q: %w", scope.Network, inventory.ErrUnknown)
 		}
 		in := func(i inventory.Instance) bool { return i.Network == scope.Network }
-		return pairs(snap, in, fmt.Sprintf("scope.network: network %s", scope.Network))
+		return pairs(snap, in, opts.Version, fmt.Sprintf("scope.network: network %s", scope.Network))
 	case OfHost:
 		in, err := onHost(snap, scope.Host)
 		if err != nil {
 			return nil, err
 		}
-		return pairs(snap, in, fmt.Sprintf("scope.host: host %s", scope.Host))
+		return pairs(snap, in, opts.Version, fmt.Sprintf("scope.host: host %s", scope.Host))
 	}
 	return nil, errors.New("scope: none given (want all, pair, network or host)")
 }
 
-func onePair(snap *inventory.Snapshot, scope Scope) ([]Pair, error) {
+func onePair(snap *inventory.Snapshot, scope Scope, v inventory.IPVersion) ([]Pair, error) {
 	src, err := snap.Resolve(scope.Src)
 	if err != nil {
 		return nil, fmt.Errorf("scope.pair.src: %w", err)
@@ -95,14 +100,23 @@ func onePair(snap *inventory.Snapshot, scope Scope) ([]Pair, error) {
 	if err != nil {
 		return nil, fmt.Errorf("scope.pair.dst: %w", err)
 	}
-	if src == dst {
+	if src.Ref() == dst.Ref() {
 		return nil, fmt.Errorf("scope.pair.dst: %s is the source itself (want another instance)", dst.Ref())
 	}
 	p := Pair{src, dst}
 	if !Joined(snap, src.Network, dst.Network) {
 		return nil, fmt.Errorf("scope.pair: %s: %w: %s", p, ErrNoPath, apart(snap, src.Network, dst.Network))
 	}
-	return []Pair{p}, nil
+	from, _ := snap.Network(src.Network)
+	to, _ := snap.Network(dst.Network)
+	if _, _, ok := addresses(p, from, to, v); ok {
+		return []Pair{p}, nil
+	}
+	end, err := refuse(p, from, to, v)
+	if end == "" {
+		return nil, fmt.Errorf("scope.pair: %s: %w", p, err)
+	}
+	return nil, fmt.Errorf("scope.pair%s: %w", end, err)
 }
 
 func apart(snap *inventory.Snapshot, a, b string) string {
@@ -151,33 +165,71 @@ func onHost(snap *inventory.Snapshot, host string) (func(inventory.Instance) boo
 
 // pairs returns the pairs that have an end in the set. An instance meets only those of
 // networks that are joined with its own, so tenants cost nothing to each other.
-func pairs(snap *inventory.Snapshot, in func(inventory.Instance) bool, what string) ([]Pair, error) {
+func pairs(snap *inventory.Snapshot, in func(inventory.Instance) bool, v inventory.IPVersion, what string) ([]Pair, error) {
 	all := snap.Instances()
-	member := make([]bool, len(all))
+	member, reaches := make([]bool, len(all)), make([]reach, len(all))
 	domains := map[string][]int{} // by router, or by network where it has none
 	for i, inst := range all {
-		member[i] = in(inst)
-		d := domain(snap, inst.Network)
-		domains[d] = append(domains[d], i)
+		n, _ := snap.Network(inst.Network)
+		member[i], reaches[i] = in(inst), reachOf(inst, n, v)
+		domains[domain(n)] = append(domains[domain(n)], i)
 	}
 	var out []Pair
+	apart := false
 	for i, src := range all {
-		for _, j := range domains[domain(snap, src.Network)] {
-			if i != j && (member[i] || member[j]) {
+		n, _ := snap.Network(src.Network)
+		for _, j := range domains[domain(n)] {
+			switch {
+			case i == j || !member[i] && !member[j]:
+			case reaches[i].meets(reaches[j]):
 				out = append(out, Pair{src, all[j]})
+			default:
+				apart = true
 			}
 		}
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s has no two instances that should reach each other: %w", what, ErrNoPath)
+	switch {
+	case len(out) > 0:
+		return out, nil
+	case apart && v == inventory.AnyIP:
+		return nil, fmt.Errorf("%s has no two instances that should reach each other and have addresses of one IP version: %w", what, ErrNoPath)
+	case apart:
+		return nil, fmt.Errorf("%s has no two instances that should reach each other over %s (ip_version %d): %w", what, v, uint8(v), ErrNoPath)
 	}
-	return out, nil
+	return nil, fmt.Errorf("%s has no two instances that should reach each other: %w", what, ErrNoPath)
 }
 
-func domain(snap *inventory.Snapshot, network string) string {
-	n, _ := snap.Network(network)
+// Count returns how many pairs the scope All has over either IP version, without making them:
+// instances of one reach all meet the same.
+func Count(snap *inventory.Snapshot) int {
+	domains := map[string]map[reach]int{}
+	for _, in := range snap.Instances() {
+		n, _ := snap.Network(in.Network)
+		d := domain(n)
+		if domains[d] == nil {
+			domains[d] = map[reach]int{}
+		}
+		domains[d][reachOf(in, n, inventory.AnyIP)]++
+	}
+	total := 0
+	for _, alike := range domains {
+		for a, n := range alike {
+			for b, m := range alike {
+				switch {
+				case a == b && a.meets(a):
+					total += n * (n - 1)
+				case a != b && a.meets(b):
+					total += n * m
+				}
+			}
+		}
+	}
+	return total
+}
+
+func domain(n inventory.Network) string {
 	if n.Router != "" {
 		return "router/" + n.Router // no name has a slash
 	}
-	return network
+	return n.Name
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/dyetrace/dyetrace/stain"
 )
 
-// TTL that probes start with, as Linux guests do (net.ipv4.ip_default_ttl).
+// TTL that probes start with, the hop limit in IPv6, as Linux guests do
+// (net.ipv4.ip_default_ttl, net.ipv6.conf.*.hop_limit).
 const TTL = 64
 
 // maxChain bounds how many bridges lie between an instance and its tunnels. Two are usual;
@@ -38,24 +39,32 @@ func (d Direction) String() string {
 	return "unknown"
 }
 
-// Path is the way that a pair's probe should take, there and back.
+// Path is the way that a pair's probe should take, there and back; there only in no-touch.
 type Path struct {
 	Pair Pair
 	// From and To are where source and destination are attached.
 	From, To End
 	// Inject is where the probe enters, as if the source had sent it there.
 	Inject Inject
-	// Blocked says why nothing can be injected; nil where it can.
+	// Blocked says why nothing can, or may, be injected; nil where it can.
 	Blocked *Blocked
 
 	// What the probe is as the source would send it. DstMAC is the destination's, or the
 	// gateway's of the source's network where a router lies between.
 	SrcMAC, DstMAC stain.MAC
-	Src, Dst       netip.Addr
-	TTL            uint8
+	// Src and Dst are of one IP version, and link-local both or neither.
+	Src, Dst netip.Addr
+	// TTL is the hop limit in IPv6.
+	TTL uint8
 
 	// Points are in the order of passage, the answer's after the probe's.
 	Points []Expected
+	// NoTouch says that no guest may see the probe: the points are those of the way there, and
+	// the last is to-instance at the destination. Where that is not sampled the path is Blocked.
+	NoTouch bool
+	// Back is the way back in no-touch, a path of its own between the same addresses, with
+	// forward points only and without a Back; nil otherwise.
+	Back *Path
 	// VTEPs says whose a tunnel address is. Shared between paths, never changed.
 	VTEPs map[netip.Addr]string
 }
@@ -65,6 +74,8 @@ type End struct {
 	Host string
 	// Bridge and Port are empty where they are not known.
 	Bridge, Port string
+	// OFPort is the port's OpenFlow number, 0 where it is not known.
+	OFPort uint32
 	// LinkDown is true where Open vSwitch sees no carrier on the port.
 	LinkDown bool
 	// Unsampled says why there is no point to-instance at its port, though its bridge has it.
@@ -109,6 +120,9 @@ type Expected struct {
 	// TunID is the tunnel key of the network that it travels in; 0 where the inventory does
 	// not tell.
 	TunID uint32
+	// OFPort is the port by which the packet leaves, of a point to-instance; 0 where it is not
+	// known, and of all others. Seen leaving by another port, it was not delivered.
+	OFPort uint32
 	// Absent says why the point does not exist, in words: the packet should pass there, but no
 	// hook samples it. Such a point is never missed, and only tells where the way goes.
 	Absent string
@@ -140,8 +154,12 @@ func (p *Path) Hosts() []string {
 
 // Of returns the path of a pair. Where something is missing it says so in the path (Blocked,
 // End.Absent, End.Blind): that is a finding, not an error. The error is for a pair that has no
-// path by the inventory, and wraps ErrNoPath or inventory.ErrUnknown.
-func Of(snap *inventory.Snapshot, pair Pair) (Path, error) {
+// path by the inventory, or no addresses of the IP version asked for; it wraps ErrNoPath or
+// inventory.ErrUnknown where it is one of those.
+func Of(snap *inventory.Snapshot, pair Pair, opts Options) (Path, error) {
+	if err := opts.check(); err != nil {
+		return Path{}, err
+	}
 	if !Joined(snap, pair.Src.Network, pair.Dst.Network) {
 		return Path{}, fmt.Errorf("%s: %w: %s", pair, ErrNoPath, apart(snap, pair.Src.Network, pair.Dst.Network))
 	}
@@ -150,26 +168,78 @@ func Of(snap *inventory.Snapshot, pair Pair) (Path, error) {
 		return Path{}, fmt.Errorf("%s: network %q: %w", pair, pair.Src.Network, inventory.ErrUnknown)
 	}
 	dstNet, _ := snap.Network(pair.Dst.Network)
-
-	p := Path{
-		Pair: pair, SrcMAC: pair.Src.MAC, DstMAC: pair.Dst.MAC,
-		Src: pair.Src.IP, Dst: pair.Dst.IP, TTL: TTL,
-		VTEPs: snap.VTEPs(),
+	src, dst, ok := addresses(pair, srcNet, dstNet, opts.Version)
+	if !ok {
+		_, err := refuse(pair, srcNet, dstNet, opts.Version)
+		return Path{}, fmt.Errorf("%s: %w", pair, err)
 	}
-	there := leg{Forward, TTL, pair.Src, pair.Dst, srcNet, dstNet}
-	back := leg{Reply, TTL, pair.Dst, pair.Src, dstNet, srcNet}
-	p.DstMAC = there.sent().dstMAC
 
-	from, to := locate(snap, pair.Src), locate(snap, pair.Dst)
-	p.From, p.To = from.End, to.End
-	p.Inject = Inject{from.Host, from.Bridge, from.Port}
-	p.Blocked = from.blocked()
-	if from.Host == to.Host {
-		p.Points = slices.Concat(there.within(from, to), back.within(to, from))
-	} else {
-		p.Points = slices.Concat(there.out(from), there.in(to), back.out(to), back.in(from))
+	there := way{pair, srcNet, dstNet, src, dst, locate(snap, pair.Src), locate(snap, pair.Dst)}
+	back := there.back()
+	if opts.NoTouch {
+		p, b := there.untouched(), back.untouched()
+		p.VTEPs, b.VTEPs = snap.VTEPs(), snap.VTEPs()
+		p.Back = &b
+		return p, nil
 	}
+	p := there.path(there.points(Forward), back.points(Reply))
+	p.VTEPs = snap.VTEPs()
 	return p, nil
+}
+
+// way is a pair with all that its path is made of.
+type way struct {
+	pair           Pair
+	srcNet, dstNet inventory.Network
+	src, dst       netip.Addr
+	from, to       site
+}
+
+// back is the way of who answers.
+func (w *way) back() way {
+	return way{Pair{w.pair.Dst, w.pair.Src}, w.dstNet, w.srcNet, w.dst, w.src, w.to, w.from}
+}
+
+func (w *way) leg(d Direction) leg {
+	return leg{d, TTL, w.pair.Src, w.pair.Dst, w.srcNet, w.dstNet}
+}
+
+// path is the path with these points.
+func (w *way) path(points ...[]Expected) Path {
+	return Path{
+		Pair: w.pair, From: w.from.End, To: w.to.End,
+		Inject: Inject{w.from.Host, w.from.Bridge, w.from.Port}, Blocked: w.from.blocked(),
+		SrcMAC: w.pair.Src.MAC, DstMAC: w.leg(Forward).sent().dstMAC,
+		Src: w.src, Dst: w.dst, TTL: TTL,
+		Points: slices.Concat(points...),
+	}
+}
+
+// points are those of the way, in one direction.
+func (w *way) points(d Direction) []Expected {
+	l := w.leg(d)
+	if w.from.Host == w.to.Host {
+		return l.within(w.from, w.to)
+	}
+	return append(l.out(w.from), l.in(w.to)...)
+}
+
+// untouched is the path of a probe that no guest may see. What is not sampled on its way to a
+// guest is not stopped there either, so nothing may be sent where that point does not exist.
+func (w *way) untouched() Path {
+	p := w.path(w.points(Forward))
+	p.NoTouch = true
+	if why := w.to.undelivered(); p.Blocked == nil && why != "" {
+		at := w.pair.Dst.Ref()
+		if w.to.Port != "" {
+			at = w.to.Port
+		}
+		if w.to.Host != "" {
+			at += " of " + w.to.Host
+		}
+		p.Blocked = &Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s: %s", at, why)}
+	}
+	return p
 }
 
 // site is an end with the bridges between the instance and its tunnels.
@@ -183,7 +253,7 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	ep, err := snap.Endpoint(in)
 	s := site{End: End{Host: in.Host, Port: in.Port}}
 	if err == nil {
-		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
+		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, OFPort: ep.OFPort, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
 	}
 	h, known := snap.Host(s.Host)
 	s.connected = h.Connected
@@ -293,6 +363,24 @@ func (s site) blocked() *Blocked {
 	return nil
 }
 
+// undelivered says why there is no point to-instance at the site, known to be at the instance's
+// port, with an agent to watch it; empty if there is.
+func (s site) undelivered() string {
+	switch {
+	case s.Absent != "":
+		return s.Absent
+	case s.Blind != "":
+		return s.Blind
+	case !s.connected:
+		return fmt.Sprintf("the agent of %s is not connected", s.Host)
+	case s.Unsampled != "":
+		return s.Unsampled
+	case len(s.chain) == 0:
+		return s.Bridge + " has no hook"
+	}
+	return lacks(s.chain[0], stain.ToInstance)
+}
+
 // lacks says why a bridge has no point of that kind; empty if it has. A hook that was refused
 // samples nothing; one that is being restored counts, and the audit tells whether it was in time.
 func lacks(b *dyetracev1.Bridge, k stain.Kind) string {
@@ -358,7 +446,7 @@ func (l leg) point(s site, b *dyetracev1.Bridge, k stain.Kind, v look) Expected 
 
 // out is the way from the sender up to its tunnels.
 func (l leg) out(s site) []Expected {
-	var ps []Expected
+	ps := make([]Expected, 0, 2*len(s.chain)+2) // and the way in
 	for i, b := range s.chain {
 		if i == 0 {
 			ps = append(ps, l.point(s, b, stain.FromInstance, l.sent()))
@@ -372,7 +460,7 @@ func (l leg) out(s site) []Expected {
 // in is the way from the tunnels down to the receiver. A host without tunnels, on a VLAN of
 // the underlay, has no such points.
 func (l leg) in(s site) []Expected {
-	var ps []Expected
+	ps := make([]Expected, 0, len(s.chain)+1)
 	for _, b := range slices.Backward(s.chain) {
 		pt := l.point(s, b, stain.FromTunnel, l.routed())
 		if len(s.chain) > 1 || len(b.GetTunnels()) > 0 || pt.Absent == "" {
@@ -396,5 +484,7 @@ func (l leg) deliver(s site) []Expected {
 	if len(s.chain) == 0 || lacks(s.chain[0], stain.ToInstance) != "" || s.Unsampled != "" {
 		return nil
 	}
-	return []Expected{l.point(s, s.chain[0], stain.ToInstance, l.routed())}
+	at := l.point(s, s.chain[0], stain.ToInstance, l.routed())
+	at.OFPort = s.OFPort
+	return []Expected{at}
 }

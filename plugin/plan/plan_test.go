@@ -144,32 +144,52 @@ func readBridge(t testing.TB, f []string) *dyetracev1.Bridge {
 
 var kinds = []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToInstance, stain.ToTunnel}
 
-// readScope reads "all", "network N", "host H" or "SRC DST".
-func readScope(words []string) Scope {
-	switch {
-	case words[0] == "all":
-		return Scope{Kind: All}
-	case words[0] == "network":
-		return Scope{Kind: OfNetwork, Network: words[1]}
-	case words[0] == "host":
-		return Scope{Kind: OfHost, Host: words[1]}
+// readScope reads "all", "network N", "host H" or "SRC DST", and after that "ip=4", "ip=6" and
+// "no-touch".
+func readScope(words []string) (Scope, Options) {
+	var opts Options
+	var rest []string
+	for _, word := range words {
+		switch word {
+		case "ip=4":
+			opts.Version = inventory.IPv4
+		case "ip=6":
+			opts.Version = inventory.IPv6
+		case "no-touch":
+			opts.NoTouch = true
+		default:
+			rest = append(rest, word)
+		}
 	}
-	return Scope{Kind: OnePair, Src: words[0], Dst: words[1]}
+	switch rest[0] {
+	case "all":
+		return Scope{Kind: All}, opts
+	case "network":
+		return Scope{Kind: OfNetwork, Network: rest[1]}, opts
+	case "host":
+		return Scope{Kind: OfHost, Host: rest[1]}, opts
+	}
+	return Scope{Kind: OnePair, Src: rest[0], Dst: rest[1]}, opts
 }
 
-func draw(t testing.TB, snap *inventory.Snapshot, scope []string) string {
+func draw(t testing.TB, snap *inventory.Snapshot, words []string) string {
 	t.Helper()
-	pairs, err := Pairs(snap, readScope(scope))
+	scope, opts := readScope(words)
+	pairs, err := Pairs(snap, scope, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b strings.Builder
 	for _, pair := range pairs {
-		p, err := Of(snap, pair)
+		p, err := Of(snap, pair, opts)
 		if err != nil {
 			t.Fatal(err)
 		}
 		drawPath(&b, &p)
+		if p.Back != nil {
+			b.WriteString("  and the way back, ")
+			drawPath(&b, p.Back)
+		}
 	}
 	return b.String()
 }
@@ -261,7 +281,8 @@ func TestPairs(t *testing.T) {
 		{scope: "blue-1 gray-1", err: ErrNoPath, text: "scope.pair: blue/blue-1 → gray/gray-1: no path between them: network blue is on router r1, gray on r2"},
 	}
 	for _, tt := range tests {
-		pairs, err := Pairs(snap, readScope(strings.Fields(tt.scope)))
+		scope, opts := readScope(strings.Fields(tt.scope))
+		pairs, err := Pairs(snap, scope, opts)
 		if tt.text != "" {
 			if err == nil || err.Error() != tt.text || tt.err != nil && !errors.Is(err, tt.err) {
 				t.Errorf("Pairs(%s): %v\nwant %s (%v)", tt.scope, err, tt.text, tt.err)
@@ -273,16 +294,16 @@ func TestPairs(t *testing.T) {
 		}
 		seen := map[string]bool{}
 		for _, p := range pairs {
-			if seen[p.String()] || p.Src == p.Dst || !Joined(snap, p.Src.Network, p.Dst.Network) {
+			if seen[p.String()] || p.Src.Ref() == p.Dst.Ref() || !Joined(snap, p.Src.Network, p.Dst.Network) {
 				t.Errorf("Pairs(%s): %s does not belong here", tt.scope, p)
 			}
 			seen[p.String()] = true
 		}
 	}
-	if _, err := Pairs(inventory.NewSnapshot(inventory.File{}), Scope{Kind: All}); !errors.Is(err, ErrNoPath) {
+	if _, err := Pairs(inventory.NewSnapshot(inventory.File{}), Scope{Kind: All}, Options{}); !errors.Is(err, ErrNoPath) {
 		t.Errorf("Pairs of nothing: %v", err)
 	}
-	if _, err := Pairs(snap, Scope{}); err == nil {
+	if _, err := Pairs(snap, Scope{}, Options{}); err == nil {
 		t.Error("Pairs of no scope: no error")
 	}
 }
@@ -315,12 +336,12 @@ func TestOfRefusesStrangers(t *testing.T) {
 	snap := cloud(t)
 	blue, _ := snap.Resolve("blue-1")
 	red, _ := snap.Resolve("red-1")
-	if _, err := Of(snap, Pair{blue, red}); !errors.Is(err, ErrNoPath) {
+	if _, err := Of(snap, Pair{blue, red}, Options{}); !errors.Is(err, ErrNoPath) {
 		t.Errorf("Of(blue, red): %v, want ErrNoPath", err)
 	}
 	gone := blue
 	gone.Network = "pink"
-	if _, err := Of(snap, Pair{gone, gone}); !errors.Is(err, inventory.ErrUnknown) {
+	if _, err := Of(snap, Pair{gone, gone}, Options{}); !errors.Is(err, inventory.ErrUnknown) {
 		t.Errorf("Of(pink, pink): %v, want ErrUnknown", err)
 	}
 }
@@ -331,14 +352,33 @@ func BenchmarkOf(b *testing.B) {
 		b.Fatal(err)
 	}
 	snap := readMap(b, section(b, ar, "instances.yml"), section(b, ar, "hosts"))
-	pairs, err := Pairs(snap, Scope{Kind: All})
+	pairs, err := Pairs(snap, Scope{Kind: All}, Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		if _, err := Of(snap, pairs[i%len(pairs)]); err != nil {
+		if _, err := Of(snap, pairs[i%len(pairs)], Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// labHosts makes hv1 and hv2, which sample all there is; each line of ports is a host's number
+// and the MAC address of a port of its br-int.
+func labHosts(ports string) []inventory.Host {
+	hosts := make([]inventory.Host, 2)
+	for i := range hosts {
+		b := &dyetracev1.Bridge{Name: "br-int", State: dyetracev1.HookState_HOOK_STATE_LIVE}
+		for _, k := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToInstance} {
+			b.Kinds = append(b.Kinds, dyetracev1.PointKind(k))
+		}
+		hosts[i] = inventory.Host{Name: fmt.Sprintf("hv%d", i+1), Connected: true, Bridges: []*dyetracev1.Bridge{b}}
+	}
+	for line := range strings.Lines(ports) {
+		f := strings.Fields(line)
+		h := &hosts[f[0][0]-'1']
+		h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: "tap" + f[1], Mac: f[1], LinkState: "up"})
+	}
+	return hosts
 }

@@ -23,20 +23,25 @@ func BenchmarkVerdicts(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
+	// Two, since who watched a run to its end may be faster than its place is free.
 	r := New(Config{
 		Timeout: time.Minute, Settle: 250 * time.Millisecond, PerInstanceRate: 1e6, PerInstanceBurst: 1e6,
-		MaxActive: 1, MaxPairs: 1e6, Store: s, Book: oneBook{snap}, Log: slog.New(slog.DiscardHandler),
+		MaxActive: 2, MaxPairs: 1e6, Store: s, Book: oneBook{snap}, Log: slog.New(slog.DiscardHandler),
 		Fleet: fleet.New(fleet.Config{Log: slog.New(slog.DiscardHandler)}), // without agents
 	})
 	_, paths := pathsOf(b, snap, allPairs)
-	r.begin = func(spec fleet.Spec) agents { return newCast(paths).begin(spec) }
+	r.begin = func(spec fleet.Spec) agents {
+		c := newCastOf(paths, options{})
+		c.quiet = true
+		return c.begin(spec)
+	}
 	scope := &dyetracev1.Scope{Scope: &dyetracev1.Scope_All{All: true}}
 
 	b.ReportAllocs()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for b.Loop() {
-		run, err := r.Start(b.Context(), scope, 0)
+		run, err := r.Start(b.Context(), scope, nil, 0)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -66,7 +71,7 @@ func (b oneBook) Snapshot() *inventory.Snapshot { return b.snap }
 func BenchmarkSee(b *testing.B) {
 	_, paths := pathsOf(b, site(b, 101), allPairs)
 	c := newCast(paths)
-	l := newLedger(c.spec.Key, paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks)
 	c.spec.Hosts = l.hosts
 	numbers := make([]uint32, len(paths))
 	for i := range numbers {

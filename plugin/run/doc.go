@@ -9,10 +9,17 @@
 //	  - preparing: all hosts on any path hear of the run, and answer with an audit of their hooks.
 //	  - probing: probes go out as the pace allows. A pair whose points have all been seen is judged
 //	    at once. One that arrived with a sample missing is judged when it has settled. Any other is
-//	    tried again, up to [maxAttempts] probes, and then waits.
+//	    tried again, up to [maxAttempts] probes, and then waits. If tcp does not come through, icmp
+//	    is tried where nobody asked for either.
 //	  - closing: the agents attest their hooks a second time, after their last sample. If no pair
 //	    waits, nobody waits for that either.
 //	  - explaining: where the verdict asks for it, the host that saw the probe last replays it.
+//
+// Some probes need that something is in place before they are sent (Arm of the contract): in no-touch
+// that all hosts on the way keep them from guests, or they are not sent at all; after an answer that
+// was not seen, that the next one is recognised without the stain's ToS, or they are sent without. An
+// agent has [answerTimeout] to say so. One that refuses is asked about each port by itself from then
+// on, one that says nothing is not asked again until it is heard.
 //
 // At the end of its time a run judges what it has; what it has not seen is unknown then, and
 // never faulty.

@@ -38,6 +38,7 @@ const (
 // agents is the run as its agents know it: a fleet.Assignment.
 type agents interface {
 	Inject(host int, m *dyetracev1.Inject)
+	Arm(host int, m *dyetracev1.Arm) (id uint64)
 	Finish(host int)
 	Explain(host int, m *dyetracev1.Explain) (id uint64)
 	Wake() <-chan struct{}
@@ -67,6 +68,7 @@ type execution struct {
 	pairs  []plan.Pair
 	lanes  []lane
 	seq    []uint32 // of each pair, in the run's plan
+	layout layout
 	ledger *ledger
 	agents agents
 
@@ -76,10 +78,14 @@ type execution struct {
 	hard     time.Time // no more waiting
 	judged   []bool
 	open     int // pairs not judged
+	progress []progress
+	results  []*verdict.Result // by track, of those that were judged
+	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
 	settling []settle // in the order of their deadlines
 	inflight int      // probes asked for, without a word that they left
-	holds    []bool   // pairs that hold their lane's wire
+	arms     map[uint64]arming
+	waits    map[uint32]int // by probe: answers to Arm that it waits for
 	picked   time.Time
 	freed    bool // a wire, since then
 
@@ -96,7 +102,10 @@ type execution struct {
 // hostState is what the run knows of an agent.
 type hostState struct {
 	ready, finished, gone bool
-	asked                 int // explanations outstanding
+	// refused says that it has refused an Arm, mute that it left the last one without an answer:
+	// it is asked for nothing more until it is heard.
+	refused, mute bool
+	asked         int // explanations outstanding
 }
 
 // settle is a probe that has left, and when its samples should all be in.
@@ -105,9 +114,9 @@ type settle struct {
 	at     time.Time
 }
 
-// question is what is asked about a pair that waits.
+// question is what is asked about a track whose pair waits.
 type question struct {
-	pair    int
+	track   int
 	host    int
 	point   int
 	first   verdict.Result // the verdict if there is no answer
@@ -124,43 +133,67 @@ type batch struct {
 
 // newExecution begins a run: begin announces it to the agents of the hosts that it names.
 func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []plan.Pair, paths []plan.Path, seq []uint32,
-	key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
+	o options, key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
+	lay, ps, tracks := o.layout(paths)
 	x := &execution{
 		log: log, settle: cfg.Settle, withdraw: cfg.Settle * 4 / 5, pace: p, metrics: m,
-		pairs: pairs, seq: seq, ledger: newLedger(key, paths),
+		pairs: pairs, seq: seq, layout: lay, ledger: newLedger(key, ps, tracks),
 		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
+		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
+		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
 	}
 	x.host = make([]hostState, len(x.ledger.hosts))
-	x.lanes, x.holds = p.join(pairs, now), make([]bool, len(pairs))
+	x.lanes = p.join(pairs, now)
 	x.agents = begin(fleet.Spec{
-		Hosts: x.ledger.hosts, Key: key, Total: uint32(maxAttempts * len(pairs)),
+		Hosts: x.ledger.hosts, Key: key, Total: uint32(maxAttempts * len(tracks)),
 		Expires: timeout + answerTimeout,
 	})
-	for i := range paths {
-		if paths[i].Blocked != nil { // nothing will be learned of it
-			x.conclude(i, verdict.Judge(x.evidence(i)))
+	for pair := range pairs {
+		if x.blocked(pair) { // nothing will be learned of it
+			x.judgePair(pair)
 			continue
 		}
-		x.queue = append(x.queue, x.ledger.number(i, 0))
+		x.start(pair, 0)
 	}
 	return x
 }
 
-// release gives back what the run holds.
+// release gives back what the run holds; wires only once the agents have withdrawn what is still
+// open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
 	x.agents.Close()
+	until := map[uint32]time.Time{}
+	for _, s := range x.settling {
+		if x.progress[x.pairOf(s.number)].holds == s.number+1 {
+			until[s.number] = s.at
+		}
+	}
 	for pair := range x.pairs {
-		x.free(pair)
+		p := &x.progress[pair]
+		if p.holds == 0 {
+			continue
+		}
+		number := p.holds - 1
+		if x.waits[number] == 0 && x.ledger.open(number) {
+			at, known := until[number]
+			if !known {
+				at = now.Add(x.settle)
+			}
+			x.pace.keep(x.lanes[pair], at)
+		}
+		x.free(number)
 	}
 	x.pace.leave(x.lanes, now)
 }
 
-// free lets the next probe between a pair's instances go, of whichever run.
-func (x *execution) free(pair int) {
-	if x.holds[pair] {
-		x.holds[pair], x.freed = false, true
+// free lets the next probe between a pair's instances go, of whichever run, if this one is what
+// it waits for.
+func (x *execution) free(number uint32) {
+	pair := x.pairOf(number)
+	if p := &x.progress[pair]; p.holds == number+1 {
+		p.holds, x.freed = 0, true
 		x.pace.free(x.lanes[pair])
 	}
 }
@@ -325,6 +358,7 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 	}
 	x.settled(now)
 	x.inject(now)
+	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
 	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
 		x.enter(closing, now)
@@ -345,47 +379,72 @@ func (x *execution) inject(now time.Time) {
 		return
 	}
 	x.picked, x.freed = now, false
-	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.ledger.of(number)] })
+	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
 	var ready []uint32
-	ready, x.queue = x.pace.pick(x.queue, func(number uint32) lane { return x.lanes[x.ledger.of(number)] }, now)
+	ready, x.queue = x.pace.pick(x.queue, func(number uint32) lane { return x.lanes[x.pairOf(number)] }, now)
+	go_ := ready[:0]
+	var needy []uint32
+	for _, number := range ready {
+		host := x.entry(number)
+		x.ledger.ask(number)
+		x.progress[x.pairOf(number)].holds = number + 1
+		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
+			x.ledger.fail(number, why, false)
+			x.free(number)
+			continue
+		}
+		x.inflight++
+		if x.wantsArms(number) {
+			needy = append(needy, number)
+		} else {
+			go_ = append(go_, number)
+		}
+	}
+	x.launch(append(go_, x.arm(needy, now)...))
+}
+
+// launch has the agents send probes, those of each host together.
+func (x *execution) launch(numbers []uint32) {
+	type key struct {
+		host   int
+		scheme stain.Scheme
+	}
 	type request struct {
 		m     *dyetracev1.Inject
 		ports map[plan.Inject]uint32
 	}
-	requests := make([]request, len(x.host))
-	send := func(host int) {
-		if m := requests[host].m; m != nil {
-			x.agents.Inject(host, m)
-			requests[host].m = nil
-		}
-	}
-	for _, number := range ready {
-		host := x.entry(number)
-		x.ledger.ask(number)
-		x.holds[x.ledger.of(number)] = true
-		if x.host[host].gone {
-			x.ledger.fail(number, x.gone[x.ledger.hosts[host]], false)
-			x.free(x.ledger.of(number))
-			continue
-		}
-		x.metrics.probes.Inc()
-		r := &requests[host]
-		if r.m == nil {
-			r.m, r.ports = &dyetracev1.Inject{SettleMs: uint32(x.withdraw / time.Millisecond)}, map[plan.Inject]uint32{}
+	requests := map[key]*request{}
+	var order []key // what is asked first is sent first
+	for _, number := range numbers {
+		k := key{x.entry(number), x.ledger.tracks[x.ledger.of(number)].scheme}
+		r := requests[k]
+		if r == nil {
+			r = &request{
+				m:     &dyetracev1.Inject{Scheme: dyetracev1.Scheme(k.scheme), SettleMs: uint32(x.withdraw / time.Millisecond)},
+				ports: map[plan.Inject]uint32{},
+			}
+			requests[k] = r
+			order = append(order, k)
 		}
 		x.ledger.appendProbe(r.m, r.ports, number)
-		if x.inflight++; len(r.m.Index) == injectBatch {
-			send(host)
+		x.metrics.probes[k.scheme].Inc()
+		if len(r.m.Index) == injectBatch {
+			x.agents.Inject(k.host, r.m)
+			delete(requests, k)
 		}
 	}
-	for host := range requests {
-		send(host)
+	for _, k := range order {
+		if r := requests[k]; r != nil {
+			x.agents.Inject(k.host, r.m)
+			delete(requests, k)
+		}
 	}
 }
 
 // entry returns the host where a probe enters: that of the first point of its path.
 func (x *execution) entry(number uint32) int {
-	return int(x.ledger.points[x.ledger.first[x.ledger.of(number)]].host)
+	from, _ := x.ledger.span(x.ledger.of(number))
+	return int(x.ledger.points[from].host)
 }
 
 // settled looks at the probes whose samples should be in by now.
@@ -393,26 +452,18 @@ func (x *execution) settled(now time.Time) {
 	n := 0
 	for ; n < len(x.settling) && !x.settling[n].at.After(now); n++ {
 		number := x.settling[n].number
-		pair := x.ledger.of(number)
-		last := x.ledger.attempts(pair) - 1
-		if number == x.ledger.number(pair, last) {
-			x.free(pair)
-		}
-		switch {
-		case x.judged[pair] || number != x.ledger.number(pair, last):
-		case x.arrived(pair) || x.ledger.probes[number].portAbsent || last == maxAttempts-1:
-			// It waits for the end, when both audits of the hooks are there.
-		default:
-			x.queue = append(x.queue, x.ledger.number(pair, last+1))
+		x.free(number)
+		if track := x.ledger.of(number); !x.judged[x.pairOf(number)] {
+			x.next(track, number)
 		}
 	}
 	x.settling = x.settling[n:]
 }
 
-// arrived says whether any probe of a pair did.
-func (x *execution) arrived(pair int) bool {
-	for a := range x.ledger.attempts(pair) {
-		if x.ledger.arrived(x.ledger.number(pair, a)) {
+// arrived says whether any probe of a track did.
+func (x *execution) arrived(track int) bool {
+	for a := range x.ledger.attempts(track) {
+		if x.ledger.arrived(x.ledger.number(track, a)) {
 			return true
 		}
 	}
@@ -428,7 +479,14 @@ func (x *execution) hold(why string) {
 			x.ledger.fail(number, why, false)
 		}
 	}
+	for _, a := range x.arms { // asked for, but not sent, nor will it be
+		name := x.ledger.hosts[a.host]
+		for _, number := range a.numbers {
+			x.ledger.fail(number, fmt.Sprintf("%s had not said that it is ready for the probe when the run's time was up", name), false)
+		}
+	}
 	x.queue, x.settling = nil, nil
+	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
 }
 
 // take takes in one event.
@@ -439,6 +497,8 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case *dyetracev1.Ready:
 		h.ready = true
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.Before = a })
+	case *dyetracev1.Armed:
+		x.armed(e.Host, m, now)
 	case *dyetracev1.Injected:
 		x.injected(e.Host, m, now)
 	case *dyetracev1.Samples:
@@ -451,7 +511,7 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case fleet.Gone:
 		h.gone = true
 		x.gone[name] = m.Reason
-		x.drop(e.Host, m.Reason)
+		x.drop(e.Host, m.Reason, now)
 	case fleet.Lost:
 		x.gone[name] = fmt.Sprintf("the controller lost %d samples of it", m.Samples)
 	}
@@ -476,31 +536,44 @@ func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
 		}
 	}
 	for _, f := range m.GetFailures() {
-		if number := f.GetIndex(); x.entry(number) == host && x.ledger.fail(number, f.GetReason(), f.GetPortAbsent()) {
-			x.inflight--
-			x.settling = append(x.settling, settle{number, at})
+		if number := f.GetIndex(); x.entry(number) == host {
+			x.fail(number, f.GetReason(), f.GetPortAbsent(), now)
 		}
 	}
 }
 
+// fail records that a probe did not leave. It is looked at when it would have settled: what kept
+// it may be over by then.
+func (x *execution) fail(number uint32, why string, portAbsent bool, now time.Time) {
+	if x.ledger.fail(number, why, portAbsent) {
+		x.inflight--
+		x.settling = append(x.settling, settle{number, now.Add(x.settle)})
+	}
+}
+
 // drop records that a host is gone: what it was asked to send will not be heard of.
-func (x *execution) drop(host int, why string) {
+func (x *execution) drop(host int, why string, now time.Time) {
 	for number := range uint32(len(x.ledger.probes)) {
 		if x.ledger.probes[number].state == asked && x.entry(number) == host {
 			x.ledger.fail(number, why, false)
-			x.free(x.ledger.of(number))
+			x.free(number)
 			x.inflight--
+		}
+	}
+	for id, a := range x.arms {
+		if a.host == host {
+			x.settleArm(id, why, now)
 		}
 	}
 	for id, q := range x.pending {
 		if q.host == host {
 			delete(x.pending, id)
-			x.conclude(q.pair, q.first)
+			x.answer(q.track, q.first)
 		}
 	}
 }
 
-// samples takes in columns of samples. A pair whose points have all seen its first probe is
+// samples takes in columns of samples. A track whose points have all seen its first probe is
 // healthy at once: nothing that could still come would change it.
 func (x *execution) samples(host int, m *dyetracev1.Samples) {
 	bridges := make([]int32, len(m.Bridges))
@@ -514,29 +587,29 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 	var fates [forged + 1]int
 	late := 0
 	for i, number := range m.Index {
-		pair := x.ledger.of(number)
+		track, pair := x.ledger.of(number), x.pairOf(number)
 		if x.judged[pair] {
 			late++
 			continue
 		}
 		f := x.ledger.see(host, bridges[m.Bridge[i]], m, i)
 		fates[f]++
-		if x.holds[pair] && number == x.ledger.number(pair, x.ledger.attempts(pair)-1) && x.ledger.arrived(number) {
-			x.free(pair)
+		if x.progress[pair].holds == number+1 && x.ledger.arrived(number) && !x.halfOpen(track) {
+			x.free(number)
 		}
-		if f != completed || x.ledger.attempts(pair) > 1 {
+		if f != completed || x.ledger.attempts(track) > 1 || x.progress[pair].scheme > 0 {
 			continue
 		}
-		if r := verdict.Judge(x.evidence(pair)); r.Verdict == verdict.Healthy {
-			x.conclude(pair, r)
+		if r := verdict.Judge(x.evidence(track)); r.Verdict == verdict.Healthy {
+			x.healthy(pair, track, r)
 		}
 	}
 	x.metrics.count(fates, late)
 }
 
-// evidence is what is known of a pair, hooks included once they mean something.
-func (x *execution) evidence(pair int) verdict.Evidence {
-	e := x.ledger.evidence(pair)
+// evidence is what is known of a track, hooks included once they mean something.
+func (x *execution) evidence(track int) verdict.Evidence {
+	e := x.ledger.evidence(track)
 	e.Gone = x.gone
 	if x.stage >= explaining {
 		e.Hooks = x.hooks
@@ -544,11 +617,18 @@ func (x *execution) evidence(pair int) verdict.Evidence {
 	return e
 }
 
-// conclude ends a pair with a verdict.
-func (x *execution) conclude(pair int, r verdict.Result) {
+// conclude ends a pair with the verdict on its tracks.
+func (x *execution) conclude(pair int) {
 	if x.judged[pair] {
 		return
 	}
+	x.scratch = x.scratch[:0]
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		x.scratch = append(x.scratch, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: *x.results[track]})
+		x.results[track] = nil
+	}
+	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
 	x.open--
 	x.out.seq = append(x.out.seq, x.seq[pair])

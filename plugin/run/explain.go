@@ -24,22 +24,9 @@ func (x *execution) close(now time.Time) (wake time.Time) {
 // judge judges all that waits. What a verdict wants explained stays open.
 func (x *execution) judge() {
 	for pair := range x.pairs {
-		if x.judged[pair] {
-			continue
+		if !x.judged[pair] {
+			x.judgePair(pair)
 		}
-		r := verdict.Judge(x.evidence(pair))
-		host := -1
-		if r.Need != nil {
-			host = slices.Index(x.ledger.hosts, r.Need.Host)
-		}
-		if host < 0 || x.host[host].gone {
-			x.conclude(pair, r)
-			continue
-		}
-		x.asking = append(x.asking, question{
-			pair: pair, host: host, point: r.Need.Point, first: r,
-			ask: r.Need.Proto(0), decides: r.Need.Decides,
-		})
 	}
 	// If time is short, what decides comes before what only embellishes.
 	slices.SortStableFunc(x.asking, func(a, b question) int {
@@ -53,6 +40,43 @@ func (x *execution) judge() {
 	})
 }
 
+// judgePair judges the tracks of a pair. It is concluded when there is nothing to ask about them.
+func (x *execution) judgePair(pair int) {
+	p := &x.progress[pair]
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		if p.healthy&x.layout.bit(track) != 0 {
+			continue
+		}
+		r := verdict.Judge(x.evidence(track))
+		x.results[track] = &r
+		if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides { // what only embellishes a note
+			continue
+		}
+		host := slices.Index(x.ledger.hosts, r.Need.Host)
+		if host < 0 || x.host[host].gone {
+			continue
+		}
+		p.questions++
+		x.asking = append(x.asking, question{
+			track: track, host: host, point: r.Need.Point, first: r,
+			ask: r.Need.Proto(0), decides: r.Need.Decides,
+		})
+	}
+	if p.questions == 0 {
+		x.conclude(pair)
+	}
+}
+
+// answer ends a question about a track: r is the verdict on it.
+func (x *execution) answer(track int, r verdict.Result) {
+	pair := x.layout.pair(track)
+	x.results[track] = &r
+	if x.progress[pair].questions--; x.progress[pair].questions == 0 {
+		x.conclude(pair)
+	}
+}
+
 // explain asks, a few questions at a time for each host, until all are answered or time is up.
 func (x *execution) explain(now time.Time) (wake time.Time) {
 	wake = x.hard
@@ -63,14 +87,14 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 		}
 		delete(x.pending, id)
 		x.host[q.host].asked--
-		x.conclude(q.pair, q.first)
+		x.answer(q.track, q.first)
 	}
 	if !now.Before(x.hard) {
 		for _, q := range x.pending {
-			x.conclude(q.pair, q.first)
+			x.answer(q.track, q.first)
 		}
 		for _, q := range x.asking {
-			x.conclude(q.pair, q.first)
+			x.answer(q.track, q.first)
 		}
 		x.asking, x.pending = nil, nil
 	}
@@ -79,7 +103,7 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 		h := &x.host[q.host]
 		switch {
 		case h.gone:
-			x.conclude(q.pair, q.first)
+			x.answer(q.track, q.first)
 		case h.asked >= explainWindow:
 			held = append(held, q)
 		default:
@@ -105,7 +129,7 @@ func (x *execution) explained(m *dyetracev1.Explanation) {
 	}
 	delete(x.pending, m.GetId())
 	x.host[q.host].asked--
-	e := x.evidence(q.pair)
+	e := x.evidence(q.track)
 	e.Explanation = verdict.ExplanationFromProto(m, q.point)
-	x.conclude(q.pair, verdict.Judge(e))
+	x.answer(q.track, verdict.Judge(e))
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/dyetrace/dyetrace/stain"
 )
 
-// maxAttempts is how many probes a pair may take: two losses in a row may be chance on a path
+// maxAttempts is how many probes a track may take: two losses in a row may be chance on a path
 // that loses 1 %, three are not (one in a million).
 const maxAttempts = 3
 
@@ -18,22 +18,29 @@ const maxOdd = 8
 // ledger is what is known of the probes of a run: which left, and where they were seen. It is
 // columns, not a tree, since a run may have 100,000 pairs of ten points. It knows no time.
 //
-// The probe number attempt·pairs + pair is the attempt-th of a pair.
+// The probe number attempt·tracks + track is the attempt-th of a track.
 type ledger struct {
-	paths []plan.Path
-	hosts []string // that take part; events name them by their place here
+	tracks []track
+	paths  []*plan.Path
+	hosts  []string // that take part; events name them by their place here
 
 	bridges map[string]int32 // bridges by name, on whatever host
 	points  []point          // of all paths, in a row
 	first   []uint32         // first[i] to first[i+1] are the points of path i
-	there   []uint64         // address tag of pair i's probe,
+	there   []uint64         // address tag of a probe on path i,
 	back    []uint64         // and of its answer
 
 	probes   []probe
-	slots    []slot                        // of the probes that were sent, a path's points each
+	slots    []slot                        // of the probes that were asked for, a path's points each
 	failures map[uint32]string             // by probe: why it did not leave
 	doubles  map[uint32][]verdict.Sample   // by probe: second and later samples of a point
 	strays   map[uint32][]verdict.Sighting // by probe: samples off the way
+}
+
+// track is one way to probe a pair: along a path, by a scheme.
+type track struct {
+	path   int32
+	scheme stain.Scheme
 }
 
 // point is plan.Expected as it is looked for.
@@ -42,6 +49,7 @@ type point struct {
 	kind         stain.Kind
 	direction    plan.Direction
 	absent       bool
+	ofport       uint32 // see plan.Expected
 }
 
 type probeState uint8
@@ -58,6 +66,7 @@ type probe struct {
 	missing    uint8  // points that exist and have not seen it
 	state      probeState
 	portAbsent bool
+	armed      bool // a port-only hook shows the destination's answers
 }
 
 // slot is one sample, or none.
@@ -68,6 +77,8 @@ type slot struct {
 	inPort uint32
 	ttl    uint8
 	seen   bool
+	// noReply: see verdict.Sample.
+	noReply bool
 }
 
 // fate is what became of a sample.
@@ -78,21 +89,20 @@ const (
 	completed      // used, and the last of its probe
 	doubled
 	stray
-	forged // of a probe that was not sent, or with other addresses
+	forged // of a probe that was not sent, of another scheme, or with other addresses
 )
 
-// newLedger returns the ledger of pairs whose probes take these paths.
-func newLedger(key stain.Key, paths []plan.Path) *ledger {
+// newLedger returns the ledger of probes that take these paths, by these tracks.
+func newLedger(key stain.Key, paths []*plan.Path, tracks []track) *ledger {
 	n := len(paths)
 	l := &ledger{
-		paths: paths, bridges: map[string]int32{},
+		tracks: tracks, paths: paths, bridges: map[string]int32{},
 		first: make([]uint32, n+1), there: make([]uint64, n), back: make([]uint64, n),
-		probes:   make([]probe, maxAttempts*n),
+		probes:   make([]probe, maxAttempts*len(tracks)),
 		failures: map[uint32]string{}, doubles: map[uint32][]verdict.Sample{}, strays: map[uint32][]verdict.Sighting{},
 	}
 	hosts := map[string]int32{}
-	for i := range paths {
-		p := &paths[i]
+	for i, p := range paths {
 		l.there[i] = stain.AddrTag(key, p.Src, p.Dst)
 		l.back[i] = stain.AddrTag(key, p.Dst, p.Src)
 		for _, e := range p.Points {
@@ -107,7 +117,7 @@ func newLedger(key stain.Key, paths []plan.Path) *ledger {
 				b = int32(len(l.bridges))
 				l.bridges[e.Bridge] = b
 			}
-			l.points = append(l.points, point{h, b, e.Kind, e.Direction, e.Absent != ""})
+			l.points = append(l.points, point{h, b, e.Kind, e.Direction, e.Absent != "", e.OFPort})
 		}
 		l.first[i+1] = uint32(len(l.points))
 	}
@@ -115,16 +125,25 @@ func newLedger(key stain.Key, paths []plan.Path) *ledger {
 	return l
 }
 
-// of returns the pair that a probe is spent on.
-func (l *ledger) of(probe uint32) int { return int(probe) % len(l.paths) }
+// of returns the track that a probe belongs to.
+func (l *ledger) of(probe uint32) int { return int(probe) % len(l.tracks) }
 
-// number returns the probe that is the attempt-th of a pair, counting from 0.
-func (l *ledger) number(pair, attempt int) uint32 { return uint32(attempt*len(l.paths) + pair) }
+// path returns the path of a track.
+func (l *ledger) path(track int) *plan.Path { return l.paths[l.tracks[track].path] }
 
-// attempts returns how many probes of a pair were asked for.
-func (l *ledger) attempts(pair int) int {
+// span returns where the points of a track's path begin and end.
+func (l *ledger) span(track int) (from, to int) {
+	path := l.tracks[track].path
+	return int(l.first[path]), int(l.first[path+1])
+}
+
+// number returns the probe that is the attempt-th of a track, counting from 0.
+func (l *ledger) number(track, attempt int) uint32 { return uint32(attempt*len(l.tracks) + track) }
+
+// attempts returns how many probes of a track were asked for.
+func (l *ledger) attempts(track int) int {
 	n := 0
-	for n < maxAttempts && l.probes[l.number(pair, n)].state != unsent {
+	for n < maxAttempts && l.probes[l.number(track, n)].state != unsent {
 		n++
 	}
 	return n
@@ -132,11 +151,11 @@ func (l *ledger) attempts(pair int) int {
 
 // ask marks a probe as asked for: from now on it may be seen.
 func (l *ledger) ask(number uint32) {
-	pair := l.of(number)
+	from, to := l.span(l.of(number))
 	p := &l.probes[number]
 	p.state = asked
 	p.slot = uint32(len(l.slots))
-	for _, pt := range l.points[l.first[pair]:l.first[pair+1]] {
+	for _, pt := range l.points[from:to] {
 		if !pt.absent {
 			p.missing++
 		}
@@ -152,6 +171,12 @@ func (l *ledger) leave(number uint32) bool {
 	}
 	p.state = left
 	return true
+}
+
+// open says that a probe may have left.
+func (l *ledger) open(number uint32) bool {
+	state := l.probes[number].state
+	return state == asked || state == left
 }
 
 // fail records that a probe did not leave; false if it was not on its way.
@@ -173,23 +198,23 @@ func (l *ledger) fail(number uint32, why string, portAbsent bool) bool {
 func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate {
 	number := m.Index[i]
 	p := &l.probes[number]
-	pair := l.of(number)
-	direction, tag := plan.Forward, l.there[pair]
+	t := l.tracks[l.of(number)]
+	direction, tag := plan.Forward, l.there[t.path]
 	if m.Reply[i] {
-		direction, tag = plan.Reply, l.back[pair]
+		direction, tag = plan.Reply, l.back[t.path]
 	}
-	if p.state == unsent || m.AddrTag[i] != tag {
+	if p.state == unsent || m.AddrTag[i] != tag || stain.Scheme(m.Scheme[i]) != t.scheme {
 		return forged
 	}
 	want := point{host: int32(host), bridge: bridge, kind: stain.Kind(m.Kind[i]), direction: direction}
-	for k, pt := range l.points[l.first[pair]:l.first[pair+1]] {
-		absent := pt.absent
-		if pt.absent = false; pt != want {
+	for k, pt := range l.points[l.first[t.path]:l.first[t.path+1]] {
+		absent, ofport := pt.absent, pt.ofport
+		if pt.absent, pt.ofport = false, 0; pt != want || ofport != 0 && m.InPort[i] != ofport {
 			continue
 		}
 		s := slot{
 			atNs: m.AtNs[i], tunSrc: m.TunSrc[i], tunID: m.TunId[i], inPort: m.InPort[i],
-			ttl: uint8(min(m.Ttl[i], 255)), seen: true,
+			ttl: uint8(min(m.Ttl[i], 255)), seen: true, noReply: m.NoReply[i],
 		}
 		at := &l.slots[int(p.slot)+k]
 		if at.seen {
@@ -209,7 +234,7 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 	}
 	if s := l.strays[number]; len(s) < maxOdd {
 		l.strays[number] = append(s, verdict.Sighting{
-			Host: l.hosts[host], Bridge: m.Bridges[m.Bridge[i]], Kind: want.kind, Direction: direction,
+			Host: l.hosts[host], Bridge: m.Bridges[m.Bridge[i]], Kind: want.kind, Direction: direction, InPort: m.InPort[i],
 		})
 	}
 	return stray
@@ -218,7 +243,7 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 func (s *slot) sample(point int) verdict.Sample {
 	return verdict.Sample{
 		Point: point, AtNs: int64(s.atNs), TTL: s.ttl, InPort: s.inPort,
-		TunSrc: verdict.Addr4(s.tunSrc), TunID: s.tunID,
+		TunSrc: verdict.Addr4(s.tunSrc), TunID: s.tunID, NoReply: s.noReply,
 	}
 }
 
@@ -229,44 +254,49 @@ func (l *ledger) arrived(number uint32) bool {
 	if p.state == unsent {
 		return false
 	}
-	pair := l.of(number)
-	for k := int(l.first[pair+1]-l.first[pair]) - 1; k >= 0; k-- {
-		if !l.points[int(l.first[pair])+k].absent {
+	from, to := l.span(l.of(number))
+	for k := to - from - 1; k >= 0; k-- {
+		if !l.points[from+k].absent {
 			return l.slots[int(p.slot)+k].seen
 		}
 	}
 	return false
 }
 
-// evidence returns what is known of the attempts of a pair. The hooks and who is gone are for the
+// evidence returns what is known of the attempts of a track. The hooks and who is gone are for the
 // caller to add.
-func (l *ledger) evidence(pair int) verdict.Evidence {
-	e := verdict.Evidence{Path: &l.paths[pair]}
-	for a := range l.attempts(pair) {
-		number := l.number(pair, a)
-		p := &l.probes[number]
-		at := verdict.Attempt{
-			Injected: p.state == left, Failure: l.failures[number], PortAbsent: p.portAbsent, Stray: l.strays[number],
-		}
-		size := int(l.first[pair+1] - l.first[pair])
-		at.Seen = make([]verdict.Sample, 0, size+len(l.doubles[number]))
-		for k := range size {
-			if s := &l.slots[int(p.slot)+k]; s.seen {
-				at.Seen = append(at.Seen, s.sample(k))
-			}
-		}
-		at.Seen = append(at.Seen, l.doubles[number]...)
-		// Whoever saw it knows that it left, though the agent's word may still be on its way.
-		at.Injected = at.Injected || len(at.Seen) > 0
-		e.Attempts = append(e.Attempts, at)
+func (l *ledger) evidence(track int) verdict.Evidence {
+	e := verdict.Evidence{Path: l.path(track), Scheme: l.tracks[track].scheme}
+	for a := range l.attempts(track) {
+		e.Attempts = append(e.Attempts, l.attempt(l.number(track, a)))
 	}
 	return e
+}
+
+// attempt returns what is known of a probe that was asked for.
+func (l *ledger) attempt(number uint32) verdict.Attempt {
+	p := &l.probes[number]
+	at := verdict.Attempt{
+		Injected: p.state == left, Failure: l.failures[number], PortAbsent: p.portAbsent, Armed: p.armed,
+		Stray: l.strays[number],
+	}
+	from, to := l.span(l.of(number))
+	at.Seen = make([]verdict.Sample, 0, to-from+len(l.doubles[number]))
+	for k := range to - from {
+		if s := &l.slots[int(p.slot)+k]; s.seen {
+			at.Seen = append(at.Seen, s.sample(k))
+		}
+	}
+	at.Seen = append(at.Seen, l.doubles[number]...)
+	// Whoever saw it knows that it left, though the agent's word may still be on its way.
+	at.Injected = at.Injected || len(at.Seen) > 0
+	return at
 }
 
 // appendProbe adds a probe to what a host is asked to inject; ports holds the numbers of the ports
 // that m has already.
 func (l *ledger) appendProbe(m *dyetracev1.Inject, ports map[plan.Inject]uint32, number uint32) {
-	p := &l.paths[l.of(number)]
+	p := l.path(l.of(number))
 	port, known := ports[p.Inject]
 	if !known {
 		port = uint32(len(m.Ports))

@@ -3,6 +3,8 @@ package run
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 type metrics struct {
@@ -10,7 +12,8 @@ type metrics struct {
 	watchers     prometheus.Gauge
 	runs         *prometheus.CounterVec
 	verdicts     *prometheus.CounterVec
-	probes       prometheus.Counter
+	probes       map[stain.Scheme]prometheus.Counter
+	arms         *prometheus.CounterVec
 	explanations prometheus.Counter
 	samples      *prometheus.CounterVec
 	write        prometheus.Histogram
@@ -27,12 +30,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return f.NewGauge(prometheus.GaugeOpts{Namespace: "dyetrace", Subsystem: "run", Name: name, Help: help})
 	}
+	schemes := vec("probes_total", "scheme", "Probes that agents were asked to send, by scheme.")
+	probes := map[stain.Scheme]prometheus.Counter{}
+	for _, s := range []stain.Scheme{stain.TCP, stain.ICMP} {
+		probes[s] = schemes.WithLabelValues(s.String())
+	}
 	return &metrics{
-		active:       gauge("active", "Runs under way."),
-		watchers:     gauge("watchers", "Watchers of runs under way."),
-		runs:         vec("runs_total", "state", "Runs ended, by state: done, cancelled, interrupted."),
-		verdicts:     vec("verdicts_total", "verdict", "Verdicts stored."),
-		probes:       counter("probes_total", "Probes asked for."),
+		active:   gauge("active", "Runs under way."),
+		watchers: gauge("watchers", "Watchers of runs under way."),
+		runs:     vec("runs_total", "state", "Runs ended, by state: done, cancelled, interrupted."),
+		verdicts: vec("verdicts_total", "verdict", "Verdicts stored."),
+		probes:   probes,
+		arms: vec("arms_total", "answer", "What agents were asked to put in place before probes were sent (no-touch; answers without the "+
+			"stain's ToS), by answer: in_place, refused (no answer in time included)."),
 		explanations: counter("explanations_total", "Explanations asked for."),
 		samples: vec("samples_total", "fate",
 			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),

@@ -43,7 +43,8 @@ type window struct {
 // wire is the one connection that two instances can have by stained packets.
 type wire struct {
 	busy  bool
-	users int // pairs of runs under way
+	until time.Time // when it is free at the earliest, if nobody will say so
+	users int       // pairs of runs under way
 }
 
 type bucket struct {
@@ -103,6 +104,13 @@ func (p *pace) free(l lane) {
 	l.host.flying--
 }
 
+// keep has a lane's wire stay busy until then, though whoever holds it frees it before.
+func (p *pace) keep(l lane, until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.wire.until = until
+}
+
 func (p *pace) bucket(ref string, now time.Time) *bucket {
 	b := p.buckets[ref]
 	if b == nil {
@@ -113,8 +121,8 @@ func (p *pace) bucket(ref string, now time.Time) *bucket {
 	return b
 }
 
-// leave gives lanes back. Buckets that nobody uses and that are full are forgotten: a new one
-// would be the same.
+// leave gives lanes back. Buckets that nobody uses and that are full are forgotten, and wires that
+// are free: a new one would be the same.
 func (p *pace) leave(lanes []lane, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,7 +138,7 @@ func (p *pace) leave(lanes []lane, now time.Time) {
 		}
 	}
 	for key, w := range p.wires {
-		if w.users == 0 {
+		if w.users == 0 && !now.Before(w.until) {
 			delete(p.wires, key)
 		}
 	}
@@ -158,7 +166,7 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		if l.wire.busy || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
+		if l.wire.busy || now.Before(l.wire.until) || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
 			rest = append(rest, number)
 			continue
 		}
@@ -171,13 +179,13 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 	return go_, rest
 }
 
-// needs returns how long pairs take at the least, one probe each.
-func (p *pace) needs(pairs []plan.Pair) time.Duration {
+// needs returns how long pairs take at the least, so many probes each.
+func (p *pace) needs(pairs []plan.Pair, each int) time.Duration {
 	probes := map[string]int{}
 	most := 0
 	for i := range pairs {
 		for _, ref := range []string{pairs[i].Src.Ref(), pairs[i].Dst.Ref()} {
-			probes[ref]++
+			probes[ref] += each
 			most = max(most, probes[ref])
 		}
 	}

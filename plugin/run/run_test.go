@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
@@ -25,7 +27,10 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 // site returns a world of n instances of one network over four hosts, each with a bridge for
 // instances and one for tunnels.
-func site(t testing.TB, n int) *inventory.Snapshot {
+func site(t testing.TB, n int) *inventory.Snapshot { return siteOf(t, n, nil) }
+
+// siteOf is a site whose hosts are changed.
+func siteOf(t testing.TB, n int, change func(*inventory.Host)) *inventory.Snapshot {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16}\ninstances:\n")
@@ -54,6 +59,9 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 				host.Endpoints = append(host.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: fmt.Sprintf("tap%d", i), Ofport: uint32(10 + i)})
 			}
 		}
+		if change != nil {
+			change(&host)
+		}
 		hosts = append(hosts, host)
 	}
 	return inventory.NewSnapshot(f, hosts...)
@@ -62,13 +70,18 @@ func site(t testing.TB, n int) *inventory.Snapshot {
 // pathsOf returns all pairs of a site and their paths.
 func pathsOf(t testing.TB, snap *inventory.Snapshot, scope plan.Scope) ([]plan.Pair, []plan.Path) {
 	t.Helper()
-	pairs, err := plan.Pairs(snap, scope)
+	return pathsBy(t, snap, scope, plan.Options{})
+}
+
+func pathsBy(t testing.TB, snap *inventory.Snapshot, scope plan.Scope, o plan.Options) ([]plan.Pair, []plan.Path) {
+	t.Helper()
+	pairs, err := plan.Pairs(snap, scope, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	paths := make([]plan.Path, len(pairs))
 	for i, p := range pairs {
-		if paths[i], err = plan.Of(snap, p); err != nil {
+		if paths[i], err = plan.Of(snap, p, o); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,28 +93,68 @@ var allPairs = plan.Scope{Kind: plan.All}
 // cast plays the agents of a run, in memory and in no time: what all see of a probe comes as its
 // path says, unless lost says otherwise. Between processes, agents are played in package plugin.
 type cast struct {
-	paths []plan.Path
-	spec  fleet.Spec
-	wake  chan struct{}
-	// lost says that a point of a pair's path does not see an attempt's probe; nil is none.
-	lost func(pair, attempt, point int) bool
-	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1".
-	mute map[string]bool
+	paths  []plan.Path
+	layout layout
+	ps     []*plan.Path
+	tracks []track
+	spec   fleet.Spec
+	wake   chan struct{}
+	// lost says that a point of a pair's path does not see a probe; nil is none.
+	lost func(shot) bool
+	// leaves is the OpenFlow port by which a guest gets a probe; nil is its own.
+	leaves func(shot) uint32
+	// mute are hosts that do not answer: "ready hv1", "injected hv1", "finished hv1", "explain hv1",
+	// "armed hv1". refuses are hosts, or ports of hosts ("hv1 tap0"), about which an Arm is answered
+	// with an error. absent are ports that cannot inject, since they are gone.
+	mute, refuses, absent map[string]bool
+	// explain is what all hosts say of a packet; nil is a drop by some flow.
+	explain *dyetracev1.Explanation
+	metrics *metrics
+	quiet   bool // writes no log
 
 	mu       sync.Mutex
+	began    time.Time
 	events   []fleet.Event
 	at       []time.Time // of injections
+	log      []string    // what agents were asked for, and when
+	armed    map[string]bool
+	ids      uint64
+	withhold map[uint64]withheld  // by Arm.id
+	withheld map[string]time.Time // "hv1 7": probe 7 at hv1; since when
 	finished []string
 	asked    int // explanations
 }
 
-func newCast(paths []plan.Path) *cast {
-	return &cast{paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}}
+// withheld is what an Arm asks to withhold, and when: known to be so once it is answered.
+type withheld struct {
+	since time.Time
+	what  []string
+}
+
+// shot is a probe at a point.
+type shot struct {
+	pair, attempt, point int
+	scheme               stain.Scheme
+	back                 bool // of no-touch
+	armed                bool // the destination's port has a port-only hook
+}
+
+func newCast(paths []plan.Path) *cast { return newCastOf(paths, byTCP) }
+
+var byTCP = options{scheme: stain.TCP}
+
+func newCastOf(paths []plan.Path, o options) *cast {
+	c := &cast{
+		paths: paths, wake: make(chan struct{}, 1), mute: map[string]bool{}, refuses: map[string]bool{}, absent: map[string]bool{},
+		armed: map[string]bool{}, withhold: map[uint64]withheld{}, withheld: map[string]time.Time{}, metrics: newMetrics(nil),
+	}
+	c.layout, c.ps, c.tracks = o.layout(paths)
+	return c
 }
 
 func (c *cast) begin(s fleet.Spec) agents {
 	c.mu.Lock()
-	c.spec = s
+	c.spec, c.began = s, time.Now()
 	c.mu.Unlock()
 	for h, name := range s.Hosts {
 		if !c.mute["ready "+name] {
@@ -132,19 +185,56 @@ func (c *cast) put(host int, m any) {
 	}
 }
 
+// note writes into the log what agents were asked for. Caller holds mu.
+func (c *cast) note(format string, args ...any) {
+	if c.quiet {
+		return
+	}
+	c.log = append(c.log, fmt.Sprintf("%v ", time.Since(c.began))+fmt.Sprintf(format, args...))
+}
+
 func (c *cast) Inject(host int, m *dyetracev1.Inject) {
+	left, now := &dyetracev1.Injected{}, time.Now()
 	c.mu.Lock()
-	for range m.Index {
-		c.at = append(c.at, time.Now())
+	for i, number := range m.Index {
+		c.at = append(c.at, now)
+		s := c.shot(number, 0)
+		way := ""
+		if s.back {
+			way = " back"
+		}
+		c.note("%d %s%s", s.pair, s.scheme, way)
+		if dyetracev1.Scheme(s.scheme) != m.Scheme {
+			panic(fmt.Sprintf("probe %d goes as %v", number, m.Scheme))
+		}
+		c.untouched(number, now.Add(time.Duration(m.SettleMs)*time.Millisecond))
+		if port := m.Ports[m.Port[i]].Port; c.absent[port] {
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: "no such port", PortAbsent: true})
+			continue
+		}
+		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)
 	}
 	c.mu.Unlock()
 	if c.mute["injected "+c.spec.Hosts[host]] {
 		return
 	}
-	c.put(host, &dyetracev1.Injected{Index: m.Index, AtNs: make([]uint64, len(m.Index))})
-	for h, s := range c.see(m.Index) {
+	c.put(host, left)
+	for h, s := range c.see(left.Index) {
 		if len(s.Index) > 0 {
 			c.put(h, s)
+		}
+	}
+}
+
+// untouched panics if a guest may see a probe of no-touch, or what withdraws it at end.
+func (c *cast) untouched(number uint32, end time.Time) {
+	if c.layout.ways == 1 {
+		return
+	}
+	for _, name := range c.ps[c.tracks[int(number)%len(c.tracks)].path].Hosts() {
+		since, withheld := c.withheld[fmt.Sprintf("%s %d", name, number)]
+		if !withheld || end.Sub(since) > withholdFor {
+			panic(fmt.Sprintf("probe %d is not withheld at %s", number, name))
 		}
 	}
 }
@@ -156,10 +246,10 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 		all[h] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
 	}
 	for _, number := range numbers {
-		pair, attempt := int(number)%len(c.paths), int(number)/len(c.paths)
-		p := &c.paths[pair]
+		p := c.ps[c.tracks[int(number)%len(c.tracks)].path]
 		for k, pt := range p.Points {
-			if c.lost != nil && c.lost(pair, attempt, k) {
+			at := c.shot(number, k)
+			if c.lost != nil && c.lost(at) {
 				continue
 			}
 			s := all[slices.Index(c.spec.Hosts, pt.Host)]
@@ -173,13 +263,71 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 			s.AtNs = append(s.AtNs, uint64(1000*(k+1)))
 			s.AddrTag = append(s.AddrTag, stain.AddrTag(c.spec.Key, src, dst))
 			s.Ttl = append(s.Ttl, uint32(pt.TTL))
-			s.InPort = append(s.InPort, 7)
+			port := uint32(7)
+			if pt.Kind == stain.ToInstance && c.leaves != nil {
+				port = c.leaves(at)
+			} else if pt.Kind == stain.ToInstance {
+				port = pt.OFPort
+			}
+			s.InPort = append(s.InPort, port)
 			s.TunSrc = append(s.TunSrc, 0)
 			s.TunId = append(s.TunId, 0)
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+			s.NoReply = append(s.NoReply, false)
+			s.Scheme = append(s.Scheme, dyetracev1.Scheme(at.scheme))
 		}
 	}
 	return all
+}
+
+// shot returns which probe a number is, at a point.
+func (c *cast) shot(number uint32, point int) shot {
+	i := int(number) % len(c.tracks)
+	p := c.ps[c.tracks[i].path]
+	return shot{
+		pair: c.layout.pair(i), attempt: int(number) / len(c.tracks), point: point,
+		scheme: c.tracks[i].scheme, back: c.layout.ways == 2 && i%2 == 1, armed: c.armed[p.To.Host+" "+p.To.Port],
+	}
+}
+
+func (c *cast) Arm(host int, m *dyetracev1.Arm) uint64 {
+	name := c.spec.Hosts[host]
+	refused := c.refuses[name]
+	c.mu.Lock()
+	c.ids++
+	answer := &dyetracev1.Armed{Id: c.ids}
+	var words []string
+	for _, p := range m.Answers {
+		refused = refused || c.refuses[name+" "+p.Port]
+		words = append(words, "answers "+p.Port)
+	}
+	for _, p := range m.WithholdAt {
+		refused = refused || c.refuses[name+" "+p.Port]
+		words = append(words, "withholds at "+p.Port)
+	}
+	for _, bridge := range m.Expect {
+		words = append(words, "expects on "+bridge)
+	}
+	if len(m.Withhold) > 0 && len(m.WithholdAt) == 0 {
+		words = append(words, "withholds")
+	}
+	c.note("%s %s", name, strings.Join(words, ", "))
+	for _, p := range m.Answers {
+		c.armed[name+" "+p.Port] = c.armed[name+" "+p.Port] || !refused && !c.mute["armed "+name]
+	}
+	kept := withheld{since: time.Now()}
+	for _, number := range m.Withhold {
+		kept.what = append(kept.what, fmt.Sprintf("%s %d", name, number))
+	}
+	c.withhold[answer.Id] = kept
+	c.mu.Unlock()
+	if refused {
+		answer.Error = "no room"
+	}
+	if !c.mute["armed "+name] {
+		c.put(host, answer)
+	}
+	return answer.Id
 }
 
 func (c *cast) Finish(host int) {
@@ -197,7 +345,12 @@ func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	id := uint64(c.asked)
 	c.mu.Unlock()
 	if !c.mute["explain "+c.spec.Hosts[host]] {
-		c.put(host, &dyetracev1.Explanation{Id: id, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}})
+		x := &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}}
+		if c.explain != nil {
+			x = proto.CloneOf(c.explain)
+		}
+		x.Id = id
+		c.put(host, x)
 	}
 	return id
 }
@@ -210,20 +363,37 @@ func (c *cast) Events(buf []fleet.Event) []fleet.Event {
 	defer c.mu.Unlock()
 	events := c.events
 	c.events = buf[:0]
+	for i := range events { // nothing may be sent before the run is told
+		if m, ok := events[i].Message.(*dyetracev1.Armed); ok && m.Error == "" {
+			for _, what := range c.withhold[m.Id].what {
+				c.withheld[what] = c.withhold[m.Id].since
+			}
+		}
+	}
 	return events
+}
+
+// options returns those that the cast was made with.
+func (c *cast) options() options {
+	return options{scheme: c.layout.asked, plan: plan.Options{NoTouch: c.layout.ways == 2}}
 }
 
 var testConfig = Config{Settle: 250 * time.Millisecond, PerInstanceRate: 10, PerInstanceBurst: 10}
 
 // play executes a run with a cast, and returns the verdicts and how long it took.
 func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
+	return playOn(ctx, cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), c, pairs, timeout)
+}
+
+// playOn is play for runs that keep pace with others.
+func playOn(ctx context.Context, cfg Config, p *pace, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
 	seq := make([]uint32, len(pairs))
 	for i := range seq {
 		seq[i] = uint32(100 + i)
 	}
 	began := time.Now()
-	x := newExecution(&cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
-		pairs, c.paths, seq, stain.Key{1}, timeout, began, c.begin)
+	x := newExecution(&cfg, p, c.metrics, slog.New(slog.DiscardHandler),
+		pairs, c.paths, seq, c.options(), stain.Key{1}, timeout, began, c.begin)
 	in := make(chan batch)
 	got := map[uint32]*dyetracev1.PairResult{}
 	done := make(chan struct{})
@@ -257,8 +427,8 @@ func countsOf(results map[uint32]*dyetracev1.PairResult) string {
 // look at the queue comes pickEvery after the first, since of two opposite pairs one waits.
 func TestTiming(t *testing.T) {
 	t.Parallel()
-	first := func(pair, attempt, point int) bool { return pair == 0 && attempt == 0 && point > 2 }
-	always := func(pair, _, point int) bool { return pair == 0 && point > 2 }
+	first := func(s shot) bool { return s.pair == 0 && s.attempt == 0 && s.point > 2 }
+	always := func(s shot) bool { return s.pair == 0 && s.point > 2 }
 	tests := []struct {
 		name    string
 		n       int // instances
@@ -308,14 +478,14 @@ func TestTiming(t *testing.T) {
 			// Point 3 is the last before the guest; who saw the probe there is asked, in vain.
 			name: "nobody explains", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
-				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+				c.lost = func(s shot) bool { return s.pair == 0 && s.point > 3 }
 				c.mute["explain hv2"] = true
 			},
 			counts: "healthy 11 faulty 0 silent 0 policy 0 unknown 1", took: 750*time.Millisecond + pickEvery + answerTimeout, probes: 14,
 		}, {
 			name: "a guest that drops", n: 4, timeout: 30 * time.Second,
 			cast: func(c *cast) {
-				c.lost = func(pair, _, point int) bool { return pair == 0 && point > 3 }
+				c.lost = func(s shot) bool { return s.pair == 0 && s.point > 3 }
 			},
 			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: 750*time.Millisecond + pickEvery, probes: 14,
 		}, {
@@ -370,8 +540,8 @@ func TestExplainWindow(t *testing.T) {
 				toHV2++
 			}
 		}
-		c.lost = func(pair, _, point int) bool {
-			return pairs[pair].Dst.Host == "hv2" && paths[pair].Points[point].Direction == plan.Reply
+		c.lost = func(s shot) bool {
+			return pairs[s.pair].Dst.Host == "hv2" && paths[s.pair].Points[s.point].Direction == plan.Reply
 		}
 		c.mute["explain hv2"] = true
 		cfg := testConfig
@@ -422,8 +592,8 @@ func TestGone(t *testing.T) {
 		pairs, paths := pathsOf(t, site(t, 4), allPairs)
 		c := newCast(paths)
 		c.mute["injected hv3"] = true // it is on its way out
-		c.lost = func(pair, _, point int) bool {
-			return paths[pair].Points[point].Host == "hv3" || pairs[pair].Dst.Host == "hv3" && paths[pair].Points[point].Direction == plan.Reply
+		c.lost = func(s shot) bool {
+			return paths[s.pair].Points[s.point].Host == "hv3" || pairs[s.pair].Dst.Host == "hv3" && paths[s.pair].Points[s.point].Direction == plan.Reply
 		}
 		time.AfterFunc(100*time.Millisecond, func() {
 			c.put(c.host("hv3"), fleet.Gone{Reason: "no heartbeat for 3s"})
@@ -454,7 +624,7 @@ func TestLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pairs, paths := pathsOf(t, site(t, 2), allPairs)
 		c := newCast(paths)
-		c.lost = func(pair, _, point int) bool { return paths[pair].Points[point].Host == "hv2" || point > 3 }
+		c.lost = func(s shot) bool { return paths[s.pair].Points[s.point].Host == "hv2" || s.point > 3 }
 		c.mute["explain hv1"], c.mute["explain hv2"] = true, true
 		time.AfterFunc(time.Millisecond, func() { c.put(c.host("hv2"), fleet.Lost{Samples: 9}) })
 		got, _, _ := play(t.Context(), testConfig, c, pairs, 30*time.Second)
@@ -471,7 +641,7 @@ func TestLedger(t *testing.T) {
 	pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
 	c := newCast(paths)
 	c.spec = fleet.Spec{Hosts: []string{"hv1", "hv2"}, Key: stain.Key{7}}
-	l := newLedger(c.spec.Key, paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks)
 	if !slices.Equal(l.hosts, c.spec.Hosts) || len(pairs) != 1 {
 		t.Fatalf("hosts = %q", l.hosts)
 	}
@@ -553,7 +723,7 @@ func TestPace(t *testing.T) {
 	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || len(queue) > 0 || now.Sub(began) < 200*time.Millisecond {
 		t.Errorf("sent %v, %d are left", sent, len(queue))
 	}
-	if got, want := p.needs(pairs), 200*time.Millisecond; got != want {
+	if got, want := p.needs(pairs, 1), 200*time.Millisecond; got != want {
 		t.Errorf("needs = %v, want %v", got, want)
 	}
 	other := p.join(pairs[:1], now)

@@ -34,7 +34,7 @@ var (
 // Store keeps runs. What a call acknowledges must survive the process. A result given twice is
 // kept as first given.
 type Store interface {
-	CreateRun(ctx context.Context, scope *dyetracev1.Scope, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
+	CreateRun(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
 	ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time.Duration, error)
 	PutResults(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
 	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, now time.Time) error
@@ -138,15 +138,17 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// Start plans a scope and begins to execute it. timeout 0 is the configured one. The error wraps
-// [ErrScope], [ErrBusy], [ErrClosing], or is the store's.
-func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout time.Duration) (*dyetracev1.Run, error) {
+// Start plans a scope and begins to execute it. opts are kept with the run; nil is all found out.
+// timeout 0 is the configured one. The error wraps [ErrScope], [ErrBusy], [ErrClosing], or is the
+// store's.
+func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, timeout time.Duration) (*dyetracev1.Run, error) {
 	snap := r.cfg.Book.Snapshot()
 	s, err := plan.ScopeFromProto(scope)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrScope, err)
 	}
-	pairs, err := plan.Pairs(snap, s)
+	o := optionsFromProto(opts)
+	pairs, err := plan.Pairs(snap, s, o.plan)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrScope, err)
 	}
@@ -154,7 +156,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout tim
 		return nil, fmt.Errorf("%w: %d pairs in one run (at most %d: choose a network or a host, or raise run.max_pairs)", ErrBusy, len(pairs), r.cfg.MaxPairs)
 	}
 	if timeout == 0 {
-		timeout = r.cfg.Timeout + r.pace.needs(pairs)
+		timeout = r.cfg.Timeout + r.pace.needs(pairs, o.ways())
 	}
 	if err := r.reserve(); err != nil {
 		return nil, err
@@ -167,12 +169,12 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, timeout tim
 	}
 	r.launching.RLock()
 	defer r.launching.RUnlock()
-	run, err := r.cfg.Store.CreateRun(ctx, scope, time.Now(), timeout, planned)
+	run, err := r.cfg.Store.CreateRun(ctx, scope, opts, time.Now(), timeout, planned)
 	if err != nil {
 		r.giveUp()
 		return nil, err
 	}
-	return r.launch(run, nil, job{pairs: pairs, seq: seq, timeout: timeout}), nil
+	return r.launch(run, nil, job{pairs: pairs, seq: seq, options: o, timeout: timeout}), nil
 }
 
 // Resume goes on with an interrupted run: pairs that have a verdict keep it. The error wraps
@@ -198,7 +200,7 @@ func (r *Runner) Resume(ctx context.Context, id string) (*dyetracev1.Run, error)
 		return nil, errors.Join(err, r.cfg.Store.FinishRun(context.WithoutCancel(ctx), run.GetId(), dyetracev1.RunState_RUN_STATE_INTERRUPTED, time.Now()))
 	}
 	before, j := replan(r.cfg.Book.Snapshot(), planned)
-	j.timeout = timeout
+	j.options, j.timeout = optionsFromProto(run.GetOptions()), timeout
 	return r.launch(run, before, j), nil
 }
 
@@ -261,6 +263,7 @@ func (r *Runner) giveUp() {
 type job struct {
 	pairs   []plan.Pair
 	seq     []uint32 // of each pair, in the plan
+	options options
 	timeout time.Duration
 	lost    batch // verdicts on pairs that cannot be planned
 }
@@ -298,7 +301,7 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	snap := r.freshSnapshot(ctx, j.pairs)
 	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
 	for i, p := range j.pairs {
-		path, err := plan.Of(snap, p)
+		path, err := plan.Of(snap, p, j.options.plan)
 		if err != nil {
 			j.lost.seq = append(j.lost.seq, j.seq[i])
 			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))
@@ -311,7 +314,7 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 
 	log.Info("run begins", "pairs", len(j.pairs), "timeout", j.timeout)
 	began := time.Now()
-	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, key, j.timeout, began, r.begin)
+	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, j.options, key, j.timeout, began, r.begin)
 	x.out.seq = append(x.out.seq, j.lost.seq...)
 	x.out.results = append(x.out.results, j.lost.results...)
 

@@ -11,6 +11,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/run"
 	"github.com/dyetrace/dyetrace/plugin/store"
 )
@@ -65,12 +66,27 @@ func checkID(id string) error {
 	return nil
 }
 
+// checkOptions refuses numbers that have no name here: to take them for zero would probe otherwise
+// than was asked.
+func checkOptions(o *dyetracev1.ProbeOptions) error {
+	if _, ok := dyetracev1.Scheme_name[int32(o.GetScheme())]; !ok {
+		return invalid("options.scheme: %d is unknown, want SCHEME_TCP, SCHEME_ICMP, or 0 for auto", o.GetScheme())
+	}
+	if _, ok := dyetracev1.IPVersion_name[int32(o.GetIpVersion())]; !ok {
+		return invalid("options.ip_version: %d is unknown, want IP_VERSION_4, IP_VERSION_6, or 0 for IPv4 where both ends have it", o.GetIpVersion())
+	}
+	return nil
+}
+
 func (s service) StartRun(ctx context.Context, req *connect.Request[dyetracev1.StartRunRequest]) (*connect.Response[dyetracev1.StartRunResponse], error) {
 	timeout := time.Duration(req.Msg.GetTimeoutMs()) * time.Millisecond
 	if timeout > maxTimeout {
 		return nil, invalid("timeout_ms: %d, want at most %d (a day), or 0 for the default", req.Msg.GetTimeoutMs(), maxTimeout.Milliseconds())
 	}
-	r, err := s.Runner.Start(ctx, req.Msg.GetScope(), timeout)
+	if err := checkOptions(req.Msg.GetOptions()); err != nil {
+		return nil, err
+	}
+	r, err := s.Runner.Start(ctx, req.Msg.GetScope(), req.Msg.GetOptions(), timeout)
 	if err != nil {
 		return nil, coded(err)
 	}
@@ -150,8 +166,12 @@ func (s service) ListInstances(_ context.Context, req *connect.Request[dyetracev
 			continue
 		}
 		m := &dyetracev1.Instance{
-			Name: in.Name, Network: in.Network, Ip: in.IP.String(), Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
+			Name: in.Name, Network: in.Network, Mac: in.MAC.String(), Host: in.Host, Source: in.Source,
 		}
+		for _, a := range in.IPs {
+			m.Ips = append(m.Ips, a.String())
+		}
+		m.Ip = m.Ips[0] // the inventory takes no instance without
 		if ep, err := snap.Endpoint(in); err == nil {
 			m.Host = ep.Host
 			m.Endpoint = &dyetracev1.Endpoint{
@@ -168,7 +188,7 @@ func (s service) GetStatus(context.Context, *connect.Request[dyetracev1.GetStatu
 	hosts := s.hosts()
 	res := &dyetracev1.GetStatusResponse{
 		Version: s.Version, Started: timestamppb.New(s.Started), Stain: fleet.StainProto(s.Stain),
-		Instances: uint32(len(snap.Instances())), Pairs: pairs(snap), RunsActive: uint32(s.Runner.Active()),
+		Instances: uint32(len(snap.Instances())), Pairs: uint32(plan.Count(snap)), RunsActive: uint32(s.Runner.Active()),
 	}
 	for _, h := range hosts {
 		if !h.GetExpected() && !h.GetConnected() {

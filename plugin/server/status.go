@@ -93,22 +93,3 @@ func homeless(snap *inventory.Snapshot) []string {
 	}
 	return lines
 }
-
-// pairs returns how many ordered pairs should reach each other, without making them: the instances
-// of a router, or of a network that has none, all meet.
-func pairs(snap *inventory.Snapshot) uint32 {
-	domains := map[string]uint32{}
-	for _, in := range snap.Instances() {
-		n, _ := snap.Network(in.Network)
-		domain := "network " + n.Name
-		if n.Router != "" {
-			domain = "router " + n.Router
-		}
-		domains[domain]++
-	}
-	var total uint32
-	for _, n := range domains {
-		total += n * (n - 1)
-	}
-	return total
-}

@@ -11,7 +11,6 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
-	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/run"
 	"github.com/dyetrace/dyetrace/plugin/store"
 )
@@ -35,29 +34,6 @@ func file(t *testing.T, networks ...any) inventory.File {
 		t.Fatal(err)
 	}
 	return f
-}
-
-// TestPairs compares the number of pairs with the pairs.
-func TestPairs(t *testing.T) {
-	t.Parallel()
-	for _, networks := range [][]any{
-		{"", 2},
-		{"r1", 4, "r1", 4, "", 2},
-		{"r1", 3, "r2", 3, "r1", 1, "r2", 2, "", 1},
-		{"n2", 3, "", 2}, // a router that is called as a network is
-	} {
-		snap := inventory.NewSnapshot(file(t, networks...))
-		all, err := plan.Pairs(snap, plan.Scope{Kind: plan.All})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := pairs(snap); int(got) != len(all) {
-			t.Errorf("%v: %d pairs, want %d", networks, got, len(all))
-		}
-	}
-	if got := pairs(inventory.NewSnapshot(inventory.File{})); got != 0 {
-		t.Errorf("an empty inventory has %d pairs", got)
-	}
 }
 
 func TestHomeless(t *testing.T) {

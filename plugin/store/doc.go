@@ -16,7 +16,8 @@
 //
 // # Layout
 //
-// Table runs has a row per run, with its counts by verdict, so that listing runs reads no pairs.
+// Table runs has a row per run, with what was asked (scope, options) as protobuf, and its counts by
+// verdict, so that listing runs reads no pairs.
 // Table pairs has the plan, table results the verdicts: a column each for what is searched, and
 // the whole PairResult as protobuf. Both are only ever appended to.
 package store

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 )
 
@@ -40,7 +42,7 @@ func writer(path string) error {
 	}
 	for {
 		pairs := plan(killPairs)
-		run, err := s.CreateRun(ctx, scope, time.Now(), time.Minute, pairs)
+		run, err := s.CreateRun(ctx, scope, options, time.Now(), time.Minute, pairs)
 		if err != nil {
 			return err
 		}
@@ -84,6 +86,9 @@ func TestKill(t *testing.T) {
 		}
 		if run.State != dyetracev1.RunState_RUN_STATE_INTERRUPTED {
 			t.Errorf("run is %v, want it interrupted", run.State)
+		}
+		if !proto.Equal(run.Options, options) {
+			t.Errorf("run has options %v, want %v", run.Options, options)
 		}
 		pairs, err := s.Pairs(t.Context(), id)
 		if err != nil {

@@ -144,24 +144,32 @@ func (s *Store) Close() error {
 }
 
 // CreateRun writes a run that starts now, with its plan: results of which only source and
-// destination count. It returns the run, with a new id.
-func (s *Store) CreateRun(ctx context.Context, scope *dyetracev1.Scope, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error) {
-	b, err := proto.Marshal(scope)
+// destination count. It returns the run, with a new id. Options that are nil are zero.
+func (s *Store) CreateRun(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error) {
+	asked, err := proto.Marshal(scope)
 	if err != nil {
 		return nil, fmt.Errorf("create run: scope: %w", err)
+	}
+	if opts == nil {
+		opts = &dyetracev1.ProbeOptions{}
+	}
+	how, err := proto.Marshal(opts)
+	if err != nil {
+		return nil, fmt.Errorf("create run: options: %w", err)
 	}
 	run := &dyetracev1.Run{
 		Id:      s.ids.next(now),
 		State:   dyetracev1.RunState_RUN_STATE_RUNNING,
 		Scope:   scope,
+		Options: opts,
 		Started: timestamppb.New(now),
 		Total:   uint32(len(plan)),
 		Counts:  &dyetracev1.Counts{},
 	}
 	err = s.tx(ctx, func(tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx,
-			`INSERT INTO runs (id, state, scope, started_ns, timeout_ns, total) VALUES (?, ?, ?, ?, ?, ?)`,
-			run.Id, run.State, nonNil(b), now.UnixNano(), int64(timeout), len(plan))
+			`INSERT INTO runs (id, state, scope, options, started_ns, timeout_ns, total) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			run.Id, run.State, nonNil(asked), nonNil(how), now.UnixNano(), int64(timeout), len(plan))
 		if err != nil {
 			return err
 		}
@@ -289,9 +297,14 @@ func runningRun(ctx context.Context, tx *sql.Tx, id string) (key, total int64, e
 	case err != nil:
 		return 0, 0, err
 	case state != dyetracev1.RunState_RUN_STATE_RUNNING:
-		return 0, 0, fmt.Errorf("%w: %v", ErrState, state)
+		return 0, 0, fmt.Errorf("%w: %s", ErrState, stateWord(state))
 	}
 	return key, total, nil
+}
+
+// stateWord writes a state for people: RUN_STATE_DONE as done.
+func stateWord(s dyetracev1.RunState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "RUN_STATE_"))
 }
 
 // FinishRun ends a running run: it is in the given state from now on. The error wraps [ErrState]
@@ -324,7 +337,7 @@ func (s *Store) ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time
 		case err != nil:
 			return err
 		case state != dyetracev1.RunState_RUN_STATE_INTERRUPTED:
-			return fmt.Errorf("%w: %v", ErrState, state)
+			return fmt.Errorf("%w: %s, want interrupted", ErrState, stateWord(state))
 		}
 		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = NULL WHERE id = ?`,
 			dyetracev1.RunState_RUN_STATE_RUNNING, id)
@@ -337,7 +350,7 @@ func (s *Store) ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time
 	return r, time.Duration(timeout), err
 }
 
-const runColumns = `id, state, scope, started_ns, ended_ns, total, healthy, faulty, silent, policy, unknown`
+const runColumns = `id, state, scope, options, started_ns, ended_ns, total, healthy, faulty, silent, policy, unknown`
 
 // Run returns the run whose id is or begins with id. It has no verdict of its own; that is for
 // the caller to conclude from the counts. The error wraps [ErrNotFound] or [ErrAmbiguous].
@@ -377,18 +390,21 @@ func (s *Store) runs(ctx context.Context, query string, args ...any) ([]*dyetrac
 	defer rows.Close()
 	var runs []*dyetracev1.Run
 	for rows.Next() {
-		r := &dyetracev1.Run{Scope: &dyetracev1.Scope{}, Counts: &dyetracev1.Counts{}}
-		var scope []byte
+		r := &dyetracev1.Run{Scope: &dyetracev1.Scope{}, Options: &dyetracev1.ProbeOptions{}, Counts: &dyetracev1.Counts{}}
+		var scope, options []byte
 		var started int64
 		var ended sql.NullInt64
 		c := r.Counts
-		err := rows.Scan(&r.Id, &r.State, &scope, &started, &ended, &r.Total,
+		err := rows.Scan(&r.Id, &r.State, &scope, &options, &started, &ended, &r.Total,
 			&c.Healthy, &c.Faulty, &c.Silent, &c.Policy, &c.Unknown)
 		if err != nil {
 			return nil, err
 		}
 		if err := proto.Unmarshal(scope, r.Scope); err != nil {
 			return nil, fmt.Errorf("scope of run %s: %w", r.Id, err)
+		}
+		if err := proto.Unmarshal(options, r.Options); err != nil {
+			return nil, fmt.Errorf("options of run %s: %w", r.Id, err)
 		}
 		r.Started = timestamppb.New(time.Unix(0, started))
 		if ended.Valid {

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pressly/goose/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -20,6 +22,10 @@ import (
 var (
 	start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	scope = &dyetracev1.Scope{Scope: &dyetracev1.Scope_Network{Network: "blue"}}
+	// options has a value for every field, none of them the zero one.
+	options = &dyetracev1.ProbeOptions{
+		Scheme: dyetracev1.Scheme_SCHEME_ICMP, IpVersion: dyetracev1.IPVersion_IP_VERSION_6, NoTouch: true,
+	}
 )
 
 func open(t testing.TB, path string) *Store {
@@ -67,7 +73,7 @@ func TestRun(t *testing.T) {
 	ctx := t.Context()
 	s := open(t, filepath.Join(t.TempDir(), "a b?c.db"))
 	pairs := plan(200)
-	run, err := s.CreateRun(ctx, scope, start, 30*time.Second, pairs)
+	run, err := s.CreateRun(ctx, scope, options, start, 30*time.Second, pairs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +126,7 @@ func TestStates(t *testing.T) {
 	one := []*dyetracev1.PairResult{judged(pairs[0], dyetracev1.Verdict_VERDICT_HEALTHY)}
 
 	create := func() string {
-		run, err := s.CreateRun(ctx, scope, start, 7*time.Second, pairs)
+		run, err := s.CreateRun(ctx, scope, options, start, 7*time.Second, pairs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +181,55 @@ func TestStates(t *testing.T) {
 	if err != nil || r.State != dyetracev1.RunState_RUN_STATE_RUNNING || timeout != 7*time.Second {
 		t.Errorf("ResumeRun = %v, %v, %v", r, timeout, err)
 	}
+	if !proto.Equal(r.GetOptions(), options) {
+		t.Errorf("a resumed run has the options %v, want %v", r.GetOptions(), options)
+	}
 	check("put into a resumed run", s.PutResults(ctx, left, []uint32{0}, one), nil)
+}
+
+// TestMigrate opens a database of before there were options: its runs have the zero ones, and can
+// be gone on with.
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "s.db")
+	db, err := openDB(path, "_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.UpTo(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(ctx, `INSERT INTO runs (id, state, scope, started_ns, timeout_ns, total) VALUES ('old', ?, x'', 1, 1, 0)`,
+		dyetracev1.RunState_RUN_STATE_RUNNING)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	s := open(t, path)
+	run, _, err := s.ResumeRun(ctx, "old")
+	if err != nil || run.GetOptions() == nil || !proto.Equal(run.GetOptions(), &dyetracev1.ProbeOptions{}) {
+		t.Errorf("a run from before: %v, %v; want zero options", run, err)
+	}
+	after, err := s.CreateRun(ctx, scope, options, start, time.Second, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs, err := s.Runs(ctx, "", 1)
+	if err != nil || len(runs) != 1 {
+		t.Fatalf("Runs = %v, %v", runs, err)
+	}
+	if r, err := s.Run(ctx, after.Id); err != nil || !proto.Equal(r.GetOptions(), options) {
+		t.Errorf("a run from after: %v, %v; want options %v", r, err, options)
+	}
 }
 
 func TestFind(t *testing.T) {
@@ -184,13 +238,13 @@ func TestFind(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "s.db"))
 	var all []string
 	for range 5 { // within one millisecond, as far as the store can tell
-		run, err := s.CreateRun(ctx, scope, start, time.Second, nil)
+		run, err := s.CreateRun(ctx, scope, nil, start, time.Second, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, run.Id)
 	}
-	later, err := s.CreateRun(ctx, scope, start.Add(24*time.Hour), time.Second, nil)
+	later, err := s.CreateRun(ctx, scope, nil, start.Add(24*time.Hour), time.Second, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +302,7 @@ func TestConcurrent(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			pairs := plan(50)
-			run, err := s.CreateRun(ctx, scope, time.Now(), time.Second, pairs)
+			run, err := s.CreateRun(ctx, scope, nil, time.Now(), time.Second, pairs)
 			if err != nil {
 				t.Error(err)
 				return
@@ -275,7 +329,7 @@ func TestPermissions(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s.db")
 	s := open(t, path)
-	if _, err := s.CreateRun(t.Context(), scope, start, time.Second, nil); err != nil {
+	if _, err := s.CreateRun(t.Context(), scope, nil, start, time.Second, nil); err != nil {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob(path + "*")
@@ -342,7 +396,7 @@ func BenchmarkCreateRun(b *testing.B) {
 			s := open(b, filepath.Join(b.TempDir(), "s.db"))
 			pairs := plan(n)
 			for b.Loop() {
-				if _, err := s.CreateRun(b.Context(), scope, start, time.Second, pairs); err != nil {
+				if _, err := s.CreateRun(b.Context(), scope, nil, start, time.Second, pairs); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -365,7 +419,7 @@ func BenchmarkPutResults(b *testing.B) {
 			for b.Loop() {
 				if at+n > total {
 					b.StopTimer()
-					run, err := s.CreateRun(b.Context(), scope, start, time.Second, pairs)
+					run, err := s.CreateRun(b.Context(), scope, nil, start, time.Second, pairs)
 					if err != nil {
 						b.Fatal(err)
 					}

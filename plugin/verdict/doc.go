@@ -9,6 +9,12 @@
 //   - Absence proves nothing, unless the hook of that point was audited live before and after
 //     the probe, with the same epoch and the same count of lost samples, by an agent that was
 //     connected all the while. Then the packet did not pass there.
+//   - Nor does it prove anything of an answer, unless the answer certainly bore the stain:
+//     guests need not reflect the ToS (a SYN-ACK of Linux does not), and hooks know answers by
+//     it. It did if it was seen with it; if the destination's bridge was armed to know the
+//     guest's TCP answers by their ports and to stain them; or if the bridge had room for the
+//     flow that knows the reply to an echo request. At an instance's port, TCP answers are
+//     known whatever their ToS.
 //   - What lies after the last point seen and before the first point whose absence is proof is
 //     the segment that failed.
 //   - If the guest lies in the segment, it may be the guest who is silent. What the bridge's
@@ -18,7 +24,14 @@
 //
 // All else is unknown. With several probes of one pair, one that arrived is enough for healthy;
 // if none arrived, the one that came furthest is judged, since it proves the others' segments
-// passable.
+// passable. Of those that came equally far, one whose answer would have been seen is judged.
+//
+// # No-touch
+//
+// Where no guest may see a probe, it is followed up to where it leaves for the guest, and that
+// is the goal: nobody answers, so nobody is silent, unless the port is down. The way back is a
+// path of its own, with probes of its own. [Combine] makes one verdict of there and back, and
+// of what several schemes say.
 //
 // # What healthy does not say
 //

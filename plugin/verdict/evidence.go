@@ -11,6 +11,8 @@ import (
 // Evidence is all that is known of one pair in one run.
 type Evidence struct {
 	Path *plan.Path
+	// Scheme is how the attempts are stained; zero is tcp.
+	Scheme stain.Scheme
 	// Attempts are the probes spent on the pair, in the order of their injection.
 	Attempts []Attempt
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was
@@ -50,6 +52,10 @@ type Attempt struct {
 	Failure string
 	// PortAbsent says that it did not leave because the port is not on the bridge.
 	PortAbsent bool
+	// Armed says that, while it was under way, the bridge of the destination knew the
+	// destination's TCP answers by their ports alone, and stained them (Arm.answers of the
+	// contract). Otherwise hooks see only answers that bear the stain's ToS.
+	Armed bool
 	// Seen are samples at points of the path, in any order. Of several at one point the first
 	// counts, the others are duplicates.
 	Seen []Sample
@@ -64,11 +70,14 @@ type Sample struct {
 	// AtNs is by the clock of the agent that saw it, nanoseconds.
 	AtNs int64
 	TTL  uint8
-	// InPort is the OpenFlow port that it came in by.
+	// InPort is the OpenFlow port that it came in by; at to-instance, that it left by.
 	InPort uint32
 	// TunSrc and TunID are outer source address and tunnel key; zero where it came by no tunnel.
 	TunSrc netip.Addr
 	TunID  uint32
+	// NoReply is true for an echo request on a bridge that does not promise to know the reply
+	// whatever its ToS: not asked to, not yet, or without room (stain.Copy.NoReply).
+	NoReply bool
 }
 
 // Sighting is a sample at a point that is not on the path.
@@ -76,24 +85,39 @@ type Sighting struct {
 	Host, Bridge string
 	Kind         stain.Kind
 	Direction    plan.Direction
+	// InPort as in Sample.
+	InPort uint32
 }
 
 func (s Sighting) String() string { return s.Host + "/" + s.Bridge + " " + s.Kind.String() }
 
-// blind says why a missing sample of point i proves nothing; empty if it is proof.
+// scheme is how the attempts are stained.
+func (e *Evidence) scheme() stain.Scheme {
+	if e.Scheme == 0 {
+		return stain.TCP
+	}
+	return e.Scheme
+}
+
+// blind says why point i may have missed a stained packet; empty if it would have seen it.
 func (e *Evidence) blind(i int) string {
 	p := &e.Path.Points[i]
-	where := p.Host + "/" + p.Bridge
 	if p.Absent != "" {
-		return where + ": " + p.Absent
+		return p.Host + "/" + p.Bridge + ": " + p.Absent
 	}
-	if why, gone := e.Gone[p.Host]; gone {
+	return e.unattested(p.Host, p.Bridge)
+}
+
+// unattested says why a hook may not have been there, or not have told; empty if it was and has.
+func (e *Evidence) unattested(host, bridge string) string {
+	where := host + "/" + bridge
+	if why, gone := e.Gone[host]; gone {
 		if why == "" {
 			why = "its agent was not connected all the time"
 		}
-		return p.Host + ": " + why
+		return host + ": " + why
 	}
-	w := e.Hooks[Place{p.Host, p.Bridge}]
+	w := e.Hooks[Place{host, bridge}]
 	switch {
 	case w.Before == nil:
 		return where + ": hook not audited before the probe"
@@ -127,6 +151,11 @@ type trail struct {
 	// last is the last point seen, -1 if none; next the first after it whose absence is
 	// proof, -1 if none.
 	last, next int
+	// mute is the first point after last, and before next, whose absence would be proof if only
+	// the answer had certainly borne the stain; -1 if none.
+	mute int
+	// heard is the first point that saw the answer and knows answers by their ToS, -1 if none.
+	heard int
 	// doubled is the first point seen more than once, -1 if none; looped says that the copies
 	// differ in TTL: the packet itself came by again.
 	doubled int
@@ -143,7 +172,7 @@ func (t *trail) sample(point int) (Sample, bool) {
 }
 
 func (e *Evidence) trail(a *Attempt) trail {
-	t := trail{Attempt: a, points: e.Path.Points, at: make([]int, len(e.Path.Points)), last: -1, next: -1, doubled: -1}
+	t := trail{Attempt: a, points: e.Path.Points, at: make([]int, len(e.Path.Points)), last: -1, next: -1, mute: -1, heard: -1, doubled: -1}
 	for i, s := range a.Seen {
 		if s.Point < 0 || s.Point >= len(t.at) {
 			continue // not of this path: the caller's mistake must not become a verdict
@@ -160,12 +189,90 @@ func (e *Evidence) trail(a *Attempt) trail {
 		}
 		t.at[s.Point] = i + 1
 		t.last = max(t.last, s.Point)
+		if (t.heard < 0 || s.Point < t.heard) && e.byToS(s.Point) {
+			t.heard = s.Point
+		}
 	}
 	for i := t.last + 1; i < len(t.at) && t.last >= 0; i++ {
-		if e.blind(i) == "" {
+		switch {
+		case e.blind(i) != "" || e.beside(a, i) != "":
+		case e.deaf(&t, i) == "":
 			t.next = i
-			break
+			return t
+		case t.mute < 0:
+			t.mute = i
 		}
 	}
 	return t
+}
+
+// beside says that the packet left for an instance by another port than that of point i. Whether
+// that one has taken its place meanwhile, or the switch delivers to the wrong guest, no sample
+// tells. Empty if it was not seen so.
+func (e *Evidence) beside(a *Attempt, i int) string {
+	p := &e.Path.Points[i]
+	if p.Kind != stain.ToInstance {
+		return ""
+	}
+	for _, s := range a.Stray {
+		if s.Kind == p.Kind && s.Host == p.Host && s.Bridge == p.Bridge && s.Direction == p.Direction {
+			return fmt.Sprintf("%s/%s: it left by OpenFlow port %d, not by %d", p.Host, p.Bridge, s.InPort, p.OFPort)
+		}
+	}
+	return ""
+}
+
+// byToS says that point i is the answer's and knows it by the stain's ToS. At an instance's port
+// TCP answers are known by their TCP ports alone: there is no flow cache that would suffer.
+func (e *Evidence) byToS(i int) bool {
+	p := &e.Path.Points[i]
+	return p.Direction == plan.Reply && (p.Kind != stain.ToInstance || e.scheme() == stain.ICMP)
+}
+
+// deaf says why the answer may have passed point i without a sample though the point was not
+// blind: guests need not reflect the ToS, and somebody must have stained the answer then. Empty
+// where it cannot have passed so.
+func (e *Evidence) deaf(t *trail, i int) string {
+	from, to := &e.Path.From, &e.Path.To
+	at := &e.Path.Points[i]
+	switch {
+	case !e.byToS(i):
+		return ""
+	case t.heard >= 0 && e.scheme() == stain.TCP:
+		return "" // it bore the stain, and only the destination's bridge could have given it
+	case t.heard >= 0 && (i > t.heard || e.Path.Points[t.heard].Host != from.Host || e.Path.Points[t.heard].Bridge != from.Bridge):
+		return ""
+	}
+	why := e.unstained(t, to)
+	if why != "" && e.scheme() == stain.ICMP && at.Host == from.Host && at.Bridge == from.Bridge && e.unstained(t, from) == "" {
+		return "" // the source's bridge saw the request as well, and knows the reply by itself
+	}
+	return why
+}
+
+// unstained says why the bridge of end may have let the answer pass as the guest sent it; empty
+// if it certainly stained it.
+func (e *Evidence) unstained(t *trail, end *plan.End) string {
+	if e.scheme() == stain.TCP {
+		if !t.Armed {
+			return "an answer without the stain's ToS would have passed unseen"
+		}
+		i, ok := e.Path.Index(end.Host, end.Bridge, stain.FromInstance, plan.Reply)
+		if !ok {
+			return fmt.Sprintf("%s/%s: no point from-instance", end.Host, end.Bridge)
+		}
+		return e.blind(i)
+	}
+	for i := range e.Path.Points {
+		p := &e.Path.Points[i]
+		if p.Direction != plan.Forward || p.Kind == stain.ToInstance || p.Host != end.Host || p.Bridge != end.Bridge {
+			continue
+		}
+		if s, seen := t.sample(i); seen && s.NoReply {
+			return fmt.Sprintf("the switch of %s did not promise to know a reply without the stain's ToS", end.Host)
+		} else if seen {
+			return e.unattested(end.Host, end.Bridge)
+		}
+	}
+	return fmt.Sprintf("%s/%s did not show the request, so a reply without the stain's ToS would have passed unseen", end.Host, end.Bridge)
 }

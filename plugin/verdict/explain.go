@@ -74,6 +74,7 @@ type NeedExplain struct {
 	TunID          uint32
 	TunSrc, TunDst netip.Addr
 	Reply          bool
+	Scheme         stain.Scheme
 }
 
 // question asks about the packet on the host that saw it last, as it was seen when it came to
@@ -87,7 +88,7 @@ func (e *Evidence) question(t *trail) *NeedExplain {
 	q := &NeedExplain{
 		Point: t.last, Host: at.Host, Bridge: at.Bridge, InPort: s.InPort,
 		SrcMAC: at.SrcMAC, DstMAC: at.DstMAC, Src: p.Src, Dst: p.Dst, TTL: s.TTL,
-		Reply: at.Direction == plan.Reply,
+		Reply: at.Direction == plan.Reply, Scheme: e.scheme(),
 	}
 	if q.Reply {
 		q.Src, q.Dst = p.Dst, p.Src

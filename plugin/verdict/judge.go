@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -74,8 +75,19 @@ type Result struct {
 	// Flow that dropped it and Command that shows it, where known.
 	Flow    *Flow
 	Command string
+	// Passed says that a switch lost it whose flows pass it now.
+	Passed bool
 	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
 	Need *NeedExplain
+
+	// Scheme is how the probes were stained that this is from, 0 where none was sent;
+	// SchemeReason why that one, empty where it was asked for or there is but one track.
+	Scheme       stain.Scheme
+	SchemeReason string
+	// Src and Dst are the addresses of the pair that were probed, NoTouch that no guest was to
+	// see a probe.
+	Src, Dst netip.Addr
+	NoTouch  bool
 }
 
 // judgement is one call of Judge.
@@ -109,6 +121,62 @@ func Complete(p *plan.Path, a *Attempt) bool {
 	return want == 0 && goal(p) >= 0
 }
 
+// Unanswered says that an attempt was seen at the last point before the guest that exists, and
+// no answer to it anywhere, though the bridge of the destination sees answers: the guest may have
+// answered without the stain's ToS. Another attempt that is Armed will tell.
+func Unanswered(p *plan.Path, a *Attempt) bool {
+	if p.NoTouch {
+		return false
+	}
+	end, sees := -1, false
+	for i := range p.Points {
+		switch pt := &p.Points[i]; {
+		case pt.Absent != "":
+		case pt.Direction == plan.Forward:
+			end = i
+		case pt.Kind == stain.FromInstance && pt.Host == p.To.Host && pt.Bridge == p.To.Bridge:
+			sees = true
+		}
+	}
+	delivered := false
+	for i := range a.Seen {
+		pt := a.Seen[i].Point
+		if pt < 0 || pt >= len(p.Points) {
+			continue
+		}
+		if p.Points[pt].Direction == plan.Reply {
+			return false
+		}
+		delivered = delivered || pt == end
+	}
+	return delivered && sees
+}
+
+// Unrecognised says that an attempt arrived, but that points on the way back did not know the
+// answer, as one without the stain's ToS. Another attempt that is Armed will show the whole way.
+func Unrecognised(p *plan.Path, a *Attempt) bool {
+	end := goal(p)
+	if p.NoTouch || a.Armed || end < 0 {
+		return false
+	}
+	seen := make([]bool, len(p.Points))
+	for i := range a.Seen {
+		if pt := a.Seen[i].Point; pt >= 0 && pt < len(seen) {
+			seen[pt] = true
+		}
+	}
+	some := false
+	for i := range end {
+		if pt := &p.Points[i]; pt.Direction == plan.Reply && pt.Absent == "" {
+			if seen[i] {
+				return false
+			}
+			some = true
+		}
+	}
+	return seen[end] && some
+}
+
 // Judge returns the verdict that the evidence carries.
 func Judge(e Evidence) Result {
 	j := judgement{Evidence: e, goal: goal(e.Path), trails: make([]trail, len(e.Attempts))}
@@ -118,6 +186,12 @@ func Judge(e Evidence) Result {
 	j.t = j.pick()
 	r := j.judge()
 	r.Probes = len(e.Attempts)
+	r.Src, r.Dst, r.NoTouch = e.Path.Src, e.Path.Dst, e.Path.NoTouch
+	for i := range e.Attempts {
+		if a := &e.Attempts[i]; a.Injected || len(a.Seen) > 0 {
+			r.Scheme = e.scheme()
+		}
+	}
 	if j.t != nil {
 		r.Samples, r.Duplicates = align(e.Path, j.t), j.t.extra
 	} else {
@@ -127,10 +201,18 @@ func Judge(e Evidence) Result {
 }
 
 // goal is the last point that exists, if seeing the packet there proves the way there and
-// back: it must be the answer's, on the source's host. -1 if there is none such.
+// back: it must be the answer's, on the source's host. In no-touch it is where the packet leaves
+// for the destination's guest. -1 if there is none such.
 func goal(p *plan.Path) int {
 	for i := len(p.Points) - 1; i >= 0; i-- {
-		if pt := &p.Points[i]; pt.Absent == "" {
+		pt := &p.Points[i]
+		if p.NoTouch {
+			if pt.Absent == "" && pt.Kind == stain.ToInstance && pt.Host == p.To.Host {
+				return i
+			}
+			return -1
+		}
+		if pt.Absent == "" {
 			if pt.Direction == plan.Reply && pt.Host == p.From.Host {
 				return i
 			}
@@ -140,23 +222,53 @@ func goal(p *plan.Path) int {
 	return -1
 }
 
-// pick returns the attempt to judge: the first that arrived, else the one that came furthest,
-// a proven loss before an unproven one; nil if nothing was tried.
+// pick returns the attempt to judge: of those that arrived, the first that most points saw; else
+// the one that shows most; nil if nothing was tried.
 func (j *judgement) pick() *trail {
 	var best *trail
 	for i := range j.trails {
 		t := &j.trails[i]
-		if j.arrived(t) {
-			return t
-		}
-		if best == nil || t.last > best.last || t.last == best.last && t.weight() > best.weight() {
+		switch came := j.arrived(t); {
+		case best == nil:
+			best = t
+		case came != j.arrived(best):
+			if came {
+				best = t
+			}
+		case came && t.sightings() > best.sightings(), !came && t.shows(best) > 0:
 			best = t
 		}
 	}
 	return best
 }
 
+// sightings counts the points that saw it.
+func (t *trail) sightings() int {
+	n := 0
+	for _, at := range t.at {
+		if at != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 func (j *judgement) arrived(t *trail) bool { return j.goal >= 0 && t.last >= j.goal }
+
+// shows is positive if t shows more than o: it came further; or as far, and its loss is proven;
+// or within less of a segment, as that of one is whose answer would have been seen.
+func (t *trail) shows(o *trail) int {
+	if d := cmp.Or(cmp.Compare(t.last, o.last), cmp.Compare(t.weight(), o.weight())); d != 0 {
+		return d
+	}
+	if t.next >= 0 && t.next != o.next {
+		return cmp.Compare(o.next, t.next)
+	}
+	if t.Armed && !o.Armed {
+		return 1
+	}
+	return 0
+}
 
 // weight orders attempts that came equally far by how much they prove.
 func (t *trail) weight() int {
@@ -171,6 +283,8 @@ func (t *trail) weight() int {
 
 func (j *judgement) judge() Result {
 	switch {
+	case j.t != nil && j.arrived(j.t) && j.Path.NoTouch:
+		return j.handed()
 	case j.t != nil && j.arrived(j.t):
 		return j.whole()
 	case j.Path.Blocked != nil && (j.t == nil || j.t.last < 0):
@@ -182,7 +296,7 @@ func (j *judgement) judge() Result {
 	case j.t.next < 0:
 		return j.unseen()
 	default:
-		return j.lost()
+		return j.lost(j.t.next)
 	}
 }
 
@@ -215,6 +329,25 @@ func (j *judgement) whole() Result {
 	return r
 }
 
+// handed judges a probe in no-touch that was seen where it left for the destination's guest.
+func (j *judgement) handed() Result {
+	r := Result{Verdict: Healthy}
+	notes := j.notes()
+	if to := &j.Path.To; to.LinkDown {
+		// As in an ordinary probe of which no answer comes: a port that is down delivers nothing.
+		r.Verdict, r.Host = Silent, to.Host
+		r.Segment = j.segment(j.t.last-1, j.t.last)
+		notes = append([]string{off(to, j.Path.Pair.Dst.Name)}, notes...)
+	}
+	r.Cause = strings.Join(notes, "; ")
+	return r
+}
+
+// off words that the link of an instance's port is down.
+func off(end *plan.End, name string) string {
+	return fmt.Sprintf("link of %s on %s is down: %s is off, or its interface is", firstOf(end.Port, "its port"), end.Host, name)
+}
+
 // byWhom asks who answered, if no sample of the destination's host says that it did. A later
 // sample proves every earlier hop only while there is one way; a stale tunnel may lead to an
 // old copy of the instance, which answers. The outer source address of the answer tells. doubt
@@ -233,7 +366,7 @@ func (j *judgement) byWhom() (r Result, doubt bool) {
 		if _, seen := j.t.sample(i); seen {
 			return Result{}, false
 		}
-		provable = j.blind(i)
+		provable = j.unproven(j.t, i)
 		proof = proof || provable == ""
 	}
 	by, stray := j.impostor()
@@ -307,10 +440,28 @@ func (j *judgement) crossing() (from, to int) {
 // blocked judges a pair that could not be probed.
 func (j *judgement) blocked() Result {
 	b := j.Path.Blocked
-	if !b.Absent {
+	switch {
+	case !b.Absent && j.Path.NoTouch && j.Path.To.Absent != "":
+		// What keeps the probe from being withheld is what the network lacks.
+		return j.portless()
+	case !b.Absent:
 		return j.unplaced(b.Reason)
 	}
 	return Result{Verdict: Faulty, Segment: j.entrance(), Host: j.Path.From.Host, Cause: b.Reason}
+}
+
+// portless judges a pair of whose destination it is known, without a probe, that it has no port.
+func (j *judgement) portless() Result {
+	to := &j.Path.To
+	r := Result{Verdict: Faulty, Host: to.Host, Cause: to.Absent, Segment: &Segment{
+		To: plan.Expected{Host: to.Host, Bridge: to.Bridge, Kind: stain.ToInstance, Direction: plan.Forward},
+	}}
+	for i := range j.Path.Points {
+		if p := &j.Path.Points[i]; p.Direction == plan.Forward && p.Kind != stain.ToInstance {
+			r.Segment.From = p
+		}
+	}
+	return r
 }
 
 // entrance is the segment before the first point; nil where there is none.
@@ -354,6 +505,11 @@ func (j *judgement) notEntered() Result {
 func (j *judgement) unseen() Result {
 	last := j.t.last
 	r := Result{Verdict: Unknown, Host: j.Path.Points[last].Host}
+	if j.t.mute >= 0 {
+		if l := j.loss(j.t.mute); l.noPort() {
+			return j.lost(j.t.mute) // nobody answers by a port that is not there, with or without ToS
+		}
+	}
 	reasons := j.blinds(last+1, len(j.Path.Points))
 	if last+1 < len(j.Path.Points) {
 		r.Segment = j.segment(last, last+1)
@@ -362,11 +518,45 @@ func (j *judgement) unseen() Result {
 	if j.Path.To.Blind != "" {
 		reasons = append(reasons, j.Path.To.Blind)
 	}
+	if j.Path.To.LinkDown {
+		reasons = append(reasons, off(&j.Path.To, j.Path.Pair.Dst.Name))
+	}
+	if len(reasons) == 0 && j.Path.NoTouch {
+		reasons = append(reasons, fmt.Sprintf("nothing of %s sees the delivery", j.Path.To.Host))
+	}
 	if len(reasons) == 0 {
 		reasons = append(reasons, fmt.Sprintf("no hook of %s sees the answer", j.Path.From.Host))
 	}
 	r.Cause = fmt.Sprintf("seen up to %s; beyond, we could not see: %s", j.Path.Points[last], few(reasons))
+	if n := j.earlier(); n != "" {
+		r.Cause += "; " + n
+	}
+	j.hint(&r)
 	return r
+}
+
+// hint adds what the flows say of a probe that may have been answered unseen. It was not proved
+// lost, so that they decide nothing: what they do now is not what they did.
+func (j *judgement) hint(r *Result) {
+	if j.t.mute < 0 {
+		return
+	}
+	l := j.loss(j.t.mute)
+	r.Need = j.need(&l)
+	if r.Need != nil {
+		r.Need.Decides = false
+	}
+	if x := j.Explanation; x != nil && x.Point == l.from {
+		r.Command = x.Command
+	}
+	switch {
+	case l.x == nil:
+	case l.x.Outcome == Dropped && l.x.Flow != nil:
+		r.Flow = l.x.Flow
+		r.Cause += fmt.Sprintf("; asked afterwards, %s drops it: %s", l.last.Host, l.x.Flow)
+	case l.x.Outcome == Tunnelled && j.owner(l.x.TunnelRemote) != l.receiver.Host && l.last.Host != l.receiver.Host:
+		r.Cause += "; asked afterwards, " + j.wrongTunnel(&l, j.owner(l.x.TunnelRemote))
+	}
 }
 
 // blinds returns why the points from first up to end could not see, each reason once.
@@ -374,7 +564,7 @@ func (j *judgement) blinds(first, end int) []string {
 	var reasons []string
 next:
 	for i := first; i < end; i++ {
-		why := j.blind(i)
+		why := j.unproven(j.t, i)
 		for _, r := range reasons {
 			if r == why {
 				continue next
@@ -385,6 +575,14 @@ next:
 		}
 	}
 	return reasons
+}
+
+// unproven says why a missing sample of point i proves nothing; empty if it is proof.
+func (e *Evidence) unproven(t *trail, i int) string {
+	if why := firstOf(e.blind(i), e.beside(t.Attempt, i)); why != "" {
+		return why
+	}
+	return e.deaf(t, i)
 }
 
 // few joins reasons, but not so many that nobody reads them.

@@ -12,6 +12,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 type hosts = map[string]*inventory.Host
@@ -44,6 +45,17 @@ func answerFrom(vtep string) func(*Evidence) {
 	}
 }
 
+// noRoom is a request for whose reply the bridge of that point had no room.
+func noRoom(point int) func(*Evidence) {
+	return func(e *Evidence) {
+		for _, a := range e.Attempts {
+			for i := range a.Seen {
+				a.Seen[i].NoReply = a.Seen[i].NoReply || a.Seen[i].Point == point
+			}
+		}
+	}
+}
+
 func gone(host string) func(*Evidence) {
 	return func(e *Evidence) { e.Gone = map[string]string{host: "its agent was cut off at 10:42"} }
 }
@@ -59,11 +71,14 @@ func TestJudge(t *testing.T) {
 		routed   = "blue-1 green-3" // the same, routed
 		local    = "blue-1 blue-2"  // 2 points on hv1
 		shown    = "blue-1 blue-4"  // hv1 0 1, hv4 2 and 3 as delivered, answer hv4 4, hv1 5 6
+		shows    = "blue-4 blue-1"  // hv4 0, hv1 1 2, answer hv1 3 4, hv4 5 and 6 as delivered
 	)
 	drop := flow("br-int", 60, 90, "ip,nw_dst=10.0.1.13")
 	tests := []struct {
 		name    string
 		pair    string
+		scheme  stain.Scheme
+		noTouch bool // only the points of the way there
 		net     []func(hosts)
 		probes  []string
 		impair  []func(*Evidence)
@@ -84,7 +99,7 @@ func TestJudge(t *testing.T) {
 		{name: "one of two", pair: crossing, probes: []string{"01", "01234567"},
 			want: "healthy | - |  | 1 of 2 probes lost, between hv1/br-tun to-tunnel and hv3/br-tun from-tunnel"},
 		{name: "one of three, one unclear", pair: crossing, probes: []string{"01", "no:full", "01234567"}, impair: []func(*Evidence){gone("hv3")},
-			want: "healthy | - |  | 1 of 3 probes lost, between hv1/br-tun to-tunnel and hv1/br-tun from-tunnel"},
+			want: "healthy | - |  | 2 of 3 probes could not be followed"},
 		{name: "one failed to inject", pair: crossing, probes: []string{"no:full", "01234567"},
 			want: "healthy | - |  | 1 of 2 probes could not be followed"},
 		{name: "duplicate", pair: crossing, probes: []string{"012234567"},
@@ -219,17 +234,17 @@ func TestJudge(t *testing.T) {
 		{name: "one point blind, the tunnel is right", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){windowed("hv3", "br-tun", reinstalled)}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-int from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, but hv3/br-int from-tunnel did not see it: lost on the way (hv3/br-tun: hook installed anew meanwhile)"},
 		{name: "destination blind, source deaf", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")},
-			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; hv3: its agent was cut off at 10:42 | ask hv1/br-int!"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3: its agent was cut off at 10:42 | ask hv1/br-int"},
 		{name: "destination blind, source drops", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_dst=fa:16:3e:00:01:13")},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1: dropped by br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3: its agent was cut off at 10:42; asked afterwards, hv1 drops it: br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
 		{name: "destination blind, source sends it astray", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4"},
-			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3: its agent was cut off at 10:42; asked afterwards, hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
 		{name: "destination blind, source does right", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3"},
-			want: "unknown | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | lost after hv1/br-tun to-tunnel; its flows send it into tunnel gre-hv3 (to 10.1.2.3), and what became of it there is not known (hv3: its agent was cut off at 10:42)"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3: its agent was cut off at 10:42"},
 		{name: "destination's agent gone, seen before", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){gone("hv3")},
-			want: "unknown | hv3/br-int from-tunnel → hv1/br-tun from-tunnel | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: its agent cannot be asked what the flows do with it; hv3: its agent was cut off at 10:42"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: hv3: its agent was cut off at 10:42"},
 		{name: "answer may have gone unseen", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", lossy), windowed("hv3", "br-tun", lossy)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
-			want: "unknown | hv3/br-int from-tunnel → hv1/br-tun from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (hv3/br-int: agent lost 3 samples meanwhile; hv3/br-tun: agent lost 3 samples meanwhile)"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: hv3/br-int: agent lost 3 samples meanwhile; hv3/br-tun: agent lost 3 samples meanwhile"},
 		{name: "nothing audited", pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){func(e *Evidence) { e.Hooks = nil }},
 			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv3 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: hv3/br-tun: hook not audited before the probe; hv3/br-int: hook not audited before the probe; hv1/br-tun: hook not audited before the probe; and 1 more"},
 		{name: "source cannot see answers", pair: crossing, net: []func(hosts){noPatch("hv1"), refused("hv1", "br-tun")}, probes: []string{"012345"},
@@ -242,12 +257,133 @@ func TestJudge(t *testing.T) {
 			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
 		{name: "absent before full", pair: crossing, probes: []string{"no:full", "absent"},
 			want: "faulty | before hv1/br-int from-instance | hv1 | tap-b1 is not on br-int of hv1"},
+
+		// An answer without the stain's ToS, for which the destination's bridge was not armed.
+		{name: "maybe answered", pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen"},
+		{name: "maybe answered, not explained", pair: crossing, probes: []string{"bare 0123"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen | ask hv3/br-tun"},
+		{name: "maybe answered, though its flows drop it", pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen; asked afterwards, hv3 drops it: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "maybe answered, its link is down", pair: crossing, net: []func(hosts){linkDown("hv3", "tap-b3")}, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen; link of tap-b3 on hv3 is down: blue-3 is off, or its interface is"},
+		{name: "nobody to answer", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, probes: []string{"bare 0123"},
+			want: "faulty | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | tap-b3 is not on br-int of hv3 | ask hv3/br-tun"},
+		{name: "delivered, maybe answered", pair: shown, probes: []string{"bare 0123"},
+			want: "unknown | hv4/br-int to-instance → hv4/br-int from-instance | hv4 | seen up to hv4/br-int to-instance; beyond, we could not see: an answer without the stain's ToS would have passed unseen"},
+		{name: "maybe answered, then armed", pair: crossing, probes: []string{"bare 0123", "0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer"},
+		{name: "maybe answered, then armed and lost short of it", pair: crossing, probes: []string{"bare 0123", "01"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen; 1 of 2 probes lost earlier, after hv1/br-tun to-tunnel"},
+		{name: "maybe answered, then armed and seen", pair: crossing, probes: []string{"bare 0123", "01234567"},
+			want: "healthy | - |  | 1 of 2 probes could not be followed"},
+		{name: "the forward way needs no arming", pair: crossing, probes: []string{"bare 012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-tun", 4, 0, "")},
+			want: "faulty | hv3/br-tun from-tunnel → hv3/br-int from-tunnel | hv3 | hv3: dropped by br-tun table 4, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "nor does an answer that bears the stain", pair: crossing, probes: []string{"bare 012345"},
+			want: "faulty | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | no sample after hv3/br-tun to-tunnel: lost in the tunnel hv3 → hv1 (10.1.2.3 → 10.1.1.1) | ask hv3/br-int"},
+		{name: "the source's port knows it", pair: shows, probes: []string{"bare 0126"},
+			want: "healthy | - |  | the answer was not recognised all the way: it does not bear the stain's ToS"},
+		{name: "the source's port did not see it", pair: shows, probes: []string{"bare 012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "policy | hv1/br-int from-tunnel → hv1/br-int from-instance | hv1 | hv1: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "the source's port did not see it, and it was delivered", pair: shows, probes: []string{"bare 012"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b1"},
+			want: "unknown | hv1/br-int from-tunnel → hv4/br-int to-instance | hv1 | lost after hv1/br-int from-tunnel; its flows deliver it to tap-b1, which tells too little (an answer without the stain's ToS would have passed unseen)"},
+		{name: "armed by a hook that was not there all the time", pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", reinstalled)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: hv3/br-int: hook installed anew meanwhile"},
+
+		{name: "one that bore the stain at the end bore it all the way", pair: crossing, probes: []string{"bare 01237"},
+			want: "healthy | - |  | passed 3 points without a sample, hv3/br-int from-instance first"},
+		{name: "flows do not explain what left for the guest", pair: crossing, net: []func(hosts){taps}, probes: []string{"bare 01234"}, explain: &Explanation{Point: 4, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "unknown | hv3/br-int to-instance → hv1/br-int to-instance | hv3 | lost after hv3/br-int to-instance, by the network or by blue-3 itself: it left for blue-3, and whether that answered was not seen; an answer without the stain's ToS would have passed unseen"},
+
+		// Echo requests.
+		{name: "icmp: no room anywhere, the source's port knows replies by their ToS", scheme: stain.ICMP, pair: shows, probes: []string{"full 012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "unknown | hv1/br-int from-tunnel → hv1/br-int from-instance | hv1 | seen up to hv1/br-int from-tunnel; beyond, we could not see: the switch of hv1 did not promise to know a reply without the stain's ToS; asked afterwards, hv1 drops it: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "icmp: who answered was not recognised there", scheme: stain.ICMP, pair: crossing, net: []func(hosts){noPatch("hv3"), refused("hv3", "br-tun")}, probes: []string{"017"},
+			want: "unknown | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | answered, but nothing shows that it was blue-3 of hv3 (hv3/br-tun: no hook: no free mark)"},
+		{name: "icmp: whole", scheme: stain.ICMP, pair: crossing, probes: []string{"01234567"}, want: "healthy | - |  | "},
+		{name: "icmp: reflected, though no switch had room", scheme: stain.ICMP, pair: crossing, probes: []string{"full 01234567"}, want: "healthy | - |  | "},
+		{name: "icmp: silent guest", scheme: stain.ICMP, pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer the echo request"},
+		{name: "icmp: denied", scheme: stain.ICMP, pair: crossing, probes: []string{"bare 0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "policy | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "icmp: no room", scheme: stain.ICMP, pair: crossing, probes: []string{"full 0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | seen up to hv3/br-int from-tunnel; beyond, we could not see: the switch of hv3 did not promise to know a reply without the stain's ToS"},
+		{name: "icmp: no room, then some", scheme: stain.ICMP, pair: crossing, probes: []string{"full 0123", "0123"}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer the echo request"},
+		{name: "icmp: no room at the destination only", scheme: stain.ICMP, pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){noRoom(3)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (the switch of hv3 did not promise to know a reply without the stain's ToS)"},
+		{name: "icmp: no room at the destination, the source's bridge knows the reply", scheme: stain.ICMP, pair: crossing, probes: []string{"01237"}, impair: []func(*Evidence){noRoom(3)},
+			want: "healthy | - |  | the answer was not recognised all the way: it does not bear the stain's ToS"},
+		{name: "icmp: the flow that knows the reply went with its hook", scheme: stain.ICMP, pair: crossing, probes: []string{"0123"}, impair: []func(*Evidence){windowed("hv3", "br-int", reinstalled)}, explain: &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown | hv3/br-int from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-int from-tunnel; its flows deliver it to tap-b3, which tells too little (hv3/br-int: hook installed anew meanwhile)"},
+		{name: "icmp: destination blind, source drops", scheme: stain.ICMP, pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_dst=fa:16:3e:00:01:13")},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1: dropped by br-tun table 20, priority 2, dl_dst=fa:16:3e:00:01:13 (cookie 0xc0ffee)"},
+		{name: "icmp: destination blind, source sends it astray", scheme: stain.ICMP, pair: crossing, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.4"},
+			want: "faulty | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
+		{name: "icmp: the destination's request was not shown", scheme: stain.ICMP, pair: crossing, net: []func(hosts){noPatch("hv3")}, probes: []string{"012"},
+			want: "unknown | hv3/br-tun from-tunnel → hv1/br-int from-tunnel | hv3 | lost after hv3/br-tun from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; hv3/br-int: its hook does not sample from-tunnel; hv3/br-int did not show the request, so a reply without the stain's ToS would have passed unseen; hv3/br-tun: its hook does not sample to-tunnel; br-int of hv3 has no patch port to br-tun, where the tunnels are | ask hv3/br-tun!"},
+
+		// No-touch: one way, up to where the packet leaves for the guest.
+		// Left by another port than the destination's.
+		{name: "left by another port", pair: shown, probes: []string{"012 @hv4:to"},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int from-instance | hv4 | lost after hv4/br-int from-tunnel, by the network or by blue-4 itself: what its flows do with it was not explained; hv4/br-int: it left by OpenFlow port 9, not by 5; seen at hv4/br-int to-instance, off its way | ask hv4/br-int!"},
+		{name: "left by another port, not armed", pair: shown, probes: []string{"bare 012 @hv4:to"},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | seen up to hv4/br-int from-tunnel; beyond, we could not see: hv4/br-int: it left by OpenFlow port 9, not by 5; an answer without the stain's ToS would have passed unseen | ask hv4/br-int"},
+		{name: "left by another port, explained", pair: shown, probes: []string{"012 @hv4:to"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b4"},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int from-instance | hv4 | lost after hv4/br-int from-tunnel, by the network or by blue-4 itself: what its flows, asked afterwards, do with it is not what they did; hv4/br-int: it left by OpenFlow port 9, not by 5; seen at hv4/br-int to-instance, off its way"},
+		{name: "left by another port, as explained", pair: shown, probes: []string{"012 @hv4:to"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-x"},
+			want: "faulty | hv4/br-int from-tunnel → hv4/br-int from-instance | hv4 | hv4 delivers it to tap-x, but blue-4 is at tap-b4; seen at hv4/br-int to-instance, off its way"},
+		{name: "left by another port, dropped now", pair: shown, probes: []string{"012 @hv4:to"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: drop},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int from-instance | hv4 | lost after hv4/br-int from-tunnel, by the network or by blue-4 itself: what its flows, asked afterwards, do with it is not what they did; hv4/br-int: it left by OpenFlow port 9, not by 5; seen at hv4/br-int to-instance, off its way"},
+		{name: "left by another port too", pair: shown, probes: []string{"0123 @hv4:to"},
+			want: "silent | hv4/br-int to-instance → hv4/br-int from-instance | hv4 | delivered to tap-b4 of hv4, but blue-4 does not answer (seen leaving by its port); seen at hv4/br-int to-instance, off its way"},
+		{name: "left by another port, answered", pair: shown, probes: []string{"012456 @hv4:to"},
+			want: "healthy | - |  | passed hv4/br-int to-instance without a sample; also seen at hv4/br-int to-instance, off its way"},
+		{name: "answer left by another port", pair: shows, probes: []string{"012345 @hv4:back"},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | seen up to hv4/br-int from-tunnel; beyond, we could not see: hv4/br-int: it left by OpenFlow port 9, not by 5"},
+		{name: "no touch: left by another port", noTouch: true, pair: shown, probes: []string{"012 @hv4:to"},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | seen up to hv4/br-int from-tunnel; beyond, we could not see: hv4/br-int: it left by OpenFlow port 9, not by 5"},
+		{name: "no touch: left by another port, dropped now", noTouch: true, pair: shown, probes: []string{"012 @hv4:to"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: drop},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | seen up to hv4/br-int from-tunnel; beyond, we could not see: hv4/br-int: it left by OpenFlow port 9, not by 5"},
+		{name: "left by another port, link down", pair: shown, net: []func(hosts){linkDown("hv4", "tap-b4")}, probes: []string{"012 @hv4:to"},
+			want: "silent | hv4/br-int from-tunnel → hv4/br-int from-instance | hv4 | link of tap-b4 on hv4 is down: blue-4 is off, or its interface is; seen at hv4/br-int to-instance, off its way | ask hv4/br-int!"},
+		{name: "left by another port of another host", pair: shown, probes: []string{"01 @hv3:to"},
+			want: "faulty | hv1/br-tun to-tunnel → hv4/br-int from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv4 (10.1.1.1 → 10.1.2.4); seen at hv3/br-int to-instance, which does not have blue-4 | ask hv1/br-int"},
+		{name: "no touch: whole", noTouch: true, pair: shown, probes: []string{"bare 0123"}, want: "healthy | - |  | "},
+		{name: "no touch: the end proves the way", noTouch: true, pair: shown, probes: []string{"bare 013"}, want: "healthy | - |  | passed hv4/br-int from-tunnel without a sample"},
+		{name: "no touch: on one host", noTouch: true, net: []func(hosts){taps}, pair: local, probes: []string{"01"}, want: "healthy | - |  | "},
+		{name: "no touch: one of two", noTouch: true, pair: shown, probes: []string{"01", "0123"},
+			want: "healthy | - |  | 1 of 2 probes lost, between hv1/br-tun to-tunnel and hv4/br-int from-tunnel"},
+		{name: "no touch: source without link", noTouch: true, net: []func(hosts){linkDown("hv1", "tap-b1")}, pair: shown, probes: []string{"0123"}, want: "healthy | - |  | "},
+		{name: "no touch: guest without link", noTouch: true, net: []func(hosts){linkDown("hv4", "tap-b4")}, pair: shown, probes: []string{"0123"},
+			want: "silent | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | link of tap-b4 on hv4 is down: blue-4 is off, or its interface is"},
+		{name: "no touch: guest without link, the switch drops it", noTouch: true, net: []func(hosts){linkDown("hv4", "tap-b4")}, pair: shown, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b4"},
+			want: "silent | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | link of tap-b4 on hv4 is down: blue-4 is off, or its interface is"},
+		{name: "no touch: denied", noTouch: true, pair: shown, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
+			want: "policy | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | hv4: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
+		{name: "no touch: not delivered, not explained", noTouch: true, pair: shown, probes: []string{"012"},
+			want: "faulty | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | no sample after hv4/br-int from-tunnel: lost on hv4 before tap-b4 | ask hv4/br-int!"},
+		{name: "no touch: tunnel", noTouch: true, pair: shown, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty | hv1/br-tun to-tunnel → hv4/br-int from-tunnel | hv1 | hv1 sends it to 10.1.2.3 (hv3), but blue-4 is on hv4 (10.1.2.4): stale or wrong tunnel"},
+		{name: "no touch: tap off, nothing sent", noTouch: true, net: []func(hosts){unplug("hv4", "tap-b4")}, pair: shown,
+			want: "faulty | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | tap-b4 is not on br-int of hv4"},
+		{name: "no touch: tap off since", noTouch: true, net: []func(hosts){unplug("hv4", "tap-b4")}, pair: shown, probes: []string{"012"},
+			want: "faulty | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | tap-b4 is not on br-int of hv4 | ask hv4/br-int"},
+		{name: "no touch: delivery not sampled", noTouch: true, pair: crossing,
+			want: "unknown | - | hv1 | no-touch: to-instance is not sampled at tap-b3 of hv3"},
+		{name: "no touch: delivery not seen", noTouch: true, pair: shown, probes: []string{"012"}, impair: []func(*Evidence){windowed("hv4", "br-int", lossy)},
+			want: "unknown | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | seen up to hv4/br-int from-tunnel; beyond, we could not see: hv4/br-int: agent lost 3 samples meanwhile"},
+		{name: "no touch: could not be withheld", noTouch: true, pair: shown, probes: []string{"no:hv4_would_not_withhold_it"},
+			want: "unknown | before hv1/br-int from-instance | hv1 | hv1 could not inject: hv4 would not withhold it"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := pathOf(t, lab(t, tt.net...), tt.pair)
-			e := Evidence{Path: p, Hooks: live(p), Explanation: tt.explain}
+			if tt.noTouch {
+				p = noTouch(p)
+			}
+			e := Evidence{Path: p, Scheme: tt.scheme, Hooks: live(p), Explanation: tt.explain}
 			for _, text := range tt.probes {
 				e.Attempts = append(e.Attempts, probe(t, p, text))
 			}
@@ -310,15 +446,15 @@ func TestNeed(t *testing.T) {
 		want             *dyetracev1.Explain
 	}{
 		{"at the source", "blue-1 green-3", "0", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 20,
-			SrcMac: 0xfa163e000111, DstMac: 0xfa163e000101, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 64}},
+			SrcMac: 0xfa163e000111, DstMac: 0xfa163e000101, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 64, Scheme: 1}},
 		{"out of the tunnel, routed", "blue-1 green-3", "012", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
 			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
-			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203}},
+			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203, Scheme: 1}},
 		{"past the patch port", "blue-1 green-3", "0123", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
 			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
-			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203}},
+			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203, Scheme: 1}},
 		{"the answer", "blue-1 blue-3", "01234", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 24,
-			SrcMac: 0xfa163e000113, DstMac: 0xfa163e000111, SrcIp: ip("10.0.1.13"), DstIp: ip("10.0.1.11"), Ttl: 64, Reply: true}},
+			SrcMac: 0xfa163e000113, DstMac: 0xfa163e000111, SrcIp: ip("10.0.1.13"), DstIp: ip("10.0.1.11"), Ttl: 64, Reply: true, Scheme: 1}},
 	}
 	for _, tt := range tests {
 		p := pathOf(t, lab(t), tt.pair)
@@ -330,6 +466,17 @@ func TestNeed(t *testing.T) {
 		if d := cmp.Diff(tt.want, r.Need.Proto(5), protocmp.Transform()); d != "" {
 			t.Errorf("%s: -want +got\n%s", tt.name, d)
 		}
+	}
+	// Over IPv6, an echo request.
+	p6 := *pathOf(t, lab(t), "blue-1 blue-3")
+	p6.Src, p6.Dst = netip.MustParseAddr("fd00:1::11"), netip.MustParseAddr("fd00:1::13")
+	r := Judge(Evidence{Path: &p6, Scheme: stain.ICMP, Hooks: live(&p6), Attempts: []Attempt{probe(t, &p6, "0")}})
+	want := &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 20, SrcMac: 0xfa163e000111, DstMac: 0xfa163e000113,
+		SrcIp: ip("fd00:1::11"), DstIp: ip("fd00:1::13"), Ttl: 64, Scheme: dyetracev1.Scheme_SCHEME_ICMP}
+	if r.Need == nil {
+		t.Error("icmp over IPv6: nothing asked")
+	} else if d := cmp.Diff(want, r.Need.Proto(5), protocmp.Transform()); d != "" {
+		t.Errorf("icmp over IPv6: -want +got\n%s", d)
 	}
 	// A switch that does not tell in_port: by the port's name.
 	p := pathOf(t, lab(t), "blue-1 blue-3")
@@ -350,6 +497,12 @@ func TestPolicy(t *testing.T) {
 		{flow("br-int", 82, 40, "ct_state=+est,ip,reg5=0x3"), true},
 		{flow("br-int", 82, 0, ""), true},
 		{flow("br-int", 93, 0, ""), true},
+		{flow("br-int", 72, 50, "ct_state=+inv+trk,tcp6,reg5=0x3"), true},
+		{flow("br-int", 82, 40, "ct_state=+est,ipv6,reg5=0x3"), true},
+		{flow("br-int", 82, 40, "icmp6,reg5=0x3"), true},
+		{flow("br-int", 82, 40, "ipv6,reg5=0x3,ipv6_src=fd00:1::11"), false},
+		{flow("br-int", 82, 90, "icmp6,reg5=0x3,icmp_type=128"), false},
+		{flow("br-int", 82, 90, "tcp6,reg5=0x3,tp_dst=11"), false},
 		{flow("br-int", 72, 50, "ip,nw_dst=10.0.1.13"), false}, // somebody's own drop in that table
 		{flow("br-int", 72, 90, "ct_state=+rpl+trk,ip,reg5=0x3,nw_dst=10.0.1.13"), false},
 		{flow("br-int", 82, 90, "tcp,reg5=0x3,tp_dst=11"), false},
@@ -419,6 +572,7 @@ func TestComplete(t *testing.T) {
 	t.Parallel()
 	whole := pathOf(t, lab(t), "blue-1 blue-3")
 	part := pathOf(t, lab(t, refused("hv3", "br-tun")), "blue-1 blue-3") // 2 and 5 are not there
+	shown := pathOf(t, lab(t), "blue-1 blue-4")
 	deaf := pathOf(t, lab(t, noPatch("hv1"), refused("hv1", "br-tun")), "blue-1 blue-3")
 	tests := []struct {
 		name string
@@ -432,11 +586,49 @@ func TestComplete(t *testing.T) {
 		{"all that there are", part, "013467", true},
 		{"the answer's end is not there", deaf, "02345", false},
 		{"none", whole, "", false},
+		{"no touch: all", noTouch(shown), "0123", true},
+		{"no touch: one missing", noTouch(shown), "013", false},
+		{"no touch: delivery is not sampled", noTouch(whole), "0123", false},
 	}
 	for _, tt := range tests {
 		a := probe(t, tt.path, tt.seen)
 		if got := Complete(tt.path, &a); got != tt.want {
 			t.Errorf("%s: Complete = %v", tt.name, got)
+		}
+	}
+}
+
+func TestUnanswered(t *testing.T) {
+	t.Parallel()
+	whole := pathOf(t, lab(t), "blue-1 blue-3")
+	shown := pathOf(t, lab(t), "blue-1 blue-4")
+	shows := pathOf(t, lab(t), "blue-4 blue-1")
+	local := pathOf(t, lab(t), "blue-1 blue-2")
+	gap := pathOf(t, lab(t, noPatch("hv3")), "blue-1 blue-3") // 3 and 5 are not there
+	dark := pathOf(t, lab(t, refused("hv3", "br-int")), "blue-1 blue-3")
+	tests := []struct {
+		name string
+		path *plan.Path
+		seen string
+		want bool
+	}{
+		{"delivered", whole, "0123", true},
+		{"the end is enough", whole, "3", true},
+		{"not as far", whole, "012", false},
+		{"answered", whole, "01234", false},
+		{"answered, seen by the source only", shows, "0126", false},
+		{"to-instance is the end", shown, "012", false},
+		{"seen leaving", shown, "0123", true},
+		{"on one host", local, "0", true},
+		{"the last point that there is", gap, "012", true},
+		{"no hook could be armed", dark, "012", false},
+		{"none", whole, "", false},
+		{"no touch: nobody is to answer", noTouch(shown), "0123", false},
+	}
+	for _, tt := range tests {
+		a := probe(t, tt.path, tt.seen)
+		if got := Unanswered(tt.path, &a); got != tt.want {
+			t.Errorf("%s: Unanswered = %v", tt.name, got)
 		}
 	}
 }

@@ -3,12 +3,14 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // lab is four hypervisors: hv1 to hv3 with br-int and br-tun, hv4 with its tunnels on br-int
@@ -57,9 +59,9 @@ func lab(t testing.TB, change ...func(map[string]*inventory.Host)) *inventory.Sn
 		}
 		hosts[name] = h
 	}
-	for _, in := range file.Instances {
+	for i, in := range file.Instances {
 		h := hosts[in.Host]
-		h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: in.Port, Mac: in.MAC.String(), LinkState: "up"})
+		h.Endpoints = append(h.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: in.Port, Ofport: uint32(1 + i), Mac: in.MAC.String(), LinkState: "up"})
 	}
 	for _, c := range change {
 		c(hosts)
@@ -131,15 +133,41 @@ func remote(host, port, ip string) func(map[string]*inventory.Host) {
 func pathOf(t testing.TB, snap *inventory.Snapshot, pair string) *plan.Path {
 	t.Helper()
 	src, dst, _ := strings.Cut(pair, " ")
-	pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: src, Dst: dst})
+	pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: src, Dst: dst}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := plan.Of(snap, pairs[0])
+	p, err := plan.Of(snap, pairs[0], plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &p
+}
+
+// taps has every host show what it delivers.
+func taps(hosts map[string]*inventory.Host) {
+	const toInstance = dyetracev1.PointKind_POINT_KIND_TO_INSTANCE
+	for _, h := range hosts {
+		if b := h.Bridges[0]; !slices.Contains(b.Kinds, toInstance) {
+			b.Kinds = append(b.Kinds, toInstance)
+		}
+	}
+}
+
+// noTouch is that path in no-touch, one way only: nothing may be sent unless its delivery is seen.
+func noTouch(p *plan.Path) *plan.Path {
+	q := *p
+	q.NoTouch, q.Points = true, nil
+	for _, pt := range p.Points {
+		if pt.Direction == plan.Forward {
+			q.Points = append(q.Points, pt)
+		}
+	}
+	shown := len(q.Points) > 0 && goal(&q) == len(q.Points)-1
+	if q.Blocked == nil && (!shown || q.To.Absent != "") {
+		q.Blocked = &plan.Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s of %s", q.To.Port, q.To.Host)}
+	}
+	return &q
 }
 
 // live is every hook of the path audited live before and after, with nothing lost.
@@ -153,12 +181,16 @@ func live(p *plan.Path) map[Place]Window {
 	return hooks
 }
 
-// probe reads an attempt: a digit for each point that saw it, "no:REASON" for a failure to
-// inject, "absent", "mute" for nothing heard from the injecting agent, and "@hv4 fwd" or
-// "@hv4 reply" for sightings off the way, at br-int from-tunnel or from-instance.
+// probe reads an attempt: "bare" if the destination's bridge was not armed for its answer (it was,
+// otherwise), "full" if no bridge had room for the flow that knows the reply to an echo request,
+// a digit for each point that saw it, "no:REASON" for a failure to
+// inject, "absent", "mute" for nothing heard from the injecting agent, and "@hv4:fwd" or
+// "@hv4:reply" for sightings off the way, at br-int from-tunnel or from-instance; "@hv4:to" and
+// "@hv4:back" are it and its answer as they leave br-int by OpenFlow port 9.
 func probe(t testing.TB, p *plan.Path, text string) Attempt {
 	t.Helper()
-	a := Attempt{Injected: true}
+	a := Attempt{Injected: true, Armed: true}
+	room := true
 	for _, word := range strings.Fields(text) {
 		where, stray := strings.CutPrefix(word, "@")
 		why, failed := strings.CutPrefix(word, "no:")
@@ -168,8 +200,13 @@ func probe(t testing.TB, p *plan.Path, text string) Attempt {
 			host, kind, _ := strings.Cut(where, ":")
 			s.Host, s.Bridge = host, "br-int"
 			s.Direction, s.Kind = plan.Forward, 2
-			if kind == "reply" {
-				s.Direction, s.Kind = plan.Reply, 1
+			switch kind {
+			case "reply":
+				s.Direction, s.Kind = plan.Reply, stain.FromInstance
+			case "to":
+				s.Kind, s.InPort = stain.ToInstance, 9
+			case "back":
+				s.Direction, s.Kind, s.InPort = plan.Reply, stain.ToInstance, 9
 			}
 			a.Stray = append(a.Stray, s)
 		case failed:
@@ -178,9 +215,15 @@ func probe(t testing.TB, p *plan.Path, text string) Attempt {
 			a.Injected, a.Failure, a.PortAbsent = false, "no such port", true
 		case word == "mute":
 			a.Injected = false
+		case word == "bare":
+			a.Armed = false
+		case word == "full":
+			room = false
 		default:
 			for _, digit := range word {
-				a.Seen = append(a.Seen, sampleAt(t, p, int(digit-'0'), int64(len(a.Seen))))
+				s := sampleAt(t, p, int(digit-'0'), int64(len(a.Seen)))
+				s.NoReply = !room
+				a.Seen = append(a.Seen, s)
 			}
 		}
 	}

@@ -18,9 +18,12 @@ type loss struct {
 	// guest says that the guest lies between; answers that to is where its answer should first
 	// have been seen.
 	guest, answers bool
+	// hands says that the receiving instance's port lies between.
+	hands bool
 	// sender and receiver of what was lost; name is the receiving instance's.
 	sender, receiver *plan.End
 	name             string
+	passed           bool         // the switch's flows pass it now
 	x                *Explanation // of this very point, without error; nil if none
 }
 
@@ -32,15 +35,15 @@ type finding struct {
 	to      int // narrows the segment; 0 leaves it
 }
 
-// lost judges a probe that was seen up to one point and provably not at a later one.
-func (j *judgement) lost() Result {
-	l := j.loss()
+// lost judges a probe that was seen up to one point and provably not at a later one, to.
+func (j *judgement) lost(to int) Result {
+	l := j.loss(to)
 	r := Result{}
 	if x := j.Explanation; x != nil && x.Point == l.from {
 		r.Command = x.Command
 	}
 	f := j.find(&l)
-	r.Verdict, r.Host = f.verdict, f.host
+	r.Verdict, r.Host, r.Passed = f.verdict, f.host, l.passed
 	r.Segment = j.segment(l.from, l.to)
 	if f.to > l.from && f.to < l.to {
 		r.Segment = j.segment(l.from, f.to)
@@ -51,7 +54,7 @@ func (j *judgement) lost() Result {
 	if _, wrong := j.wrongKey(&l); wrong && r.Verdict == Faulty {
 		r.Host = l.sender.Host // which set the key
 	}
-	r.Need = j.need(&l, f.verdict)
+	r.Need = j.need(&l)
 	r.Cause = strings.Join(append([]string{f.cause}, j.lossNotes(&l)...), "; ")
 	return r
 }
@@ -63,9 +66,10 @@ func (j *judgement) wrongKey(l *loss) (key uint32, wrong bool) {
 	return s.TunID, s.TunID != 0 && l.last.TunID != 0 && s.TunID != l.last.TunID
 }
 
-func (j *judgement) loss() loss {
+// loss is what was seen last, and is missing at to.
+func (j *judgement) loss(to int) loss {
 	p := j.Path
-	l := loss{from: j.t.last, to: j.t.next}
+	l := loss{from: j.t.last, to: to}
 	l.last, l.next = &p.Points[l.from], &p.Points[l.to]
 	l.guest = l.last.Direction == plan.Forward && l.next.Direction == plan.Reply
 	l.answers = l.guest && l.next.Kind == stain.FromInstance && l.next.Host == p.To.Host
@@ -74,10 +78,25 @@ func (j *judgement) loss() loss {
 	if l.last.Direction == plan.Reply {
 		l.name = p.Pair.Src.Name
 	}
-	if x := j.Explanation; x != nil && x.Point == l.from && x.Error == "" && !j.refuted(x, l.from) {
+	l.hands = l.guest || l.next.Kind == stain.ToInstance && l.next.Host == l.receiver.Host
+	x := j.Explanation
+	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
+		(x.Outcome == Delivered || j.astray(&l) == "") {
 		l.x = x
 	}
 	return l
+}
+
+// astray says that the packet left for an instance by another port than the one that lies within
+// the loss; empty if it was not seen so. Flows that now drop it, or send it elsewhere, are not what
+// it met then.
+func (j *judgement) astray(l *loss) string {
+	for i := l.from + 1; i <= l.to; i++ {
+		if why := j.beside(j.t.Attempt, i); why != "" {
+			return why
+		}
+	}
+	return ""
 }
 
 // refuted says that the packet was seen beyond the bridge that is said to drop it: the flows have
@@ -95,14 +114,14 @@ func (j *judgement) refuted(x *Explanation, from int) bool {
 }
 
 // need asks for an explanation if there is none yet and somebody could give one.
-func (j *judgement) need(l *loss, v Verdict) *NeedExplain {
+func (j *judgement) need(l *loss) *NeedExplain {
 	if x := j.Explanation; x != nil && x.Point == l.from {
 		return nil
 	}
 	if _, gone := j.Gone[l.last.Host]; gone {
 		return nil
 	}
-	if v == Silent && l.last.Kind == stain.ToInstance {
+	if l.last.Kind == stain.ToInstance {
 		return nil // it was seen on its way to the guest: no flow is left to be asked
 	}
 	q := j.question(j.t)
@@ -123,7 +142,7 @@ func (j *judgement) rules(l *loss) bool {
 
 // noPort says that what lacks is the port of the instance on the host that saw the packet last.
 func (l *loss) noPort() bool {
-	return l.guest && l.receiver.Absent != "" && l.last.Host == l.receiver.Host
+	return l.hands && l.receiver.Absent != "" && l.last.Host == l.receiver.Host
 }
 
 // find applies the rules, the strongest evidence first.
@@ -132,13 +151,13 @@ func (j *judgement) find(l *loss) finding {
 	case l.guest && l.last.Kind == stain.ToInstance && l.answers:
 		return j.silent(l, "seen leaving by its port")
 	case l.noPort():
-		return finding{Faulty, l.last.Host, l.receiver.Absent, 0}
+		return finding{Faulty, l.last.Host, l.receiver.Absent, max(j.t.mute, 0)} // mute or not, nobody answers there
 	case l.x != nil && l.x.Outcome == Dropped:
 		return j.dropped(l)
+	case l.receiver.LinkDown && l.last.Host == l.receiver.Host && (l.answers || l.hands && !l.guest):
+		return j.silent(l, "") // before what else the flows say: nothing leaves by a port that is down
 	case !l.guest:
 		return j.between(l)
-	case l.answers && l.receiver.LinkDown && l.last.Host == l.receiver.Host:
-		return j.silent(l, "") // before what the flows say: nothing leaves by a port that is down
 	case l.x != nil && l.x.Outcome == Delivered:
 		return j.delivered(l)
 	case l.x != nil && l.x.Outcome == Tunnelled:
@@ -149,15 +168,20 @@ func (j *judgement) find(l *loss) finding {
 
 func (j *judgement) undecided(l *loss) finding {
 	why := "what its flows do with it was not explained"
-	if x := j.Explanation; x != nil && x.Point == l.from {
+	if l.last.Kind == stain.ToInstance {
+		why = fmt.Sprintf("it left for %s, and whether that answered was not seen", l.name)
+	}
+	if x := j.Explanation; x != nil && x.Point == l.from && l.last.Kind != stain.ToInstance {
 		switch {
 		case x.Error != "":
 			why = "could not be explained: " + x.Error
+		case j.astray(l) != "":
+			why = "what its flows, asked afterwards, do with it is not what they did"
 		case l.x == nil:
 			why = fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
 		}
 	}
-	if _, gone := j.Gone[l.last.Host]; gone {
+	if _, gone := j.Gone[l.last.Host]; gone && l.last.Kind != stain.ToInstance {
 		why = "its agent cannot be asked what the flows do with it"
 	}
 	reasons := j.blinds(l.from+1, l.to)
@@ -174,9 +198,12 @@ func (j *judgement) undecided(l *loss) finding {
 func (j *judgement) silent(l *loss, how string) finding {
 	port := firstOf(l.receiver.Port, "its port")
 	cause := fmt.Sprintf("delivered to %s of %s, but %s does not answer", port, l.receiver.Host, l.name)
+	if j.scheme() == stain.ICMP {
+		cause += " the echo request"
+	}
 	switch {
 	case l.receiver.LinkDown:
-		cause = fmt.Sprintf("link of %s on %s is down: %s is off, or its interface is", port, l.receiver.Host, l.name)
+		cause = off(l.receiver, l.name)
 	case how != "":
 		cause += " (" + how + ")"
 	}
@@ -241,6 +268,8 @@ func (j *judgement) delivered(l *loss) finding {
 		}
 		cause := fmt.Sprintf("lost after %s; its flows deliver it to %s, which tells too little", l.last, l.x.Port)
 		return finding{Unknown, l.last.Host, cause + because(few(reasons)), 0}
+	case l.x.to(l.receiver.Port) && j.astray(l) != "":
+		return j.undecided(l) // delivered now, but then?
 	case l.x.to(l.receiver.Port):
 		return j.silent(l, "")
 	}
@@ -309,22 +338,35 @@ func (j *judgement) between(l *loss) finding {
 	case l.x != nil && l.x.Outcome == Tunnelled && crosses:
 		f = j.inTunnel(l)
 	case l.x != nil && l.x.Outcome == Tunnelled:
-		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now send it into tunnel %s (to %s)",
-			l.last, l.last.Host, l.next.Bridge, l.x.Port, l.x.TunnelRemote)
+		f = j.passes(l, fmt.Sprintf("send it into tunnel %s (to %s)", l.x.Port, l.x.TunnelRemote))
 	case l.x != nil && l.x.Outcome == Delivered && crosses:
 		f.cause = fmt.Sprintf("%s delivers it to its own port %s, but %s is on %s", l.last.Host, l.x.Port, l.name, l.receiver.Host)
 	case l.x != nil && l.x.Outcome == Delivered:
-		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now deliver it to %s",
-			l.last, l.last.Host, l.next.Bridge, l.x.Port)
+		f = j.passes(l, "deliver it to "+l.x.Port)
 	case crosses:
 		f.host, f.cause = j.unexplainedTunnel(l)
 	default:
-		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.next.Bridge)
+		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.goal())
 	}
 	if !l.narrow() && f.to == 0 {
 		f.cause += because(few(j.blinds(l.from+1, l.to)))
 	}
 	return f
+}
+
+// passes: a switch lost it, though its flows pass it now.
+func (j *judgement) passes(l *loss, now string) finding {
+	l.passed = true
+	return finding{verdict: Faulty, host: l.last.Host,
+		cause: fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now %s", l.last, l.last.Host, l.goal(), now)}
+}
+
+// goal is what it did not come to, on the host that saw it last.
+func (l *loss) goal() string {
+	if l.next.Kind == stain.ToInstance {
+		return firstOf(l.receiver.Port, "the port of "+l.name)
+	}
+	return l.next.Bridge
 }
 
 func (j *judgement) unexplainedTunnel(l *loss) (host, cause string) {

@@ -10,13 +10,19 @@ func (j *judgement) notes() []string {
 	if n := j.others(); n != "" {
 		notes = append(notes, n)
 	}
-	missing, first := 0, -1
+	missing, first, bare := 0, -1, false
 	for i := range j.t.last {
-		if _, seen := j.t.sample(i); !seen && j.Path.Points[i].Absent == "" {
-			if missing++; first < 0 {
-				first = i
-			}
+		if _, seen := j.t.sample(i); seen || j.Path.Points[i].Absent != "" {
+			continue
 		}
+		if j.deaf(j.t, i) != "" {
+			bare = true
+		} else if missing++; first < 0 {
+			first = i
+		}
+	}
+	if bare {
+		notes = append(notes, "the answer was not recognised all the way: it does not bear the stain's ToS")
 	}
 	switch {
 	case missing == 1:

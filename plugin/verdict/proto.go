@@ -23,6 +23,9 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Command: r.Command,
 
 		Duplicates: uint32(r.Duplicates),
+
+		Scheme: dyetracev1.Scheme(r.Scheme), SchemeReason: r.SchemeReason, NoTouch: r.NoTouch,
+		SrcIp: text(r.Src), DstIp: text(r.Dst),
 	}
 	if r.Segment != nil {
 		m.Segment = &dyetracev1.Segment{To: point(&r.Segment.To), Direction: dyetracev1.Direction(r.Segment.To.Direction)}
@@ -35,6 +38,14 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		m.Samples[i] = r.Samples[i].proto()
 	}
 	return m
+}
+
+// text is an address as it is written; empty for none.
+func text(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }
 
 func point(e *plan.Expected) *dyetracev1.Point {
@@ -66,6 +77,7 @@ func (n *NeedExplain) Proto(id uint64) *dyetracev1.Explain {
 		SrcMac: n.SrcMAC.Uint64(), DstMac: n.DstMAC.Uint64(),
 		SrcIp: as16(n.Src), DstIp: as16(n.Dst), Ttl: uint32(n.TTL),
 		TunId: n.TunID, TunSrc: as32(n.TunSrc), TunDst: as32(n.TunDst), Reply: n.Reply,
+		Scheme: dyetracev1.Scheme(n.Scheme),
 	}
 	return m
 }

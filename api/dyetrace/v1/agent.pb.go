@@ -91,6 +91,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Finished
 	//	*SessionRequest_Explanation
 	//	*SessionRequest_Refreshed
+	//	*SessionRequest_Armed
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -214,6 +215,15 @@ func (x *SessionRequest) GetRefreshed() *Refreshed {
 	return nil
 }
 
+func (x *SessionRequest) GetArmed() *Armed {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Armed); ok {
+			return x.Armed
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -254,6 +264,10 @@ type SessionRequest_Refreshed struct {
 	Refreshed *Refreshed `protobuf:"bytes,9,opt,name=refreshed,proto3,oneof"`
 }
 
+type SessionRequest_Armed struct {
+	Armed *Armed `protobuf:"bytes,10,opt,name=armed,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -272,6 +286,8 @@ func (*SessionRequest_Explanation) isSessionRequest_Message() {}
 
 func (*SessionRequest_Refreshed) isSessionRequest_Message() {}
 
+func (*SessionRequest_Armed) isSessionRequest_Message() {}
+
 // SessionResponse is what the controller says.
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -284,6 +300,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Finish
 	//	*SessionResponse_Explain
 	//	*SessionResponse_Refresh
+	//	*SessionResponse_Arm
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -389,6 +406,15 @@ func (x *SessionResponse) GetRefresh() *Refresh {
 	return nil
 }
 
+func (x *SessionResponse) GetArm() *Arm {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Arm); ok {
+			return x.Arm
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -421,6 +447,10 @@ type SessionResponse_Refresh struct {
 	Refresh *Refresh `protobuf:"bytes,7,opt,name=refresh,proto3,oneof"`
 }
 
+type SessionResponse_Arm struct {
+	Arm *Arm `protobuf:"bytes,8,opt,name=arm,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -434,6 +464,8 @@ func (*SessionResponse_Finish) isSessionResponse_Message() {}
 func (*SessionResponse_Explain) isSessionResponse_Message() {}
 
 func (*SessionResponse_Refresh) isSessionResponse_Message() {}
+
+func (*SessionResponse_Arm) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -1068,7 +1100,10 @@ type Inject struct {
 	// How long after a probe left its answer is waited for, milliseconds. Then the
 	// agent withdraws it, so that connection tracking on the way does not keep it
 	// half-open: the next probe between the two would suffer. 0: never.
-	SettleMs      uint32 `protobuf:"varint,11,opt,name=settle_ms,json=settleMs,proto3" json:"settle_ms,omitempty"`
+	// Only SCHEME_TCP leaves anything to withdraw.
+	SettleMs uint32 `protobuf:"varint,11,opt,name=settle_ms,json=settleMs,proto3" json:"settle_ms,omitempty"`
+	// How all of these are stained; 0 is SCHEME_TCP.
+	Scheme        Scheme `protobuf:"varint,12,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1180,6 +1215,189 @@ func (x *Inject) GetSettleMs() uint32 {
 	return 0
 }
 
+func (x *Inject) GetScheme() Scheme {
+	if x != nil {
+		return x.Scheme
+	}
+	return Scheme_SCHEME_UNSPECIFIED
+}
+
+// Arm asks for what must be in place before certain probes are sent. It is asked of
+// every host concerned, and nothing is sent before each said Armed.
+type Arm struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	// Chosen by the controller, echoed in the answer.
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Ports of instances whose TCP answers do not bear the ToS of the question (a
+	// SYN-ACK, or a RST of a guest that does not reflect it): until the run ends,
+	// answers that come in by them are known by their TCP ports alone, and stained.
+	Answers []*PortRef `protobuf:"bytes,3,rep,name=answers,proto3" json:"answers,omitempty"`
+	// Probes that no guest of this host may see (no-touch): sampled at to-instance
+	// and dropped there, for withhold_ms from now on. One entry per probe.
+	Withhold []uint32 `protobuf:"varint,4,rep,packed,name=withhold,proto3" json:"withhold,omitempty"`
+	// 16 bytes a probe, as Inject.dst_ip.
+	WithholdDst []byte `protobuf:"bytes,5,opt,name=withhold_dst,json=withholdDst,proto3" json:"withhold_dst,omitempty"`
+	WithholdMs  uint32 `protobuf:"varint,6,opt,name=withhold_ms,json=withholdMs,proto3" json:"withhold_ms,omitempty"`
+	// Ports where the withheld probes should arrive: without sampling there they
+	// would reach the guest, so the agent refuses.
+	WithholdAt []*PortRef `protobuf:"bytes,7,rep,name=withhold_at,json=withholdAt,proto3" json:"withhold_at,omitempty"`
+	// Bridges of instances that clear the ToS of echo replies: until the run ends, the
+	// reply to each stained echo request that passes is expected, and stained. That
+	// costs a flow for each pair for a while, so it is for those who did not answer.
+	Expect        []string `protobuf:"bytes,8,rep,name=expect,proto3" json:"expect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Arm) Reset() {
+	*x = Arm{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Arm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Arm) ProtoMessage() {}
+
+func (x *Arm) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Arm.ProtoReflect.Descriptor instead.
+func (*Arm) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Arm) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Arm) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Arm) GetAnswers() []*PortRef {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+func (x *Arm) GetWithhold() []uint32 {
+	if x != nil {
+		return x.Withhold
+	}
+	return nil
+}
+
+func (x *Arm) GetWithholdDst() []byte {
+	if x != nil {
+		return x.WithholdDst
+	}
+	return nil
+}
+
+func (x *Arm) GetWithholdMs() uint32 {
+	if x != nil {
+		return x.WithholdMs
+	}
+	return 0
+}
+
+func (x *Arm) GetWithholdAt() []*PortRef {
+	if x != nil {
+		return x.WithholdAt
+	}
+	return nil
+}
+
+func (x *Arm) GetExpect() []string {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+// Armed answers Arm.
+type Armed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Id    uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Why it is not in place, then the probes must not be sent; empty if it is.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Armed) Reset() {
+	*x = Armed{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Armed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Armed) ProtoMessage() {}
+
+func (x *Armed) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Armed.ProtoReflect.Descriptor instead.
+func (*Armed) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Armed) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Armed) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Armed) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // PortRef names a port of a bridge; the agent knows its current ofport.
 type PortRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1191,7 +1409,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1421,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1434,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1247,7 +1465,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1477,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1490,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1316,7 +1534,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1546,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1559,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -1388,14 +1606,20 @@ type Samples struct {
 	// Tunnel key; 24 bits.
 	TunId []uint32 `protobuf:"varint,11,rep,packed,name=tun_id,json=tunId,proto3" json:"tun_id,omitempty"`
 	// True for the guest's answer, false for the probe itself.
-	Reply         []bool `protobuf:"varint,12,rep,packed,name=reply,proto3" json:"reply,omitempty"`
+	Reply []bool `protobuf:"varint,12,rep,packed,name=reply,proto3" json:"reply,omitempty"`
+	// True where the switch does not promise to know the reply to this echo request if
+	// it does not bear the ToS (it was not asked to, not yet, or has no room): that no
+	// reply is seen proves nothing then.
+	NoReply []bool `protobuf:"varint,13,rep,packed,name=no_reply,json=noReply,proto3" json:"no_reply,omitempty"`
+	// How the packet is stained; one of another scheme than the probe's is a forgery.
+	Scheme        []Scheme `protobuf:"varint,14,rep,packed,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1631,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1644,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -1507,6 +1731,20 @@ func (x *Samples) GetReply() []bool {
 	return nil
 }
 
+func (x *Samples) GetNoReply() []bool {
+	if x != nil {
+		return x.NoReply
+	}
+	return nil
+}
+
+func (x *Samples) GetScheme() []Scheme {
+	if x != nil {
+		return x.Scheme
+	}
+	return nil
+}
+
 // Finish ends a run at an agent, which forgets it after answering.
 type Finish struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1517,7 +1755,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1767,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1780,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -1563,7 +1801,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1813,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1826,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1624,15 +1862,17 @@ type Explain struct {
 	TunId  uint32 `protobuf:"varint,10,opt,name=tun_id,json=tunId,proto3" json:"tun_id,omitempty"`
 	TunSrc uint32 `protobuf:"fixed32,11,opt,name=tun_src,json=tunSrc,proto3" json:"tun_src,omitempty"`
 	TunDst uint32 `protobuf:"fixed32,12,opt,name=tun_dst,json=tunDst,proto3" json:"tun_dst,omitempty"`
-	// The guest's answer (RST) rather than the probe (SYN).
-	Reply         bool `protobuf:"varint,13,opt,name=reply,proto3" json:"reply,omitempty"`
+	// The guest's answer (RST, echo reply) rather than the probe (SYN, echo request).
+	Reply bool `protobuf:"varint,13,opt,name=reply,proto3" json:"reply,omitempty"`
+	// 0 is SCHEME_TCP.
+	Scheme        Scheme `protobuf:"varint,14,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1884,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1897,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -1751,6 +1991,13 @@ func (x *Explain) GetReply() bool {
 	return false
 }
 
+func (x *Explain) GetScheme() Scheme {
+	if x != nil {
+		return x.Scheme
+	}
+	return Scheme_SCHEME_UNSPECIFIED
+}
+
 // Explanation answers Explain.
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1773,7 +2020,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +2032,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +2045,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -1861,7 +2108,7 @@ var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xed\x03\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\x99\x04\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -1871,8 +2118,10 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\asamples\x18\x06 \x01(\v2\x14.dyetrace.v1.SamplesH\x00R\asamples\x123\n" +
 	"\bfinished\x18\a \x01(\v2\x15.dyetrace.v1.FinishedH\x00R\bfinished\x12<\n" +
 	"\vexplanation\x18\b \x01(\v2\x18.dyetrace.v1.ExplanationH\x00R\vexplanation\x126\n" +
-	"\trefreshed\x18\t \x01(\v2\x16.dyetrace.v1.RefreshedH\x00R\trefreshedB\t\n" +
-	"\amessage\"\xf1\x02\n" +
+	"\trefreshed\x18\t \x01(\v2\x16.dyetrace.v1.RefreshedH\x00R\trefreshed\x12*\n" +
+	"\x05armed\x18\n" +
+	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armedB\t\n" +
+	"\amessage\"\x97\x03\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
@@ -1880,7 +2129,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x06inject\x18\x04 \x01(\v2\x13.dyetrace.v1.InjectH\x00R\x06inject\x12-\n" +
 	"\x06finish\x18\x05 \x01(\v2\x13.dyetrace.v1.FinishH\x00R\x06finish\x120\n" +
 	"\aexplain\x18\x06 \x01(\v2\x14.dyetrace.v1.ExplainH\x00R\aexplain\x120\n" +
-	"\arefresh\x18\a \x01(\v2\x14.dyetrace.v1.RefreshH\x00R\arefreshB\t\n" +
+	"\arefresh\x18\a \x01(\v2\x14.dyetrace.v1.RefreshH\x00R\arefresh\x12$\n" +
+	"\x03arm\x18\b \x01(\v2\x10.dyetrace.v1.ArmH\x00R\x03armB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -1921,7 +2171,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04live\x18\x02 \x01(\bR\x04live\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\x93\x02\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\xc0\x02\n" +
 	"\x06Inject\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12*\n" +
 	"\x05ports\x18\x02 \x03(\v2\x14.dyetrace.v1.PortRefR\x05ports\x12\x14\n" +
@@ -1934,7 +2184,23 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03ttl\x18\t \x01(\fR\x03ttl\x12\x12\n" +
 	"\x04rate\x18\n" +
 	" \x01(\rR\x04rate\x12\x1b\n" +
-	"\tsettle_ms\x18\v \x01(\rR\bsettleMs\"5\n" +
+	"\tsettle_ms\x18\v \x01(\rR\bsettleMs\x12+\n" +
+	"\x06scheme\x18\f \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\x86\x02\n" +
+	"\x03Arm\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12.\n" +
+	"\aanswers\x18\x03 \x03(\v2\x14.dyetrace.v1.PortRefR\aanswers\x12\x1a\n" +
+	"\bwithhold\x18\x04 \x03(\rR\bwithhold\x12!\n" +
+	"\fwithhold_dst\x18\x05 \x01(\fR\vwithholdDst\x12\x1f\n" +
+	"\vwithhold_ms\x18\x06 \x01(\rR\n" +
+	"withholdMs\x125\n" +
+	"\vwithhold_at\x18\a \x03(\v2\x14.dyetrace.v1.PortRefR\n" +
+	"withholdAt\x12\x16\n" +
+	"\x06expect\x18\b \x03(\tR\x06expect\"?\n" +
+	"\x05Armed\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"5\n" +
 	"\aPortRef\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\tR\x04port\"\x7f\n" +
@@ -1947,7 +2213,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1f\n" +
 	"\vport_absent\x18\x03 \x01(\bR\n" +
-	"portAbsent\"\xb0\x02\n" +
+	"portAbsent\"\xf8\x02\n" +
 	"\aSamples\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x18\n" +
 	"\abridges\x18\x02 \x03(\tR\abridges\x12\x14\n" +
@@ -1961,12 +2227,14 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\atun_src\x18\n" +
 	" \x03(\aR\x06tunSrc\x12\x15\n" +
 	"\x06tun_id\x18\v \x03(\rR\x05tunId\x12\x14\n" +
-	"\x05reply\x18\f \x03(\bR\x05reply\"\x1a\n" +
+	"\x05reply\x18\f \x03(\bR\x05reply\x12\x19\n" +
+	"\bno_reply\x18\r \x03(\bR\anoReply\x12+\n" +
+	"\x06scheme\x18\x0e \x03(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\x1a\n" +
 	"\x06Finish\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"O\n" +
 	"\bFinished\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xaf\x02\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xdc\x02\n" +
 	"\aExplain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x12\n" +
@@ -1981,7 +2249,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	" \x01(\rR\x05tunId\x12\x17\n" +
 	"\atun_src\x18\v \x01(\aR\x06tunSrc\x12\x17\n" +
 	"\atun_dst\x18\f \x01(\aR\x06tunDst\x12\x14\n" +
-	"\x05reply\x18\r \x01(\bR\x05reply\"\xfd\x01\n" +
+	"\x05reply\x18\r \x01(\bR\x05reply\x12+\n" +
+	"\x06scheme\x18\x0e \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\xfd\x01\n" +
 	"\vExplanation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12.\n" +
@@ -2012,7 +2281,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -2028,56 +2297,66 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Ready)(nil),           // 11: dyetrace.v1.Ready
 	(*HookWindow)(nil),      // 12: dyetrace.v1.HookWindow
 	(*Inject)(nil),          // 13: dyetrace.v1.Inject
-	(*PortRef)(nil),         // 14: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 15: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 16: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 17: dyetrace.v1.Samples
-	(*Finish)(nil),          // 18: dyetrace.v1.Finish
-	(*Finished)(nil),        // 19: dyetrace.v1.Finished
-	(*Explain)(nil),         // 20: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 21: dyetrace.v1.Explanation
-	(*Stain)(nil),           // 22: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 23: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 24: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),   // 25: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 26: dyetrace.v1.PointKind
-	(*FlowRef)(nil),         // 27: dyetrace.v1.FlowRef
+	(*Arm)(nil),             // 14: dyetrace.v1.Arm
+	(*Armed)(nil),           // 15: dyetrace.v1.Armed
+	(*PortRef)(nil),         // 16: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 17: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 18: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 19: dyetrace.v1.Samples
+	(*Finish)(nil),          // 20: dyetrace.v1.Finish
+	(*Finished)(nil),        // 21: dyetrace.v1.Finished
+	(*Explain)(nil),         // 22: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 23: dyetrace.v1.Explanation
+	(*Stain)(nil),           // 24: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 25: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 26: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),   // 27: dyetrace.v1.AgentCounters
+	(Scheme)(0),             // 28: dyetrace.v1.Scheme
+	(PointKind)(0),          // 29: dyetrace.v1.PointKind
+	(*FlowRef)(nil),         // 30: dyetrace.v1.FlowRef
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
 	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
 	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	15, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	17, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	19, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	21, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	17, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	19, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	21, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	23, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
-	4,  // 9: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 10: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	10, // 11: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	13, // 12: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	18, // 13: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	20, // 14: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	7,  // 15: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	22, // 16: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	23, // 17: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	24, // 18: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	25, // 19: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	12, // 20: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	14, // 21: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	16, // 22: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	26, // 23: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	12, // 24: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	0,  // 25: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	27, // 26: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	1,  // 27: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 28: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	15, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
+	4,  // 10: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 11: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 12: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	13, // 13: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	20, // 14: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	22, // 15: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 16: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	14, // 17: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	24, // 18: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	25, // 19: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	26, // 20: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	27, // 21: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	12, // 22: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	16, // 23: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	28, // 24: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	16, // 25: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	16, // 26: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	18, // 27: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	29, // 28: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	28, // 29: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	12, // 30: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	28, // 31: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 32: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	30, // 33: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	1,  // 34: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 35: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	35, // [35:36] is the sub-list for method output_type
+	34, // [34:35] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -2096,6 +2375,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_Finished)(nil),
 		(*SessionRequest_Explanation)(nil),
 		(*SessionRequest_Refreshed)(nil),
+		(*SessionRequest_Armed)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -2105,6 +2385,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_Finish)(nil),
 		(*SessionResponse_Explain)(nil),
 		(*SessionResponse_Refresh)(nil),
+		(*SessionResponse_Arm)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2112,7 +2393,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

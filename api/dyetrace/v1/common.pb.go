@@ -26,8 +26,10 @@ type Scheme int32
 
 const (
 	Scheme_SCHEME_UNSPECIFIED Scheme = 0
-	// TCP, source port = destination port = Stain.port, and Stain.tos.
+	// TCP SYN, source port = destination port = Stain.port, and Stain.tos.
 	Scheme_SCHEME_TCP Scheme = 1
+	// ICMP or ICMPv6 echo request with Stain.tos.
+	Scheme_SCHEME_ICMP Scheme = 2
 )
 
 // Enum value maps for Scheme.
@@ -35,10 +37,12 @@ var (
 	Scheme_name = map[int32]string{
 		0: "SCHEME_UNSPECIFIED",
 		1: "SCHEME_TCP",
+		2: "SCHEME_ICMP",
 	}
 	Scheme_value = map[string]int32{
 		"SCHEME_UNSPECIFIED": 0,
 		"SCHEME_TCP":         1,
+		"SCHEME_ICMP":        2,
 	}
 )
 
@@ -67,6 +71,57 @@ func (x Scheme) Number() protoreflect.EnumNumber {
 // Deprecated: Use Scheme.Descriptor instead.
 func (Scheme) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{0}
+}
+
+// IPVersion of a probe.
+type IPVersion int32
+
+const (
+	// IPv4 where both ends have an IPv4 address, else IPv6.
+	IPVersion_IP_VERSION_UNSPECIFIED IPVersion = 0
+	IPVersion_IP_VERSION_4           IPVersion = 4
+	IPVersion_IP_VERSION_6           IPVersion = 6
+)
+
+// Enum value maps for IPVersion.
+var (
+	IPVersion_name = map[int32]string{
+		0: "IP_VERSION_UNSPECIFIED",
+		4: "IP_VERSION_4",
+		6: "IP_VERSION_6",
+	}
+	IPVersion_value = map[string]int32{
+		"IP_VERSION_UNSPECIFIED": 0,
+		"IP_VERSION_4":           4,
+		"IP_VERSION_6":           6,
+	}
+)
+
+func (x IPVersion) Enum() *IPVersion {
+	p := new(IPVersion)
+	*p = x
+	return p
+}
+
+func (x IPVersion) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IPVersion) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_common_proto_enumTypes[1].Descriptor()
+}
+
+func (IPVersion) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_common_proto_enumTypes[1]
+}
+
+func (x IPVersion) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IPVersion.Descriptor instead.
+func (IPVersion) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{1}
 }
 
 // PointKind is the kind of a sampling point: which way the packet was going
@@ -114,11 +169,11 @@ func (x PointKind) String() string {
 }
 
 func (PointKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_common_proto_enumTypes[1].Descriptor()
+	return file_dyetrace_v1_common_proto_enumTypes[2].Descriptor()
 }
 
 func (PointKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_common_proto_enumTypes[1]
+	return &file_dyetrace_v1_common_proto_enumTypes[2]
 }
 
 func (x PointKind) Number() protoreflect.EnumNumber {
@@ -127,7 +182,7 @@ func (x PointKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PointKind.Descriptor instead.
 func (PointKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{1}
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{2}
 }
 
 // HookState is the state of one bridge's hook.
@@ -169,11 +224,11 @@ func (x HookState) String() string {
 }
 
 func (HookState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_common_proto_enumTypes[2].Descriptor()
+	return file_dyetrace_v1_common_proto_enumTypes[3].Descriptor()
 }
 
 func (HookState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_common_proto_enumTypes[2]
+	return &file_dyetrace_v1_common_proto_enumTypes[3]
 }
 
 func (x HookState) Number() protoreflect.EnumNumber {
@@ -182,16 +237,15 @@ func (x HookState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HookState.Descriptor instead.
 func (HookState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{2}
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
-// Stain is the marks by which a probe is recognised.
+// Stain is the marks by which a probe is recognised, in every scheme.
 type Stain struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Scheme Scheme                 `protobuf:"varint,1,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whole ToS byte (RFC 791); the two ECN bits must be 0.
 	Tos uint32 `protobuf:"varint,2,opt,name=tos,proto3" json:"tos,omitempty"`
-	// TCP port, source and destination.
+	// TCP port, source and destination; SCHEME_ICMP has none.
 	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,13 +279,6 @@ func (x *Stain) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Stain.ProtoReflect.Descriptor instead.
 func (*Stain) Descriptor() ([]byte, []int) {
 	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Stain) GetScheme() Scheme {
-	if x != nil {
-		return x.Scheme
-	}
-	return Scheme_SCHEME_UNSPECIFIED
 }
 
 func (x *Stain) GetTos() uint32 {
@@ -874,11 +921,10 @@ var File_dyetrace_v1_common_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\n" +
-	"\x18dyetrace/v1/common.proto\x12\vdyetrace.v1\"Z\n" +
-	"\x05Stain\x12+\n" +
-	"\x06scheme\x18\x01 \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x12\x10\n" +
+	"\x18dyetrace/v1/common.proto\x12\vdyetrace.v1\";\n" +
+	"\x05Stain\x12\x10\n" +
 	"\x03tos\x18\x02 \x01(\rR\x03tos\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"_\n" +
+	"\x04port\x18\x03 \x01(\rR\x04portJ\x04\b\x01\x10\x02R\x06scheme\"_\n" +
 	"\x05Point\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12*\n" +
@@ -931,11 +977,16 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x14\n" +
 	"\x05match\x18\x04 \x01(\tR\x05match\x12\x18\n" +
 	"\aactions\x18\x05 \x01(\tR\aactions\x12\x16\n" +
-	"\x06cookie\x18\x06 \x01(\x04R\x06cookie*0\n" +
+	"\x06cookie\x18\x06 \x01(\x04R\x06cookie*A\n" +
 	"\x06Scheme\x12\x16\n" +
 	"\x12SCHEME_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
-	"SCHEME_TCP\x10\x01*\x97\x01\n" +
+	"SCHEME_TCP\x10\x01\x12\x0f\n" +
+	"\vSCHEME_ICMP\x10\x02*K\n" +
+	"\tIPVersion\x12\x1a\n" +
+	"\x16IP_VERSION_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fIP_VERSION_4\x10\x04\x12\x10\n" +
+	"\fIP_VERSION_6\x10\x06*\x97\x01\n" +
 	"\tPointKind\x12\x1a\n" +
 	"\x16POINT_KIND_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18POINT_KIND_FROM_INSTANCE\x10\x01\x12\x1a\n" +
@@ -960,34 +1011,34 @@ func file_dyetrace_v1_common_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_common_proto_rawDescData
 }
 
-var file_dyetrace_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_dyetrace_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_dyetrace_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_dyetrace_v1_common_proto_goTypes = []any{
 	(Scheme)(0),           // 0: dyetrace.v1.Scheme
-	(PointKind)(0),        // 1: dyetrace.v1.PointKind
-	(HookState)(0),        // 2: dyetrace.v1.HookState
-	(*Stain)(nil),         // 3: dyetrace.v1.Stain
-	(*Point)(nil),         // 4: dyetrace.v1.Point
-	(*Bridge)(nil),        // 5: dyetrace.v1.Bridge
-	(*AbsentPoint)(nil),   // 6: dyetrace.v1.AbsentPoint
-	(*Tunnel)(nil),        // 7: dyetrace.v1.Tunnel
-	(*Endpoint)(nil),      // 8: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil), // 9: dyetrace.v1.AgentCounters
-	(*FlowRef)(nil),       // 10: dyetrace.v1.FlowRef
+	(IPVersion)(0),        // 1: dyetrace.v1.IPVersion
+	(PointKind)(0),        // 2: dyetrace.v1.PointKind
+	(HookState)(0),        // 3: dyetrace.v1.HookState
+	(*Stain)(nil),         // 4: dyetrace.v1.Stain
+	(*Point)(nil),         // 5: dyetrace.v1.Point
+	(*Bridge)(nil),        // 6: dyetrace.v1.Bridge
+	(*AbsentPoint)(nil),   // 7: dyetrace.v1.AbsentPoint
+	(*Tunnel)(nil),        // 8: dyetrace.v1.Tunnel
+	(*Endpoint)(nil),      // 9: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil), // 10: dyetrace.v1.AgentCounters
+	(*FlowRef)(nil),       // 11: dyetrace.v1.FlowRef
 }
 var file_dyetrace_v1_common_proto_depIdxs = []int32{
-	0, // 0: dyetrace.v1.Stain.scheme:type_name -> dyetrace.v1.Scheme
-	1, // 1: dyetrace.v1.Point.kind:type_name -> dyetrace.v1.PointKind
-	2, // 2: dyetrace.v1.Bridge.state:type_name -> dyetrace.v1.HookState
-	1, // 3: dyetrace.v1.Bridge.kinds:type_name -> dyetrace.v1.PointKind
-	7, // 4: dyetrace.v1.Bridge.tunnels:type_name -> dyetrace.v1.Tunnel
-	6, // 5: dyetrace.v1.Bridge.absent:type_name -> dyetrace.v1.AbsentPoint
-	1, // 6: dyetrace.v1.AbsentPoint.kind:type_name -> dyetrace.v1.PointKind
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	2, // 0: dyetrace.v1.Point.kind:type_name -> dyetrace.v1.PointKind
+	3, // 1: dyetrace.v1.Bridge.state:type_name -> dyetrace.v1.HookState
+	2, // 2: dyetrace.v1.Bridge.kinds:type_name -> dyetrace.v1.PointKind
+	8, // 3: dyetrace.v1.Bridge.tunnels:type_name -> dyetrace.v1.Tunnel
+	7, // 4: dyetrace.v1.Bridge.absent:type_name -> dyetrace.v1.AbsentPoint
+	2, // 5: dyetrace.v1.AbsentPoint.kind:type_name -> dyetrace.v1.PointKind
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_common_proto_init() }
@@ -1000,7 +1051,7 @@ func file_dyetrace_v1_common_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_common_proto_rawDesc), len(file_dyetrace_v1_common_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,

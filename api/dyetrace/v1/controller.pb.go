@@ -371,7 +371,8 @@ type StartRunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Scope *Scope                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
 	// Bound on the whole run, milliseconds; 0 is the controller's default.
-	TimeoutMs     uint32 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	TimeoutMs     uint32        `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Options       *ProbeOptions `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,6 +421,80 @@ func (x *StartRunRequest) GetTimeoutMs() uint32 {
 	return 0
 }
 
+func (x *StartRunRequest) GetOptions() *ProbeOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// ProbeOptions say how pairs are probed. The zero value finds everything out.
+type ProbeOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is auto: SCHEME_TCP first, and SCHEME_ICMP for pairs that are not healthy by
+	// it. PairResult.scheme says which one the verdict is from, scheme_reason why.
+	Scheme Scheme `protobuf:"varint,1,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	// Pairs that have no address of that version at either end are not in a scope of
+	// many; a scope of one such pair is refused.
+	IpVersion IPVersion `protobuf:"varint,2,opt,name=ip_version,json=ipVersion,proto3,enum=dyetrace.v1.IPVersion" json:"ip_version,omitempty"`
+	// The destination's guest never sees a probe: it is sampled and dropped as it
+	// would leave the switch. The way back is verified by a probe of its own.
+	NoTouch       bool `protobuf:"varint,3,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeOptions) Reset() {
+	*x = ProbeOptions{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeOptions) ProtoMessage() {}
+
+func (x *ProbeOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeOptions.ProtoReflect.Descriptor instead.
+func (*ProbeOptions) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ProbeOptions) GetScheme() Scheme {
+	if x != nil {
+		return x.Scheme
+	}
+	return Scheme_SCHEME_UNSPECIFIED
+}
+
+func (x *ProbeOptions) GetIpVersion() IPVersion {
+	if x != nil {
+		return x.IpVersion
+	}
+	return IPVersion_IP_VERSION_UNSPECIFIED
+}
+
+func (x *ProbeOptions) GetNoTouch() bool {
+	if x != nil {
+		return x.NoTouch
+	}
+	return false
+}
+
 type StartRunResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           *Run                   `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
@@ -429,7 +504,7 @@ type StartRunResponse struct {
 
 func (x *StartRunResponse) Reset() {
 	*x = StartRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[3]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +516,7 @@ func (x *StartRunResponse) String() string {
 func (*StartRunResponse) ProtoMessage() {}
 
 func (x *StartRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[3]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +529,7 @@ func (x *StartRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRunResponse.ProtoReflect.Descriptor instead.
 func (*StartRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StartRunResponse) GetRun() *Run {
@@ -477,14 +552,15 @@ type Run struct {
 	Total  uint32  `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
 	Counts *Counts `protobuf:"bytes,7,opt,name=counts,proto3" json:"counts,omitempty"`
 	// Over all pairs: FAULTY before SILENT before POLICY before UNKNOWN before HEALTHY.
-	Verdict       Verdict `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
+	Verdict       Verdict       `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
+	Options       *ProbeOptions `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[4]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +572,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[4]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +585,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Run) GetId() string {
@@ -568,6 +644,13 @@ func (x *Run) GetVerdict() Verdict {
 	return Verdict_VERDICT_UNSPECIFIED
 }
 
+func (x *Run) GetOptions() *ProbeOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 // Counts of pairs by verdict; their sum is the number of pairs judged so far.
 type Counts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -582,7 +665,7 @@ type Counts struct {
 
 func (x *Counts) Reset() {
 	*x = Counts{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[5]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +677,7 @@ func (x *Counts) String() string {
 func (*Counts) ProtoMessage() {}
 
 func (x *Counts) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[5]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +690,7 @@ func (x *Counts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counts.ProtoReflect.Descriptor instead.
 func (*Counts) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Counts) GetHealthy() uint32 {
@@ -668,14 +751,23 @@ type PairResult struct {
 	Command string   `protobuf:"bytes,11,opt,name=command,proto3" json:"command,omitempty"`
 	// Samples beyond the first of one probe at one point; a loop or a copy in the
 	// network, or a hook that was passed twice.
-	Duplicates    uint32 `protobuf:"varint,12,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
+	Duplicates uint32 `protobuf:"varint,12,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
+	// How the probe was stained that the verdict is from; 0 where none was sent.
+	Scheme Scheme `protobuf:"varint,13,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	// Why that scheme, where it was found out and not asked for; one line.
+	SchemeReason string `protobuf:"bytes,14,opt,name=scheme_reason,json=schemeReason,proto3" json:"scheme_reason,omitempty"`
+	// Addresses probed.
+	SrcIp string `protobuf:"bytes,15,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp string `protobuf:"bytes,16,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	// The guest was not to see it: samples of DIRECTION_REPLY are of a probe of its own.
+	NoTouch       bool `protobuf:"varint,17,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PairResult) Reset() {
 	*x = PairResult{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +779,7 @@ func (x *PairResult) String() string {
 func (*PairResult) ProtoMessage() {}
 
 func (x *PairResult) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +792,7 @@ func (x *PairResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairResult.ProtoReflect.Descriptor instead.
 func (*PairResult) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PairResult) GetSrc() *InstanceRef {
@@ -787,6 +879,41 @@ func (x *PairResult) GetDuplicates() uint32 {
 	return 0
 }
 
+func (x *PairResult) GetScheme() Scheme {
+	if x != nil {
+		return x.Scheme
+	}
+	return Scheme_SCHEME_UNSPECIFIED
+}
+
+func (x *PairResult) GetSchemeReason() string {
+	if x != nil {
+		return x.SchemeReason
+	}
+	return ""
+}
+
+func (x *PairResult) GetSrcIp() string {
+	if x != nil {
+		return x.SrcIp
+	}
+	return ""
+}
+
+func (x *PairResult) GetDstIp() string {
+	if x != nil {
+		return x.DstIp
+	}
+	return ""
+}
+
+func (x *PairResult) GetNoTouch() bool {
+	if x != nil {
+		return x.NoTouch
+	}
+	return false
+}
+
 type InstanceRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -797,7 +924,7 @@ type InstanceRef struct {
 
 func (x *InstanceRef) Reset() {
 	*x = InstanceRef{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +936,7 @@ func (x *InstanceRef) String() string {
 func (*InstanceRef) ProtoMessage() {}
 
 func (x *InstanceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +949,7 @@ func (x *InstanceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRef.ProtoReflect.Descriptor instead.
 func (*InstanceRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InstanceRef) GetName() string {
@@ -851,7 +978,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +990,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1003,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Segment) GetFrom() *Point {
@@ -921,7 +1048,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1060,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1073,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sample) GetPoint() *Point {
@@ -1007,7 +1134,7 @@ type WatchRunRequest struct {
 
 func (x *WatchRunRequest) Reset() {
 	*x = WatchRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1146,7 @@ func (x *WatchRunRequest) String() string {
 func (*WatchRunRequest) ProtoMessage() {}
 
 func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1159,7 @@ func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunRequest.ProtoReflect.Descriptor instead.
 func (*WatchRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchRunRequest) GetId() string {
@@ -1055,7 +1182,7 @@ type WatchRunResponse struct {
 
 func (x *WatchRunResponse) Reset() {
 	*x = WatchRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1194,7 @@ func (x *WatchRunResponse) String() string {
 func (*WatchRunResponse) ProtoMessage() {}
 
 func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1207,7 @@ func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunResponse.ProtoReflect.Descriptor instead.
 func (*WatchRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchRunResponse) GetEvent() isWatchRunResponse_Event {
@@ -1133,7 +1260,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1272,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1285,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetRunRequest) GetId() string {
@@ -1178,7 +1305,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1317,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1330,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -1232,7 +1359,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1371,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1384,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListRunsRequest) GetLimit() uint32 {
@@ -1283,7 +1410,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1422,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1435,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -1327,7 +1454,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1466,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1479,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeRunRequest) GetId() string {
@@ -1371,7 +1498,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1510,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1523,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -1415,7 +1542,7 @@ type CancelRunRequest struct {
 
 func (x *CancelRunRequest) Reset() {
 	*x = CancelRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1554,7 @@ func (x *CancelRunRequest) String() string {
 func (*CancelRunRequest) ProtoMessage() {}
 
 func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1567,7 @@ func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunRequest.ProtoReflect.Descriptor instead.
 func (*CancelRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelRunRequest) GetId() string {
@@ -1459,7 +1586,7 @@ type CancelRunResponse struct {
 
 func (x *CancelRunResponse) Reset() {
 	*x = CancelRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1598,7 @@ func (x *CancelRunResponse) String() string {
 func (*CancelRunResponse) ProtoMessage() {}
 
 func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1611,7 @@ func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunResponse.ProtoReflect.Descriptor instead.
 func (*CancelRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelRunResponse) GetRun() *Run {
@@ -1502,7 +1629,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1641,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1654,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 type ListHostsResponse struct {
@@ -1539,7 +1666,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1678,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1691,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -1594,7 +1721,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1733,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1746,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Host) GetName() string {
@@ -1695,7 +1822,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1834,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1847,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListInstancesRequest) GetNetwork() string {
@@ -1739,7 +1866,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1878,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1891,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -1779,20 +1906,23 @@ type Instance struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Network string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
-	Ip      string                 `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
-	Mac     string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
-	Host    string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	// The first of ips.
+	Ip   string `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
+	Mac  string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Host string `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
 	// Absent where no agent reports its port.
 	Endpoint *Endpoint `protobuf:"bytes,6,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// Where it came from: a file's name, an agent.
-	Source        string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	// All its addresses, IPv4 before IPv6.
+	Ips           []string `protobuf:"bytes,8,rep,name=ips,proto3" json:"ips,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1934,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1947,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Instance) GetName() string {
@@ -1869,6 +1999,13 @@ func (x *Instance) GetSource() string {
 	return ""
 }
 
+func (x *Instance) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1877,7 +2014,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2026,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2039,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 type GetStatusResponse struct {
@@ -1925,7 +2062,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2074,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2087,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -2029,13 +2166,19 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05scope\"/\n" +
 	"\tPairScope\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\tR\x03src\x12\x10\n" +
-	"\x03dst\x18\x02 \x01(\tR\x03dst\"Z\n" +
+	"\x03dst\x18\x02 \x01(\tR\x03dst\"\x8f\x01\n" +
 	"\x0fStartRunRequest\x12(\n" +
 	"\x05scope\x18\x01 \x01(\v2\x12.dyetrace.v1.ScopeR\x05scope\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"6\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\x123\n" +
+	"\aoptions\x18\x03 \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x8d\x01\n" +
+	"\fProbeOptions\x12+\n" +
+	"\x06scheme\x18\x01 \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x125\n" +
+	"\n" +
+	"ip_version\x18\x02 \x01(\x0e2\x16.dyetrace.v1.IPVersionR\tipVersion\x12\x19\n" +
+	"\bno_touch\x18\x03 \x01(\bR\anoTouch\"6\n" +
 	"\x10StartRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xc7\x02\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xfc\x02\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.dyetrace.v1.RunStateR\x05state\x12(\n" +
@@ -2044,13 +2187,14 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05ended\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x14\n" +
 	"\x05total\x18\x06 \x01(\rR\x05total\x12+\n" +
 	"\x06counts\x18\a \x01(\v2\x13.dyetrace.v1.CountsR\x06counts\x12.\n" +
-	"\averdict\x18\b \x01(\x0e2\x14.dyetrace.v1.VerdictR\averdict\"\x84\x01\n" +
+	"\averdict\x18\b \x01(\x0e2\x14.dyetrace.v1.VerdictR\averdict\x123\n" +
+	"\aoptions\x18\t \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x84\x01\n" +
 	"\x06Counts\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\rR\ahealthy\x12\x16\n" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xb0\x03\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xcb\x04\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -2067,7 +2211,12 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\acommand\x18\v \x01(\tR\acommand\x12\x1e\n" +
 	"\n" +
 	"duplicates\x18\f \x01(\rR\n" +
-	"duplicates\";\n" +
+	"duplicates\x12+\n" +
+	"\x06scheme\x18\r \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x12#\n" +
+	"\rscheme_reason\x18\x0e \x01(\tR\fschemeReason\x12\x15\n" +
+	"\x06src_ip\x18\x0f \x01(\tR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x10 \x01(\tR\x05dstIp\x12\x19\n" +
+	"\bno_touch\x18\x11 \x01(\bR\anoTouch\";\n" +
 	"\vInstanceRef\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\"\x8b\x01\n" +
@@ -2124,7 +2273,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x14ListInstancesRequest\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\"L\n" +
 	"\x15ListInstancesResponse\x123\n" +
-	"\tinstances\x18\x01 \x03(\v2\x15.dyetrace.v1.InstanceR\tinstances\"\xb9\x01\n" +
+	"\tinstances\x18\x01 \x03(\v2\x15.dyetrace.v1.InstanceR\tinstances\"\xcb\x01\n" +
 	"\bInstance\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x0e\n" +
@@ -2132,7 +2281,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04host\x18\x05 \x01(\tR\x04host\x121\n" +
 	"\bendpoint\x18\x06 \x01(\v2\x15.dyetrace.v1.EndpointR\bendpoint\x12\x16\n" +
-	"\x06source\x18\a \x01(\tR\x06source\"\x12\n" +
+	"\x06source\x18\a \x01(\tR\x06source\x12\x10\n" +
+	"\x03ips\x18\b \x03(\tR\x03ips\"\x12\n" +
 	"\x10GetStatusRequest\"\xc6\x02\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x124\n" +
@@ -2187,7 +2337,7 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
@@ -2195,99 +2345,107 @@ var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(*Scope)(nil),                 // 3: dyetrace.v1.Scope
 	(*PairScope)(nil),             // 4: dyetrace.v1.PairScope
 	(*StartRunRequest)(nil),       // 5: dyetrace.v1.StartRunRequest
-	(*StartRunResponse)(nil),      // 6: dyetrace.v1.StartRunResponse
-	(*Run)(nil),                   // 7: dyetrace.v1.Run
-	(*Counts)(nil),                // 8: dyetrace.v1.Counts
-	(*PairResult)(nil),            // 9: dyetrace.v1.PairResult
-	(*InstanceRef)(nil),           // 10: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 11: dyetrace.v1.Segment
-	(*Sample)(nil),                // 12: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 13: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 14: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 15: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 16: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 17: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 18: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 19: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 20: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 21: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 22: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 23: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 24: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 25: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 26: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 27: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 28: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 29: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 30: dyetrace.v1.GetStatusResponse
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 32: dyetrace.v1.FlowRef
-	(*Point)(nil),                 // 33: dyetrace.v1.Point
-	(*Bridge)(nil),                // 34: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 35: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 36: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 37: dyetrace.v1.Stain
+	(*ProbeOptions)(nil),          // 6: dyetrace.v1.ProbeOptions
+	(*StartRunResponse)(nil),      // 7: dyetrace.v1.StartRunResponse
+	(*Run)(nil),                   // 8: dyetrace.v1.Run
+	(*Counts)(nil),                // 9: dyetrace.v1.Counts
+	(*PairResult)(nil),            // 10: dyetrace.v1.PairResult
+	(*InstanceRef)(nil),           // 11: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 12: dyetrace.v1.Segment
+	(*Sample)(nil),                // 13: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 14: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 15: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 16: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 17: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 18: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 19: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 20: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 21: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 22: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 23: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 24: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 25: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 26: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 27: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 28: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 29: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 30: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 31: dyetrace.v1.GetStatusResponse
+	(Scheme)(0),                   // 32: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 33: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 35: dyetrace.v1.FlowRef
+	(*Point)(nil),                 // 36: dyetrace.v1.Point
+	(*Bridge)(nil),                // 37: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 38: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 39: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 40: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	4,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
 	3,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
-	7,  // 2: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
-	0,  // 3: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
-	3,  // 4: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	31, // 5: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	31, // 6: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
-	8,  // 7: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
-	1,  // 8: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
-	10, // 9: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	10, // 10: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
-	1,  // 11: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	11, // 12: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	12, // 13: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	32, // 14: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	33, // 15: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	33, // 16: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	2,  // 17: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	33, // 18: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	2,  // 19: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	7,  // 20: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	9,  // 21: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	7,  // 22: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	9,  // 23: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	7,  // 24: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	7,  // 25: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	7,  // 26: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	25, // 27: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	31, // 28: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	34, // 29: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	35, // 30: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	36, // 31: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	28, // 32: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	35, // 33: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	31, // 34: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	37, // 35: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	5,  // 36: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	13, // 37: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	15, // 38: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	17, // 39: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	19, // 40: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	21, // 41: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	23, // 42: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	26, // 43: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	29, // 44: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	6,  // 45: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	14, // 46: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	16, // 47: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	18, // 48: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	20, // 49: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	22, // 50: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	24, // 51: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	27, // 52: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	30, // 53: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	45, // [45:54] is the sub-list for method output_type
-	36, // [36:45] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	6,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
+	32, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	33, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	8,  // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
+	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
+	3,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
+	34, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	34, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	9,  // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
+	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
+	6,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
+	11, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	11, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	1,  // 15: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
+	12, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	13, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	35, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	32, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	36, // 20: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	36, // 21: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	2,  // 22: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	36, // 23: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	2,  // 24: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	8,  // 25: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	10, // 26: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	8,  // 27: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	10, // 28: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	8,  // 29: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	8,  // 30: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	8,  // 31: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	26, // 32: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	34, // 33: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	37, // 34: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	38, // 35: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	39, // 36: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	29, // 37: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	38, // 38: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	34, // 39: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	40, // 40: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	5,  // 41: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	14, // 42: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	16, // 43: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	18, // 44: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	20, // 45: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	22, // 46: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	24, // 47: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	27, // 48: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	30, // 49: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	7,  // 50: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	15, // 51: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	17, // 52: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	19, // 53: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	21, // 54: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	23, // 55: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	25, // 56: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	28, // 57: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	31, // 58: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	50, // [50:59] is the sub-list for method output_type
+	41, // [41:50] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -2302,7 +2460,7 @@ func file_dyetrace_v1_controller_proto_init() {
 		(*Scope_Network)(nil),
 		(*Scope_Host)(nil),
 	}
-	file_dyetrace_v1_controller_proto_msgTypes[11].OneofWrappers = []any{
+	file_dyetrace_v1_controller_proto_msgTypes[12].OneofWrappers = []any{
 		(*WatchRunResponse_Run)(nil),
 		(*WatchRunResponse_Pair)(nil),
 	}
@@ -2312,7 +2470,7 @@ func file_dyetrace_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

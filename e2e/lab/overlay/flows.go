@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"cmp"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -70,7 +71,7 @@ func (s *Spec) TunnelFlows(name string, ports Ports) string {
 	h.routedOut()
 	h.fromTunnels()
 	h.unicast()
-	h.answerARP()
+	h.answerNeighbours()
 	h.flood()
 	return h.text()
 }
@@ -106,6 +107,30 @@ func (h *host) local() []Network {
 	return slices.DeleteFunc(slices.Clone(h.Networks), func(n Network) bool { return h.vlans[n.Name] == 0 })
 }
 
+// protocol is how flows name a version and what is above it.
+type protocol struct {
+	version      Version
+	ip, src, dst string
+	above        []string // what security groups let in
+	conjunctions uint32   // the first of its two conjunction ids, counted from a VLAN's first
+}
+
+var protocols = []protocol{
+	{V4, "ip", "nw_src", "nw_dst", []string{"tcp", "udp", "icmp"}, 0},
+	{V6, "ipv6", "ipv6_src", "ipv6_dst", []string{"tcp6", "udp6", "icmp6"}, 2},
+}
+
+// protocolsOf returns what a network carries.
+func protocolsOf(n Network) []protocol {
+	return slices.DeleteFunc(slices.Clone(protocols), func(p protocol) bool { return !n.Has(p.version) })
+}
+
+// networkOf returns the network of an instance of the specification.
+func (h *host) networkOf(i Instance) Network {
+	n, _ := h.Network(i.Network)
+	return n
+}
+
 func (h *host) others() []Host {
 	return slices.DeleteFunc(slices.Clone(h.Hosts), func(o Host) bool { return o.Name == h.name })
 }
@@ -136,60 +161,106 @@ func (h *host) entrance(i Instance) {
 		"load:%#x->NXM_NX_REG5[],load:%#x->NXM_NX_REG6[],strip_vlan,resubmit(,81)", port, vlan)
 }
 
+// ICMPv6 message types (RFC 4443, RFC 2710 and RFC 4861).
+const (
+	mldQuery              = 130
+	routerSolicitation    = 133
+	routerAdvertisement   = 134
+	neighbourSolicitation = 135
+	neighbourAnswer       = 136
+)
+
 // egress: tables 71 to 73, what an instance may send.
 func (h *host) egress(i Instance) {
 	port, vlan := h.ports.Taps[i.Name], h.vlans[i.Network]
 	reg := fmt.Sprintf("reg5=%#x,", port)
 	self := fmt.Sprintf("reg5=%#x,in_port=%d,dl_src=%s,", port, port, i.MAC)
-	h.add(71, 95, fmt.Sprintf("arp,%sarp_spa=%s,", self, i.IP), "resubmit(,94)")
-	h.add(71, 80, fmt.Sprintf("udp,%sdl_dst=ff:ff:ff:ff:ff:ff,tp_src=68,tp_dst=67,", self), "resubmit(,73)")
-	h.add(71, 70, fmt.Sprintf("udp,reg5=%#x,in_port=%d,tp_src=67,tp_dst=68,", port, port), "resubmit(,93)")
-	h.add(71, 65, fmt.Sprintf("ip,%snw_src=%s,", self, i.IP), "ct(table=72,zone=NXM_NX_REG6[0..15])")
-	h.add(71, 10, "ct_state=-trk,"+reg, "resubmit(,93)")
-
-	h.add(72, 77, "ct_state=+est-rel-rpl,ip,"+reg, "resubmit(,73)")
-	h.add(72, 77, "ct_state=+new-est,ip,"+reg, "resubmit(,73)")
-	h.stateful(72, reg, vlan, "resubmit(,94)")
-
 	h.add(73, 100, fmt.Sprintf("reg6=%#x,dl_dst=%s,", vlan, i.MAC), "load:%#x->NXM_NX_REG5[],resubmit(,81)", port)
-	h.add(73, 90, "ct_state=+new-est,ip,"+reg, "ct(commit,zone=NXM_NX_REG6[0..15]),resubmit(,91)")
+	for _, p := range protocolsOf(h.networkOf(i)) {
+		if p.version == V4 {
+			h.add(71, 95, fmt.Sprintf("arp,%sarp_spa=%s,", self, i.IP.V4), "resubmit(,94)")
+			h.add(71, 80, fmt.Sprintf("udp,%sdl_dst=ff:ff:ff:ff:ff:ff,tp_src=68,tp_dst=67,", self), "resubmit(,73)")
+			h.add(71, 70, fmt.Sprintf("udp,reg5=%#x,in_port=%d,tp_src=67,tp_dst=68,", port, port), "resubmit(,93)")
+		} else {
+			h.discovery(i, self)
+		}
+		for _, ip := range i.Addresses(p.version) {
+			h.add(71, 65, fmt.Sprintf("%s,%s%s=%s,", p.ip, self, p.src, ip), "ct(table=72,zone=NXM_NX_REG6[0..15])")
+		}
+		h.add(72, 77, fmt.Sprintf("ct_state=+est-rel-rpl,%s,%s", p.ip, reg), "resubmit(,73)")
+		h.add(72, 77, fmt.Sprintf("ct_state=+new-est,%s,%s", p.ip, reg), "resubmit(,73)")
+		h.add(73, 90, fmt.Sprintf("ct_state=+new-est,%s,%s", p.ip, reg), "ct(commit,zone=NXM_NX_REG6[0..15]),resubmit(,91)")
+	}
+	h.add(71, 10, "ct_state=-trk,"+reg, "resubmit(,93)")
+	h.stateful(72, i, "resubmit(,94)")
 	h.add(73, 80, reg, "resubmit(,94)")
+}
+
+// discovery: what table 71 lets an instance say of IPv6 itself. It may ask for others in its own
+// name, and answer for itself; it may be neither a router nor a DHCP server.
+func (h *host) discovery(i Instance, self string) {
+	for _, ip := range i.Addresses(V6) {
+		for _, kind := range []int{mldQuery, routerSolicitation} {
+			h.add(71, 95, fmt.Sprintf("icmp6,%sipv6_src=%s,icmpv6_type=%d,", self, ip, kind), "resubmit(,94)")
+		}
+		h.add(71, 95, fmt.Sprintf("icmp6,%sipv6_src=%s,icmpv6_type=%d,nd_sll=%s,", self, ip, neighbourSolicitation, i.MAC), "resubmit(,94)")
+		h.add(71, 95, fmt.Sprintf("icmp6,%sicmpv6_type=%d,nd_target=%s,", self, neighbourAnswer, ip), "resubmit(,94)")
+	}
+	port := h.ports.Taps[i.Name]
+	h.add(71, 80, fmt.Sprintf("udp6,%stp_src=546,tp_dst=547,", self), "resubmit(,73)")
+	h.add(71, 70, fmt.Sprintf("udp6,reg5=%#x,in_port=%d,tp_src=547,tp_dst=546,", port, port), "resubmit(,93)")
+	h.add(71, 70, fmt.Sprintf("icmp6,reg5=%#x,in_port=%d,icmpv6_type=%d,", port, port, routerAdvertisement), "resubmit(,93)")
 }
 
 // ingress: tables 81 and 82, what an instance may receive, apart from the group's members.
 func (h *host) ingress(i Instance) {
 	port, vlan := h.ports.Taps[i.Name], h.vlans[i.Network]
 	reg := fmt.Sprintf("reg5=%#x,", port)
-	h.add(81, 100, "arp,"+reg, "output:%d", port)
-	h.add(81, 90, "ct_state=-trk,ip,"+reg, "ct(table=82,zone=NXM_NX_REG6[0..15])")
-	h.add(81, 80, "ct_state=+trk,"+reg, "resubmit(,82)")
+	for _, p := range protocolsOf(h.networkOf(i)) {
+		if p.version == V4 {
+			h.add(81, 100, "arp,"+reg, "output:%d", port)
+		} else {
+			for _, kind := range []int{mldQuery, neighbourSolicitation, neighbourAnswer} {
+				h.add(81, 100, fmt.Sprintf("icmp6,%sicmpv6_type=%d,", reg, kind), "output:%d", port)
+			}
+		}
+		h.add(81, 90, fmt.Sprintf("ct_state=-trk,%s,%s", p.ip, reg), "ct(table=82,zone=NXM_NX_REG6[0..15])")
 
-	est, new := conjunctions(vlan)
-	for _, proto := range []string{"tcp", "udp", "icmp"} {
-		h.add(82, 70, fmt.Sprintf("ct_state=+est-rel-rpl,%s,%s", proto, reg), "conjunction(%d,2/2)", est)
-		h.add(82, 70, fmt.Sprintf("ct_state=+new-est,%s,%s", proto, reg), "conjunction(%d,2/2)", new)
+		est, new := p.conjunctionsOf(vlan)
+		for _, proto := range p.above {
+			h.add(82, 70, fmt.Sprintf("ct_state=+est-rel-rpl,%s,%s", proto, reg), "conjunction(%d,2/2)", est)
+			h.add(82, 70, fmt.Sprintf("ct_state=+new-est,%s,%s", proto, reg), "conjunction(%d,2/2)", new)
+		}
+		h.add(82, 70, fmt.Sprintf("conj_id=%d,ct_state=+est-rel-rpl,%s,%s", est, p.ip, reg), "output:%d", port)
+		h.add(82, 70, fmt.Sprintf("conj_id=%d,ct_state=+new-est,%s,%s", new, p.ip, reg),
+			"ct(commit,zone=NXM_NX_REG6[0..15]),output:%d,resubmit(,92)", port)
 	}
-	h.add(82, 70, fmt.Sprintf("conj_id=%d,ct_state=+est-rel-rpl,ip,%s", est, reg), "output:%d", port)
-	h.add(82, 70, fmt.Sprintf("conj_id=%d,ct_state=+new-est,ip,%s", new, reg),
-		"ct(commit,zone=NXM_NX_REG6[0..15]),output:%d,resubmit(,92)", port)
-	h.stateful(82, reg, vlan, fmt.Sprintf("output:%d", port))
+	h.add(81, 80, "ct_state=+trk,"+reg, "resubmit(,82)")
+	h.stateful(82, i, fmt.Sprintf("output:%d", port))
 }
 
 // stateful: what tables 72 and 82 have in common. Answers of accepted connections pass; a
 // connection that no rule accepts any longer is marked, and then blocked both ways.
-func (h *host) stateful(table int, reg string, vlan uint16, accept string) {
+func (h *host) stateful(table int, i Instance, accept string) {
+	reg := fmt.Sprintf("reg5=%#x,", h.ports.Taps[i.Name])
 	h.add(table, 50, "ct_state=+inv+trk,"+reg, "resubmit(,93)")
 	h.add(table, 50, "ct_mark=0x1,"+reg, "resubmit(,93)")
-	zone := fmt.Sprintf("ct_zone=%d,ct_mark=0,%s", vlan, reg)
+	zone := fmt.Sprintf("ct_zone=%d,ct_mark=0,%s", h.vlans[i.Network], reg)
 	h.add(table, 50, "ct_state=+est-rel+rpl,"+zone, "%s", accept)
 	h.add(table, 50, "ct_state=-new-est+rel-inv,"+zone, "%s", accept)
 	h.add(table, 40, "ct_state=-est,"+reg, "resubmit(,93)")
-	h.add(table, 40, "ct_state=+est,ip,"+reg, "ct(commit,zone=NXM_NX_REG6[0..15],exec(load:0x1->NXM_NX_CT_MARK[]))")
+	for _, p := range protocolsOf(h.networkOf(i)) {
+		h.add(table, 40, fmt.Sprintf("ct_state=+est,%s,%s", p.ip, reg), "ct(commit,zone=NXM_NX_REG6[0..15],exec(load:0x1->NXM_NX_CT_MARK[]))")
+	}
 }
 
-// conjunctions returns the two conjunction ids of a VLAN's security group: for packets of
-// established connections, and for the first of a new one. Neutron, too, uses neighbours.
-func conjunctions(vlan uint16) (est, new uint32) { return uint32(vlan) * 8, uint32(vlan)*8 + 1 }
+// conjunctionsOf returns the two conjunction ids of a VLAN's security group: for packets of
+// established connections, and for the first of a new one. Neutron, too, uses neighbours, and
+// others for the other version.
+func (p protocol) conjunctionsOf(vlan uint16) (est, new uint32) {
+	first := uint32(vlan)*8 + p.conjunctions
+	return first, first + 1
+}
 
 // securityGroup: table 82, the members that every instance of a network accepts: those of the
 // same and of the routed networks.
@@ -198,13 +269,24 @@ func (h *host) securityGroup() {
 		if !slices.ContainsFunc(h.On(h.name), func(i Instance) bool { return i.Network == n.Name }) {
 			continue
 		}
-		vlan := h.vlans[n.Name]
-		est, new := conjunctions(vlan)
-		for _, i := range h.Instances {
-			if !h.Joined(i.Network, n.Name) {
-				continue
+		for _, p := range protocolsOf(n) {
+			h.members(n, p)
+		}
+	}
+}
+
+func (h *host) members(n Network, p protocol) {
+	vlan := h.vlans[n.Name]
+	est, new := p.conjunctionsOf(vlan)
+	for _, i := range h.Instances {
+		if !h.JoinedOver(p.version, i.Network, n.Name) {
+			continue
+		}
+		for _, ip := range i.Addresses(p.version) {
+			if ip.IsLinkLocalUnicast() && i.Network != n.Name {
+				continue // no router forwards from it
 			}
-			member := fmt.Sprintf("ip,reg6=%#x,nw_src=%s,", vlan, i.IP)
+			member := fmt.Sprintf("%s,reg6=%#x,%s=%s,", p.ip, vlan, p.src, ip)
 			h.add(82, 70, "ct_state=+est-rel-rpl,"+member, "conjunction(%d,1/2)", est)
 			h.add(82, 70, "ct_state=+new-est,"+member, "conjunction(%d,1/2)", new)
 		}
@@ -222,13 +304,15 @@ func (h *host) common() {
 	}
 }
 
-// forwarding: table 94, where accepted packets go, and the answer to ARP for a gateway.
+// forwarding: table 94, where accepted packets go, and the answer to who asks for a gateway.
 func (h *host) forwarding() {
 	for _, n := range h.local() {
 		vlan := h.vlans[n.Name]
 		reg := fmt.Sprintf("reg6=%#x,", vlan)
 		if g := n.Gateway; g != nil {
-			h.add(94, 20, fmt.Sprintf("arp,%sarp_op=1,arp_tpa=%s,", reg, g.IP), "%s,in_port", arpAnswer(g.MAC, g.IP))
+			for _, ip := range g.IP.All() {
+				h.add(94, 20, asks(reg, ip), "%s", answer(g.MAC, ip, isRouter, finishOnIntegration))
+			}
 			h.add(94, 15, reg+fmt.Sprintf("dl_dst=%s,", g.MAC), "resubmit(,95)")
 		}
 		for _, i := range h.On(h.name) {
@@ -239,6 +323,7 @@ func (h *host) forwarding() {
 		h.add(94, 10, reg+"dl_dst=00:00:00:00:00:00/01:00:00:00:00:00,", "%s", h.toTunnelBridge(vlan))
 	}
 	h.add(94, 1, "", "NORMAL")
+	h.finishAnswer(finishOnIntegration)
 }
 
 func (h *host) toTunnelBridge(vlan uint16) string {
@@ -257,9 +342,14 @@ func (h *host) router() {
 			if to.Name == from.Name || !h.Joined(to.Name, from.Name) {
 				continue
 			}
-			h.add(95, 10, fmt.Sprintf("ip,reg6=%#x,dl_dst=%s,nw_dst=%s,", h.vlans[from.Name], from.Gateway.MAC, i.IP),
-				"dec_ttl,mod_dl_src:%s,mod_dl_dst:%s,load:%#x->NXM_NX_REG6[],ct_clear,resubmit(,96)",
-				to.Gateway.MAC, i.MAC, h.vlans[to.Name])
+			for _, p := range protocolsOf(from) {
+				if !to.Has(p.version) {
+					continue
+				}
+				h.add(95, 10, fmt.Sprintf("%s,reg6=%#x,dl_dst=%s,%s=%s,", p.ip, h.vlans[from.Name], from.Gateway.MAC, p.dst, i.IP.Of(p.version)),
+					"dec_ttl,mod_dl_src:%s,mod_dl_dst:%s,load:%#x->NXM_NX_REG6[],ct_clear,resubmit(,96)",
+					to.Gateway.MAC, i.MAC, h.vlans[to.Name])
+			}
 		}
 	}
 	h.add(95, 0, "", "drop")
@@ -288,6 +378,9 @@ func (h *host) classify() {
 	}
 	h.add(0, 0, "", "drop")
 	h.add(2, 1, "arp,dl_dst=ff:ff:ff:ff:ff:ff,", "resubmit(,21)")
+	if h.carriesV6() {
+		h.add(2, 1, fmt.Sprintf("icmp6,icmpv6_type=%d,", neighbourSolicitation), "resubmit(,21)")
+	}
 	h.add(2, 0, "dl_dst=00:00:00:00:00:00/01:00:00:00:00:00,", "resubmit(,20)")
 	h.add(2, 0, "dl_dst=01:00:00:00:00:00/01:00:00:00:00:00,", "resubmit(,22)")
 }
@@ -300,7 +393,12 @@ func (h *host) routedOut() {
 			continue
 		}
 		vlan := fmt.Sprintf("dl_vlan=%d,", h.vlans[n.Name])
-		h.add(1, 3, fmt.Sprintf("arp,%sarp_tpa=%s,", vlan, n.Gateway.IP), "drop")
+		if n.Has(V4) {
+			h.add(1, 3, fmt.Sprintf("arp,%sarp_tpa=%s,", vlan, n.Gateway.IP.V4), "drop")
+		}
+		if n.Has(V6) {
+			h.add(1, 3, fmt.Sprintf("icmp6,%sicmpv6_type=%d,nd_target=%s,", vlan, neighbourSolicitation, n.Gateway.IP.V6), "drop")
+		}
 		h.add(1, 2, vlan+fmt.Sprintf("dl_dst=%s,", n.Gateway.MAC), "drop")
 		h.add(1, 1, vlan+fmt.Sprintf("dl_src=%s,", n.Gateway.MAC), "mod_dl_src:%s,resubmit(,2)", RouterMAC(h.name))
 	}
@@ -346,14 +444,22 @@ func (h *host) unicast() {
 	h.add(20, 0, "", "resubmit(,22)")
 }
 
-// answerARP: br-tun's table 21. ARP for an instance elsewhere is answered here.
-func (h *host) answerARP() {
+// answerNeighbours: br-tun's table 21. Who asks for an instance elsewhere is answered here: by
+// ARP as Neutron does it, and by neighbour discovery, which Neutron floods.
+func (h *host) answerNeighbours() {
 	for _, i := range h.Instances {
-		if vlan := h.vlans[i.Network]; vlan != 0 && i.Host != h.name {
-			h.add(21, 1, fmt.Sprintf("arp,dl_vlan=%d,arp_op=1,arp_tpa=%s,", vlan, i.IP), "%s,in_port", arpAnswer(i.MAC, i.IP))
+		vlan := h.vlans[i.Network]
+		if vlan == 0 || i.Host == h.name {
+			continue
+		}
+		for _, v := range Versions() {
+			for _, ip := range i.Addresses(v) {
+				h.add(21, 1, asks(fmt.Sprintf("dl_vlan=%d,", vlan), ip), "%s", answer(i.MAC, ip, isHost, finishOnTunnel))
+			}
 		}
 	}
 	h.add(21, 0, "", "resubmit(,22)")
+	h.finishAnswer(finishOnTunnel)
 }
 
 // flood: br-tun's table 22, to every host that has the network.
@@ -373,10 +479,57 @@ func (h *host) flood() {
 	h.add(22, 0, "", "drop")
 }
 
-// arpAnswer returns the actions that turn a request into the answer of (mac, ip).
-func arpAnswer(mac MAC, ip netip.Addr) string {
-	m, a := hex.EncodeToString(mac[:]), ip.As4()
-	return fmt.Sprintf("move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],mod_dl_src:%s,load:0x2->NXM_OF_ARP_OP[],"+
-		"move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"+
-		"load:0x%s->NXM_NX_ARP_SHA[],load:0x%x->NXM_OF_ARP_SPA[]", mac, m, a[:])
+// Tables of neighbour answers that are half made: see answer.
+const (
+	finishOnIntegration = 97
+	finishOnTunnel      = 23
+)
+
+// Flags of a neighbour advertisement (RFC 4861, section 4.4), as nd_reserved has them: it
+// answers a question and takes the place of what was known; and whether a router says so.
+const (
+	isHost   = 0x60000000
+	isRouter = 0xe0000000
+)
+
+// asks returns a match, which ends in a comma as in does, of questions for an address.
+func asks(in string, ip netip.Addr) string {
+	if ip.Is4() {
+		return fmt.Sprintf("arp,%sarp_op=1,arp_tpa=%s,", in, ip)
+	}
+	return fmt.Sprintf("icmp6,%sicmpv6_type=%d,nd_target=%s,", in, neighbourSolicitation, ip)
+}
+
+// answer returns the actions that turn a question into the answer of (mac, ip) and send it
+// back. A flow that matches solicitations may not write what only advertisements have
+// (ovs-actions(7): OFPBAC_MATCH_INCONSISTENT), so a flow in another table has to finish them.
+func answer(mac MAC, ip netip.Addr, flags uint32, finish int) string {
+	back := fmt.Sprintf("move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],mod_dl_src:%s,", mac)
+	if ip.Is4() {
+		m, a := hex.EncodeToString(mac[:]), ip.As4()
+		return back + fmt.Sprintf("load:0x2->NXM_OF_ARP_OP[],"+
+			"move:NXM_NX_ARP_SHA[]->NXM_NX_ARP_THA[],move:NXM_OF_ARP_SPA[]->NXM_OF_ARP_TPA[],"+
+			"load:0x%s->NXM_NX_ARP_SHA[],load:0x%x->NXM_OF_ARP_SPA[],in_port", m, a[:])
+	}
+	a := ip.As16()
+	const targetOption = 2 // target link-layer address (RFC 4861, section 4.6.1)
+	return back + fmt.Sprintf("move:NXM_NX_IPV6_SRC[]->NXM_NX_IPV6_DST[],"+
+		"load:%#x->NXM_NX_IPV6_SRC[0..63],load:%#x->NXM_NX_IPV6_SRC[64..127],"+
+		"load:%#x->NXM_NX_ICMPV6_TYPE[],load:%#x->ERICOXM_OF_ICMPV6_ND_OPTIONS_TYPE[],"+
+		"load:%#x->ERICOXM_OF_ICMPV6_ND_RESERVED[],resubmit(,%d)",
+		binary.BigEndian.Uint64(a[8:]), binary.BigEndian.Uint64(a[:8]), neighbourAnswer, targetOption, flags, finish)
+}
+
+// finishAnswer adds the second half of neighbour answers: the target's MAC, which is whom the
+// frame comes from, in the option that carried the asker's.
+func (h *host) finishAnswer(table int) {
+	if h.carriesV6() {
+		h.add(table, 1, fmt.Sprintf("icmp6,icmpv6_type=%d,", neighbourAnswer), "move:NXM_OF_ETH_SRC[]->NXM_NX_ND_TLL[],in_port")
+		h.add(table, 0, "", "drop")
+	}
+}
+
+// carriesV6 reports whether one of the host's networks has IPv6.
+func (h *host) carriesV6() bool {
+	return slices.ContainsFunc(h.local(), func(n Network) bool { return n.Has(V6) })
 }

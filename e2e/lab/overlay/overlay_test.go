@@ -85,7 +85,7 @@ func TestParse(t *testing.T) {
 		{"192.0.2.129/25", "198.51.100.1/25", "hosts: hv2: vtep: want an address with prefix length inside 192.0.2.0/24"},
 		{"192.0.2.129/25", "192.0.2.1/25", "vtep: 192.0.2.1 is there twice"},
 		{"gateway: 192.0.2.254", "gateway: 192.0.2.1", "hosts: hv2: gateway: want an address inside 192.0.2.128/25"},
-		{"name: red, cidr: 10.0.1.0/24", "name: red, cidr: 10.0.1.1/24", "networks: red: cidr: want an IPv4 prefix with no host bits"},
+		{"name: red, cidr: 10.0.1.0/24", "name: red, cidr: 10.0.1.1/24", "networks: red: cidr: 10.0.1.1/24: want a prefix with no host bits"},
 		{"encap: vxlan", "encap: stt", `networks: red: encap: "stt": want gre or vxlan`},
 		{"encap: vxlan", "encap: gre", "segmentation_id: gre 1001 is there twice"},
 		{"vxlan, segmentation_id: 1001", "vxlan, segmentation_id: 16777216", "networks: red: segmentation_id: 16777216: want 1 to 16777215"},
@@ -99,6 +99,12 @@ func TestParse(t *testing.T) {
 		{"fa:16:3e:00:01:0c", "fa:16:3e", "is not an Ethernet address"},
 		{"fa:16:3e:00:01:0c", "fa:16:3e:00:01:01", "instances: blue-2: ip, mac: the gateway has it"},
 		{"10.0.1.12, host: hv2", "10.0.1.12, host: hv3", `instances: blue-2: host: there is no "hv3"`},
+		{"red, cidr: 10.0.1.0/24", "red, cidr: []", "networks: red: cidr: want an IPv4 prefix, an IPv6 prefix, or a list of both"},
+		{"red, cidr: 10.0.1.0/24", "red, cidr: [10.0.1.0/24, 10.0.2.0/24]", "10.0.2.0/24: want at most one prefix of each version"},
+		{"red, cidr: 10.0.1.0/24", `red, cidr: [10.0.1.0/24, "fd00:3::/64"]`, "instances: red-1: ip: want an address inside fd00:3::/64"},
+		{"10.0.1.12, host: hv2", `[10.0.1.12, "fd00:1::12"], host: hv2`, "instances: blue-2: ip: fd00:1::12: the network has no IPv6 prefix"},
+		{"10.0.1.12, host: hv2", `[10.0.1.12, 10.0.1.13], host: hv2`, "10.0.1.13: want at most one address of each version"},
+		{"10.0.1.12, host: hv2", `"::ffff:10.0.1.12", host: hv2`, "::ffff:10.0.1.12: want an IPv4 or an IPv6 address, with no zone"},
 		{"underlay:", "overlay: x\nunderlay:", "field overlay not found"},
 	}
 	for _, tt := range tests {

@@ -55,29 +55,45 @@ type Host struct {
 	Gateway netip.Addr   `yaml:"gateway"` // the rack's router
 }
 
-// Gateway is a network's address on its router.
+// Gateway is a network's side of its router.
 type Gateway struct {
-	IP  netip.Addr `yaml:"ip"`
-	MAC MAC        `yaml:"mac"`
+	IP  Addrs `yaml:"ip"` // one of each of the network's versions
+	MAC MAC   `yaml:"mac"`
 }
 
 // Network is a tenant's layer 2 network.
 type Network struct {
-	Name         string       `yaml:"name"`
-	CIDR         netip.Prefix `yaml:"cidr"`
-	Gateway      *Gateway     `yaml:"gateway,omitempty"` // set exactly if Router is
-	Router       string       `yaml:"router,omitempty"`  // networks with the same router reach each other
-	Encap        string       `yaml:"encap"`             // GRE or VXLAN
-	Segmentation uint32       `yaml:"segmentation_id"`   // GRE key or VNI, 1 to 2²⁴−1
+	Name         string   `yaml:"name"`
+	CIDR         Prefixes `yaml:"cidr"`
+	Gateway      *Gateway `yaml:"gateway,omitempty"` // set exactly if Router is
+	Router       string   `yaml:"router,omitempty"`  // networks with the same router reach each other
+	Encap        string   `yaml:"encap"`             // GRE or VXLAN
+	Segmentation uint32   `yaml:"segmentation_id"`   // GRE key or VNI, 1 to 2²⁴−1
 }
+
+// Has reports whether the network carries a version.
+func (n Network) Has(v Version) bool { return n.CIDR.Of(v).IsValid() }
 
 // Instance is a guest with one port.
 type Instance struct {
-	Name    string     `yaml:"name"`
-	Network string     `yaml:"network"`
-	MAC     MAC        `yaml:"mac"`
-	IP      netip.Addr `yaml:"ip"`
-	Host    string     `yaml:"host"`
+	Name    string `yaml:"name"`
+	Network string `yaml:"network"`
+	MAC     MAC    `yaml:"mac"`
+	IP      Addrs  `yaml:"ip"` // one of each of the network's versions
+	Host    string `yaml:"host"`
+}
+
+// Addresses returns all addresses of a version that the instance has: the one that it was
+// given and, in IPv6, the link-local one that comes with its MAC.
+func (i Instance) Addresses(v Version) []netip.Addr {
+	ip := i.IP.Of(v)
+	switch {
+	case !ip.IsValid():
+		return nil
+	case v == V6:
+		return []netip.Addr{ip, i.MAC.LinkLocal()}
+	}
+	return []netip.Addr{ip}
 }
 
 // Parse reads a specification in YAML and validates it. A key that it does not know is an
@@ -130,7 +146,9 @@ func (s *Spec) Validate() error {
 	}
 	for _, i := range s.Instances {
 		once("instances", i.Name)
-		once("address", i.Network+" "+i.IP.String())
+		for _, ip := range i.IP.All() {
+			once("address", i.Network+" "+ip.String())
+		}
 		once("address", i.Network+" "+i.MAC.String())
 		if err := i.validate(s); err != nil {
 			bad("instances: %s: %w", i.Name, err)
@@ -152,31 +170,54 @@ func (h Host) validate(underlay netip.Prefix) error {
 }
 
 func (n Network) validate() error {
+	for _, cidr := range n.CIDR.All() {
+		if cidr != cidr.Masked() {
+			return fmt.Errorf("cidr: %s: want a prefix with no host bits", cidr)
+		}
+	}
 	switch {
-	case !n.CIDR.IsValid() || !n.CIDR.Addr().Is4() || n.CIDR != n.CIDR.Masked():
-		return errors.New("cidr: want an IPv4 prefix with no host bits")
+	case len(n.CIDR.All()) == 0:
+		return errors.New("cidr: want an IPv4 prefix, an IPv6 prefix, or a list of both")
 	case n.Encap != GRE && n.Encap != VXLAN:
 		return fmt.Errorf("encap: %q: want %s or %s", n.Encap, GRE, VXLAN)
 	case n.Segmentation == 0 || n.Segmentation >= 1<<24:
 		return fmt.Errorf("segmentation_id: %d: want 1 to %d", n.Segmentation, 1<<24-1)
 	case (n.Gateway != nil) != (n.Router != ""):
 		return errors.New("want both gateway and router, or neither")
-	case n.Gateway != nil && !n.CIDR.Contains(n.Gateway.IP):
-		return fmt.Errorf("gateway: ip: want an address inside %s", n.CIDR)
+	case n.Gateway != nil:
+		if err := n.CIDR.each(n.Gateway.IP); err != nil {
+			return fmt.Errorf("gateway: %w", err)
+		}
+	}
+	return nil
+}
+
+// each returns an error unless the addresses are one of each prefix.
+func (p Prefixes) each(ip Addrs) error {
+	for _, v := range Versions() {
+		switch cidr, a := p.Of(v), ip.Of(v); {
+		case cidr.IsValid() && !cidr.Contains(a):
+			return fmt.Errorf("ip: want an address inside %s", cidr)
+		case a.IsValid() && !cidr.IsValid():
+			return fmt.Errorf("ip: %s: the network has no IPv%d prefix", a, v)
+		}
 	}
 	return nil
 }
 
 func (i Instance) validate(s *Spec) error {
 	n, ok := s.Network(i.Network)
-	switch {
-	case !ok:
+	if !ok {
 		return fmt.Errorf("network: there is no %q", i.Network)
-	case !n.CIDR.Contains(i.IP):
-		return fmt.Errorf("ip: want an address inside %s", n.CIDR)
+	}
+	if err := n.CIDR.each(i.IP); err != nil {
+		return err
+	}
+	switch {
 	case i.MAC[0]&1 != 0 || i.MAC == MAC{}:
 		return fmt.Errorf("mac: %s: want a unicast address", i.MAC)
-	case n.Gateway != nil && (n.Gateway.IP == i.IP || n.Gateway.MAC == i.MAC):
+	case n.Gateway != nil && (n.Gateway.MAC == i.MAC ||
+		slices.ContainsFunc(i.IP.All(), func(a netip.Addr) bool { return slices.Contains(n.Gateway.IP.All(), a) })):
 		return errors.New("ip, mac: the gateway has it")
 	case len(i.Name) > 63:
 		return errors.New("name: want at most 63 letters")
@@ -210,12 +251,17 @@ func byName[T any](list []T, is func(T) bool) (T, bool) {
 	return zero, false
 }
 
-// Joined reports whether instances of the two networks reach each other: it is one network,
-// or one router has both.
+// Joined reports whether instances of the two networks reach each other over some version: it
+// is one network, or one router has both.
 func (s *Spec) Joined(a, b string) bool {
+	return slices.ContainsFunc(Versions(), func(v Version) bool { return s.JoinedOver(v, a, b) })
+}
+
+// JoinedOver is Joined for one version.
+func (s *Spec) JoinedOver(v Version, a, b string) bool {
 	na, okA := s.Network(a)
 	nb, okB := s.Network(b)
-	return okA && okB && (a == b || na.Router != "" && na.Router == nb.Router)
+	return okA && okB && na.Has(v) && nb.Has(v) && (a == b || na.Router != "" && na.Router == nb.Router)
 }
 
 // Pair is an ordered pair of instances.
@@ -226,12 +272,19 @@ type Pair struct {
 // Routed reports whether a router lies between the two.
 func (p Pair) Routed() bool { return p.Src.Network != p.Dst.Network }
 
-// Pairs returns all ordered pairs of which the first must reach the second.
-func (s *Spec) Pairs() []Pair {
+// Pairs returns all ordered pairs of which the first must reach the second over some version.
+func (s *Spec) Pairs() []Pair { return s.pairs(s.Joined) }
+
+// PairsOver returns all ordered pairs of which the first must reach the second over a version.
+func (s *Spec) PairsOver(v Version) []Pair {
+	return s.pairs(func(a, b string) bool { return s.JoinedOver(v, a, b) })
+}
+
+func (s *Spec) pairs(joined func(a, b string) bool) []Pair {
 	var pairs []Pair
 	for _, a := range s.Instances {
 		for _, b := range s.Instances {
-			if a.Name != b.Name && s.Joined(a.Network, b.Network) {
+			if a.Name != b.Name && joined(a.Network, b.Network) {
 				pairs = append(pairs, Pair{a, b})
 			}
 		}
@@ -328,23 +381,34 @@ func digest(parts ...string) []byte {
 }
 
 // Inventory returns the specification as the file from which Dyetrace's controller takes what
-// instances there are, in YAML. It tells of no VTEP and no encapsulation.
+// instances there are, in YAML. It tells of no VTEP and no encapsulation. What has several
+// addresses has a list of them, the link-local one last.
 func (s *Spec) Inventory() ([]byte, error) {
 	type network struct {
-		Name         string       `yaml:"name"`
-		CIDR         netip.Prefix `yaml:"cidr"`
-		Gateway      *Gateway     `yaml:"gateway,omitempty"`
-		Router       string       `yaml:"router,omitempty"`
-		Segmentation uint32       `yaml:"segmentation_id"`
+		Name         string   `yaml:"name"`
+		CIDR         Prefixes `yaml:"cidr"`
+		Gateway      *Gateway `yaml:"gateway,omitempty"`
+		Router       string   `yaml:"router,omitempty"`
+		Segmentation uint32   `yaml:"segmentation_id"`
+	}
+	type instance struct {
+		Name    string `yaml:"name"`
+		Network string `yaml:"network"`
+		MAC     MAC    `yaml:"mac"`
+		IP      any    `yaml:"ip"`
+		Host    string `yaml:"host"`
 	}
 	var file struct {
 		Networks  []network  `yaml:"networks"`
-		Instances []Instance `yaml:"instances"`
+		Instances []instance `yaml:"instances"`
 	}
 	for _, n := range s.Networks {
 		file.Networks = append(file.Networks, network{n.Name, n.CIDR, n.Gateway, n.Router, n.Segmentation})
 	}
-	file.Instances = s.Instances
+	for _, i := range s.Instances {
+		ips := append(i.Addresses(V4), i.Addresses(V6)...)
+		file.Instances = append(file.Instances, instance{i.Name, i.Network, i.MAC, oneOrList(ips), i.Host})
+	}
 	text, err := yaml.Marshal(file)
 	if err != nil {
 		return nil, fmt.Errorf("overlay: inventory: %w", err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -14,12 +15,47 @@ type Run struct {
 	Run     string     `json:"run"`
 	State   string     `json:"state"`
 	Scope   string     `json:"scope"`
+	Options Options    `json:"options"`
 	Verdict string     `json:"verdict"`
 	Started *time.Time `json:"started"`
 	Ended   *time.Time `json:"ended"`
 	// Total is the number of pairs planned; Counts holds those judged so far.
 	Total  uint32 `json:"total"`
 	Counts Counts `json:"counts"`
+}
+
+// Asked writes scope and options as the arguments of check that ask for them.
+func (r Run) Asked() string {
+	return strings.TrimSpace(r.Scope + " " + r.Options.String())
+}
+
+// Options say how the pairs of a run are probed.
+type Options struct {
+	// Scheme is auto, tcp or icmp.
+	Scheme string `json:"scheme"`
+	// IP is auto, 4 or 6.
+	IP      string `json:"ip"`
+	NoTouch bool   `json:"no_touch"`
+}
+
+// NewOptions returns the view of options; nil is all found out.
+func NewOptions(o *dyetracev1.ProbeOptions) Options {
+	return Options{Scheme(o.GetScheme(), Auto), IPVersion(o.GetIpVersion()), o.GetNoTouch()}
+}
+
+// String writes options as flags of check; those that are the default are left out.
+func (o Options) String() string {
+	var flags []string
+	if o.Scheme != Auto {
+		flags = append(flags, "--scheme "+o.Scheme)
+	}
+	if o.IP != Auto {
+		flags = append(flags, "--ip "+o.IP)
+	}
+	if o.NoTouch {
+		flags = append(flags, "--no-touch")
+	}
+	return strings.Join(flags, " ")
 }
 
 // Check is a run with its pairs: the one object that `check -o json` prints. Fields are added
@@ -48,6 +84,15 @@ type Pair struct {
 	Dst        string `json:"dst"`
 	DstNetwork string `json:"dst_network"`
 	Verdict    string `json:"verdict"`
+	// SrcIP and DstIP are the addresses probed.
+	SrcIP string `json:"src_ip"`
+	DstIP string `json:"dst_ip"`
+	// Scheme is how the probe was stained that the verdict is from, tcp or icmp; empty where
+	// none was sent. SchemeReason says why that one, where nobody asked for it.
+	Scheme       string `json:"scheme"`
+	SchemeReason string `json:"scheme_reason"`
+	// NoTouch: no guest was to see a probe. Samples of direction reply are of a probe of its own.
+	NoTouch bool `json:"no_touch"`
 	// Segment is SegmentFrom → SegmentTo in words; nil where nothing failed.
 	Segment     *string `json:"segment"`
 	SegmentFrom *Point  `json:"segment_from"`
@@ -112,6 +157,7 @@ func NewRun(r *dyetracev1.Run) Run {
 		Run:     r.GetId(),
 		State:   State(r.GetState()),
 		Scope:   Scope(r.GetScope()),
+		Options: NewOptions(r.GetOptions()),
 		Verdict: Verdict(r.GetVerdict()),
 		Started: Time(r.GetStarted()),
 		Ended:   Time(r.GetEnded()),
@@ -142,7 +188,10 @@ func newPair(p *dyetracev1.PairResult) Pair {
 	v := Pair{
 		Src: p.GetSrc().GetName(), SrcNetwork: p.GetSrc().GetNetwork(),
 		Dst: p.GetDst().GetName(), DstNetwork: p.GetDst().GetNetwork(),
-		Verdict:    Verdict(p.GetVerdict()),
+		Verdict: Verdict(p.GetVerdict()),
+		SrcIP:   p.GetSrcIp(), DstIP: p.GetDstIp(),
+		Scheme: Scheme(p.GetScheme(), ""), SchemeReason: p.GetSchemeReason(),
+		NoTouch:    p.GetNoTouch(),
 		Host:       p.GetHost(),
 		Cause:      p.GetCause(),
 		RTT:        p.GetRttNs(),

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"slices"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -61,6 +62,8 @@ type Endpoint struct {
 	MAC       string `json:"mac"`
 	IfaceID   string `json:"iface_id"`
 	LinkState string `json:"link_state"`
+	// Unsampled says why to-instance is not sampled at this port; empty where it is.
+	Unsampled string `json:"unsampled"`
 }
 
 // Counters count since the agent's start.
@@ -72,11 +75,13 @@ type Counters struct {
 	HookRepairs uint64 `json:"hook_repairs"`
 }
 
-// Instance is one instance, and where it is attached; Endpoint is nil where nobody knows.
+// Instance is one instance, and where it is attached; Endpoint is nil where nobody knows. IP is the
+// first of IPs.
 type Instance struct {
 	Name     string    `json:"name"`
 	Network  string    `json:"network"`
 	IP       string    `json:"ip"`
+	IPs      []string  `json:"ips"`
 	MAC      string    `json:"mac"`
 	Host     string    `json:"host"`
 	Endpoint *Endpoint `json:"endpoint"`
@@ -100,9 +105,8 @@ type Status struct {
 
 // Stain is the marks by which a probe is recognised.
 type Stain struct {
-	Scheme string `json:"scheme"`
-	TOS    uint32 `json:"tos"`
-	Port   uint32 `json:"port"`
+	TOS  uint32 `json:"tos"`
+	Port uint32 `json:"port"`
 }
 
 // NewHost returns the view of a host.
@@ -146,23 +150,66 @@ func newEndpoint(e *dyetracev1.Endpoint) *Endpoint {
 	if e == nil {
 		return nil
 	}
-	return &Endpoint{e.GetBridge(), e.GetPort(), e.GetOfport(), e.GetMac(), e.GetIfaceId(), e.GetLinkState()}
+	return &Endpoint{e.GetBridge(), e.GetPort(), e.GetOfport(), e.GetMac(), e.GetIfaceId(), e.GetLinkState(), e.GetUnsampled()}
 }
 
 // NewInstance returns the view of an instance.
 func NewInstance(i *dyetracev1.Instance) Instance {
-	return Instance{i.GetName(), i.GetNetwork(), i.GetIp(), i.GetMac(), i.GetHost(), newEndpoint(i.GetEndpoint()), i.GetSource()}
+	return Instance{i.GetName(), i.GetNetwork(), i.GetIp(), addresses(i), i.GetMac(), i.GetHost(), newEndpoint(i.GetEndpoint()), i.GetSource()}
+}
+
+// addresses returns all addresses of an instance. A controller that knows only one each has no ips.
+func addresses(i *dyetracev1.Instance) []string {
+	ips := append([]string{}, i.GetIps()...)
+	if len(ips) == 0 && i.GetIp() != "" {
+		ips = append(ips, i.GetIp())
+	}
+	return ips
+}
+
+// Unsampled are ports of one bridge where delivery is not seen, all for the same reason.
+type Unsampled struct {
+	Bridge string
+	Ports  []string
+	Reason string
+}
+
+// Unsampled returns the ports of a host where delivery to the guest is not seen, by bridge and
+// reason in the order of the ports: one by one, or all of a bridge that has no such point.
+func (h Host) Unsampled() []Unsampled {
+	absent := make(map[string]string)
+	for _, b := range h.Bridges {
+		for _, a := range b.Absent {
+			if a.Kind == Kind(dyetracev1.PointKind_POINT_KIND_TO_INSTANCE) {
+				absent[b.Name] = a.Reason
+			}
+		}
+	}
+	var all []Unsampled
+	for _, e := range h.Endpoints {
+		why := e.Unsampled
+		if why == "" {
+			why = absent[e.Bridge]
+		}
+		if why == "" {
+			continue
+		}
+		i := slices.IndexFunc(all, func(u Unsampled) bool { return u.Bridge == e.Bridge && u.Reason == why })
+		if i < 0 {
+			i = len(all)
+			all = append(all, Unsampled{Bridge: e.Bridge, Reason: why})
+		}
+		all[i].Ports = append(all[i].Ports, e.Port)
+	}
+	return all
 }
 
 // NewStatus returns the view of a status.
 func NewStatus(s *dyetracev1.GetStatusResponse) Status {
 	v := Status{
 		Version: s.GetVersion(), Started: Time(s.GetStarted()),
-		Ready: s.GetHostsReady() >= s.GetHostsExpected(),
-		Stain: Stain{
-			Scheme: word(s.GetStain().GetScheme().String(), "SCHEME_", "unknown"),
-			TOS:    s.GetStain().GetTos(), Port: s.GetStain().GetPort(),
-		},
+		Ready:         s.GetHostsReady() >= s.GetHostsExpected(),
+		Stain:         Stain{TOS: s.GetStain().GetTos(), Port: s.GetStain().GetPort()},
 		HostsExpected: s.GetHostsExpected(), HostsReady: s.GetHostsReady(),
 		Instances: s.GetInstances(), Pairs: s.GetPairs(), RunsActive: s.GetRunsActive(),
 		Problems: []string{},

@@ -105,6 +105,8 @@ func TestWords(t *testing.T) {
 	check("state", dyetracev1.RunState_name, func(v int32) string { return State(dyetracev1.RunState(v)) })
 	check("kind", dyetracev1.PointKind_name, func(v int32) string { return Kind(dyetracev1.PointKind(v)) })
 	check("hook", dyetracev1.HookState_name, func(v int32) string { return Hook(dyetracev1.HookState(v)) })
+	check("scheme", dyetracev1.Scheme_name, func(v int32) string { return Scheme(dyetracev1.Scheme(v), "") })
+	check("IP version", dyetracev1.IPVersion_name, func(v int32) string { return IPVersion(dyetracev1.IPVersion(v)) })
 	check("direction", dyetracev1.Direction_name, func(v int32) string { return Direction(dyetracev1.Direction(v)) })
 	if w := Verdict(dyetracev1.Verdict_VERDICT_HEALTHY); w != "healthy" {
 		t.Errorf("healthy is %q", w)

@@ -4,8 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 )
 
 // DefaultPaths is how many failed pairs are drawn as paths unless something else is asked for:
@@ -24,17 +27,17 @@ type TextOptions struct {
 
 // Text writes a check for people: a summary, then each pair that is not healthy as its path.
 func (c Check) Text(w io.Writer, o TextOptions) error {
-	t := &text{w: bufio.NewWriter(w), o: o, ambiguous: c.ambiguous()}
+	t := &text{w: bufio.NewWriter(w), o: o, ambiguous: c.ambiguous(), mixed: len(c.schemes()) > 1}
 	t.summary(c)
 	healthy, failed := c.split()
 	switch {
 	case len(c.Pairs) == 1 && len(healthy) == 1:
 		// Who asks for one pair wants to see its way.
-		t.headline(healthy[0])
+		t.headline(healthy[0], "")
 		t.path(healthy[0])
 	case o.Verbose:
 		for _, p := range healthy {
-			t.headline(p)
+			t.headline(p, t.scheme(p))
 		}
 	}
 	drawn := len(failed)
@@ -43,7 +46,7 @@ func (c Check) Text(w io.Writer, o TextOptions) error {
 	}
 	for _, p := range failed[:drawn] {
 		t.printf("\n")
-		t.headline(p)
+		t.headline(p, "")
 		t.path(p)
 		t.facts(p)
 	}
@@ -57,11 +60,14 @@ func (t *text) folded(rest []Pair) {
 		return
 	}
 	t.printf("\n%d not drawn (-v draws all paths):\n", len(rest))
-	type key struct{ verdict, segment string }
+	type key struct{ verdict, scheme, segment string }
 	pairs := make(map[key][]string)
 	var keys []key
 	for _, p := range rest {
 		k := key{verdict: p.Verdict}
+		if t.mixed {
+			k.scheme = p.by()
+		}
 		if p.Segment != nil {
 			k.segment = *p.Segment
 		}
@@ -71,7 +77,8 @@ func (t *text) folded(rest []Pair) {
 		pairs[k] = append(pairs[k], t.name(p.Src, p.SrcNetwork)+" → "+t.name(p.Dst, p.DstNetwork))
 	}
 	for _, k := range keys {
-		t.printf("  %s  %s\n", t.paint(verdictColor(k.verdict), fmt.Sprintf("%d %s", len(pairs[k]), k.verdict)), k.segment)
+		t.printf("  %s%s  %s\n", t.paint(verdictColor(k.verdict), fmt.Sprintf("%d %s", len(pairs[k]), k.verdict)),
+			spaced(k.scheme), k.segment)
 		// Names of three tell what kind of pairs they are.
 		names := pairs[k]
 		if len(names) > 3 {
@@ -114,11 +121,63 @@ func (c Check) ambiguous() map[string]bool {
 	return twice
 }
 
+// schemes returns how many pairs were judged by each scheme. Pairs that no probe was sent for have
+// none.
+func (c Check) schemes() map[string]int {
+	n := make(map[string]int)
+	for _, p := range c.Pairs {
+		if p.Scheme != "" {
+			n[p.Scheme]++
+		}
+	}
+	return n
+}
+
+// by names the scheme of a pair; empty where no probe was sent.
+func (p Pair) by() string {
+	if p.Scheme == "" {
+		return ""
+	}
+	return "by " + p.Scheme
+}
+
+// fellBack says in parentheses why auto did not stay with tcp, which it tries first; empty if it did.
+func (p Pair) fellBack() string {
+	if p.SchemeReason == "" || p.Scheme == Scheme(dyetracev1.Scheme_SCHEME_TCP, "") {
+		return ""
+	}
+	return "(" + p.SchemeReason + ")"
+}
+
+// way is the heading of a pair's path: what was sent from where to where, and why so.
+func (p Pair) way() string {
+	var words []string
+	if p.SrcIP != "" && p.DstIP != "" {
+		words = append(words, p.SrcIP+" → "+p.DstIP)
+	}
+	for _, more := range []string{p.by(), p.fellBack()} {
+		if more != "" {
+			words = append(words, more)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// spaced puts a space before words, if there are any.
+func spaced(words string) string {
+	if words == "" {
+		return ""
+	}
+	return " " + words
+}
+
 // text writes; bufio.Writer keeps the first error for Flush.
 type text struct {
 	w         *bufio.Writer
 	o         TextOptions
 	ambiguous map[string]bool
+	// mixed: not all pairs have the same scheme, so that it is worth a word.
+	mixed bool
 }
 
 func (t *text) printf(format string, args ...any) { fmt.Fprintf(t.w, format, args...) }
@@ -174,7 +233,26 @@ func (t *text) summary(c Check) {
 		noun = "pair"
 	}
 	t.printf("%s%s: %s", t.paint(bold, fmt.Sprintf("%d %s", c.Total, noun)), took, strings.Join(counts, ", "))
-	t.printf("  %s\n", t.paint(dim, fmt.Sprintf("(run %s, %s)", c.Run.Run, c.State)))
+	if n := c.schemes(); t.mixed {
+		var by []string
+		for _, scheme := range slices.Backward(slices.Sorted(maps.Keys(n))) { // tcp, which is tried first, first
+			by = append(by, fmt.Sprintf("%d by %s", n[scheme], scheme))
+		}
+		t.printf("; %s", strings.Join(by, ", "))
+	}
+	about := fmt.Sprintf("run %s, %s", c.Run.Run, c.State)
+	if options := c.Options.String(); options != "" {
+		about += ", " + options
+	}
+	t.printf("  %s\n", t.paint(dim, "("+about+")"))
+}
+
+// scheme says how a pair that is not drawn was judged, where that is worth a word.
+func (t *text) scheme(p Pair) string {
+	if !t.mixed {
+		return ""
+	}
+	return p.by() + spaced(p.fellBack())
 }
 
 // name writes an instance as one would have to type it.
@@ -185,7 +263,8 @@ func (t *text) name(name, network string) string {
 	return name
 }
 
-func (t *text) headline(p Pair) {
+// headline writes a pair and its verdict, and then more, if any.
+func (t *text) headline(p Pair, more string) {
 	mark := "✗"
 	switch p.Verdict {
 	case "healthy":
@@ -199,19 +278,26 @@ func (t *text) headline(p Pair) {
 	if p.Verdict == "healthy" && p.RTT > 0 {
 		t.printf("  %s", duration(p.RTT))
 	}
+	if more != "" {
+		t.printf("  %s", t.paint(dim, more))
+	}
 	t.printf("\n")
 }
 
-// path draws the sampling points of a pair, one a line, and the segment where it failed.
+// path draws the sampling points of a pair under its addresses and scheme, one a line, and the
+// segment where it failed.
 func (t *text) path(p Pair) {
-	last := -1
+	if way := p.way(); way != "" {
+		t.printf("    %s\n", t.paint(dim, way))
+	}
+	if p.NoTouch {
+		t.printf("    %s\n", t.paint(dim, "no-touch: no guest sees a probe; the way back is checked by a probe of its own"))
+	}
 	width := 0
-	for i, s := range p.Samples {
-		if s.Seen {
-			last = i
-		}
+	for _, s := range p.Samples {
 		width = max(width, len(s.Point.String()))
 	}
+	last := lastSeen(p)
 	failed := failedAt(p, last)
 	direction := "forward"
 	for i, s := range p.Samples {
@@ -220,9 +306,13 @@ func (t *text) path(p Pair) {
 		}
 		if s.Direction == "reply" && direction != "reply" {
 			direction = "reply"
-			t.printf("    %s\n", t.paint(dim, "answer of "+t.name(p.Dst, p.DstNetwork)))
+			divider := "answer of " + t.name(p.Dst, p.DstNetwork)
+			if p.NoTouch {
+				divider = "way back, a probe of its own"
+			}
+			t.printf("    %s\n", t.paint(dim, divider))
 		}
-		mark, note := t.mark(p, s, i, last)
+		mark, note := t.mark(p, s, i, last.of(s.Direction))
 		line := fmt.Sprintf("    %s %-*s  %9s", mark, width, s.Point, note)
 		if s.TunSrc != "" {
 			line += fmt.Sprintf("  from %s", s.TunSrc)
@@ -234,15 +324,48 @@ func (t *text) path(p Pair) {
 	}
 }
 
+// passed has the index of the last point that is known to have been passed in each direction, -1
+// for none.
+type passed struct{ forward, reply int }
+
+func (l passed) of(direction string) int {
+	if direction == "reply" {
+		return l.reply
+	}
+	return l.forward
+}
+
+// lastSeen returns what the samples of a pair prove. An answer that was seen proves that its
+// question arrived; in no-touch each direction has a probe of its own, which says nothing of the
+// other.
+func lastSeen(p Pair) passed {
+	last := passed{-1, -1}
+	for i, s := range p.Samples {
+		switch {
+		case !s.Seen:
+		case !p.NoTouch:
+			last.forward, last.reply = i, i
+		case s.Direction == "reply":
+			last.reply = i
+		default:
+			last.forward = i
+		}
+	}
+	return last
+}
+
 // failedAt returns the index of the sample before which the segment's line is drawn: its far end,
 // which lies after the last point seen. -1 is none.
-func failedAt(p Pair, last int) int {
+func failedAt(p Pair, last passed) int {
 	if p.SegmentTo == nil {
 		return -1
 	}
 	for i, s := range p.Samples {
 		// Both ends of a pair on one host are the same point; the one that did not see it counts.
-		if i > last && s.Point == *p.SegmentTo {
+		if i <= last.of(s.Direction) || s.Point != *p.SegmentTo {
+			continue
+		}
+		if !p.NoTouch || s.Direction == p.Direction {
 			return i
 		}
 	}
@@ -252,6 +375,9 @@ func failedAt(p Pair, last int) int {
 func lostWords(p Pair) string {
 	switch p.Verdict {
 	case "silent":
+		if p.NoTouch { // nobody was asked for an answer
+			return "not taken by the guest"
+		}
 		return "delivered, no answer"
 	case "policy":
 		return "denied here"

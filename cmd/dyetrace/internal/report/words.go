@@ -35,6 +35,15 @@ func Hook(s dyetracev1.HookState) string { return word(s.String(), "HOOK_STATE_"
 // Direction returns forward or reply.
 func Direction(d dyetracev1.Direction) string { return word(d.String(), "DIRECTION_", "") }
 
+// Scheme returns tcp or icmp, or none where there is none.
+func Scheme(s dyetracev1.Scheme, none string) string { return word(s.String(), "SCHEME_", none) }
+
+// IPVersion returns auto, 4 or 6.
+func IPVersion(v dyetracev1.IPVersion) string { return word(v.String(), "IP_VERSION_", Auto) }
+
+// Auto stands for what is found out pair by pair, in flags and in JSON.
+const Auto = "auto"
+
 // Scope writes a scope as the flags of check that ask for it.
 func Scope(s *dyetracev1.Scope) string {
 	switch x := s.GetScope().(type) {

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/cmd/dyetrace/internal/report"
+)
+
+// probeFlags say how pairs are probed; the zero value finds everything out.
+type probeFlags struct {
+	scheme  scheme
+	ip      ipVersion
+	noTouch bool
+}
+
+func (p *probeFlags) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.Var(&p.scheme, "scheme", "`SCHEME` of the probes: auto (tcp first, icmp where that is not healthy), tcp or icmp")
+	f.Var(&p.ip, "ip", "`VERSION` of IP to probe with: auto (4 where both ends have it, else 6), 4 or 6")
+	f.BoolVar(&p.noTouch, "no-touch", false, "let no guest see a probe: drop it where it would leave the switch, and check the way back by a probe of its own")
+	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions([]cobra.Completion{
+		cobra.CompletionWithDesc("auto", "tcp, and icmp for pairs that are not healthy by it"),
+		cobra.CompletionWithDesc("tcp", "a SYN to port 11"),
+		cobra.CompletionWithDesc("icmp", "an echo request"),
+	}, cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("ip", cobra.FixedCompletions([]cobra.Completion{
+		cobra.CompletionWithDesc("auto", "IPv4 where both ends have it, else IPv6"),
+		cobra.CompletionWithDesc("4", "IPv4"),
+		cobra.CompletionWithDesc("6", "IPv6"),
+	}, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+// options returns what is to be asked of the controller.
+func (p *probeFlags) options() *dyetracev1.ProbeOptions {
+	return &dyetracev1.ProbeOptions{
+		Scheme: dyetracev1.Scheme(p.scheme), IpVersion: dyetracev1.IPVersion(p.ip), NoTouch: p.noTouch,
+	}
+}
+
+// heard returns an error if a run is not probed as was asked. A controller from before there were
+// options passes over those that it does not know.
+func heard(run *dyetracev1.Run, asked *dyetracev1.ProbeOptions) error {
+	want := report.NewOptions(asked)
+	if report.NewOptions(run.GetOptions()) == want {
+		return nil
+	}
+	return fmt.Errorf("%s: the controller is too old for it, and began to probe without; want a newer one (dyetrace status shows its version)", want)
+}
+
+// scheme is auto, tcp or icmp; the zero value is auto.
+type scheme dyetracev1.Scheme
+
+func (s *scheme) String() string { return report.Scheme(dyetracev1.Scheme(*s), report.Auto) }
+
+func (s *scheme) Set(word string) error {
+	for n := range dyetracev1.Scheme_name {
+		if word == report.Scheme(dyetracev1.Scheme(n), report.Auto) {
+			*s = scheme(n)
+			return nil
+		}
+	}
+	return fmt.Errorf("scheme %q is unknown; want auto, tcp or icmp", word)
+}
+
+func (*scheme) Type() string { return "SCHEME" }
+
+// ipVersion is auto, 4 or 6; the zero value is auto.
+type ipVersion dyetracev1.IPVersion
+
+func (v *ipVersion) String() string { return report.IPVersion(dyetracev1.IPVersion(*v)) }
+
+func (v *ipVersion) Set(word string) error {
+	for n := range dyetracev1.IPVersion_name {
+		if word == report.IPVersion(dyetracev1.IPVersion(n)) {
+			*v = ipVersion(n)
+			return nil
+		}
+	}
+	return fmt.Errorf("IP version %q is unknown; want auto, 4 or 6", word)
+}
+
+func (*ipVersion) Type() string { return "VERSION" }

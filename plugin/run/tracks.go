@@ -1,0 +1,191 @@
+package run
+
+import (
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// options say how the pairs of a run are probed.
+type options struct {
+	// scheme is the one that was asked for; 0 is auto.
+	scheme stain.Scheme
+	plan   plan.Options
+}
+
+// optionsFromProto reads a request's options, which are valid; nil is the zero value.
+func optionsFromProto(m *dyetracev1.ProbeOptions) options {
+	return options{
+		scheme: stain.Scheme(m.GetScheme()),
+		plan:   plan.Options{Version: inventory.IPVersion(m.GetIpVersion()), NoTouch: m.GetNoTouch()},
+	}
+}
+
+// ways returns how many paths a pair has.
+func (o options) ways() int {
+	if o.plan.NoTouch {
+		return 2
+	}
+	return 1
+}
+
+// schemes returns those to try, in that order. A later one is tried on pairs that all before it
+// did not get through on.
+func (o options) schemes() []stain.Scheme {
+	if o.scheme == 0 {
+		return []stain.Scheme{stain.TCP, stain.ICMP}
+	}
+	return []stain.Scheme{o.scheme}
+}
+
+// tries is how many probes a track takes at the most: what comes after another scheme explains
+// that one's verdict, or takes its place, and needs no proof of a loss.
+func (l layout) tries(track int) int {
+	if l.scheme(track) > 0 {
+		return maxAttempts - 1
+	}
+	return maxAttempts
+}
+
+// layout says which tracks are whose. Those of a pair are in a row: by scheme, and in no-touch the
+// way there before the way back.
+type layout struct {
+	asked   stain.Scheme
+	schemes int
+	ways    int // paths of a pair
+}
+
+// layout returns the tracks of pairs that have these paths, and the paths that they take.
+func (o options) layout(paths []plan.Path) (l layout, ps []*plan.Path, tracks []track) {
+	schemes := o.schemes()
+	l = layout{asked: o.scheme, schemes: len(schemes), ways: o.ways()}
+	ps = make([]*plan.Path, 0, len(paths)*l.ways)
+	tracks = make([]track, 0, len(paths)*l.ways*l.schemes)
+	for i := range paths {
+		first := int32(len(ps))
+		ps = append(ps, &paths[i])
+		if o.plan.NoTouch {
+			ps = append(ps, paths[i].Back)
+		}
+		for _, s := range schemes {
+			for path := first; path < int32(len(ps)); path++ {
+				tracks = append(tracks, track{path, s})
+			}
+		}
+	}
+	return l, ps, tracks
+}
+
+// pair returns whose a track is.
+func (l layout) pair(track int) int { return track / (l.schemes * l.ways) }
+
+// scheme returns which of the run's schemes a track has.
+func (l layout) scheme(track int) int { return track / l.ways % l.schemes }
+
+// bit tells a track from the others of its pair.
+func (l layout) bit(track int) uint8 { return 1 << (track % (l.schemes * l.ways)) }
+
+// group returns the tracks of a pair by one of the run's schemes.
+func (l layout) group(pair, scheme int) (from, to int) {
+	from = (pair*l.schemes + scheme) * l.ways
+	return from, from + l.ways
+}
+
+// progress is how far a pair has come.
+type progress struct {
+	// holds is one more than the probe for which the lane's wire is held; 0 is none.
+	holds uint32
+	// scheme is which of the run's schemes it is at.
+	scheme uint8
+	// over are the tracks that take no further probe, healthy those that are so beyond doubt.
+	over, healthy uint8
+	// questions are those that are not answered.
+	questions uint8
+}
+
+func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
+
+// tried returns the tracks of a pair that were begun.
+func (x *execution) tried(pair int) (from, to int) {
+	from, _ = x.layout.group(pair, 0)
+	_, to = x.layout.group(pair, int(x.progress[pair].scheme))
+	return from, to
+}
+
+// blocked says that a pair cannot be probed. In no-touch half a verdict is none: nothing is sent
+// then.
+func (x *execution) blocked(pair int) bool {
+	from, to := x.layout.group(pair, 0)
+	for track := from; track < to; track++ {
+		if x.ledger.path(track).Blocked != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// start queues the first probes of a pair by one of the schemes.
+func (x *execution) start(pair, scheme int) {
+	x.progress[pair].scheme = uint8(scheme)
+	from, to := x.layout.group(pair, scheme)
+	for track := from; track < to; track++ {
+		x.queue = append(x.queue, x.ledger.number(track, 0))
+	}
+}
+
+// next decides what follows a probe of a track that has settled: another one, another scheme, or
+// nothing. Then it waits for the end, when both audits of the hooks are there.
+func (x *execution) next(track int, number uint32) {
+	last := x.ledger.attempts(track) - 1
+	if number != x.ledger.number(track, last) {
+		return
+	}
+	absent := x.ledger.probes[number].portAbsent
+	more := !x.arrived(track) && last+1 < x.layout.tries(track)
+	if last == 0 && x.ledger.tracks[track].scheme == stain.TCP && !more {
+		at := x.ledger.attempt(number)
+		path := x.ledger.path(track)
+		more = armable(path) && verdict.Unrecognised(path, &at) // healthy, but the way should be shown
+	}
+	if more && !absent {
+		x.queue = append(x.queue, x.ledger.number(track, last+1))
+		return
+	}
+	pair := x.layout.pair(track)
+	p := &x.progress[pair]
+	p.over |= x.layout.bit(track)
+	from, to := x.layout.group(pair, int(p.scheme))
+	through := true
+	for t := from; t < to; t++ {
+		if p.over&x.layout.bit(t) == 0 {
+			return
+		}
+		through = through && x.arrived(t)
+		absent = absent || x.ledger.probes[x.ledger.number(t, x.ledger.attempts(t)-1)].portAbsent
+	}
+	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
+		x.start(pair, int(p.scheme)+1)
+	}
+}
+
+// halfOpen says that a probe of this track is a connection until the agent withdraws it, though
+// it arrived: nobody answers it.
+func (x *execution) halfOpen(track int) bool {
+	return x.ledger.tracks[track].scheme == stain.TCP && x.ledger.path(track).NoTouch
+}
+
+// healthy takes in that a track is so beyond doubt, and with it maybe its pair.
+func (x *execution) healthy(pair, track int, r verdict.Result) {
+	p := &x.progress[pair]
+	p.healthy |= x.layout.bit(track)
+	x.results[track] = &r
+	from, to := x.layout.group(pair, 0)
+	for t := from; t < to; t++ {
+		if p.healthy&x.layout.bit(t) == 0 {
+			return
+		}
+	}
+	x.conclude(pair)
+}

@@ -1,0 +1,219 @@
+package verdict
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Track is one way of probing a pair, judged: a path and a scheme.
+type Track struct {
+	Path *plan.Path
+	// Scheme is how its probes were stained; zero is tcp.
+	Scheme stain.Scheme
+	Result Result
+}
+
+// Combine returns the verdict on a pair from those of its tracks, which come in this order: tcp
+// there, in no-touch tcp back, icmp there, in no-touch icmp back; only those that were run. asked
+// is the scheme that the user asked for, 0 if it is to be found out.
+//
+// There and back of no-touch are healthy if both are; otherwise the worse one's verdict is the
+// pair's. What is found out goes by these rules, tcp being what tenants use:
+//
+//   - tcp healthy, faulty or policy is the verdict; what became of icmp is noted. But a fault
+//     that lies in a switch whose flows pass the packet, while icmp is healthy, may be ours: all
+//     probes by tcp between two instances are one connection to what tracks connections, which
+//     drops answers that do not fit what it remembers. An echo is a connection of its own.
+//   - tcp silent, icmp healthy is healthy: the guest is there, and drops what is for that port.
+//     Otherwise it is silent.
+//   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
+//     answered says nothing of a pair whose TCP answers we may have missed: it is unknown.
+func Combine(tracks []Track, asked stain.Scheme) Result {
+	probes := 0
+	for i := range tracks {
+		probes += tracks[i].Result.Probes
+	}
+	first := 0 // of icmp
+	for first < len(tracks) && tracks[first].Scheme != stain.ICMP {
+		first++
+	}
+	tcp, icmp := tracks[:first], tracks[first:]
+	var r Result
+	switch {
+	case len(tracks) == 0:
+		r = Result{Verdict: Unknown, Cause: "no probe was sent"}
+	case len(icmp) == 0 || asked == stain.TCP && len(tcp) > 0:
+		r = bothWays(tcp)
+		if asked == 0 {
+			r.SchemeReason = alone(r.Verdict, r.NoTouch)
+		}
+	case len(tcp) == 0 || asked == stain.ICMP:
+		r = bothWays(icmp)
+	default:
+		r = choose(bothWays(tcp), bothWays(icmp))
+	}
+	r.Probes = probes
+	r.Need = nil // it was a question about one track, and has been asked
+	return r
+}
+
+// bothWays makes one of there and back of no-touch; in ordinary mode there is but one track.
+func bothWays(tracks []Track) Result {
+	there := tracks[0].Result
+	if !tracks[0].Path.NoTouch {
+		return there
+	}
+	if len(tracks) == 1 {
+		if there.Verdict == Healthy {
+			there.Verdict, there.Host = Unknown, tracks[0].Path.To.Host
+			there.Cause = join(there.Cause, "the way back was not probed")
+		}
+		return there
+	}
+	back := backward(tracks[1].Result)
+	r, other, aside := there, back, "the way back"
+	if d := severity(back.Verdict) - severity(there.Verdict); d > 0 || d == 0 && spared(&tracks[0]) {
+		r, other, aside = back, there, "the way there"
+		r.Src, r.Dst = there.Src, there.Dst
+	}
+	switch {
+	case r.Verdict == Healthy:
+		r.Cause = join(there.Cause, back.Cause)
+	case spared(&tracks[0]) || spared(&tracks[1]):
+		// Of the other way nothing is known.
+	case other.Verdict != Healthy:
+		r.Cause = join(r.Cause, fmt.Sprintf("%s is %s", aside, other.Verdict))
+	}
+	if r.Scheme == 0 {
+		r.Scheme = other.Scheme
+	}
+	r.Samples = append(append([]Aligned(nil), there.Samples...), back.Samples...)
+	r.Duplicates = there.Duplicates + back.Duplicates
+	r.RTTNs = 0
+	return r
+}
+
+// spared says that nothing was sent by a track that could have been probed: the other way cannot be,
+// and half a verdict is none.
+func spared(t *Track) bool { return t.Result.Probes == 0 && t.Path.Blocked == nil }
+
+// backward shows the result of the way back as what it is to the pair: the other direction.
+func backward(r Result) Result {
+	if r.Cause != "" {
+		r.Cause = "way back: " + r.Cause
+	}
+	if r.Segment != nil {
+		s := *r.Segment
+		s.To.Direction = plan.Reply
+		if s.From != nil {
+			from := *s.From
+			from.Direction = plan.Reply
+			s.From = &from
+		}
+		r.Segment = &s
+	}
+	samples := make([]Aligned, len(r.Samples))
+	for i, a := range r.Samples {
+		a.Direction = plan.Reply
+		samples[i] = a
+	}
+	r.Samples = samples
+	return r
+}
+
+// severity orders verdicts as the contract does for runs (Run.verdict).
+func severity(v Verdict) int {
+	switch v {
+	case Faulty:
+		return 4
+	case Silent:
+		return 3
+	case PolicyDrop:
+		return 2
+	case Healthy:
+		return 0
+	}
+	return 1
+}
+
+// choose picks between what tcp and icmp say of a pair.
+func choose(tcp, icmp Result) Result {
+	switch {
+	case tcp.Verdict == Silent && icmp.Verdict == Healthy:
+		icmp.SchemeReason = "tcp is delivered but not answered, icmp echo is"
+		return icmp
+	case tcp.Verdict == Faulty && tcp.Passed && icmp.Verdict == Healthy:
+		first, _, _ := strings.Cut(tcp.Cause, "; ")
+		icmp.SchemeReason = "connection tracking may remember an earlier probe by tcp: " + first
+		return icmp
+	case tcp.Verdict == Unknown && (icmp.Verdict == Healthy || icmp.Verdict == Faulty):
+		first, _, _ := strings.Cut(tcp.Cause, "; ")
+		icmp.SchemeReason = "tcp could not be judged: " + first
+		return icmp
+	}
+	tcp.SchemeReason = reason(tcp.Verdict, tcp.NoTouch)
+	if tcp.Verdict != Healthy {
+		tcp.Cause = join(tcp.Cause, aside(&tcp, &icmp))
+	}
+	return tcp
+}
+
+// reason is why tcp's verdict is the pair's.
+func reason(tcp Verdict, noTouch bool) string {
+	switch tcp {
+	case Healthy:
+		if noTouch {
+			return "tcp passes both ways"
+		}
+		return "tcp is answered"
+	case Faulty:
+		return "tcp shows the fault"
+	case PolicyDrop:
+		return "tcp shows the rule"
+	case Silent:
+		return "tcp is delivered, and icmp echo does no better"
+	}
+	return "neither tcp nor icmp echo tells"
+}
+
+// alone is why tcp's verdict is the pair's though icmp was to be tried where tcp is not healthy.
+func alone(tcp Verdict, noTouch bool) string {
+	if tcp == Silent || tcp == Unknown {
+		return "icmp echo was not tried"
+	}
+	return reason(tcp, noTouch)
+}
+
+// aside is what became of icmp, in a few words; none where it adds nothing.
+func aside(tcp, icmp *Result) string {
+	switch icmp.Verdict {
+	case Healthy:
+		return "icmp echo passes"
+	case Faulty:
+		switch {
+		case icmp.Segment == nil:
+			return "icmp echo is lost"
+		case tcp.Verdict == Faulty && tcp.Segment != nil && tcp.Segment.String() == icmp.Segment.String():
+			return "icmp echo is lost there too"
+		}
+		return fmt.Sprintf("icmp echo is lost, %s", icmp.Segment)
+	case Silent:
+		return "icmp echo is not answered"
+	case PolicyDrop:
+		return "icmp echo is denied by a security rule"
+	}
+	return ""
+}
+
+func join(texts ...string) string {
+	var some []string
+	for _, t := range texts {
+		if t != "" {
+			some = append(some, t)
+		}
+	}
+	return strings.Join(some, "; ")
+}
