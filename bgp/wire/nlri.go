@@ -180,7 +180,7 @@ func checkVPN(b []byte, v6 bool) (int, string) {
 // returns false when there is none. NLRI must be of Parse, or what Next left of that.
 func (r *Routes) Next(nlri []byte, out *Route) (rest []byte, ok bool) {
 	if r.Family != EVPN {
-		if len(nlri) == 0 {
+		if len(nlri) == 0 || !r.Family.Learned() {
 			return nil, false
 		}
 		return decodeVPN(nlri, r.Family == VPNv6, out), true

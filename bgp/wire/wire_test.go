@@ -128,6 +128,7 @@ func TestParseGolden(t *testing.T) {
 			hop:   "192.0.2.1",
 		},
 		{name: "a family that is not learned", attrs: "80 0e 0e 0001 85 00 00 0701180a0000038106"},
+		{name: "a withdrawal of such a family", attrs: "80 0f 0c 0001 85 0701180a0000038106"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
