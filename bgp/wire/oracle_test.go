@@ -110,6 +110,9 @@ func compare(t interface{ Fatalf(string, ...any) }, body []byte) (compared int) 
 			if !ok {
 				continue
 			}
+			if len(ours) > 0 && ours[0].RD>>48 > 2 {
+				ours[0].RD &= 0xffff << 48 // of an RD of unknown type they keep no more
+			}
 			if len(ours) == 0 || ours[0] != want {
 				t.Fatalf("ours %+v\ntheirs %+v\nof %x", ours, want, body)
 			}
