@@ -2,7 +2,7 @@
 // chooses no path, teaches nobody, does no I/O and reads no clock: `now` is an argument.
 //
 // Each peer has a Feed, which takes the bodies of its UPDATEs. Readers take a Snapshot of the
-// Table: it never changes, and no reader ever waits for a feed or makes one wait.
+// Table: it never changes, and reading it neither waits for a feed nor makes one wait.
 //
 // # Who is asked of what
 //

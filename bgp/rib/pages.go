@@ -3,8 +3,8 @@ package rib
 import "slices"
 
 // pageLen is the records in a page. A change after a snapshot copies a page, so it should be
-// small; a snapshot copies the list of pages, so there should be few. At 1M routes: 4k pages
-// of 16 KiB, 0.5 ms for a first UPDATE of 100 routes after a snapshot, 30 µs for a snapshot.
+// small; a snapshot copies the list of pages, so there should be few. Measured with 1M routes:
+// a snapshot takes 60 µs, and the first UPDATE of 100 routes after it 70 µs, copies included.
 const pageLen = 256
 
 type page[T any] struct {

@@ -92,7 +92,7 @@ func heap() uint64 {
 // A route costs a bounded number of bytes, all indexes included, and ten full churns (all MACs
 // move, all routes go and come again) leave the table no greater than one did.
 func TestMemory(t *testing.T) {
-	f := fabric{vteps: 1000}
+	f := fabric{vteps: 500}
 	learn, move := f.feed(0, 0), f.feed(1, 1)
 	undo, undoMove := f.withdrawal(0), f.withdrawal(1)
 	before := heap()
