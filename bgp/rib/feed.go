@@ -215,6 +215,9 @@ func (f *Feed) Stats() Stats {
 	return s
 }
 
+// Routes returns how many routes of the peer are kept, stale and refused ones included.
+func (f *Feed) Routes() int { return f.Stats().Routes }
+
 func (f *Feed) state(change func(*peer)) {
 	f.t.mu.Lock()
 	defer f.t.mu.Unlock()

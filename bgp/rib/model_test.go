@@ -392,7 +392,7 @@ func (m *machine) check(t *rapid.T, s *Snapshot) {
 	routes := 0
 	for i := range m.peers {
 		routes += len(m.peers[i].routes)
-		if st := m.feeds[i].Stats(); st.Routes != len(m.peers[i].routes) || st.Stale != len(m.peers[i].stale) {
+		if st := m.feeds[i].Stats(); m.feeds[i].Routes() != st.Routes || st.Routes != len(m.peers[i].routes) || st.Stale != len(m.peers[i].stale) {
 			t.Fatalf("peer %d: %+v, want %d routes, %d stale", i, st, len(m.peers[i].routes), len(m.peers[i].stale))
 		}
 	}
