@@ -313,7 +313,7 @@ func (p *modelPeer) outdate() {
 	}
 }
 
-// step does one thing to both, and returns what it was.
+// step does one thing to both.
 func (m *machine) step(t *rapid.T) {
 	i := rapid.IntRange(0, 1).Draw(t, "peer")
 	p, f := &m.peers[i], m.feeds[i]
@@ -466,8 +466,7 @@ func sameStay(a, b Stay) bool {
 	return slices.Equal(a.VTEPs, b.VTEPs) && a.Seq == b.Seq && a.Sticky == b.Sticky && a.From.Equal(b.From) && a.To.Equal(b.To)
 }
 
-// A table does what the model does, a snapshot of earlier on still says what was then, and
-// when all peers are gone nothing is left, not even a number that somebody holds.
+// A table does what the model does, and a snapshot of earlier on still says what was then.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -505,7 +504,8 @@ func (m *model) clone() model {
 }
 
 // With little room for history, what is told is the end of what was, and all that ended
-// after HistoryFrom is told.
+// after HistoryFrom is told. When all peers are gone and the past is, too, nothing is left,
+// not even a number that somebody holds.
 func TestHistoryBounded(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
