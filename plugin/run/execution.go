@@ -60,7 +60,9 @@ const (
 type execution struct {
 	log    *slog.Logger
 	settle time.Duration
-	// withdraw is when the agent gives an unanswered probe up: before it has settled here.
+	// withdraw is when the agent gives an unanswered probe up: well before it has settled here, and
+	// one in the other direction may follow. Two that cross half-open block each other in connection
+	// tracking, whose ends then drop what would withdraw them.
 	withdraw time.Duration
 	pace     *pace
 	metrics  *metrics
@@ -136,7 +138,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	o options, key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
 	lay, ps, tracks := o.layout(paths)
 	x := &execution{
-		log: log, settle: cfg.Settle, withdraw: cfg.Settle * 4 / 5, pace: p, metrics: m,
+		log: log, settle: cfg.Settle, withdraw: cfg.Settle / 2, pace: p, metrics: m,
 		pairs: pairs, seq: seq, layout: lay, ledger: newLedger(key, ps, tracks),
 		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),

@@ -26,7 +26,8 @@ type Track struct {
 //   - tcp healthy, faulty or policy is the verdict; what became of icmp is noted. But a fault
 //     that lies in a switch whose flows pass the packet, while icmp is healthy, may be ours: all
 //     probes by tcp between two instances are one connection to what tracks connections, which
-//     drops answers that do not fit what it remembers. An echo is a connection of its own.
+//     drops answers that do not fit what it remembers. An echo is a connection of its own. By tcp
+//     alone such a pair is unknown.
 //   - tcp silent, icmp healthy is healthy: the guest is there, and drops what is for that port.
 //     Otherwise it is silent.
 //   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
@@ -46,7 +47,7 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 	case len(tracks) == 0:
 		r = Result{Verdict: Unknown, Cause: "no probe was sent"}
 	case len(icmp) == 0 || asked == stain.TCP && len(tcp) > 0:
-		r = bothWays(tcp)
+		r = ours(bothWays(tcp))
 		if asked == 0 {
 			r.SchemeReason = alone(r.Verdict, r.NoTouch)
 		}
@@ -57,6 +58,15 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 	}
 	r.Probes = probes
 	r.Need = nil // it was a question about one track, and has been asked
+	return r
+}
+
+// ours: tcp alone cannot tell a fault that may be our own (see Combine).
+func ours(r Result) Result {
+	if r.Verdict == Faulty && r.Passed {
+		r.Verdict = Unknown
+		r.Cause = join(r.Cause, "connection tracking may remember an earlier probe by tcp: icmp would tell")
+	}
 	return r
 }
 
