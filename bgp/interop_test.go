@@ -10,6 +10,8 @@ import (
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
+
+	"github.com/dyetrace/dyetrace/internal/teacher"
 )
 
 const frrPlain = `
@@ -404,7 +406,7 @@ func TestKeepalivesUnderFeed(t *testing.T) {
 	for i := range n {
 		p := g.macRoute(i)
 		// Of each an UPDATE of its own.
-		p.Pattrs = append(p.Pattrs, packed(t, &api.MultiExitDiscAttribute{Med: uint32(i)}))
+		p.Pattrs = append(p.Pattrs, teacher.Pack(t, &api.MultiExitDiscAttribute{Med: uint32(i)}))
 		if _, err := g.AddPath(context.Background(), &api.AddPathRequest{Path: p}); err != nil {
 			t.Fatal(err)
 		}

@@ -19,14 +19,10 @@ import (
 	"time"
 
 	api "github.com/osrg/gobgp/v3/api"
-	gobgplog "github.com/osrg/gobgp/v3/pkg/log"
 	gobgp "github.com/osrg/gobgp/v3/pkg/packet/bgp"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/dyetrace/dyetrace/internal/sandbox"
+	"github.com/dyetrace/dyetrace/internal/teacher"
 )
 
 // patience is far more than anything here takes with both cores busy.
@@ -390,97 +386,35 @@ func (f *frr) learned(neighbour string) int {
 	return n
 }
 
-// silence is a log that nobody reads.
-type silence struct{}
-
-func (silence) Panic(string, gobgplog.Fields) {}
-func (silence) Fatal(string, gobgplog.Fields) {}
-func (silence) Error(string, gobgplog.Fields) {}
-func (silence) Warn(string, gobgplog.Fields)  {}
-func (silence) Info(string, gobgplog.Fields)  {}
-func (silence) Debug(string, gobgplog.Fields) {}
-func (silence) SetLevel(gobgplog.LogLevel)    {}
-func (silence) GetLevel() gobgplog.LogLevel   { return gobgplog.ErrorLevel }
-
 // gobgpd is a GoBGP server, in a process of its own.
 type gobgpd struct {
-	api.GobgpApiClient
+	*teacher.Teacher
 	t    *testing.T
 	addr string
 }
 
 func startGoBGP(t *testing.T, addr, id string, as uint32) *gobgpd {
 	t.Helper()
-	at := net.JoinHostPort(addr, "50051")
-	cmd := exec.Command("/proc/self/exe")
-	// Without Multipath TCP, on whose listeners GoBGP cannot set keys.
-	cmd.Env = append(os.Environ(), gobgpEnv+"="+at, "GODEBUG=multipathtcp=0")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	c, err := grpc.NewClient("passthrough:///"+at, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	g := &gobgpd{GobgpApiClient: api.NewGobgpApiClient(c), t: t, addr: addr}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	_, err = g.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: as, RouterId: id, ListenPort: 179, ListenAddresses: []string{addr}}}, grpc.WaitForReady(true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return g
+	return &gobgpd{teacher.Start(t, addr, 179, id, as), t, addr}
 }
 
 // peer adds one; change may be nil.
 func (g *gobgpd) peer(addr string, as uint32, change func(*api.Peer)) {
 	g.t.Helper()
-	p := &api.Peer{
-		Conf:      &api.PeerConf{NeighborAddress: addr, PeerAsn: as},
-		Transport: &api.Transport{LocalAddress: g.addr, RemotePort: 179},
-		Timers:    &api.Timers{Config: &api.TimersConfig{ConnectRetry: 1, IdleHoldTimeAfterReset: 1}},
-		AfiSafis:  []*api.AfiSafi{{Config: &api.AfiSafiConfig{Family: evpnFamily, Enabled: true}}},
-	}
-	if change != nil {
-		change(p)
-	}
-	if _, err := g.AddPeer(context.Background(), &api.AddPeerRequest{Peer: p}); err != nil {
-		g.t.Fatal(err)
-	}
+	g.Peer(addr, as, change)
 }
-
-var evpnFamily = &api.Family{Afi: api.Family_AFI_L2VPN, Safi: api.Family_SAFI_EVPN}
 
 // macRoutes tells n type-2 routes, of the router's own address, from number first on.
 func (g *gobgpd) macRoutes(first, n int) {
 	g.t.Helper()
 	for i := first; i < first+n; i++ {
-		if _, err := g.AddPath(context.Background(), &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: g.macRoute(i)}); err != nil {
-			g.t.Fatal(err)
-		}
+		g.Tell(g.macRoute(i))
 	}
 }
 
 func (g *gobgpd) macRoute(i int) *api.Path {
 	mac := fmt.Sprintf("02:00:00:%02x:%02x:%02x", i>>16&255, i>>8&255, i&255)
-	return &api.Path{
-		Family: evpnFamily,
-		Nlri: packed(g.t, &api.EVPNMACIPAdvertisementRoute{
-			Rd:  packed(g.t, &api.RouteDistinguisherIPAddress{Admin: "10.0.0.1", Assigned: 100}),
-			Esi: &api.EthernetSegmentIdentifier{Value: make([]byte, 9)}, MacAddress: mac, Labels: []uint32{100},
-		}),
-		Pattrs: []*anypb.Any{
-			packed(g.t, &api.OriginAttribute{}),
-			packed(g.t, &api.NextHopAttribute{NextHop: g.nextHop()}),
-			packed(g.t, &api.ExtendedCommunitiesAttribute{Communities: []*anypb.Any{
-				packed(g.t, &api.TwoOctetAsSpecificExtended{IsTransitive: true, SubType: 2, Asn: 64512, LocalAdmin: 100}),
-				packed(g.t, &api.EncapExtended{TunnelType: 8}),
-			}}),
-		},
-	}
+	return teacher.MAC{RD: "10.0.0.1", VNI: 100, MAC: mac, NextHop: g.nextHop()}.Path(g.t)
 }
 
 func (g *gobgpd) nextHop() string {
@@ -488,15 +422,6 @@ func (g *gobgpd) nextHop() string {
 		return "10.0.0.1"
 	}
 	return g.addr
-}
-
-func packed(t *testing.T, m proto.Message) *anypb.Any {
-	t.Helper()
-	a, err := anypb.New(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
 }
 
 // learned is how many routes GoBGP has from its peers.

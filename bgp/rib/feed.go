@@ -94,7 +94,7 @@ func (f *Feed) take(o PeerOptions) {
 	}
 	f.opts = o
 	p := &f.t.peers[f.id]
-	p.families = 0
+	p.families, p.filtered = 0, len(o.RTs) > 0
 	for _, fam := range o.Families {
 		p.families |= bit(fam)
 	}

@@ -93,6 +93,24 @@ func (s *Snapshot) Complete() bool {
 	return s.complete(bit(wire.EVPN) | bit(wire.VPNv4) | bit(wire.VPNv6))
 }
 
+// Whole tells whether an address that is Absent is taught by nobody: every peer that there is,
+// and not only those that are up, has told all that it knows, and none has a list of route
+// targets, outside of which nothing is kept.
+func (s *Snapshot) Whole() bool {
+	any := false
+	for i := range s.peers {
+		p := &s.peers[i]
+		if p.name == "" {
+			continue
+		}
+		any = true
+		if !p.up || p.limited || p.filtered || p.families&^p.synced != 0 {
+			return false
+		}
+	}
+	return any && !s.full
+}
+
 // complete looks at these families only: somebody up must carry one of them.
 func (v *view) complete(of familySet) bool {
 	any := false

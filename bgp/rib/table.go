@@ -105,6 +105,7 @@ type peer struct {
 	gen      uint8  // a route with another one is stale
 	up       bool
 	limited  bool
+	filtered bool // by route targets
 	families familySet
 	synced   familySet
 }

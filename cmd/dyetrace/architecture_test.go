@@ -193,7 +193,7 @@ func TestImportRules(t *testing.T) {
 		"stain":          {},
 		"flows":          {"stain"},
 		"pki":            {},
-		"bgp":            {},
+		"bgp":            {"bgp/rib", "bgp/wire"},
 		"bgp/wire":       {"stain"},
 		"bgp/rib":        {"bgp/wire", "stain"},
 		"plugin/verdict": {"api/dyetrace/v1", "flows", "plugin/inventory", "plugin/plan", "stain"},

@@ -76,7 +76,10 @@ type Config struct {
 	Store Store
 	Fleet Fleet
 	Book  Book
-	Log   *slog.Logger
+	// Routes returns what is learned of where instances are, as of now. It may be nil, and so may
+	// what it returns.
+	Routes func() plan.Routes
+	Log    *slog.Logger
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
 }
