@@ -186,24 +186,13 @@ func (l *Learned) On(host string, owners map[netip.Addr]string) bool {
 	return host != "" && slices.ContainsFunc(l.VTEPs, func(a netip.Addr) bool { return owners[a] == host })
 }
 
-// Contradicted says that routes lead to another place than the end's host, or to another host
-// as well. A tunnel address that nobody is known to have is another place if the host's are known.
+// Contradicted says that routes lead to another place than the end's host, or there as well. A
+// tunnel address that nobody is known to have is another place if the host's are known.
 func (e *End) Contradicted(owners map[netip.Addr]string) bool {
-	if e.Learned.State != Present || e.Host == "" {
-		return false
-	}
-	here, strange := false, false
-	for _, a := range e.Learned.VTEPs {
-		switch owner := owners[a]; {
-		case slices.Contains(e.VTEPs, a) || owner == e.Host:
-			here = true
-		case owner != "":
-			return true
-		default:
-			strange = true
-		}
-	}
-	return strange && !here && len(e.VTEPs) > 0
+	return e.Learned.State == Present && e.Host != "" && slices.ContainsFunc(e.Learned.VTEPs, func(a netip.Addr) bool {
+		owner := owners[a]
+		return owner != e.Host && !slices.Contains(e.VTEPs, a) && (owner != "" || len(e.VTEPs) > 0)
+	})
 }
 
 // Place words where the inventory has the end: its host, and the tunnel addresses if known.
