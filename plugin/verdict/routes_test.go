@@ -1,11 +1,15 @@
 package verdict
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -243,4 +247,94 @@ func TestRoutes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// drawRoutes says of both ends, each by itself, what is right or anything else.
+func drawRoutes(t *rapid.T, pair string) routes {
+	r := routes{}
+	for name := range strings.FieldsSeq(pair) {
+		home := map[string]string{"blue-3": "hv3", "green-3": "hv3", "blue-4": "hv4"}[name]
+		home = firstOf(home, "hv1")
+		r[name] = rapid.SampledFrom([]string{
+			"", "?", "no", home, home, home + " stale", "hv2", "hv2 stale", "hv1", "hv3", "10.9.9.9", home + "+hv2", home + "+10.9.9.9",
+		}).Draw(t, "routes to "+name)
+	}
+	return r
+}
+
+// checkRoutes holds a result against what it is without routes. They may tell a person what to
+// look at; of verdicts they may only put in doubt a fault that rests on the inventory's file.
+func (w *world) checkRoutes(t *rapid.T, r *Result) {
+	bare := *w.path
+	quiet, doubt := true, false
+	for i, end := range []*plan.End{&bare.From, &bare.To} {
+		told := [...]*plan.End{&w.path.From, &w.path.To}[i]
+		_, gone := w.evidence.Gone[end.Host]
+		quiet = quiet && told.Learned.State != plan.Present && told.Learned.State != plan.Absent
+		doubt = doubt || (!told.Confirmed || gone) && told.Contradicted(w.path.VTEPs)
+		end.Learned, end.Disagree = plan.Learned{}, ""
+	}
+	e := w.evidence
+	e.Path = &bare
+	was := Judge(e)
+	switch {
+	case quiet:
+		if !reflect.DeepEqual(*r, was) {
+			t.Fatalf("routes that do not tell made\n%s\nof\n%s", show(r), show(&was))
+		}
+	case doubt && was.Verdict == Faulty && r.Verdict == Unknown:
+	case r.Verdict != was.Verdict || r.Host != was.Host || !reflect.DeepEqual(r.Segment, was.Segment) ||
+		!reflect.DeepEqual(r.Samples, was.Samples) || r.Flow != was.Flow:
+		t.Fatalf("routes made\n%s\nof\n%s", show(r), show(&was))
+	case strings.HasPrefix(r.Cause, staleVTEP) && r.Verdict == Healthy:
+		t.Fatalf("a healthy pair with a stale VTEP: %s", show(r))
+	}
+}
+
+// TestMoved has the instance move, and only routes know: whatever becomes of the probe there, what
+// the inventory's file says is no proof of a fault.
+func TestMoved(t *testing.T) {
+	t.Parallel()
+	verdicts := map[Verdict]int{}
+	for range 20 {
+		rapid.Check(t, func(rt *rapid.T) {
+			w := buildMoved(rt, t)
+			w.run(rt, t)
+			r := Judge(w.evidence)
+			if r.Need != nil {
+				w.evidence.Explanation = w.explain(rt, r.Need)
+				r = Judge(w.evidence)
+			}
+			lost := slices.ContainsFunc(w.truths, func(tr truth) bool { return tr.fate == byNet })
+			if r.Verdict != Unknown && !(lost && r.Verdict == Faulty) {
+				rt.Fatalf("%s\ntruth %v, explained %+v", show(&r), w.truths, w.evidence.Explanation)
+			}
+			verdicts[r.Verdict]++
+			w.checkRoutes(rt, &r)
+		})
+	}
+	if verdicts[Unknown] == 0 && !t.Failed() {
+		t.Errorf("verdicts: %v: the simulator has gone blunt", verdicts)
+	}
+	t.Logf("verdicts: %v", verdicts)
+}
+
+// buildMoved is a world in which blue-3, which the file has on hv3, is on hv2, and all tunnels and
+// routes are right about it. On hv3 there is no port of it, or a port on either, or no agent to ask.
+func buildMoved(t *rapid.T, tb testing.TB) *world {
+	w := &world{scheme: rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(t, "scheme"), clears: rapid.Bool().Draw(t, "clears"),
+		lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
+	left := rapid.SampledFrom([]string{"no port", "a port on both", "no agent"}).Draw(t, "left behind")
+	change := map[string]func(hosts){"no port": unplug("hv3", "tap-b3"), "a port on both": twin("hv2", "fa:16:3e:00:01:13"), "no agent": disconnected("hv3")}[left]
+	if left == "no agent" {
+		w.goneFrom["hv3"] = 0
+	}
+	at := rapid.SampledFrom([]string{"hv2", "hv2 stale"}).Draw(t, "routes to blue-3")
+	told := routes{"blue-1": "hv1", "blue-3": at}
+	w.path = cachedPath(tb, "blue-1 blue-3", "moved, "+left+", "+at, told.options(), change)
+	w.impaired = true
+	w.cut, w.blurred = maps.Clone(w.goneFrom), true
+	w.measure()
+	w.hard, w.at = rapid.SampledFrom([]fate{astray, answered}).Draw(t, "there"), w.crossing
+	return w
 }
