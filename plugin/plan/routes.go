@@ -1,9 +1,13 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -56,4 +60,149 @@ func (s LearnedState) String() string {
 		return "absent"
 	}
 	return "not known"
+}
+
+// EVPN words what routes say of an end of the path: "10.1.2.4 (hv4) since 10:42:03, 5m ago", or
+// "no route"; empty where they do not say.
+func (p *Path) EVPN(e *End) string {
+	switch e.Learned.State {
+	case Present:
+		return e.Learned.words(p.VTEPs, p.Now)
+	case Absent:
+		return "no route"
+	}
+	return ""
+}
+
+// Disagree returns, of each end whose host routes and inventory do not agree about, what both
+// say, in words; in no-touch of the destination alone, since the source is that of the way back.
+func (p *Path) Disagree() []string {
+	var texts []string
+	for _, e := range []*End{&p.From, &p.To} {
+		if e.Disagree != "" && (e == &p.To || !p.NoTouch) {
+			texts = append(texts, e.Disagree)
+		}
+	}
+	return texts
+}
+
+func (l *Learned) words(owners map[netip.Addr]string, now time.Time) string {
+	at := make([]string, len(l.VTEPs))
+	for i, a := range l.VTEPs {
+		at[i] = a.String()
+		if host := owners[a]; host != "" {
+			at[i] += fmt.Sprintf(" (%s)", host)
+		}
+	}
+	text := strings.Join(at, " and ")
+	if !l.Since.IsZero() {
+		layout := time.TimeOnly
+		if now.Sub(l.Since) >= 24*time.Hour {
+			layout = time.DateTime
+		}
+		text += fmt.Sprintf(" since %s, %s ago", l.Since.In(now.Location()).Format(layout), age(now.Sub(l.Since)))
+	}
+	if l.Stale {
+		text += ", not confirmed since its peer restarted"
+	}
+	return text
+}
+
+// age rounds down to the largest unit: it is to be read, not to be reckoned with.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Second: // a clock that was set back, too
+		return "0s"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
+
+// learn returns what routes say of an instance: by its MAC address, and where that says nothing
+// by its IP addresses.
+func learn(in inventory.Instance, n inventory.Network, r Routes) Learned {
+	if r == nil || n.SegmentationID == 0 {
+		return Learned{}
+	}
+	l := r.MAC(n.SegmentationID, in.MAC)
+	if l.State == Present || l.State == NotAsked {
+		return l
+	}
+	for _, a := range in.IPs {
+		switch by := r.IP(n.SegmentationID, a); by.State {
+		case Present:
+			return by
+		case NotKnown:
+			l = by // its MAC may be absent, and yet it is not known to be nowhere
+		}
+	}
+	return l
+}
+
+// compare words for both ends where routes and inventory do not agree. That an instance has no
+// route is worth a word only if the other end has one: there are networks that never enter EVPN.
+func (w *way) compare(snap *inventory.Snapshot, o Options) {
+	w.from.Learned, w.to.Learned = learn(w.pair.Src, w.srcNet, o.Routes), learn(w.pair.Dst, w.dstNet, o.Routes)
+	from, to := w.from.Learned.State, w.to.Learned.State
+	w.from.compare(snap, w.pair.Src, to == Present, o.Now)
+	w.to.compare(snap, w.pair.Dst, from == Present, o.Now)
+}
+
+func (s *site) compare(snap *inventory.Snapshot, in inventory.Instance, other bool, now time.Time) {
+	var evpn string
+	switch l := &s.Learned; {
+	case l.State == Present && s.Contradicted(snap.VTEPs()):
+		evpn = "EVPN says " + l.words(snap.VTEPs(), now)
+	case l.State == Absent && other && s.Host != "":
+		evpn = "EVPN has no route for it"
+	default:
+		return
+	}
+	s.End.Disagree = fmt.Sprintf("%s: inventory says %s, %s", in.Name, s.Place(), evpn)
+	// A port that fits, on the very host that EVPN names: which one is left over, no agent tells.
+	s.Confirmed = s.Confirmed && !slices.ContainsFunc(snap.Sightings(in), func(ep inventory.Endpoint) bool {
+		return ep.Host != s.Host && s.Learned.On(ep.Host, snap.VTEPs()) && !another(snap, in, ep)
+	})
+}
+
+// another says that a port is of another instance, which has the same MAC address in its network.
+func another(snap *inventory.Snapshot, in inventory.Instance, ep inventory.Endpoint) bool {
+	return slices.ContainsFunc(snap.Instances(), func(o inventory.Instance) bool {
+		if o.MAC != in.MAC || o.Ref() == in.Ref() {
+			return false
+		}
+		at, err := snap.Endpoint(o)
+		return err == nil && at.Host == ep.Host && at.Bridge == ep.Bridge && at.Port == ep.Port
+	})
+}
+
+// On says whether routes lead to a host, by its tunnel addresses.
+func (l *Learned) On(host string, owners map[netip.Addr]string) bool {
+	return host != "" && slices.ContainsFunc(l.VTEPs, func(a netip.Addr) bool { return owners[a] == host })
+}
+
+// Contradicted says that routes lead to another place than the end's host, or there as well. A
+// tunnel address that nobody is known to have is another place if the host's are known.
+func (e *End) Contradicted(owners map[netip.Addr]string) bool {
+	return e.Learned.State == Present && e.Host != "" && slices.ContainsFunc(e.Learned.VTEPs, func(a netip.Addr) bool {
+		owner := owners[a]
+		return owner != e.Host && !slices.Contains(e.VTEPs, a) && (owner != "" || len(e.VTEPs) > 0)
+	})
+}
+
+// Place words where the inventory has the end: its host, and the tunnel addresses if known.
+func (e *End) Place() string {
+	if len(e.VTEPs) == 0 {
+		return e.Host
+	}
+	texts := make([]string, len(e.VTEPs))
+	for i, a := range e.VTEPs {
+		texts[i] = a.String()
+	}
+	return fmt.Sprintf("%s (%s)", e.Host, strings.Join(texts, ", "))
 }
