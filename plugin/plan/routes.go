@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -164,20 +165,36 @@ func (s *site) compare(snap *inventory.Snapshot, in inventory.Instance, other bo
 		return
 	}
 	s.End.Disagree = fmt.Sprintf("%s: inventory says %s, %s", in.Name, s.Place(), evpn)
-	// A port that fits, on the very host that EVPN names: which one is left over, no agent tells.
-	s.Confirmed = s.Confirmed && !slices.ContainsFunc(snap.Sightings(in), func(ep inventory.Endpoint) bool {
-		return ep.Host != s.Host && s.Learned.On(ep.Host, snap.VTEPs()) && !another(snap, in, ep)
-	})
+	s.Confirmed = s.Confirmed && !s.twin(snap, in)
+}
+
+// twin says that an agent reports a port that fits on a host where routes have the instance instead:
+// which of the two is left over, nobody tells.
+func (s *site) twin(snap *inventory.Snapshot, in inventory.Instance) bool {
+	for _, a := range s.Learned.VTEPs {
+		host := snap.VTEPs()[a]
+		if host == "" || host == s.Host {
+			continue
+		}
+		h, _ := snap.Host(host)
+		for _, e := range h.Endpoints {
+			mac, err := stain.ParseMAC(e.GetMac())
+			if e.GetIfaceId() == in.Ref() || err == nil && mac == in.MAC && !another(snap, in, host, e) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // another says that a port is of another instance, which has the same MAC address in its network.
-func another(snap *inventory.Snapshot, in inventory.Instance, ep inventory.Endpoint) bool {
+func another(snap *inventory.Snapshot, in inventory.Instance, host string, e *dyetracev1.Endpoint) bool {
 	return slices.ContainsFunc(snap.Instances(), func(o inventory.Instance) bool {
 		if o.MAC != in.MAC || o.Ref() == in.Ref() {
 			return false
 		}
 		at, err := snap.Endpoint(o)
-		return err == nil && at.Host == ep.Host && at.Bridge == ep.Bridge && at.Port == ep.Port
+		return err == nil && at.Host == host && at.Bridge == e.GetBridge() && at.Port == e.GetPort()
 	})
 }
 

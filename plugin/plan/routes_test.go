@@ -168,3 +168,37 @@ func TestWords(t *testing.T) {
 		t.Errorf("since nobody knows when: %q", got)
 	}
 }
+
+// BenchmarkOfRoutes is BenchmarkOf in a cloud of 500 hosts, where routes agree with the inventory
+// about all instances, and about none.
+func BenchmarkOfRoutes(b *testing.B) {
+	const hosts = 500
+	var text, all strings.Builder
+	text.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16, segmentation_id: 7}\ninstances:\n")
+	right, wrong := &table{known: map[string]Learned{}}, &table{known: map[string]Learned{}}
+	for i := range hosts {
+		mac, next := fmt.Sprintf("fa:16:3e:00:%02x:%02x", i>>8, i&255), (i+1)%hosts
+		fmt.Fprintf(&text, "  - {name: i%d, network: blue, ip: 10.0.%d.%d, mac: %q, host: hv%d}\n", i, 1+(i>>8), i&255, mac, i)
+		fmt.Fprintf(&all, "hv%d connected\n  br-int live kinds=from-instance,from-tunnel\n    port tap%d %s - up\n    tunnel vxlan0 10.9.%d.%d flow\n", i, i, mac, i>>8, i&255)
+		right.known["7 "+mac] = readLearned(b, []string{fmt.Sprintf("at=10.9.%d.%d", i>>8, i&255), "since=2026-03-01T10:42:03Z"})
+		wrong.known["7 "+mac] = readLearned(b, []string{fmt.Sprintf("at=10.9.%d.%d", next>>8, next&255), "since=2026-03-01T10:42:03Z"})
+	}
+	snap := readMap(b, []byte(text.String()), []byte(all.String()))
+	pairs, err := Pairs(snap, Scope{Kind: OfHost, Host: "hv1"}, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, r := range map[string]*table{"agree": right, "disagree": wrong} {
+		opts := Options{Routes: r, Now: readTime(b, "2026-03-01T10:47:03Z")}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				r.asked = r.asked[:0]
+				p, err := Of(snap, pairs[i%len(pairs)], opts)
+				if err != nil || (len(p.Disagree()) == 2) != (name == "disagree") {
+					b.Fatalf("%v, %q", err, p.Disagree())
+				}
+			}
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,17 +25,21 @@ type routes map[string]string
 var routesNow = time.Date(2026, 3, 1, 10, 47, 3, 0, time.UTC)
 
 func (r routes) MAC(vni uint32, mac stain.MAC) plan.Learned {
+	return learned(r[labNames()[mac]])
+}
+
+// labNames are the lab's instances by their MAC addresses.
+var labNames = sync.OnceValue(func() map[stain.MAC]string {
 	file, err := inventory.Parse("instances.yml", []byte(instances))
 	if err != nil {
 		panic(err)
 	}
+	names := map[stain.MAC]string{}
 	for _, in := range file.Instances {
-		if in.MAC == mac {
-			return learned(r[in.Name])
-		}
+		names[in.MAC] = in.Name
 	}
-	return plan.Learned{}
-}
+	return names
+})
 
 func (routes) IP(uint32, netip.Addr) plan.Learned { return plan.Learned{} }
 
@@ -331,7 +336,7 @@ func buildMoved(t *rapid.T, tb testing.TB) *world {
 	}
 	at := rapid.SampledFrom([]string{"hv2", "hv2 stale"}).Draw(t, "routes to blue-3")
 	told := routes{"blue-1": "hv1", "blue-3": at}
-	w.path = cachedPath(tb, "blue-1 blue-3", "moved, "+left+", "+at, told.options(), change)
+	w.path = cachedPath(tb, "blue-1 blue-3", "moved, "+left, told, change)
 	w.impaired = true
 	w.cut, w.blurred = maps.Clone(w.goneFrom), true
 	w.measure()

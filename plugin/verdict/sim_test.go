@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -97,7 +98,7 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
 
 	var change []func(hosts)
-	bare := cachedPath(tb, pair, "", plan.Options{})
+	bare := cachedPath(tb, pair, "", nil)
 	src, dst := bare.From, bare.To
 	structural := rapid.SampledFrom([]string{"none", "none", "none", "none", "refused", "unplugged", "no link", "patch gone at the source",
 		"patch gone at the destination", "destination disconnected", "source unplugged"}).Draw(t, "structure")
@@ -135,7 +136,7 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 	if h.routes {
 		told = drawRoutes(t, pair)
 	}
-	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t, routes %v", structural, tapped, told), told.options(), change...)
+	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t", structural, tapped), told, change...)
 	for _, end := range []*plan.End{&w.path.From, &w.path.To} {
 		// Whoever has nothing but a file for a witness may have to say unknown.
 		w.impaired = w.impaired || !end.Confirmed && end.Contradicted(w.path.VTEPs)
@@ -176,17 +177,22 @@ func (w *world) measure() {
 	}
 }
 
-// paths keeps what cachedPath made: the worlds are many, their networks few. The judge changes
-// no path, or results would differ from one world to the next.
-var paths sync.Map
+// labs keeps the snapshots that cachedPath made, and paths those paths: the worlds are many, their
+// networks few. The judge changes no path, or results would differ from one world to the next.
+var labs, paths sync.Map
 
-func cachedPath(tb testing.TB, pair, structural string, o plan.Options, change ...func(hosts)) *plan.Path {
+func cachedPath(tb testing.TB, pair, structural string, told routes, change ...func(hosts)) *plan.Path {
 	tb.Helper()
-	key := pair + " " + structural
+	key := fmt.Sprint(pair, " ", structural, " ", told)
 	if p, ok := paths.Load(key); ok {
 		return p.(*plan.Path)
 	}
-	p, _ := paths.LoadOrStore(key, pathBy(tb, lab(tb, change...), pair, o))
+	network := pair + " " + structural // what is changed depends on the pair
+	snap, ok := labs.Load(network)
+	if !ok {
+		snap, _ = labs.LoadOrStore(network, lab(tb, change...))
+	}
+	p, _ := paths.LoadOrStore(key, pathBy(tb, snap.(*inventory.Snapshot), pair, told.options()))
 	return p.(*plan.Path)
 }
 
