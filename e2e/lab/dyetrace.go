@@ -127,7 +127,8 @@ func (l *Lab) writeConfigs(address string) error {
 			TLS            tlsFiles
 			Store          string
 			Inventory      []string
-		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}},
+			BGP            *bgpSection `yaml:"bgp,omitempty"`
+		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, l.bgp()},
 		l.ContextFile(): struct {
 			Server     string
 			ServerName string `yaml:"server_name"`
@@ -150,6 +151,38 @@ func (l *Lab) writeConfigs(address string) error {
 		}
 	}
 	return nil
+}
+
+// bgpSection is the bgp section of the controller's configuration.
+type bgpSection struct {
+	RouterID netip.Addr `yaml:"router_id"`
+	AS       uint32     `yaml:"as"`
+	Listen   string     `yaml:"listen,omitempty"`
+	Peers    []bgpPeer  `yaml:"peers"`
+}
+
+type bgpPeer struct {
+	Address netip.Addr `yaml:"address"`
+	AS      uint32     `yaml:"as"`
+	Passive bool       `yaml:"passive,omitempty"`
+}
+
+// bgp returns what has the controller learn from the reflectors, over the management network; nil
+// where there are none.
+func (l *Lab) bgp() *bgpSection {
+	if l.spec.EVPN == nil {
+		return nil
+	}
+	own := l.topology.Body.Nodes[controllerNode].MgmtIP
+	section := &bgpSection{RouterID: own, AS: l.spec.EVPN.AS}
+	for _, r := range l.spec.EVPN.Reflectors {
+		peer := bgpPeer{l.topology.Body.Nodes[r.Name].MgmtIP, l.spec.EVPN.AS, r.Dials == own}
+		if peer.Passive {
+			section.Listen = net.JoinHostPort(own.String(), "179")
+		}
+		section.Peers = append(section.Peers, peer)
+	}
+	return section
 }
 
 // startDaemon starts "dyetrace DAEMON --config STATE/NODE.yaml" in a node. It ends with the

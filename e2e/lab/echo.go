@@ -120,11 +120,7 @@ func (l *Lab) openGuest(x *exchange, i overlay.Instance) error {
 // rawSocket has make open a raw socket inside of an instance's network namespace. A socket stays
 // where it was made.
 func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*net.IPConn, error) {
-	node, err := l.node(i.Host)
-	if err != nil {
-		return nil, err
-	}
-	space, err := os.Open(filepath.Join("/proc", fmt.Sprint(node.PID), "root/run/netns", i.Name))
+	space, err := l.guestNamespace(i)
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +140,19 @@ func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*n
 		return nil, err
 	}
 	return conn.(*net.IPConn), nil
+}
+
+// guestNamespace opens an instance's network namespace.
+func (l *Lab) guestNamespace(i overlay.Instance) (*os.File, error) {
+	where, file := i.Host, "root/run/netns/"+i.Name
+	if l.spec.Bare(i) {
+		where, file = i.Name, "ns/net"
+	}
+	node, err := l.node(where)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join("/proc", fmt.Sprint(node.PID), file))
 }
 
 // icmpSocket opens a raw socket for ICMP, or for ICMPv6 with the hop limit of what it receives

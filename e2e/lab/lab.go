@@ -264,7 +264,10 @@ func prepare(opts *Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	return l, l.load(files, opts.Topology)
+	if err := l.load(files, opts.Topology); err != nil {
+		return nil, err
+	}
+	return l, l.checkRouting()
 }
 
 // checkTools looks for the programs that a lab runs, and names the Debian packages of those
@@ -281,6 +284,19 @@ func checkTools() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkRouting is checkTools for the topologies that have routes.
+func (l *Lab) checkRouting() error {
+	if l.spec.EVPN == nil {
+		return nil
+	}
+	for _, program := range []string{frrDaemons + "/zebra", frrDaemons + "/bgpd", "vtysh"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("lab: topology %s: %s: not found; Debian package frr", l.topology.Name, program)
+		}
+	}
+	return nil
 }
 
 // load reads topology and overlay.
@@ -369,6 +385,12 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 	}
 	pairs := len(l.spec.PairsOver(overlay.V4)) + len(l.spec.PairsOver(overlay.V6))
 	say("overlay: %d of %d pairs asked, over IPv4 and IPv6, all answer a ping", asked, pairs)
+	if l.spec.EVPN != nil {
+		if err := l.awaitRoutes(ctx); err != nil {
+			return err
+		}
+		say("routes: %d reflectors know where all %d instances are", len(l.spec.EVPN.Reflectors), len(l.spec.Instances))
+	}
 	if !opts.Bare {
 		if err := l.startDyetrace(ctx, say); err != nil {
 			return err
@@ -461,7 +483,10 @@ func (l *Lab) runExecs(ctx context.Context, node string) error {
 // awaitOverlay returns when pairs that should reach each other do, over each version that they
 // have, and how many it asked.
 func (l *Lab) awaitOverlay(ctx context.Context) (asked int, err error) {
-	const patience = 5 * time.Second // measured: 0.1 s
+	patience := 5 * time.Second // measured: 0.1 s
+	if l.spec.EVPN != nil {
+		patience += routesWait
+	}
 	var echoes [2][]Echo
 	group, inner := errgroup.WithContext(ctx)
 	for n, v := range overlay.Versions() {

@@ -104,14 +104,14 @@ func TestTruthTogether(t *testing.T) {
 			2: {"hv1", "br-tun", ToTunnel, Request},
 			3: {"hv1", "br-tun", ToTunnel, Request},
 		} {
-			if o := probe(TCP4, p, list[len(list)-n:]); o.missing == nil || *o.missing != want {
+			if o := probe(l.spec, TCP4, p, list[len(list)-n:]); o.missing == nil || *o.missing != want {
 				t.Errorf("with %d breaks: first missing %v, want %v", n, o.missing, want)
 			}
 		}
-		if o := probe(TCP4, p, list[:1]); o.missing == nil || *o.missing != (Point{"hv3", "br-int", FromInstance, Answer}) {
+		if o := probe(l.spec, TCP4, p, list[:1]); o.missing == nil || *o.missing != (Point{"hv3", "br-int", FromInstance, Answer}) {
 			t.Errorf("with the firewall: first missing %v", o.missing)
 		}
-		if o := probe(TCP4, p, nil); o.outcome != Healthy {
+		if o := probe(l.spec, TCP4, p, nil); o.outcome != Healthy {
 			t.Errorf("with nothing broken: %+v", o)
 		}
 	}
