@@ -2,6 +2,8 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,6 +15,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
 const (
@@ -64,7 +68,7 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 	if err := l.writeConfigs(address); err != nil {
 		return err
 	}
-	say("dyetrace: controller on %s, an agent on each of %d hosts", address, len(l.spec.Hosts))
+	say("dyetrace: controller on %s, an agent on each of %d hosts", address, len(l.Overlay().Hosts))
 	// The first daemon to end, while we wait for all to be live, is the reason that they never
 	// will be.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -72,7 +76,7 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 	if err := l.startDaemon(controllerNode, "serve", cancel); err != nil {
 		return err
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		if err := l.startDaemon(h.Name, "agent", cancel); err != nil {
 			return err
 		}
@@ -96,7 +100,7 @@ func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) erro
 		issue("--role", "controller", "--name", controllerNode, "--san", controller.String(), "--san", controllerNode),
 		issue("--role", "user", "--name", "lab"),
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		commands = append(commands, issue("--role", "agent", "--name", h.Name))
 	}
 	for _, c := range commands {
@@ -105,6 +109,69 @@ func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) erro
 		}
 	}
 	return nil
+}
+
+// writeInventory writes where instances are now and, unless the lab is bare, returns when the
+// controller has read it and knows the port of the one that moved.
+func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance) error {
+	text, err := l.Overlay().Inventory()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(l.InventoryFile(), text, 0o644); err != nil || l.Bare() {
+		return err
+	}
+	controllers, err := processesWith(controllerNode, "serve", "--config", l.path(controllerNode+".yaml"))
+	if err != nil {
+		return err
+	}
+	for _, p := range controllers {
+		if err := p.signal(unix.SIGHUP); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveWait)
+	defer cancel()
+	for {
+		ok, err := l.controllerKnows(ctx, moved)
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the controller does not learn that %s is on %s: %w", moved.Name, moved.Host, errors.Join(ctx.Err(), err))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (l *Lab) controllerKnows(ctx context.Context, moved overlay.Instance) (bool, error) {
+	binary := l.binary
+	if binary == "" { // a lab that another process raised
+		var err error
+		if binary, err = os.Executable(); err != nil {
+			return false, err
+		}
+	}
+	cmd := exec.CommandContext(ctx, binary, "instances", "-o", "json")
+	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
+	out, err := cmd.Output()
+	if err != nil {
+		return false, fmt.Errorf("dyetrace instances: %w", err)
+	}
+	var instances []struct {
+		Name, Network, Host string
+		Endpoint            *struct{}
+	}
+	if err := json.Unmarshal(out, &instances); err != nil {
+		return false, fmt.Errorf("dyetrace instances: %w", err)
+	}
+	for _, i := range instances {
+		if i.Name == moved.Name && i.Network == moved.Network && i.Host == moved.Host && i.Endpoint != nil {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // tool runs the binary on the host, as a user of this lab would.
@@ -135,7 +202,7 @@ func (l *Lab) writeConfigs(address string) error {
 			TLS        tlsFiles
 		}{"unix://" + socket, controllerNode, l.tls("lab")},
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		files[l.path(h.Name+".yaml")] = struct {
 			Host, Controller string
 			TLS              tlsFiles
@@ -170,13 +237,13 @@ type bgpPeer struct {
 // bgp returns what has the controller learn from the reflectors, over the management network; nil
 // where there are none.
 func (l *Lab) bgp() *bgpSection {
-	if l.spec.EVPN == nil {
+	if l.Overlay().EVPN == nil {
 		return nil
 	}
 	own := l.topology.Body.Nodes[controllerNode].MgmtIP
-	section := &bgpSection{RouterID: own, AS: l.spec.EVPN.AS}
-	for _, r := range l.spec.EVPN.Reflectors {
-		peer := bgpPeer{l.topology.Body.Nodes[r.Name].MgmtIP, l.spec.EVPN.AS, r.Dials == own}
+	section := &bgpSection{RouterID: own, AS: l.Overlay().EVPN.AS}
+	for _, r := range l.Overlay().EVPN.Reflectors {
+		peer := bgpPeer{l.topology.Body.Nodes[r.Name].MgmtIP, l.Overlay().EVPN.AS, r.Dials == own}
 		if peer.Passive {
 			section.Listen = net.JoinHostPort(own.String(), "179")
 		}

@@ -87,10 +87,10 @@ type exchange struct {
 	nonce   [8]byte
 	conns   map[string]*net.IPConn // by instance
 
-	mu      sync.Mutex
-	echoes  []Echo
-	sent    []time.Time // the first request of each
-	answers int
+	mu     sync.Mutex
+	echoes []Echo
+	sent   []time.Time // the first request of each
+	whole  int         // those of which request and answer were seen
 }
 
 func (x *exchange) close() {
@@ -102,7 +102,7 @@ func (x *exchange) close() {
 func (x *exchange) complete() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.answers == len(x.echoes)
+	return x.whole == len(x.echoes)
 }
 
 // openGuest opens a raw ICMP socket inside of an instance's network namespace.
@@ -145,7 +145,7 @@ func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*n
 // guestNamespace opens an instance's network namespace.
 func (l *Lab) guestNamespace(i overlay.Instance) (*os.File, error) {
 	where, file := i.Host, "root/run/netns/"+i.Name
-	if l.spec.Bare(i) {
+	if l.Overlay().Bare(i) {
 		where, file = i.Name, "ns/net"
 	}
 	node, err := l.node(where)
@@ -304,7 +304,10 @@ func (x *exchange) note(instance string, ttl int, icmp []byte, now time.Time) {
 	if [8]byte(icmp[8:16]) != x.nonce || pair >= len(x.echoes) {
 		return
 	}
-	switch e := &x.echoes[pair]; {
+	e := &x.echoes[pair]
+	// The answer may be read before the request, which another goroutine reads.
+	before := e.Answered && len(e.At) > 0
+	switch {
 	case icmp[0] == request:
 		e.TTL = ttl
 		if !slices.Contains(e.At, instance) {
@@ -312,7 +315,9 @@ func (x *exchange) note(instance string, ttl int, icmp []byte, now time.Time) {
 		}
 	case icmp[0] == reply && instance == e.Src.Name && !e.Answered:
 		e.Answered, e.RTT = true, now.Sub(x.sent[pair])
-		if x.answers++; x.answers == len(x.echoes) {
+	}
+	if !before && e.Answered && len(e.At) > 0 {
+		if x.whole++; x.whole == len(x.echoes) {
 			x.done()
 		}
 	}

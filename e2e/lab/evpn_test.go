@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -39,6 +40,7 @@ func TestEVPN(t *testing.T) {
 	t.Run("ends", func(t *testing.T) { testEnds(t, l) })
 	t.Run("sessions", func(t *testing.T) { testSessions(t, l) })
 	t.Run("withdrawn", func(t *testing.T) { testWithdrawn(t, l) })
+	t.Run("moves", func(t *testing.T) { testMoves(t, l) })
 	t.Run("truth", func(t *testing.T) { testBreaksWithSwitch(t, l) })
 	if diff := cmp.Diff(before, frrFiles(t)); diff != "" {
 		t.Errorf("FRR's files on the host changed (-before +after):\n%s", diff)
@@ -69,9 +71,23 @@ func frrFiles(t *testing.T) string {
 // testRoutes checks that each spine has the type-2 routes of every instance, by MAC and by both
 // addresses, from its own tunnel end, and no others; they are best and neither sticky nor moved.
 func testRoutes(t *testing.T, l *Lab) {
+	testRoutesOf(t, l, l.base)
+	for _, spine := range []string{"spine1", "spine2"} {
+		out := vtysh(t, l, spine, "show bgp l2vpn evpn")
+		for _, bad := range []string{"sticky", "MM:"} {
+			if strings.Contains(out, bad) {
+				t.Errorf("%s: %q in\n%s", spine, bad, out)
+			}
+		}
+	}
+}
+
+// testRoutesOf checks that both spines have what would be told of an overlay, and no more.
+func testRoutesOf(t *testing.T, l *Lab, s *overlay.Spec) {
+	t.Helper()
 	want := make(map[place][]netip.Addr)
-	for _, i := range l.Overlay().Instances {
-		end, ok := l.Overlay().End(i.Host)
+	for _, i := range s.Instances {
+		end, ok := s.End(i.Host)
 		if !ok {
 			t.Fatalf("%s is nowhere", i.Name)
 		}
@@ -89,12 +105,6 @@ func testRoutes(t *testing.T, l *Lab) {
 		}
 		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmp.AllowUnexported(place{})); diff != "" {
 			t.Errorf("%s: type-2 routes (-want +got):\n%s", spine, diff)
-		}
-		out := vtysh(t, l, spine, "show bgp l2vpn evpn")
-		for _, bad := range []string{"sticky", "MM:"} {
-			if strings.Contains(out, bad) {
-				t.Errorf("%s: %q in\n%s", spine, bad, out)
-			}
 		}
 	}
 }
@@ -192,10 +202,90 @@ func testWithdrawn(t *testing.T, l *Lab) {
 	for _, v := range overlay.Versions() {
 		checkPairs(t, l, v) // metal-1 says something
 	}
-	if err := l.awaitRoutes(t.Context()); err != nil {
+	if err := l.awaitRoutes(t.Context(), l.Overlay()); err != nil {
 		t.Error(err)
 	}
 	testRoutes(t, l)
+}
+
+// testMoves moves instances to and fro, and looks at all that tells where they are.
+func testMoves(t *testing.T, l *Lab) {
+	testBreaks(t, l)
+	breakTwice(t, l)
+	testRoutesOf(t, l, l.base)
+	for _, tt := range []struct{ kind, target, told, stale string }{
+		{"moved-withheld", "web-6:hv1", "hv3", "hv2"},
+		{"moved-stale-tunnel", "web-4:hv3:hv1", "hv3", "hv1"},
+	} {
+		b, err := l.Break(t.Context(), tt.kind, tt.target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := l.Break(t.Context(), tt.kind, tt.target); err != nil || again != b {
+			t.Errorf("the same break again = %v, %v", again, err)
+		}
+		if _, err := l.Break(t.Context(), "tap-off", "web-2"); !errors.Is(err, ErrBadBreak) {
+			t.Errorf("another break meanwhile: %v, want %v", err, ErrBadBreak)
+		}
+		name, rest, _ := strings.Cut(tt.target, ":")
+		host, _, _ := strings.Cut(rest, ":")
+		told := l.base.Moved(name, tt.told)
+		testRoutesOf(t, l, told)
+		checkTruth(t, l)
+		checkPlaces(t, l, name, host, tt.stale)
+		// Another command sees the same.
+		other, err := Open(l.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i, _ := other.Overlay().Instance(name); i.Host != host {
+			t.Errorf("%s: %s is on %s, want %s", tt.kind, name, i.Host, host)
+		}
+		if _, err := other.Heal(t.Context(), "all"); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = Open(l.Name()); err != nil {
+			t.Fatal(err)
+		}
+		testRoutesOf(t, l, l.base)
+		checkTruth(t, l)
+	}
+}
+
+// checkPlaces checks that a moved instance is on its host, there alone, that the inventory says so,
+// and that one hypervisor's flow still points to where it was.
+func checkPlaces(t *testing.T, l *Lab, name, host, stale string) {
+	t.Helper()
+	i, _ := l.base.Instance(name)
+	for _, h := range l.base.Hosts {
+		out, err := l.Exec(t.Context(), h.Name, "sh", "-c", "ip netns; ovs-vsctl list-ports br-int")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, what := range []string{name, i.Tap()} {
+			if strings.Contains(string(out), what) != (h.Name == host) {
+				t.Errorf("%s has %q: %v", h.Name, what, h.Name != host)
+			}
+		}
+	}
+	text, err := os.ReadFile(l.InventoryFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entry, _ := strings.Cut(string(text), "name: "+name+"\n")
+	if _, at, _ := strings.Cut(entry, "host: "); !strings.HasPrefix(at, host+"\n") {
+		t.Errorf("the inventory does not say that %s is on %s:\n%s", name, host, text)
+	}
+	old, _ := l.base.Host(i.Host)
+	w, err := l.workshop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Exec(t.Context(), stale, "ovs-ofctl", "--no-stats", "dump-flows", overlay.Tunnel, "table=20,dl_dst="+i.MAC.String())
+	port := fmt.Sprintf("output:%d\n", w.ports(stale).Tunnels[overlay.TunnelName(overlay.VXLAN, old)])
+	if err != nil || !strings.Contains(string(out), port) {
+		t.Errorf("%s: %s, %v; want a flow to %s (%s)", stale, out, err, old.Name, port)
+	}
 }
 
 // testBreaksWithSwitch has breaks hit pairs of which one end is behind a switch.

@@ -134,6 +134,7 @@ func vxlanBridge(n overlay.Network, vtep netip.Addr, port int) string {
 link add vni%[2]d mtu %[5]d type vxlan id %[2]d local %[3]s dstport %[4]d nolearning
 link set vni%[2]d addrgenmode none
 link set vni%[2]d master %[1]s
+link set vni%[2]d type bridge_slave learning off
 link set %[1]s addrgenmode none
 link set vni%[2]d up
 link set %[1]s up

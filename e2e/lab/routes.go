@@ -27,17 +27,17 @@ type place struct {
 	ip  netip.Addr
 }
 
-// awaitRoutes returns when every reflector, and the kernel of every switch, knows each instance at
-// the tunnel end where it is told to be, and nowhere else.
-func (l *Lab) awaitRoutes(ctx context.Context) error {
-	if l.spec.EVPN == nil {
+// awaitRoutes returns when every reflector, and the kernel of every switch, knows each instance
+// where told has it, and nowhere else. Where nobody tells of instances that is at once.
+func (l *Lab) awaitRoutes(ctx context.Context, told *overlay.Spec) error {
+	if told.EVPN == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, routesWait, errors.New("it does not converge"))
 	defer cancel()
 	var last error
 	for {
-		err := l.checkRoutes(ctx)
+		err := l.checkRoutes(ctx, told)
 		if err == nil {
 			return nil
 		}
@@ -52,9 +52,9 @@ func (l *Lab) awaitRoutes(ctx context.Context) error {
 	}
 }
 
-func (l *Lab) checkRoutes(ctx context.Context) error {
-	want := l.told()
-	for _, r := range l.spec.EVPN.Reflectors {
+func (l *Lab) checkRoutes(ctx context.Context, told *overlay.Spec) error {
+	want := placesOf(told)
+	for _, r := range told.EVPN.Reflectors {
 		got, err := l.routesOf(ctx, r.Name)
 		if err != nil {
 			return err
@@ -65,28 +65,28 @@ func (l *Lab) checkRoutes(ctx context.Context) error {
 			}
 		}
 	}
-	for _, sw := range l.spec.Switches {
-		if err := l.checkKernel(ctx, sw, want); err != nil {
+	for _, sw := range told.Switches {
+		if err := l.checkKernel(ctx, told, sw, want); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// told returns where the tunnel ends tell that instances are.
-func (l *Lab) told() map[place][]netip.Addr {
-	told := make(map[place][]netip.Addr)
-	for _, i := range l.spec.Instances {
-		n, _ := l.spec.Network(i.Network)
+// placesOf returns the tunnel ends where instances are told to be.
+func placesOf(told *overlay.Spec) map[place][]netip.Addr {
+	places := make(map[place][]netip.Addr)
+	for _, i := range told.Instances {
+		n, _ := told.Network(i.Network)
 		if n.Encap != overlay.VXLAN {
 			continue
 		}
-		end, _ := l.spec.End(i.Host)
+		end, _ := told.End(i.Host)
 		for _, ip := range append(i.IP.All(), netip.Addr{}) {
-			told[place{i.MAC.String(), ip}] = []netip.Addr{end.VTEP.Addr()}
+			places[place{i.MAC.String(), ip}] = []netip.Addr{end.VTEP.Addr()}
 		}
 	}
-	return told
+	return places
 }
 
 // routesOf returns the next hops of the valid type-2 routes that FRR has on a node, in order.
@@ -161,14 +161,14 @@ func addPaths(routes map[place][]netip.Addr, raw json.RawMessage) error {
 }
 
 // checkKernel compares what a switch forwards by with what is told.
-func (l *Lab) checkKernel(ctx context.Context, sw overlay.Host, want map[place][]netip.Addr) error {
-	for _, n := range toldNetworks(l.spec, sw.Name) {
+func (l *Lab) checkKernel(ctx context.Context, told *overlay.Spec, sw overlay.Host, want map[place][]netip.Addr) error {
+	for _, n := range toldNetworks(told, sw.Name) {
 		device := fmt.Sprintf("vni%d", n.Segmentation)
 		out, err := l.Exec(ctx, sw.Name, "bridge", "fdb", "show", "dev", device)
 		if err != nil {
 			return err
 		}
-		for _, i := range l.spec.Instances {
+		for _, i := range told.Instances {
 			if i.Network != n.Name || i.Host == sw.Name {
 				continue
 			}

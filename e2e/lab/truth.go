@@ -214,12 +214,14 @@ func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending
 	return o
 }
 
-// truthOf works out what breaks do together to every pair that would reach each other.
+// truthOf works out what breaks do together to every pair that would reach each other, wherever
+// they move instances to.
 func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
 	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
+	s = placed(s, breaks)
 	for _, p := range s.PairsOver(traffic.IP) {
 		o := probe(s, traffic, p, breaks)
 		switch {

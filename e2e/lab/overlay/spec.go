@@ -394,6 +394,18 @@ func (s *Spec) On(host string) []Instance {
 	return on
 }
 
+// Moved returns the specification with an instance on another hypervisor.
+func (s *Spec) Moved(instance, host string) *Spec {
+	moved := *s
+	moved.Instances = slices.Clone(s.Instances)
+	for n, i := range moved.Instances {
+		if i.Name == instance {
+			moved.Instances[n].Host = host
+		}
+	}
+	return &moved
+}
+
 // LocalVLANs returns the VLAN by which a host knows each network that it needs: those of its
 // instances first, counted from 1 as they come, then those that a router joins to them. They
 // mean nothing outside of that host.
