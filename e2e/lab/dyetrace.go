@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -81,7 +83,7 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 			return err
 		}
 	}
-	err := l.tool(ctx, "status", "--wait", liveWait.String())
+	err := l.awaitLive(ctx)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
@@ -89,6 +91,33 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 		return fmt.Errorf("not all hosts became live (logs: %s): %w", l.path("log"), err)
 	}
 	return nil
+}
+
+// awaitLive returns when all is ready; where there are switches, which nobody ever hears of, when
+// all hypervisors are, and the sessions with the reflectors stand.
+func (l *Lab) awaitLive(ctx context.Context) error {
+	if len(l.base.Switches) == 0 {
+		return l.tool(ctx, "status", "--wait", liveWait.String())
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveWait)
+	defer cancel()
+	for {
+		var status struct {
+			HostsReady       int `json:"hosts_ready"`
+			Peers            int `json:"peers"`
+			PeersEstablished int `json:"peers_established"`
+		}
+		// It exits with an error for as long as a host is missing.
+		out, err := l.answer(ctx, "status", "-o", "json")
+		if bad := json.Unmarshal(out, &status); bad == nil && status.HostsReady == len(l.base.Hosts) && status.Peers == status.PeersEstablished {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) error {
@@ -146,18 +175,9 @@ func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance) error 
 }
 
 func (l *Lab) controllerKnows(ctx context.Context, moved overlay.Instance) (bool, error) {
-	binary := l.binary
-	if binary == "" { // a lab that another process raised
-		var err error
-		if binary, err = os.Executable(); err != nil {
-			return false, err
-		}
-	}
-	cmd := exec.CommandContext(ctx, binary, "instances", "-o", "json")
-	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
-	out, err := cmd.Output()
+	out, err := l.answer(ctx, "instances", "-o", "json")
 	if err != nil {
-		return false, fmt.Errorf("dyetrace instances: %w", err)
+		return false, err
 	}
 	var instances []struct {
 		Name, Network, Host string
@@ -176,13 +196,27 @@ func (l *Lab) controllerKnows(ctx context.Context, moved overlay.Instance) (bool
 
 // tool runs the binary on the host, as a user of this lab would.
 func (l *Lab) tool(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, l.binary, args...)
-	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("dyetrace %s: %w%s", strings.Join(args, " "), err, lastWords(string(out)))
+	_, err := l.answer(ctx, args...)
+	return err
+}
+
+// answer is tool for what it writes to its standard output, whether it fails or not.
+func (l *Lab) answer(ctx context.Context, args ...string) ([]byte, error) {
+	binary := l.binary
+	if binary == "" { // a lab that another process raised
+		var err error
+		if binary, err = os.Executable(); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	var stdout, both bytes.Buffer
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&stdout, &both), &both
+	if err := cmd.Run(); err != nil {
+		return stdout.Bytes(), fmt.Errorf("dyetrace %s: %w%s", strings.Join(args, " "), err, lastWords(both.String()))
+	}
+	return stdout.Bytes(), nil
 }
 
 // writeConfigs writes what the controller, the agents and the command line read.
