@@ -103,14 +103,15 @@ func (l *Lab) awaitLive(ctx context.Context) error {
 	defer cancel()
 	for {
 		var status struct {
-			HostsReady       int `json:"hosts_ready"`
-			Peers            int `json:"peers"`
-			PeersEstablished int `json:"peers_established"`
+			HostsReady int `json:"hosts_ready"`
 		}
 		// It exits with an error for as long as a host is missing.
 		out, err := l.answer(ctx, "status", "-o", "json")
-		if bad := json.Unmarshal(out, &status); bad == nil && status.HostsReady == len(l.base.Hosts) && status.Peers == status.PeersEstablished {
-			return nil
+		if bad := json.Unmarshal(out, &status); bad == nil && status.HostsReady == len(l.base.Hosts) {
+			var heard heardRoutes
+			if heard, err = l.heard(ctx); err == nil && heard.Complete {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -118,6 +119,24 @@ func (l *Lab) awaitLive(ctx context.Context) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// heardRoutes is what the controller says of the routes that it learned.
+type heardRoutes struct {
+	Complete bool // every peer has told all
+	Routes   []struct{ VTEP struct{ Address string } }
+}
+
+// heard asks the controller for routes, by flags of "dyetrace routes".
+func (l *Lab) heard(ctx context.Context, flags ...string) (heard heardRoutes, err error) {
+	out, err := l.answer(ctx, append([]string{"routes", "-o", "json"}, flags...)...)
+	if err != nil {
+		return heard, err
+	}
+	if err := json.Unmarshal(out, &heard); err != nil {
+		return heard, fmt.Errorf("dyetrace routes: %w", err)
+	}
+	return heard, nil
 }
 
 func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) error {
@@ -141,8 +160,9 @@ func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) erro
 }
 
 // writeInventory writes where instances are now and, unless the lab is bare, returns when the
-// controller has read it and knows the port of the one that moved.
-func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance) error {
+// controller has read it, knows the port of the one that moved, and has it by its routes at the
+// tunnel end that is told.
+func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance, told overlay.Host) error {
 	text, err := l.Overlay().Inventory()
 	if err != nil {
 		return err
@@ -163,6 +183,9 @@ func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance) error 
 	defer cancel()
 	for {
 		ok, err := l.controllerKnows(ctx, moved)
+		if ok {
+			ok, err = l.controllerHears(ctx, moved, told)
+		}
 		if ok {
 			return nil
 		}
@@ -192,6 +215,16 @@ func (l *Lab) controllerKnows(ctx context.Context, moved overlay.Instance) (bool
 		}
 	}
 	return false, nil
+}
+
+func (l *Lab) controllerHears(ctx context.Context, moved overlay.Instance, told overlay.Host) (bool, error) {
+	heard, err := l.heard(ctx, "--mac", moved.MAC.String())
+	for _, r := range heard.Routes {
+		if r.VTEP.Address != told.VTEP.Addr().String() {
+			return false, fmt.Errorf("dyetrace routes: %s is at %s", moved.Name, r.VTEP.Address)
+		}
+	}
+	return err == nil && len(heard.Routes) > 0, err
 }
 
 // tool runs the binary on the host, as a user of this lab would.

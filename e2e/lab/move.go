@@ -87,7 +87,9 @@ func (l *Lab) turnMove(ctx context.Context, w workshop, b breakage, on bool) err
 	if err := l.awaitRoutes(ctx, told); err != nil {
 		return err
 	}
-	return l.writeInventory(ctx, now)
+	end, _ := told.Instance(now.Name)
+	at, _ := told.End(end.Host)
+	return l.writeInventory(ctx, now, at)
 }
 
 // elsewhere returns the target's instance where it is no longer: on its old host if it moves on,
