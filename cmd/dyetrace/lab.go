@@ -407,7 +407,7 @@ func printTruth(w io.Writer, t lab.Truth) {
 	fmt.Fprintf(w, "%s:\n", t.Traffic)
 	point := func(p *lab.Point) string {
 		if p == nil {
-			return "nowhere: it cannot be sent"
+			return "nowhere"
 		}
 		return fmt.Sprintf("%s %s %s (%s)", p.Host, p.Bridge, p.Kind, p.Way)
 	}
@@ -553,7 +553,7 @@ func newLabNodeCmd() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.SetUpHypervisor(cmd.Context(), overlay, host)
+			return lab.SetUpNode(cmd.Context(), overlay, host)
 		},
 	}
 	cmd.Flags().StringVar(&overlay, "overlay", lab.OverlayPath, "`FILE` that describes the overlay")

@@ -13,7 +13,7 @@
 //	instance          a network namespace in its hypervisor's node
 //
 // The overlay itself, flows included, is decided by package overlay and put in place by
-// SetUpHypervisor, which runs inside a node and works in a container, too.
+// SetUpNode, which runs inside a node and works in a container, too.
 //
 // # Processes
 //
