@@ -50,6 +50,7 @@ type Feed struct {
 
 	// All below is guarded by t.mu.
 	opts   PeerOptions
+	hops   prefixes // opts.NextHops
 	closed bool
 	routes int
 	stale  int
@@ -78,7 +79,7 @@ func (t *Table) Peer(name string, o PeerOptions) *Feed {
 	t.peers[id] = peer{name: name}
 	f.take(o)
 	t.feeds[name] = f
-	t.now.Add(1)
+	t.changed()
 	return f
 }
 
@@ -92,7 +93,7 @@ func (f *Feed) take(o PeerOptions) {
 	if o.Default == 0 {
 		o.Default = f.t.opts.Default
 	}
-	f.opts = o
+	f.opts, f.hops = o, newPrefixes(o.NextHops)
 	p := &f.t.peers[f.id]
 	p.families = 0
 	for _, fam := range o.Families {
@@ -110,7 +111,7 @@ func (f *Feed) SetOptions(o PeerOptions, now time.Time) (refresh bool) {
 	was := f.opts
 	f.take(o)
 	is := f.opts
-	f.t.now.Add(1)
+	f.t.changed()
 	f.t.mu.Unlock()
 	f.each(now, func(id uint32, r *route) {
 		targets := *f.t.targets.vals.at(f.t.paths.vals.at(r.path).targets)
@@ -196,7 +197,7 @@ func (f *Feed) Close(now time.Time) {
 	f.closed = true
 	delete(f.t.feeds, f.name)
 	f.t.peers[f.id] = peer{}
-	f.t.now.Add(1)
+	f.t.changed()
 }
 
 // Synced tells whether the peer is up and has told all its routes of the family.
@@ -223,7 +224,7 @@ func (f *Feed) state(change func(*peer)) {
 	defer f.t.mu.Unlock()
 	if !f.closed {
 		change(&f.t.peers[f.id])
-		f.t.now.Add(1)
+		f.t.changed()
 	}
 }
 
@@ -268,7 +269,7 @@ func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
 			}
 		}
 		t.settle(now)
-		t.now.Add(1)
+		t.changed()
 		more := end < t.routes.next && f.routes > 0
 		t.mu.Unlock()
 		if !more {
@@ -317,7 +318,7 @@ func (f *Feed) apply(u *wire.Update, bad error, now time.Time) error {
 	err := f.announce(u, now)
 	t.settle(now)
 	if u.Reach.Count+u.Unreach.Count > 0 {
-		t.now.Add(1)
+		t.changed()
 	}
 	if err != nil {
 		t.peers[f.id].limited, t.peers[f.id].synced = true, 0
@@ -447,7 +448,7 @@ func unicast(a netip.Addr) bool {
 }
 
 func (f *Feed) credible(hop netip.Addr) bool {
-	return len(f.opts.NextHops) == 0 || slices.ContainsFunc(f.opts.NextHops, func(p netip.Prefix) bool { return p.Contains(hop) })
+	return len(f.opts.NextHops) == 0 || f.hops.contains(hop)
 }
 
 // listTargets brings the route targets into the order in which they are interned.

@@ -216,6 +216,15 @@ func New(o Options) *Table {
 	return t
 }
 
+// changed says that there is something that no snapshot has. The last one goes, unless somebody
+// reads it: it would keep alive all pages that are copied from here on.
+func (t *Table) changed() {
+	t.now.Add(1)
+	if t.snap.Load() != nil {
+		t.snap.Store(nil)
+	}
+}
+
 func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
 	return v.seed.hash(uint64(r.RD),
 		r.MAC.Uint64()<<16|uint64(peer),
