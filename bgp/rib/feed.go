@@ -328,16 +328,21 @@ func (f *Feed) apply(u *wire.Update, bad error, now time.Time) error {
 }
 
 func (f *Feed) withdraw(routes *wire.Routes) {
-	var w wire.Route
-	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
-		f.withdrawOne(&w)
+	if routes.Count == 0 {
+		return
 	}
-}
-
-func (f *Feed) withdrawOne(w *wire.Route) {
-	if id := f.t.findRoute(f.t.routeHash(w, f.id), w, f.id); id != 0 {
-		f.t.remove(f, id)
-		f.stats.Removed++
+	t := f.t
+	f.hash(routes)
+	f.warmWithdrawn(routes)
+	var w wire.Route
+	i := 0
+	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
+		hash := t.warm.hashes[i]
+		if id := t.findRoute(hash, &w, f.id); id != 0 {
+			t.removeHashed(f, hash, id)
+			f.stats.Removed++
+		}
+		i++
 	}
 }
 
@@ -356,10 +361,12 @@ func (f *Feed) announce(u *wire.Update, now time.Time) error {
 	var cur pathCursor
 	defer func() { f.t.letGo(cur, p) }()
 	cur.id = f.t.holdShared(p)
+	f.hash(&u.Reach)
+	f.warmAnnounced(&u.Reach, p)
 	at := now.UnixNano()
 	var w wire.Route
 	rest, ok := u.Reach.Next(u.Reach.NLRI, &w)
-	for ; ok; rest, ok = u.Reach.Next(rest, &w) {
+	for i := 0; ok; rest, ok = u.Reach.Next(rest, &w) {
 		own := flags
 		if w.Gateway {
 			own |= flagClaim
@@ -370,9 +377,10 @@ func (f *Feed) announce(u *wire.Update, now time.Time) error {
 		if w.ESI != cur.esi || w.Label2 != cur.label2 {
 			f.t.turn(&cur, p, &w)
 		}
-		if !f.t.put(f, &w, cur.id, own, at) {
+		if !f.t.put(f, &w, f.t.warm.hashes[i], cur.id, own, at) {
 			return fmt.Errorf("%d routes are kept, and there is one more: %w", f.routes, ErrLimit)
 		}
+		i++
 		f.stats.Learned++
 		if own&flagsRefused != 0 {
 			f.stats.Refused++
