@@ -48,6 +48,10 @@ test: setup ## run all tests, with the race detector, end-to-end tests included
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchtime $(BENCH_TIME) -timeout 40m $(BENCH_PACKAGES)
 
+.PHONY: bench-evpn
+bench-evpn: setup ## measure 100k and 1M EVPN routes, same feed into FRR's bgpd: time, memory, lookups
+	$(AS_ROOT) $(GO) test -run '^TestAgainstFRR$$' -count 1 -v -timeout 20m ./bgp/bench -args -full
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck; generated code too, once `make tools` was run
 	@unformatted=$$(find . -path ./$(CACHE) -prune -o -name '*.go' -print0 | xargs -0 "$$($(GO) env GOROOT)/bin/gofmt" -l); \

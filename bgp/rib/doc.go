@@ -39,8 +39,8 @@
 //
 // Routes, addresses and their links are fixed-size records in pages; what routes share is
 // kept once. Hash tables grow a page at a time. A snapshot shares all pages with the table; the
-// first change to a shared page copies it (8 to 16 KiB). Records that are given up are used
-// again; pages are kept. So memory follows the most routes there ever were at a time.
+// first change to a shared page copies it (8 to 16 KiB), and the shared one lives for as long as
+// somebody holds the snapshot. Records that are given up are used again; pages are kept. So memory follows the most routes there ever were at a time.
 //
 //	key ──▶ byRoute ──▶ route ──▶ path (next hop, sequence, …; shared)
 //	                      │ ▲

@@ -50,6 +50,7 @@ type Feed struct {
 
 	// All below is guarded by t.mu.
 	opts   PeerOptions
+	hops   prefixes // opts.NextHops
 	closed bool
 	routes int
 	stale  int
@@ -78,7 +79,7 @@ func (t *Table) Peer(name string, o PeerOptions) *Feed {
 	t.peers[id] = peer{name: name}
 	f.take(o)
 	t.feeds[name] = f
-	t.now.Add(1)
+	t.changed()
 	return f
 }
 
@@ -92,7 +93,7 @@ func (f *Feed) take(o PeerOptions) {
 	if o.Default == 0 {
 		o.Default = f.t.opts.Default
 	}
-	f.opts = o
+	f.opts, f.hops = o, newPrefixes(o.NextHops)
 	p := &f.t.peers[f.id]
 	p.families, p.filtered = 0, len(o.RTs) > 0
 	for _, fam := range o.Families {
@@ -110,7 +111,7 @@ func (f *Feed) SetOptions(o PeerOptions, now time.Time) (refresh bool) {
 	was := f.opts
 	f.take(o)
 	is := f.opts
-	f.t.now.Add(1)
+	f.t.changed()
 	f.t.mu.Unlock()
 	f.each(now, func(id uint32, r *route) {
 		targets := *f.t.targets.vals.at(f.t.paths.vals.at(r.path).targets)
@@ -196,7 +197,7 @@ func (f *Feed) Close(now time.Time) {
 	f.closed = true
 	delete(f.t.feeds, f.name)
 	f.t.peers[f.id] = peer{}
-	f.t.now.Add(1)
+	f.t.changed()
 }
 
 // Synced tells whether the peer is up and has told all its routes of the family.
@@ -223,7 +224,7 @@ func (f *Feed) state(change func(*peer)) {
 	defer f.t.mu.Unlock()
 	if !f.closed {
 		change(&f.t.peers[f.id])
-		f.t.now.Add(1)
+		f.t.changed()
 	}
 }
 
@@ -268,7 +269,7 @@ func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
 			}
 		}
 		t.settle(now)
-		t.now.Add(1)
+		t.changed()
 		more := end < t.routes.next && f.routes > 0
 		t.mu.Unlock()
 		if !more {
@@ -317,7 +318,7 @@ func (f *Feed) apply(u *wire.Update, bad error, now time.Time) error {
 	err := f.announce(u, now)
 	t.settle(now)
 	if u.Reach.Count+u.Unreach.Count > 0 {
-		t.now.Add(1)
+		t.changed()
 	}
 	if err != nil {
 		t.peers[f.id].limited, t.peers[f.id].synced = true, 0
@@ -327,16 +328,21 @@ func (f *Feed) apply(u *wire.Update, bad error, now time.Time) error {
 }
 
 func (f *Feed) withdraw(routes *wire.Routes) {
-	var w wire.Route
-	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
-		f.withdrawOne(&w)
+	if routes.Count == 0 {
+		return
 	}
-}
-
-func (f *Feed) withdrawOne(w *wire.Route) {
-	if id := f.t.findRoute(f.t.routeHash(w, f.id), w, f.id); id != 0 {
-		f.t.remove(f, id)
-		f.stats.Removed++
+	t := f.t
+	f.hash(routes)
+	f.warmWithdrawn(routes)
+	var w wire.Route
+	i := 0
+	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
+		hash := t.warm.hashes[i]
+		if id := t.findRoute(hash, &w, f.id); id != 0 {
+			t.removeHashed(f, hash, id)
+			f.stats.Removed++
+		}
+		i++
 	}
 }
 
@@ -355,10 +361,12 @@ func (f *Feed) announce(u *wire.Update, now time.Time) error {
 	var cur pathCursor
 	defer func() { f.t.letGo(cur, p) }()
 	cur.id = f.t.holdShared(p)
+	f.hash(&u.Reach)
+	f.warmAnnounced(&u.Reach, p)
 	at := now.UnixNano()
 	var w wire.Route
 	rest, ok := u.Reach.Next(u.Reach.NLRI, &w)
-	for ; ok; rest, ok = u.Reach.Next(rest, &w) {
+	for i := 0; ok; rest, ok = u.Reach.Next(rest, &w) {
 		own := flags
 		if w.Gateway {
 			own |= flagClaim
@@ -369,9 +377,10 @@ func (f *Feed) announce(u *wire.Update, now time.Time) error {
 		if w.ESI != cur.esi || w.Label2 != cur.label2 {
 			f.t.turn(&cur, p, &w)
 		}
-		if !f.t.put(f, &w, cur.id, own, at) {
+		if !f.t.put(f, &w, f.t.warm.hashes[i], cur.id, own, at) {
 			return fmt.Errorf("%d routes are kept, and there is one more: %w", f.routes, ErrLimit)
 		}
+		i++
 		f.stats.Learned++
 		if own&flagsRefused != 0 {
 			f.stats.Refused++
@@ -447,7 +456,7 @@ func unicast(a netip.Addr) bool {
 }
 
 func (f *Feed) credible(hop netip.Addr) bool {
-	return len(f.opts.NextHops) == 0 || slices.ContainsFunc(f.opts.NextHops, func(p netip.Prefix) bool { return p.Contains(hop) })
+	return len(f.opts.NextHops) == 0 || f.hops.contains(hop)
 }
 
 // listTargets brings the route targets into the order in which they are interned.

@@ -55,10 +55,8 @@ func (v *view) findPlace(hash uint32, k *placeKey) uint32 {
 	return v.byPlace.find(hash, func(id uint32) bool { return v.places.at(id).placeKey == *k })
 }
 
-// attach puts a route in all places where it belongs.
-func (t *Table) attach(id uint32) {
-	r := t.routes.at(id)
-	p := t.paths.vals.at(r.path)
+// keys appends the places where a route belongs. cut: there were more.
+func (t *Table) keys(to []placeKey, r *route, p *path) (_ []placeKey, cut bool) {
 	var buf [maxTargets + 1]Network
 	nets, cut := t.networks(buf[:0], r, p)
 	ip := placeKey{kind: place4, addr: r.addr, bits: r.bits}
@@ -71,19 +69,30 @@ func (t *Table) attach(id uint32) {
 		case wire.KindMAC:
 			mac := placeKey{kind: placeMAC, net: n}
 			copy(mac.addr[:], r.mac[:])
-			t.link(id, &mac)
+			to = append(to, mac)
 			if r.bits > 0 {
-				t.link(id, &ip)
+				to = append(to, ip)
 			}
 		case wire.KindMulticast:
-			t.link(id, &placeKey{kind: placeFlood, net: n})
+			to = append(to, placeKey{kind: placeFlood, net: n})
 		default:
-			t.link(id, &ip)
+			to = append(to, ip)
 		}
 	}
 	ip.net = VNI(p.label2)
 	if r.kind == wire.KindMAC && r.bits > 0 && r.flags&flagL3 != 0 && p.label2 != 0 && p.encaps.VNI() && !slices.Contains(nets, ip.net) {
-		t.link(id, &ip)
+		to = append(to, ip)
+	}
+	return to, cut
+}
+
+// attach puts a route in all places where it belongs.
+func (t *Table) attach(id uint32) {
+	r := t.routes.at(id)
+	var buf [2 * (maxTargets + 1)]placeKey
+	keys, cut := t.keys(buf[:0], r, t.paths.vals.at(r.path))
+	for i := range keys {
+		t.link(id, &keys[i])
 	}
 	if cut {
 		t.routes.edit(id, t.epoch).flags |= flagCut
@@ -172,6 +181,7 @@ func (t *Table) settle(now time.Time) {
 	if len(t.dirty) == 0 {
 		return
 	}
+	t.warmPast(len(t.dirty))
 	for _, id := range t.dirty {
 		p := t.places.edit(id, t.epoch)
 		p.flags &^= placeDirty

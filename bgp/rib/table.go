@@ -78,6 +78,7 @@ type Table struct {
 	epoch   uint64
 	dirty   []uint32 // places whose answer must be weighed again
 	scratch []uint32
+	warm    warmth
 	past    past
 	feeds   map[string]*Feed
 	watches map[*Watch]struct{}
@@ -217,6 +218,15 @@ func New(o Options) *Table {
 	return t
 }
 
+// changed says that there is something that no snapshot has. The last one goes, unless somebody
+// reads it: it would keep alive all pages that are copied from here on.
+func (t *Table) changed() {
+	t.now.Add(1)
+	if t.snap.Load() != nil {
+		t.snap.Store(nil)
+	}
+}
+
 func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
 	return v.seed.hash(uint64(r.RD),
 		r.MAC.Uint64()<<16|uint64(peer),
@@ -237,15 +247,26 @@ func (r *route) wire() wire.Route {
 	return wire.Route{Kind: r.kind, RD: r.rd, Tag: r.tag, MAC: r.mac, Addr: r.addr, Bits: r.bits, V6: r.flags&flagV6 != 0}
 }
 
-// put takes in a route that may be there already. It is false if there is no room for it.
-func (t *Table) put(f *Feed, w *wire.Route, pathID uint32, flags routeFlags, at int64) bool {
-	hash := t.routeHash(w, f.id)
+func newRoute(f *Feed, w *wire.Route, flags routeFlags) route {
+	return route{
+		rd: w.RD, addr: w.Addr, tag: w.Tag, label: w.Label, mac: w.MAC,
+		peer: f.id, kind: w.Kind, bits: w.Bits, flags: flags | flagsOf(w),
+	}
+}
+
+func flagsOf(w *wire.Route) (flags routeFlags) {
 	if w.V6 {
 		flags |= flagV6
 	}
 	if w.HasL3 {
 		flags |= flagL3
 	}
+	return flags
+}
+
+// put takes in a route, of this hash, that may be there already. It is false if there is no room for it.
+func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlags, at int64) bool {
+	flags |= flagsOf(w)
 	if id := t.findRoute(hash, w, f.id); id != 0 {
 		t.replace(f, id, w, pathID, flags, at)
 		return true
@@ -258,10 +279,8 @@ func (t *Table) put(f *Feed, w *wire.Route, pathID uint32, flags routeFlags, at 
 		t.routes.release(id)
 		return false
 	}
-	*r = route{
-		rd: w.RD, addr: w.Addr, at: at, tag: w.Tag, path: pathID, label: w.Label, mac: w.MAC,
-		peer: f.id, kind: w.Kind, bits: w.Bits, gen: t.peers[f.id].gen, flags: flags,
-	}
+	*r = newRoute(f, w, flags)
+	r.at, r.path, r.gen = at, pathID, t.peers[f.id].gen
 	t.paths.refs[pathID]++
 	f.routes++
 	t.attach(id)
@@ -303,8 +322,12 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 // remove forgets a route.
 func (t *Table) remove(f *Feed, id uint32) {
 	w := t.routes.at(id).wire()
+	t.removeHashed(f, t.routeHash(&w, f.id), id)
+}
+
+func (t *Table) removeHashed(f *Feed, hash, id uint32) {
 	t.detach(id)
-	t.byRoute.remove(t.routeHash(&w, f.id), id, t.epoch)
+	t.byRoute.remove(hash, id, t.epoch)
 	r := t.routes.edit(id, t.epoch)
 	if r.gen != t.peers[f.id].gen {
 		f.stale--
