@@ -29,7 +29,6 @@ type session struct {
 	p      *peer
 	conn   *conn
 	dialed bool
-	server *corebgp.Server
 
 	// up is closed when the session is established, done after its feed is down.
 	up, done chan struct{}

@@ -297,11 +297,10 @@ func (w *world) fails(peer string, words ...string) {
 
 // frr is a bgpd of FRR without zebra, with a directory of its own.
 type frr struct {
-	t          *testing.T
-	addr, dir  string
-	conf       string
-	cmd        *exec.Cmd
-	generation int
+	t         *testing.T
+	addr, dir string
+	conf      string
+	cmd       *exec.Cmd
 }
 
 func startFRR(t *testing.T, addr, conf string) *frr {
