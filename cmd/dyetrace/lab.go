@@ -325,9 +325,9 @@ lists all ways, and breaks nothing.`,
 func listBreaks(cmd *cobra.Command, out output) error {
 	kinds := lab.BreakKinds()
 	return out.print(cmd, kinds, func() error {
-		t := newTable(cmd, "kind", "target", "such as", "cause", "what happens")
+		t := newTable(cmd, "kind", "target", "such as", "topology", "cause", "what happens")
 		for _, k := range kinds {
-			t.AppendRow([]any{k.Name, k.Form, k.Default, k.Cause, k.Help})
+			t.AppendRow([]any{k.Name, k.Form, k.Default, k.Topology, k.Cause, k.Help})
 		}
 		t.Render()
 		return nil
