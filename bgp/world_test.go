@@ -35,6 +35,10 @@ var (
 		if out, err := exec.Command("ip", "address", "add", "10.99.0.0/16", "dev", "lo").CombinedOutput(); err != nil {
 			panic(fmt.Sprintf("ip address add: %v: %s", err, out))
 		}
+		// FRR makes a directory there for each process, and leaves it; this namespace takes all with it.
+		if out, err := exec.Command("mount", "-t", "tmpfs", "tmpfs", "/var/tmp").CombinedOutput(); err != nil {
+			panic(fmt.Sprintf("mount: %v: %s", err, out))
+		}
 	})
 )
 
