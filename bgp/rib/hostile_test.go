@@ -345,3 +345,19 @@ func checkSnapshot(t *testing.T, s *Snapshot, known netip.Prefix, st Stats) {
 		t.Fatalf("%d routes, %d counted", n, st.Routes)
 	}
 }
+
+// A route of no network that we know has no place to be found at. It is withdrawn like others, also
+// where it was the only one.
+func TestPlacelessWithdrawn(t *testing.T) {
+	t.Parallel()
+	table, f := rr(PeerOptions{})
+	nlri := macRoute(1, 0, mac1, netip.Addr{}, 0)
+	mustUpdate(t, f, 1, reach(wire.EVPN, hopA, nlri))
+	if n := f.Routes(); n != 1 {
+		t.Fatalf("%d routes (want 1)", n)
+	}
+	mustUpdate(t, f, 2, unreach(wire.EVPN, nlri))
+	if n := f.Routes(); n != 0 || table.Snapshot().Len() != 0 {
+		t.Errorf("%d routes, %d in the table (want none)", n, table.Snapshot().Len())
+	}
+}

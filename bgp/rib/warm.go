@@ -69,7 +69,9 @@ func (f *Feed) warmWithdrawn(routes *wire.Routes) {
 	i := 0
 	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
 		if id := t.findRoute(h.hashes[i], &w, f.id); id != 0 {
-			h.ids = append(h.ids, t.routes.at(id).links)
+			if links := t.routes.at(id).links; links != 0 { // none, if it belongs to no network that we know
+				h.ids = append(h.ids, links)
+			}
 		}
 		i++
 	}
