@@ -75,13 +75,18 @@ func (h *hooks) run(ctx context.Context) error {
 	tick := time.NewTicker(auditEvery)
 	defer tick.Stop()
 	for {
+		switched := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-h.sw.Changed():
+			switched = true
 		case <-tick.C:
 		}
 		h.reconcile(ctx)
+		if switched {
+			h.wake() // ports came or went, maybe; the hooks are as they were
+		}
 	}
 }
 
@@ -121,6 +126,11 @@ func (h *hooks) notify() {
 		}
 	}
 	h.reported = fresh
+	h.wake()
+}
+
+// wake has whoever reports our state look at it.
+func (h *hooks) wake() {
 	select {
 	case h.changed <- struct{}{}:
 	default:

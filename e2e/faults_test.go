@@ -10,8 +10,9 @@ import (
 
 // breakKind is one way to break the lab, as `lab break -o json` lists them.
 type breakKind struct {
-	Name  string `json:"kind"`
-	Cause string `json:"cause"`
+	Name     string `json:"kind"`
+	Cause    string `json:"cause"`
+	Topology string `json:"topology"` // that has its default target
 }
 
 // truth is what a break declares of itself: which probes die, and where. It comes
@@ -57,6 +58,7 @@ func TestEveryBreakIsNamed(t *testing.T) {
 	if err := json.Unmarshal([]byte(l.must("lab", "break", "-o", "json")), &kinds); err != nil {
 		t.Fatal(err)
 	}
+	kinds = slices.DeleteFunc(kinds, func(k breakKind) bool { return k.Topology != "racks" })
 	if len(kinds) < 19 {
 		t.Fatalf("the lab offers %d kinds of break (want at least 19)", len(kinds))
 	}

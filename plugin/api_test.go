@@ -19,12 +19,16 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
+	"github.com/dyetrace/dyetrace/internal/teacher"
 	"github.com/dyetrace/dyetrace/pki"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
 	"github.com/dyetrace/dyetrace/plugin/store"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) {
+	teacher.Main()
+	leak.Main(m)
+}
 
 func TestRoles(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@ package plugin
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"reflect"
@@ -16,6 +17,7 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/pki"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -31,7 +33,11 @@ type Config struct {
 	Stain     StainConfig   `koanf:"stain"`
 	Heartbeat time.Duration `koanf:"heartbeat"`
 	Run       RunConfig     `koanf:"run"`
+	// BGP is nil where no routes are learned.
+	BGP *bgp.Config `koanf:"bgp"`
 
+	// Path is the file that the configuration was read from, to read peers again; empty: none.
+	Path string `koanf:"-"`
 	// Version of the program, to be told to agents and users. No key: whoever builds it knows.
 	Version string `koanf:"-"`
 }
@@ -71,6 +77,28 @@ var keys = map[string]string{
 	"run.per_instance_burst": "a number of probes, such as 10",
 	"run.max_active":         "a number of runs, such as 64",
 	"run.max_pairs":          "a number of pairs, such as 100000",
+	"bgp.router_id":          "an IPv4 address of this host, such as 10.0.0.9",
+	"bgp.as":                 "a number from 1 to 4294967295",
+	"bgp.listen":             "HOST:PORT, such as :179",
+	"bgp.peers":              "a list of peers",
+}
+
+// peerKeys is every key that one of bgp.peers may have, with what is right for it.
+var peerKeys = map[string]string{
+	"address":       "the IP address of a speaker, such as 10.0.0.1",
+	"port":          "a number from 1 to 65535",
+	"as":            "a number from 1 to 4294967295",
+	"local_as":      "a number from 1 to 4294967295",
+	"source":        "an address of this host, in quotes if it is IPv6",
+	"passive":       "true or false",
+	"md5":           "a string, in quotes if it looks like a number",
+	"gtsm":          "a number of hops, such as 1",
+	"hold_time":     "a time such as 90s",
+	"families":      "a list of evpn, vpnv4 and vpnv6",
+	"rts":           `a list of route targets in quotes, such as "64512:100"`,
+	"max_routes":    "a number of routes, such as 2000000",
+	"next_hops":     "a list of prefixes, addresses, or known",
+	"encapsulation": "vxlan or mpls",
 }
 
 // Bounds of configured values, each with its reason.
@@ -115,6 +143,7 @@ func LoadConfig(path string) (Config, error) {
 	if err == nil {
 		err = cfg.Validate()
 	}
+	cfg.Path = path
 	if err != nil {
 		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
@@ -133,6 +162,9 @@ func load(path string) (Config, error) {
 	// One key at a time, so that an error can say which, and what would be right.
 	var errs []error
 	for _, key := range k.Keys() {
+		if key == "bgp.peers" {
+			continue
+		}
 		one := koanf.New(".")
 		if err := one.Set(key, k.Get(key)); err != nil {
 			return Config{}, fmt.Errorf("%s: %w", key, err)
@@ -144,7 +176,56 @@ func load(path string) (Config, error) {
 			errs = append(errs, fmt.Errorf("%s: %v (want %s)", key, k.Get(key), keys[key]))
 		}
 	}
+	if k.Exists("bgp.peers") {
+		if cfg.BGP == nil {
+			cfg.BGP = new(bgp.Config)
+		}
+		var bad []error
+		cfg.BGP.Peers, bad = readPeers(k.Get("bgp.peers"))
+		errs = append(errs, bad...)
+	}
 	return cfg, errors.Join(errs...)
+}
+
+// readPeers reads the list of peers, key by key as well. What is no list of peers is not shown in
+// the errors: there may be secrets in it.
+func readPeers(v any) (peers []bgp.Peer, bad []error) {
+	list, ok := v.([]any)
+	if !ok && v != nil {
+		return nil, []error{fmt.Errorf("bgp.peers: a %s (want %s)", reflect.TypeOf(v).Kind(), keys["bgp.peers"])}
+	}
+	for i, v := range list {
+		var p bgp.Peer
+		m, ok := v.(map[string]any)
+		if !ok {
+			bad = append(bad, fmt.Errorf("bgp.peers[%d]: no keys (want address, as and others)", i))
+		}
+		for _, key := range slices.Sorted(maps.Keys(m)) {
+			if err := readPeerKey(&p, key, m[key]); err != nil {
+				bad = append(bad, fmt.Errorf("bgp.peers[%d].%s: %w", i, key, err))
+			}
+		}
+		peers = append(peers, p)
+	}
+	return peers, bad
+}
+
+func readPeerKey(p *bgp.Peer, key string, v any) error {
+	want, known := peerKeys[key]
+	if !known {
+		return fmt.Errorf("unknown key (want one of %s)", strings.Join(slices.Sorted(maps.Keys(peerKeys)), ", "))
+	}
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{ErrorUnused: true, Result: p, TagName: "koanf", DecodeHook: decode})
+	if err != nil {
+		return err
+	}
+	switch err := d.Decode(map[string]any{key: v}); {
+	case err != nil && key == "md5":
+		return fmt.Errorf("no string (want %s)", want)
+	case err != nil:
+		return fmt.Errorf("%v (want %s)", v, want)
+	}
+	return nil
 }
 
 // decode reads "250ms" as a time, and refuses what mapstructure would bend: a bare number for a
@@ -157,7 +238,7 @@ var decode = mapstructure.ComposeDecodeHookFunc(
 			if to == reflect.TypeFor[time.Duration]() {
 				return nil, errors.New("no unit")
 			}
-			if f, ok := v.(float64); ok && to.Kind() == reflect.Int && f != math.Trunc(f) {
+			if f, ok := v.(float64); ok && (to.Kind() == reflect.Int || to.Kind() == reflect.Int64) && f != math.Trunc(f) {
 				return nil, errors.New("a fraction")
 			}
 		}
@@ -234,7 +315,11 @@ func (c Config) Validate() error {
 	if c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat {
 		bad("heartbeat: %v (want %v to %v)", c.Heartbeat, minHeartbeat, maxHeartbeat)
 	}
-	return errors.Join(append(errs, c.Run.validate()...)...)
+	errs = append(errs, c.Run.validate()...)
+	if c.BGP != nil {
+		errs = append(errs, c.BGP.Validate())
+	}
+	return errors.Join(errs...)
 }
 
 func (c RunConfig) validate() []error {

@@ -1,3 +1,3 @@
-// Package plugin is the controller: it wires inventory, fleet, runs, store and server together by
-// a configuration. It does nothing that one of them could do.
+// Package plugin is the controller: it wires inventory, fleet, runs, BGP speaker, store and server
+// together by a configuration. It does nothing that one of them could do.
 package plugin

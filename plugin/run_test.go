@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -432,9 +433,10 @@ func TestResume(t *testing.T) {
 	}
 	id := res.Msg.Run.Id
 	stopped := make(chan struct{})
+	once := sync.OnceFunc(func() { go func() { stop(); close(stopped) }() })
 	before, err := w.watch(t.Context(), user, id, func(g *watched) bool {
-		if len(g.pairs) == 3 {
-			go func() { stop(); close(stopped) }()
+		if len(g.pairs) == 3 { // more than once, if the run's end is told next
+			once()
 		}
 		return false
 	})

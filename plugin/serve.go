@@ -19,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/dyetrace/dyetrace/bgp"
+	"github.com/dyetrace/dyetrace/bgp/rib"
 	"github.com/dyetrace/dyetrace/pki"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -28,7 +30,8 @@ import (
 )
 
 // Serve runs a controller until ctx is done. Everything that can be wrong with cfg is found out
-// before the first connection is accepted. SIGHUP makes it read the inventory files again.
+// before the first connection is accepted. SIGHUP makes it read the inventory files again, and the
+// BGP peers of the configuration.
 func Serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 	c, err := New(ctx, cfg, log)
 	switch {
@@ -51,6 +54,10 @@ type Controller struct {
 	runner  *run.Runner
 	server  *server.Server
 	metrics *prometheus.Registry
+
+	// Both are nil where no BGP is configured.
+	table   *rib.Table
+	speaker *bgp.Speaker
 
 	api     []net.Listener
 	scrapes net.Listener // nil where no metrics are wanted
@@ -86,14 +93,23 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		Stain: cfg.stain(), Heartbeat: cfg.Heartbeat, Version: cfg.Version,
 		Book: c.book, Log: c.log, Metrics: c.metrics,
 	})
+	if cfg.BGP != nil {
+		c.table = rib.New(rib.Options{})
+		c.speaker, err = bgp.New(*cfg.BGP, bgp.Options{
+			Learn: bgp.LearnInto(c.table), VTEPs: vteps(c.book.Snapshot()), Log: c.log.With("part", "bgp"), Metrics: c.metrics,
+		})
+		if err != nil {
+			return err
+		}
+	}
 	c.runner = run.New(run.Config{
 		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle,
 		PerInstanceRate: cfg.Run.PerInstanceRate, PerInstanceBurst: cfg.Run.PerInstanceBurst,
 		MaxActive: cfg.Run.MaxActive, MaxPairs: cfg.Run.MaxPairs,
-		Store: c.store, Fleet: c.fleet, Book: c.book, Log: c.log, Metrics: c.metrics,
+		Store: c.store, Fleet: c.fleet, Book: c.book, Routes: c.routes, Log: c.log, Metrics: c.metrics,
 	})
 	c.server = server.New(server.Config{
-		Runner: c.runner, Fleet: c.fleet, Book: c.book,
+		Runner: c.runner, Fleet: c.fleet, Book: c.book, Routes: c.table, Speaker: c.speaker,
 		Stain: cfg.stain(), Version: cfg.Version, Started: time.Now(), Log: c.log,
 	})
 	return c.listen()
@@ -187,6 +203,13 @@ func (c *Controller) Run(ctx context.Context) error {
 	if c.scrapes != nil {
 		g.Go(func() error { return c.scrape(ctx) })
 	}
+	if c.speaker != nil {
+		g.Go(func() error { return c.speaker.Run(ctx) })
+		g.Go(func() error {
+			followVTEPs(ctx, c.book, c.speaker)
+			return nil
+		})
+	}
 	return errors.Join(g.Wait(), c.close())
 }
 
@@ -206,7 +229,7 @@ func (c *Controller) close() error {
 	return errors.Join(errs...)
 }
 
-// reload reads the inventory files again at each SIGHUP, until ctx is done.
+// reload reads inventory files and peers again at each SIGHUP, until ctx is done.
 func (c *Controller) reload(ctx context.Context, hup <-chan os.Signal) {
 	for {
 		select {
@@ -214,18 +237,25 @@ func (c *Controller) reload(ctx context.Context, hup <-chan os.Signal) {
 			return
 		case <-hup:
 		}
-		if len(c.cfg.Inventory) == 0 {
-			c.log.Info("SIGHUP: no inventory files are configured")
-			continue
+		c.reloadInventory()
+		if c.cfg.Path != "" {
+			c.reloadPeers()
 		}
-		f, err := inventory.Load(c.cfg.Inventory...)
-		if err != nil {
-			c.log.Error("inventory stays as it was", "err", err)
-			continue
-		}
-		c.book.SetFile(f)
-		c.log.Info("inventory read again", "networks", len(f.Networks), "instances", len(f.Instances))
 	}
+}
+
+func (c *Controller) reloadInventory() {
+	if len(c.cfg.Inventory) == 0 {
+		c.log.Info("SIGHUP: no inventory files are configured")
+		return
+	}
+	f, err := inventory.Load(c.cfg.Inventory...)
+	if err != nil {
+		c.log.Error("inventory stays as it was", "err", err)
+		return
+	}
+	c.book.SetFile(f)
+	c.log.Info("inventory read again", "networks", len(f.Networks), "instances", len(f.Instances))
 }
 
 // scrape serves metrics until ctx is done.

@@ -41,6 +41,8 @@ type world struct {
 	// probe that leaves without being withheld on all its way fails the test.
 	probing plan.Options
 
+	controller *Controller // the one that was started last
+
 	mu     sync.Mutex
 	addr   string
 	agents map[string]*scripted
@@ -187,7 +189,7 @@ func (w *world) start() (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.addr = c.Addr().String()
+	w.addr, w.controller = c.Addr().String(), c
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,6 +72,73 @@ func listNetworks(ctx context.Context, s *session) ([]cobra.Completion, error) {
 		if !seen[i.Network] {
 			seen[i.Network] = true
 			words = append(words, i.Network)
+		}
+	}
+	return words, nil
+}
+
+// listMACs returns the MAC addresses of instances.
+func listMACs(ctx context.Context, s *session) ([]cobra.Completion, error) {
+	return listOfInstances(ctx, s, func(i report.Instance) []string { return []string{i.MAC} })
+}
+
+// listIPs returns the IP addresses of instances.
+func listIPs(ctx context.Context, s *session) ([]cobra.Completion, error) {
+	return listOfInstances(ctx, s, func(i report.Instance) []string { return i.IPs })
+}
+
+// listAddresses returns both.
+func listAddresses(ctx context.Context, s *session) ([]cobra.Completion, error) {
+	return listOfInstances(ctx, s, func(i report.Instance) []string { return append([]string{i.MAC}, i.IPs...) })
+}
+
+func listOfInstances(ctx context.Context, s *session, pick func(report.Instance) []string) ([]cobra.Completion, error) {
+	res, err := s.ListInstances(ctx, connect.NewRequest(&dyetracev1.ListInstancesRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	var words []cobra.Completion
+	for _, m := range res.Msg.Instances {
+		i := report.NewInstance(m)
+		for _, w := range pick(i) {
+			words = append(words, cobra.CompletionWithDesc(w, i.Network+"/"+i.Name))
+		}
+	}
+	return words, nil
+}
+
+// listVTEPs returns the tunnel addresses of hosts.
+func listVTEPs(ctx context.Context, s *session) ([]cobra.Completion, error) {
+	res, err := s.ListHosts(ctx, connect.NewRequest(&dyetracev1.ListHostsRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	var words []cobra.Completion
+	for _, h := range res.Msg.Hosts {
+		for _, b := range h.Bridges {
+			for _, t := range b.Tunnels {
+				w := cobra.CompletionWithDesc(t.LocalIp, h.Name)
+				if t.LocalIp != "" && !slices.Contains(words, w) {
+					words = append(words, w)
+				}
+			}
+		}
+	}
+	return words, nil
+}
+
+// listVNIs returns the VNIs that routes are in, of as many routes as come in one answer.
+func listVNIs(ctx context.Context, s *session) ([]cobra.Completion, error) {
+	res, err := s.ListRoutes(ctx, connect.NewRequest(&dyetracev1.ListRoutesRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	var words []cobra.Completion
+	for _, r := range res.Msg.Routes {
+		for _, vni := range r.Vnis {
+			if w := strconv.FormatUint(uint64(vni), 10); !slices.Contains(words, w) {
+				words = append(words, w)
+			}
 		}
 	}
 	return words, nil

@@ -96,6 +96,8 @@ func (s *session) explain(err error) error {
 		return &exitError{exitUnreachable, fmt.Errorf("controller %s did not answer in time (--timeout)", s.server)}
 	case code == connect.CodeUnauthenticated, code == connect.CodePermissionDenied:
 		return &exitError{exitUnreachable, fmt.Errorf("controller %s refuses this certificate: %s", s.server, rpc.Message())}
+	case code == connect.CodeUnimplemented:
+		return &exitError{exitUsage, fmt.Errorf("controller %s is too old for this: %s", s.server, rpc.Message())}
 	case code == connect.CodeCanceled:
 		return &exitError{exitInterrupted, errors.New("interrupted")}
 	case !connect.IsWireError(err):

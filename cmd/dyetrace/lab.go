@@ -325,9 +325,9 @@ lists all ways, and breaks nothing.`,
 func listBreaks(cmd *cobra.Command, out output) error {
 	kinds := lab.BreakKinds()
 	return out.print(cmd, kinds, func() error {
-		t := newTable(cmd, "kind", "target", "such as", "cause", "what happens")
+		t := newTable(cmd, "kind", "target", "such as", "topology", "cause", "what happens")
 		for _, k := range kinds {
-			t.AppendRow([]any{k.Name, k.Form, k.Default, k.Cause, k.Help})
+			t.AppendRow([]any{k.Name, k.Form, k.Default, k.Topology, k.Cause, k.Help})
 		}
 		t.Render()
 		return nil
@@ -407,7 +407,7 @@ func printTruth(w io.Writer, t lab.Truth) {
 	fmt.Fprintf(w, "%s:\n", t.Traffic)
 	point := func(p *lab.Point) string {
 		if p == nil {
-			return "nowhere: it cannot be sent"
+			return "nowhere"
 		}
 		return fmt.Sprintf("%s %s %s (%s)", p.Host, p.Bridge, p.Kind, p.Way)
 	}
@@ -553,7 +553,7 @@ func newLabNodeCmd() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.SetUpHypervisor(cmd.Context(), overlay, host)
+			return lab.SetUpNode(cmd.Context(), overlay, host)
 		},
 	}
 	cmd.Flags().StringVar(&overlay, "overlay", lab.OverlayPath, "`FILE` that describes the overlay")

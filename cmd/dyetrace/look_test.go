@@ -225,14 +225,16 @@ func TestDoctorClient(t *testing.T) {
 			}
 		}
 	}
-	look(1, doctor.OK, doctor.OK, doctor.Fail, doctor.Skipped) // nobody listens
-	ready := uint32(1)
+	look(1, doctor.OK, doctor.OK, doctor.Fail, doctor.Skipped, doctor.Skipped) // nobody listens
+	ready, peers := uint32(1), uint32(0)
 	s.serve(&script{status: func() (*dyetracev1.GetStatusResponse, error) {
-		return &dyetracev1.GetStatusResponse{HostsExpected: 2, HostsReady: ready, Problems: []string{"hv2: no agent"}}, nil
+		return &dyetracev1.GetStatusResponse{HostsExpected: 2, HostsReady: ready, Problems: []string{"hv2: no agent"}, Peers: 2 * peers, PeersEstablished: peers}, nil
 	}})
-	look(1, doctor.OK, doctor.OK, doctor.OK, doctor.Fail) // an agent is missing
+	look(1, doctor.OK, doctor.OK, doctor.OK, doctor.Fail, doctor.Skipped) // an agent is missing
 	ready = 2
-	look(0, doctor.OK, doctor.OK, doctor.OK, doctor.OK)
+	look(0, doctor.OK, doctor.OK, doctor.OK, doctor.OK, doctor.Skipped)
+	peers = 1
+	look(0, doctor.OK, doctor.OK, doctor.OK, doctor.OK, doctor.Warn) // one of two
 	ca, err := pki.OpenCA(s.dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -244,9 +246,9 @@ func TestDoctorClient(t *testing.T) {
 		}
 	}
 	issue(pki.RoleUser, 3)
-	look(0, doctor.OK, doctor.Warn, doctor.OK, doctor.OK)
+	look(0, doctor.OK, doctor.Warn, doctor.OK, doctor.OK, doctor.Warn)
 	issue(pki.RoleAgent, 100)
-	look(1, doctor.OK, doctor.Fail, doctor.OK, doctor.OK)
+	look(1, doctor.OK, doctor.Fail, doctor.OK, doctor.OK, doctor.Warn)
 }
 
 // The machine that runs these tests has what labs need: make setup sees to it.

@@ -18,6 +18,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
+	"github.com/dyetrace/dyetrace/internal/teacher"
 	"github.com/dyetrace/dyetrace/pki"
 )
 
@@ -26,6 +27,7 @@ import (
 const beDyetrace = "DYETRACE_TEST_MAIN"
 
 func TestMain(m *testing.M) {
+	teacher.Main()
 	if os.Getenv(beDyetrace) != "" {
 		os.Exit(run(os.Args[1:]))
 	}

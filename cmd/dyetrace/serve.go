@@ -18,8 +18,8 @@ func newServeCmd() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the controller",
 		Long: `Serve listens for agents and users on one port, over TLS with certificates on both sides, plans
-and runs checks and keeps their verdicts. SIGHUP reads inventory files again. Flags override the
-configuration file.`,
+and runs checks and keeps their verdicts. SIGHUP reads inventory files and BGP peers again. Flags override
+the configuration file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := log.logger(cmd)

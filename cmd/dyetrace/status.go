@@ -27,6 +27,7 @@ func newStatusCmd() *cobra.Command {
 		Use:   "status",
 		Short: "Tell whether controller and agents are ready, and what keeps them from it",
 		Long: `Status exits 0 if every host that the inventory names has an agent with live hooks, else 4.
+BGP peers without a session are problems that it names, and do not keep hosts from being ready.
 With --wait it waits for that, also for a controller that is not up yet.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -86,6 +87,9 @@ func statusTable(cmd *cobra.Command, s report.Status) error {
 	fmt.Fprintf(w, "hosts       %d of %d ready\n", s.HostsReady, s.HostsExpected)
 	fmt.Fprintf(w, "instances   %d, %d pairs\n", s.Instances, s.Pairs)
 	_, err := fmt.Fprintf(w, "runs        %d under way\n", s.RunsActive)
+	if s.Peers > 0 {
+		_, err = fmt.Fprintf(w, "BGP peers   %d of %d established\n", s.PeersEstablished, s.Peers)
+	}
 	if len(s.Problems) > 0 {
 		_, err = fmt.Fprintf(w, "problems    %s\n", strings.Join(s.Problems, "\n            "))
 	}

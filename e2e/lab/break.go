@@ -41,7 +41,7 @@ func (l *Lab) TruthOf(t Traffic, kind, target string) (Truth, error) {
 	if err != nil {
 		return Truth{}, err
 	}
-	return truthOf(l.spec, t, []breakage{b}), nil
+	return truthOf(l.base, t, []breakage{b}), nil
 }
 
 // Truth returns what all breaks in force do together to traffic.
@@ -51,7 +51,7 @@ func (l *Lab) Truth(t Traffic) (Truth, error) {
 		return Truth{}, err
 	}
 	all, err := l.breakages(broken)
-	return truthOf(l.spec, t, all), err
+	return truthOf(l.base, t, all), err
 }
 
 // Broken returns the breaks in force, the oldest first.
@@ -60,7 +60,16 @@ func (l *Lab) Broken() ([]Broken, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab %s: %w", l.state.Name, err)
 	}
-	return s.Broken, nil
+	return s.Broken, l.place(s.Broken)
+}
+
+// place notes where breaks in force, maybe another process's, moved instances to.
+func (l *Lab) place(broken []Broken) error {
+	list, err := l.breakages(broken)
+	if err == nil {
+		l.spec.Store(placed(l.base, list))
+	}
+	return err
 }
 
 // Break breaks the lab and returns what was broken. An empty target is the kind's default. A
@@ -74,6 +83,9 @@ func (l *Lab) Break(ctx context.Context, kind, target string) (Broken, error) {
 	err = l.change(ctx, func(active []Broken, set func([]Broken) error) error {
 		if slices.Contains(active, broken) {
 			return nil
+		}
+		if err := l.goTogether(b, active); err != nil {
+			return err
 		}
 		// Noted first: what was interrupted half way can still be healed.
 		if err := set(append(slices.Clone(active), broken)); err != nil {
@@ -139,6 +151,9 @@ func (l *Lab) change(ctx context.Context, do func(active []Broken, set func([]Br
 	if err != nil {
 		return err
 	}
+	if err := l.place(s.Broken); err != nil {
+		return err
+	}
 	return do(s.Broken, func(broken []Broken) error {
 		s.Broken = broken
 		return s.write(l.dir)
@@ -150,7 +165,7 @@ func (l *Lab) breakage(b Broken) (breakage, error) {
 	if err != nil {
 		return breakage{}, err
 	}
-	t, err := kind.aim(l.spec, b.Target)
+	t, err := kind.aim(l.base, b.Target)
 	return breakage{kind, t}, err
 }
 
@@ -172,15 +187,23 @@ func (l *Lab) turn(ctx context.Context, b breakage, others []Broken, on bool) er
 	if err != nil {
 		return err
 	}
-	if b.kind.edit != nil {
+	switch {
+	case b.kind.moves:
+		return l.turnMove(ctx, w, b, on)
+	case b.kind.edit != nil:
 		return l.turnFlows(ctx, w, b, others, on)
 	}
 	steps := b.kind.heal
 	if on {
 		steps = b.kind.apply
 	}
+	return l.walk(ctx, steps(w, b.target))
+}
+
+// walk runs commands in order, and then has every hypervisor that they touched settle.
+func (l *Lab) walk(ctx context.Context, steps []step) error {
 	touched := make(map[string]bool)
-	for _, s := range steps(w, b.target) {
+	for _, s := range steps {
 		if _, err := l.exec(ctx, strings.NewReader(s.stdin), s.where, s.argv...); err != nil {
 			return err
 		}
@@ -217,7 +240,7 @@ func (l *Lab) turnFlows(ctx context.Context, w workshop, b breakage, others []Br
 		return err
 	}
 	if b.kind.forgets {
-		zone := fmt.Sprintf("zone=%d", l.spec.LocalVLANs(host)[b.target.instance().Network])
+		zone := fmt.Sprintf("zone=%d", l.base.LocalVLANs(host)[b.target.instance().Network])
 		if _, err := l.Exec(ctx, host, "ovs-appctl", "dpctl/flush-conntrack", zone); err != nil {
 			return err
 		}
@@ -246,7 +269,7 @@ func edited(base []flow, list []breakage, w workshop, host, bridge string) []flo
 // cached. Left to itself it would get there within half a second (measured with
 // revalidator/wait; it is the default of max-revalidator).
 func (l *Lab) settle(ctx context.Context, where string) error {
-	if _, ok := l.spec.Host(where); !ok {
+	if _, ok := l.Overlay().Host(where); !ok {
 		return nil
 	}
 	_, err := l.Exec(ctx, where, "ovs-appctl", "revalidator/purge")
@@ -264,7 +287,7 @@ func (l *Lab) controllerFlows(host, bridge string) ([]flow, error) {
 
 func (l *Lab) workshop() (workshop, error) {
 	w := workshop{topology: l.topology, known: make(map[string]overlay.Ports)}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		text, err := l.readIn(h.Name, portsFile)
 		if err != nil {
 			return w, err

@@ -68,7 +68,7 @@ var breakKinds = []BreakKind{
 		apply: func(_ workshop, t target) []step { return []step{guestIP(t, "link set eth0 down\n")} },
 		heal: func(_ workshop, t target) []step {
 			n, _ := t.spec.Network(t.instance().Network)
-			return []step{guestIP(t, guestAddresses(n, t.instance()))} // IPv6 addresses and routes went with the link
+			return []step{guestIP(t, guestAddresses(n, t.instance(), "eth0"))} // IPv6 addresses and routes went with the link
 		},
 	},
 	{
@@ -221,6 +221,25 @@ var breakKinds = []BreakKind{
 		dies:  func(target, leg) segment { return unharmed },
 		apply: func(_ workshop, t target) []step { return []step{listener(t, listenOpen)} },
 		heal:  func(_ workshop, t target) []step { return []step{listener(t, listenClose)} },
+	},
+	{
+		Name: "moved-withheld", Form: "INSTANCE:HOST", Default: "web-1:hv2", Topology: "evpn", Cause: CauseStale,
+		Help: "the instance moved to the host; the old route of it was not withdrawn and no new one told, and all but these two hosts go by it",
+		// Its old host knows that it left, has no route to it, and floods what is for it.
+		dies: func(t target, l leg) segment {
+			return diesIf(l.crosses() && l.to.Name == t.instance().Name && l.from.Host != t.instance().Host, onWire)
+		},
+		moves:   true,
+		follows: func(t target, host string) bool { return host == t.host() || host == t.instance().Host },
+	},
+	{
+		Name: "moved-stale-tunnel", Form: "INSTANCE:HOST:HOST", Default: "web-1:hv2:hv3", Topology: "evpn", Cause: CauseStale,
+		Help: "the instance moved to the first host, and routes tell of it; the second one's flows still point to where it was",
+		dies: func(t target, l leg) segment {
+			return diesIf(l.to.Name == t.instance().Name && l.from.Host == t.other(), onWire)
+		},
+		moves: true, tells: true,
+		follows: func(t target, host string) bool { return host != t.other() },
 	},
 }
 

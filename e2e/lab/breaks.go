@@ -26,8 +26,10 @@ type BreakKind struct {
 	Name    string `json:"kind"`
 	Help    string `json:"help"`
 	Form    string `json:"form"`    // of its target: INSTANCE, HOST, HOST:NETWORK, …
-	Default string `json:"default"` // target, in the default lab
-	Cause   string `json:"cause"`
+	Default string `json:"default"` // target, in a lab of the topology
+	// Topology is the one that has the default target.
+	Topology string `json:"topology"`
+	Cause    string `json:"cause"`
 
 	// dies tells in which segment a packet dies: the declared truth.
 	dies func(t target, l leg) segment
@@ -36,6 +38,12 @@ type BreakKind struct {
 	edit func(t target, p overlay.Ports, flows []flow) []flow
 	// apply and heal are for all others: commands that may be run twice.
 	apply, heal func(w workshop, t target) []step
+
+	// moves says that the break moves the target's instance to its first host, which follows has
+	// all hypervisors know or not; such breaks are done by turnMove.
+	moves   bool
+	follows func(t target, host string) bool
+	tells   bool // the speakers tell of the move
 
 	needsRouter bool // the target's network must have one
 	forgets     bool // connections are forgotten, as Neutron does when a rule changes
@@ -93,7 +101,15 @@ func diesIf(hit bool, in segment) segment {
 }
 
 // BreakKinds returns all ways to break a lab.
-func BreakKinds() []BreakKind { return slices.Clone(breakKinds) }
+func BreakKinds() []BreakKind {
+	kinds := slices.Clone(breakKinds)
+	for i := range kinds {
+		if kinds[i].Topology == "" {
+			kinds[i].Topology = DefaultName
+		}
+	}
+	return kinds
+}
 
 // ErrBadBreak says that there is no such kind of break, or that it cannot have such a target.
 var ErrBadBreak = errors.New("bad break")
@@ -136,6 +152,9 @@ func (k *BreakKind) aim(s *overlay.Spec, text string) (target, error) {
 // validate returns why the target, all of whose parts exist, makes no sense for a kind.
 func (t target) validate(k *BreakKind) error {
 	reaches := func(network string) bool { return t.spec.LocalVLANs(t.host())[network] != 0 }
+	if k.moves {
+		return t.validateMove()
+	}
 	switch {
 	case len(t.hosts) == 2 && t.host() == t.other():
 		return errors.New("the two hosts are one")

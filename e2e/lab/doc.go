@@ -8,12 +8,19 @@
 //
 //	state directory   /run/dyetrace/labs/NAME: state.json, logs, certificates, instances.yaml
 //	hub               a hidden node: the bridge of the management network
-//	node              own /run, /etc/openvswitch, /var/lib/openvswitch, /var/log/openvswitch;
-//	                  the rest of the file system is the host's
-//	instance          a network namespace in its hypervisor's node
+//	node              own /run, /var/tmp, /etc/openvswitch, /var/lib/openvswitch,
+//	                  /var/log/openvswitch; the rest of the file system is the host's
+//	instance          a network namespace in its hypervisor's node; bare metal is a node
 //
 // The overlay itself, flows included, is decided by package overlay and put in place by
-// SetUpHypervisor, which runs inside a node and works in a container, too.
+// SetUpNode, which runs inside a node and works in a container, too.
+//
+// # Routes
+//
+// Where the overlay has EVPN, its tunnel ends and reflectors run FRR, each in its node. A switch is a
+// kernel's bridge with a VXLAN device, where FRR reads what it tells and writes what it hears. A
+// hypervisor's Open vSwitch has neither, so a bridge beside it, which carries no packet, holds what
+// FRR is to tell of instances; the network controller's flows stand for what it hears.
 //
 // # Processes
 //
@@ -25,6 +32,7 @@
 //
 // Breaks are declared in breakkinds.go with the truth about them: which pairs fail, for probes of
 // which scheme and IP version, between which sampling points, and what a probe comes to. Some
-// harm nothing, and are there because a probe might be misled. The truth is written down beside
-// the break; nothing of it comes from Dyetrace's own plans or verdicts.
+// harm nothing, and are there because a probe might be misled; some move an instance to another
+// hypervisor, and go with no other break. The truth is written down beside the break; nothing of it
+// comes from Dyetrace's own plans or verdicts.
 package lab

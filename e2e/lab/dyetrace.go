@@ -1,8 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +17,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
+
+	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
 const (
@@ -64,7 +70,7 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 	if err := l.writeConfigs(address); err != nil {
 		return err
 	}
-	say("dyetrace: controller on %s, an agent on each of %d hosts", address, len(l.spec.Hosts))
+	say("dyetrace: controller on %s, an agent on each of %d hosts", address, len(l.Overlay().Hosts))
 	// The first daemon to end, while we wait for all to be live, is the reason that they never
 	// will be.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -72,12 +78,12 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 	if err := l.startDaemon(controllerNode, "serve", cancel); err != nil {
 		return err
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		if err := l.startDaemon(h.Name, "agent", cancel); err != nil {
 			return err
 		}
 	}
-	err := l.tool(ctx, "status", "--wait", liveWait.String())
+	err := l.awaitLive(ctx)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
@@ -85,6 +91,52 @@ func (l *Lab) startDyetrace(ctx context.Context, say func(string, ...any)) error
 		return fmt.Errorf("not all hosts became live (logs: %s): %w", l.path("log"), err)
 	}
 	return nil
+}
+
+// awaitLive returns when all is ready; where there are switches, which nobody ever hears of, when
+// all hypervisors are, and the sessions with the reflectors stand.
+func (l *Lab) awaitLive(ctx context.Context) error {
+	if len(l.base.Switches) == 0 {
+		return l.tool(ctx, "status", "--wait", liveWait.String())
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveWait)
+	defer cancel()
+	for {
+		var status struct {
+			HostsReady int `json:"hosts_ready"`
+		}
+		// It exits with an error for as long as a host is missing.
+		out, err := l.answer(ctx, "status", "-o", "json")
+		if bad := json.Unmarshal(out, &status); bad == nil && status.HostsReady == len(l.base.Hosts) {
+			var heard heardRoutes
+			if heard, err = l.heard(ctx); err == nil && heard.Complete {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// heardRoutes is what the controller says of the routes that it learned.
+type heardRoutes struct {
+	Complete bool // every peer has told all
+	Routes   []struct{ VTEP struct{ Address string } }
+}
+
+// heard asks the controller for routes, by flags of "dyetrace routes".
+func (l *Lab) heard(ctx context.Context, flags ...string) (heard heardRoutes, err error) {
+	out, err := l.answer(ctx, append([]string{"routes", "-o", "json"}, flags...)...)
+	if err != nil {
+		return heard, err
+	}
+	if err := json.Unmarshal(out, &heard); err != nil {
+		return heard, fmt.Errorf("dyetrace routes: %w", err)
+	}
+	return heard, nil
 }
 
 func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) error {
@@ -96,7 +148,7 @@ func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) erro
 		issue("--role", "controller", "--name", controllerNode, "--san", controller.String(), "--san", controllerNode),
 		issue("--role", "user", "--name", "lab"),
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		commands = append(commands, issue("--role", "agent", "--name", h.Name))
 	}
 	for _, c := range commands {
@@ -107,15 +159,97 @@ func (l *Lab) issueCertificates(ctx context.Context, controller netip.Addr) erro
 	return nil
 }
 
+// writeInventory writes where instances are now and, unless the lab is bare, returns when the
+// controller has read it, knows the port of the one that moved, and has it by its routes at the
+// tunnel end that is told.
+func (l *Lab) writeInventory(ctx context.Context, moved overlay.Instance, told overlay.Host) error {
+	text, err := l.Overlay().Inventory()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(l.InventoryFile(), text, 0o644); err != nil || l.Bare() {
+		return err
+	}
+	controllers, err := processesWith(controllerNode, "serve", "--config", l.path(controllerNode+".yaml"))
+	if err != nil {
+		return err
+	}
+	for _, p := range controllers {
+		if err := p.signal(unix.SIGHUP); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveWait)
+	defer cancel()
+	for {
+		ok, err := l.controllerKnows(ctx, moved)
+		if ok {
+			ok, err = l.controllerHears(ctx, moved, told)
+		}
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the controller does not learn that %s is on %s: %w", moved.Name, moved.Host, errors.Join(ctx.Err(), err))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (l *Lab) controllerKnows(ctx context.Context, moved overlay.Instance) (bool, error) {
+	out, err := l.answer(ctx, "instances", "-o", "json")
+	if err != nil {
+		return false, err
+	}
+	var instances []struct {
+		Name, Network, Host string
+		Endpoint            *struct{}
+	}
+	if err := json.Unmarshal(out, &instances); err != nil {
+		return false, fmt.Errorf("dyetrace instances: %w", err)
+	}
+	for _, i := range instances {
+		if i.Name == moved.Name && i.Network == moved.Network && i.Host == moved.Host && i.Endpoint != nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (l *Lab) controllerHears(ctx context.Context, moved overlay.Instance, told overlay.Host) (bool, error) {
+	heard, err := l.heard(ctx, "--mac", moved.MAC.String())
+	for _, r := range heard.Routes {
+		if r.VTEP.Address != told.VTEP.Addr().String() {
+			return false, fmt.Errorf("dyetrace routes: %s is at %s", moved.Name, r.VTEP.Address)
+		}
+	}
+	return err == nil && len(heard.Routes) > 0, err
+}
+
 // tool runs the binary on the host, as a user of this lab would.
 func (l *Lab) tool(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, l.binary, args...)
-	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("dyetrace %s: %w%s", strings.Join(args, " "), err, lastWords(string(out)))
+	_, err := l.answer(ctx, args...)
+	return err
+}
+
+// answer is tool for what it writes to its standard output, whether it fails or not.
+func (l *Lab) answer(ctx context.Context, args ...string) ([]byte, error) {
+	binary := l.binary
+	if binary == "" { // a lab that another process raised
+		var err error
+		if binary, err = os.Executable(); err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	var stdout, both bytes.Buffer
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = append(os.Environ(), "DYETRACE_CONTEXT="+l.ContextFile())
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&stdout, &both), &both
+	if err := cmd.Run(); err != nil {
+		return stdout.Bytes(), fmt.Errorf("dyetrace %s: %w%s", strings.Join(args, " "), err, lastWords(both.String()))
+	}
+	return stdout.Bytes(), nil
 }
 
 // writeConfigs writes what the controller, the agents and the command line read.
@@ -127,14 +261,15 @@ func (l *Lab) writeConfigs(address string) error {
 			TLS            tlsFiles
 			Store          string
 			Inventory      []string
-		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}},
+			BGP            *bgpSection `yaml:"bgp,omitempty"`
+		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, l.bgp()},
 		l.ContextFile(): struct {
 			Server     string
 			ServerName string `yaml:"server_name"`
 			TLS        tlsFiles
 		}{"unix://" + socket, controllerNode, l.tls("lab")},
 	}
-	for _, h := range l.spec.Hosts {
+	for _, h := range l.Overlay().Hosts {
 		files[l.path(h.Name+".yaml")] = struct {
 			Host, Controller string
 			TLS              tlsFiles
@@ -150,6 +285,38 @@ func (l *Lab) writeConfigs(address string) error {
 		}
 	}
 	return nil
+}
+
+// bgpSection is the bgp section of the controller's configuration.
+type bgpSection struct {
+	RouterID netip.Addr `yaml:"router_id"`
+	AS       uint32     `yaml:"as"`
+	Listen   string     `yaml:"listen,omitempty"`
+	Peers    []bgpPeer  `yaml:"peers"`
+}
+
+type bgpPeer struct {
+	Address netip.Addr `yaml:"address"`
+	AS      uint32     `yaml:"as"`
+	Passive bool       `yaml:"passive,omitempty"`
+}
+
+// bgp returns what has the controller learn from the reflectors, over the management network; nil
+// where there are none.
+func (l *Lab) bgp() *bgpSection {
+	if l.Overlay().EVPN == nil {
+		return nil
+	}
+	own := l.topology.Body.Nodes[controllerNode].MgmtIP
+	section := &bgpSection{RouterID: own, AS: l.Overlay().EVPN.AS}
+	for _, r := range l.Overlay().EVPN.Reflectors {
+		peer := bgpPeer{l.topology.Body.Nodes[r.Name].MgmtIP, l.Overlay().EVPN.AS, r.Dials == own}
+		if peer.Passive {
+			section.Listen = net.JoinHostPort(own.String(), "179")
+		}
+		section.Peers = append(section.Peers, peer)
+	}
+	return section
 }
 
 // startDaemon starts "dyetrace DAEMON --config STATE/NODE.yaml" in a node. It ends with the

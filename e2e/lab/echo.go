@@ -87,10 +87,10 @@ type exchange struct {
 	nonce   [8]byte
 	conns   map[string]*net.IPConn // by instance
 
-	mu      sync.Mutex
-	echoes  []Echo
-	sent    []time.Time // the first request of each
-	answers int
+	mu     sync.Mutex
+	echoes []Echo
+	sent   []time.Time // the first request of each
+	whole  int         // those of which request and answer were seen
 }
 
 func (x *exchange) close() {
@@ -102,7 +102,7 @@ func (x *exchange) close() {
 func (x *exchange) complete() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.answers == len(x.echoes)
+	return x.whole == len(x.echoes)
 }
 
 // openGuest opens a raw ICMP socket inside of an instance's network namespace.
@@ -120,11 +120,7 @@ func (l *Lab) openGuest(x *exchange, i overlay.Instance) error {
 // rawSocket has make open a raw socket inside of an instance's network namespace. A socket stays
 // where it was made.
 func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*net.IPConn, error) {
-	node, err := l.node(i.Host)
-	if err != nil {
-		return nil, err
-	}
-	space, err := os.Open(filepath.Join("/proc", fmt.Sprint(node.PID), "root/run/netns", i.Name))
+	space, err := l.guestNamespace(i)
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +140,19 @@ func (l *Lab) rawSocket(i overlay.Instance, make func() (fd int, err error)) (*n
 		return nil, err
 	}
 	return conn.(*net.IPConn), nil
+}
+
+// guestNamespace opens an instance's network namespace.
+func (l *Lab) guestNamespace(i overlay.Instance) (*os.File, error) {
+	where, file := i.Host, "root/run/netns/"+i.Name
+	if l.Overlay().Bare(i) {
+		where, file = i.Name, "ns/net"
+	}
+	node, err := l.node(where)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join("/proc", fmt.Sprint(node.PID), file))
 }
 
 // icmpSocket opens a raw socket for ICMP, or for ICMPv6 with the hop limit of what it receives
@@ -295,7 +304,10 @@ func (x *exchange) note(instance string, ttl int, icmp []byte, now time.Time) {
 	if [8]byte(icmp[8:16]) != x.nonce || pair >= len(x.echoes) {
 		return
 	}
-	switch e := &x.echoes[pair]; {
+	e := &x.echoes[pair]
+	// The answer may be read before the request, which another goroutine reads.
+	before := e.Answered && len(e.At) > 0
+	switch {
 	case icmp[0] == request:
 		e.TTL = ttl
 		if !slices.Contains(e.At, instance) {
@@ -303,7 +315,9 @@ func (x *exchange) note(instance string, ttl int, icmp []byte, now time.Time) {
 		}
 	case icmp[0] == reply && instance == e.Src.Name && !e.Answered:
 		e.Answered, e.RTT = true, now.Sub(x.sent[pair])
-		if x.answers++; x.answers == len(x.echoes) {
+	}
+	if !before && e.Answered && len(e.At) > 0 {
+		if x.whole++; x.whole == len(x.echoes) {
 			x.done()
 		}
 	}

@@ -5,8 +5,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -25,11 +23,7 @@ func inGuest(l *Lab, instance string, do func() error) error {
 	if !ok {
 		return fmt.Errorf("no instance %s", instance)
 	}
-	node, err := l.node(i.Host)
-	if err != nil {
-		return err
-	}
-	space, err := os.Open(filepath.Join("/proc", strconv.Itoa(node.PID), "root/run/netns", instance))
+	space, err := l.guestNamespace(i)
 	if err != nil {
 		return err
 	}

@@ -30,24 +30,28 @@ const (
 	gatewayWait = 20 * time.Second
 )
 
-// hypervisor is the host that SetUpHypervisor makes of the node it runs in.
+// hypervisor is the host that SetUpNode makes of the node it runs in.
 type hypervisor struct {
 	spec *overlay.Spec
 	host overlay.Host
 }
 
-// SetUpHypervisor makes a hypervisor of the node, or container, that it runs in: Open vSwitch
-// at its default paths with br-phy, br-int and br-tun, a tunnel of each encapsulation to every
-// other host, an instance in a network namespace for each that the overlay places here, and
-// the network controller's flows. overlayFile holds the overlay; host is the name by which it
-// knows this node, the hostname if empty. It must be called once, on a fresh node.
-func SetUpHypervisor(ctx context.Context, overlayFile, host string) error {
-	if host == "" {
-		name, err := os.Hostname()
-		if err != nil {
+// SetUpNode makes of the node, or container, that it runs in what the overlay says of it, each
+// called once, on a fresh node. overlayFile holds the overlay; name is the one by which it knows
+// this node, the hostname if empty.
+//
+//   - A hypervisor: Open vSwitch at its default paths with br-phy, br-int and br-tun, all of its
+//     tunnels, an instance in a network namespace for each that the overlay places here, and the
+//     network controller's flows. Where there is EVPN, FRR tells of its instances.
+//   - A switch: a Linux bridge and a VXLAN device for each network, joined and told of by FRR.
+//   - A reflector: FRR, which passes on what the others tell.
+//   - A bare-metal instance: its addresses, on eth1.
+func SetUpNode(ctx context.Context, overlayFile, name string) error {
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
 			return fmt.Errorf("lab node: %w", err)
 		}
-		host = name
 	}
 	f, err := os.Open(overlayFile)
 	if err != nil {
@@ -58,23 +62,50 @@ func SetUpHypervisor(ctx context.Context, overlayFile, host string) error {
 	if err != nil {
 		return fmt.Errorf("lab node: %s: %w", overlayFile, err)
 	}
-	h, ok := spec.Host(host)
-	if !ok {
-		return fmt.Errorf("lab node: %s: hosts: there is no %q", overlayFile, host)
+	steps := stepsOf(spec, name)
+	if steps == nil {
+		return fmt.Errorf("lab node: %s: it says nothing of %q", overlayFile, name)
 	}
-	hv := hypervisor{spec, h}
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"Open vSwitch", hv.startSwitch},
-		{"instances", hv.addInstances},
-		{"bridges", hv.addBridges},
-		{"underlay", hv.joinUnderlay},
-		{"flows", hv.installFlows},
-	} {
+	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
-			return fmt.Errorf("lab node %s: %s: %w", host, step.name, err)
+			return fmt.Errorf("lab node %s: %s: %w", name, step.name, err)
+		}
+	}
+	return nil
+}
+
+// setUpStep is a part of what SetUpNode does.
+type setUpStep struct {
+	name string
+	do   func(context.Context) error
+}
+
+// stepsOf returns how to make a node, nil if the overlay does not say what it is.
+func stepsOf(spec *overlay.Spec, name string) []setUpStep {
+	if h, ok := spec.Host(name); ok {
+		hv := hypervisor{spec, h}
+		return []setUpStep{
+			{"Open vSwitch", hv.startSwitch},
+			{"instances", hv.addInstances},
+			{"bridges", hv.addBridges},
+			{"underlay", hv.joinUnderlay},
+			{"flows", hv.installFlows},
+			{"routes", hv.speak},
+		}
+	}
+	if sw, ok := spec.Switch(name); ok {
+		v := vtep{spec, sw}
+		return []setUpStep{{"bridges", v.addBridges}, {"routes", v.speak}}
+	}
+	if i, ok := spec.Instance(name); ok && spec.Bare(i) {
+		n, _ := spec.Network(i.Network)
+		return []setUpStep{{"addresses", bareMetal{n, i}.addAddresses}}
+	}
+	if spec.EVPN != nil {
+		for _, r := range spec.EVPN.Reflectors {
+			if r.Name == name {
+				return []setUpStep{{"routes", func(ctx context.Context) error { return startFRR(ctx, reflectorConfig(spec, r)) }}}
+			}
 		}
 	}
 	return nil
@@ -106,44 +137,50 @@ func (hv hypervisor) startSwitch(ctx context.Context) error {
 func (hv hypervisor) addInstances(ctx context.Context) error {
 	for _, i := range hv.spec.On(hv.host.Name) {
 		n, _ := hv.spec.Network(i.Network)
-		if err := run(ctx, nil, "ip", "netns", "add", i.Name); err != nil {
-			return err
-		}
-		outside := fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up\n",
-			i.Tap(), guestMTU, guestMTU, i.MAC, i.Name, i.Tap())
-		if err := run(ctx, []byte(outside), "ip", "-batch", "-"); err != nil {
-			return fmt.Errorf("%s: %w", i.Name, err)
-		}
-		// One command, since each costs a namespace of mounts.
-		setUp := "sysctl -q -w net.ipv6.conf.eth0.accept_ra=0 && ethtool -K eth0 tx off && ip -batch -"
-		inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i)
-		if err := run(ctx, []byte(inside), "ip", "netns", "exec", i.Name, "sh", "-c", setUp); err != nil {
-			return fmt.Errorf("%s: %w", i.Name, err)
+		for _, s := range guestSteps(n, i) {
+			if err := run(ctx, []byte(s.stdin), s.argv[0], s.argv[1:]...); err != nil {
+				return fmt.Errorf("%s: %w", i.Name, err)
+			}
 		}
 	}
 	return nil
 }
 
+// guestSteps make a guest on its host. Each may be done twice.
+func guestSteps(n overlay.Network, i overlay.Instance) []step {
+	// One command, since each costs a namespace of mounts.
+	const setUp = "sysctl -q -w net.ipv6.conf.eth0.accept_ra=0 && ethtool -K eth0 tx off && ip -batch -"
+	outside := fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up\n",
+		i.Tap(), guestMTU, guestMTU, i.MAC, i.Name, i.Tap())
+	inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i, "eth0")
+	in := func(stdin string, argv ...string) step { return step{i.Host, stdin, argv} }
+	return []step{
+		in("", "sh", "-c", "[ -e /run/netns/"+i.Name+" ] || ip netns add "+i.Name),
+		in(outside, "sh", "-c", "[ -e /sys/class/net/"+i.Tap()+" ] || ip -batch -"),
+		in(inside, "ip", "netns", "exec", i.Name, "sh", "-c", setUp),
+	}
+}
+
 // guestAddresses returns commands of ip-batch that bring a guest's interface up with its
 // addresses and routes, however many of these it has already. No address waits for duplicates to
 // be detected: the controller gave them all, and one that is tentative could not be used yet.
-func guestAddresses(n overlay.Network, i overlay.Instance) string {
+func guestAddresses(n overlay.Network, i overlay.Instance, dev string) string {
 	var b strings.Builder
-	b.WriteString("link set eth0 up\n")
+	fmt.Fprintf(&b, "link set %s up\n", dev)
 	for _, v := range overlay.Versions() {
 		for _, ip := range i.Addresses(v) {
 			prefix := netip.PrefixFrom(ip, n.CIDR.Of(v).Bits())
 			switch {
 			case v == overlay.V4:
-				fmt.Fprintf(&b, "addr replace %s dev eth0\n", prefix)
+				fmt.Fprintf(&b, "addr replace %s dev %s\n", prefix, dev)
 			case ip.IsLinkLocalUnicast():
-				fmt.Fprintf(&b, "addr replace %s/64 dev eth0 scope link nodad\n", ip)
+				fmt.Fprintf(&b, "addr replace %s/64 dev %s scope link nodad\n", ip, dev)
 			default:
-				fmt.Fprintf(&b, "addr replace %s dev eth0 nodad\n", prefix)
+				fmt.Fprintf(&b, "addr replace %s dev %s nodad\n", prefix, dev)
 			}
 		}
 		if n.Gateway != nil && n.Has(v) {
-			fmt.Fprintf(&b, "route replace default via %s dev eth0\n", n.Gateway.IP.Of(v))
+			fmt.Fprintf(&b, "route replace default via %s dev %s\n", n.Gateway.IP.Of(v), dev)
 		}
 	}
 	return b.String()
@@ -163,16 +200,10 @@ func (hv hypervisor) addBridges(ctx context.Context) error {
 	}
 	tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
 	tx.patch(overlay.Tunnel, overlay.PatchInt, overlay.PatchTun)
-	for _, o := range hv.spec.Hosts {
-		if o.Name == hv.host.Name {
-			continue
-		}
-		for _, encap := range []string{overlay.GRE, overlay.VXLAN} {
-			name := overlay.TunnelName(encap, o)
-			tx.add("add-port", overlay.Tunnel, name, "--", "set", "Interface", name, "type="+encap,
-				"options:df_default=true", "options:in_key=flow", "options:out_key=flow",
-				"options:local_ip="+hv.host.VTEP.Addr().String(), "options:remote_ip="+o.VTEP.Addr().String())
-		}
+	for _, t := range hv.spec.Tunnels(hv.host.Name) {
+		tx.add("add-port", overlay.Tunnel, t.Port(), "--", "set", "Interface", t.Port(), "type="+t.Encap,
+			"options:df_default=true", "options:in_key=flow", "options:out_key=flow",
+			"options:local_ip="+hv.host.VTEP.Addr().String(), "options:remote_ip="+t.VTEP.Addr().String())
 	}
 	vlans := hv.spec.LocalVLANs(hv.host.Name)
 	for _, i := range hv.spec.On(hv.host.Name) {
@@ -298,11 +329,8 @@ func (hv hypervisor) ports(ctx context.Context) (overlay.Ports, error) {
 	for _, i := range hv.spec.On(hv.host.Name) {
 		p.Taps[i.Name] = numbers[i.Tap()]
 	}
-	for _, o := range hv.spec.Hosts {
-		for _, encap := range []string{overlay.GRE, overlay.VXLAN} {
-			name := overlay.TunnelName(encap, o)
-			p.Tunnels[name] = numbers[name]
-		}
+	for _, t := range hv.spec.Tunnels(hv.host.Name) {
+		p.Tunnels[t.Port()] = numbers[t.Port()]
 	}
 	return p, nil
 }

@@ -21,8 +21,9 @@ const (
 	initReadyFD  = 4 // writes "ready", or what went wrong, and closes it
 )
 
-// tmpfsDirs are the directories that every node has to itself.
-var tmpfsDirs = []string{"/run", "/etc/openvswitch", "/var/lib/openvswitch", "/var/log/openvswitch"}
+// tmpfsDirs are the directories that every node has to itself; FRR keeps what it would say of a
+// crash in the last.
+var tmpfsDirs = []string{"/run", "/etc/openvswitch", "/var/lib/openvswitch", "/var/log/openvswitch", "/var/tmp"}
 
 // toolsDir is where a node finds what the lab gives it; its bin is first in PATH.
 const toolsDir = "/run/dyetrace-lab"

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,7 +38,10 @@ type Lab struct {
 	dir      string
 	binary   string
 	topology *Topology
-	spec     *overlay.Spec
+	base     *overlay.Spec // as the topology has it
+
+	// spec is base with instances where breaks moved them to.
+	spec atomic.Pointer[overlay.Spec]
 
 	mu    sync.Mutex // guards state
 	state *state
@@ -49,8 +53,9 @@ func (l *Lab) Name() string { return l.state.Name }
 // Dir returns the lab's state directory.
 func (l *Lab) Dir() string { return l.dir }
 
-// Overlay returns what the lab's overlay consists of; not to be changed.
-func (l *Lab) Overlay() *overlay.Spec { return l.spec }
+// Overlay returns what the lab's overlay consists of; not to be changed. Instances are where
+// breaks moved them to, as far as this Lab was told or, by Broken or Truth, looked.
+func (l *Lab) Overlay() *overlay.Spec { return l.spec.Load() }
 
 // Topology returns the lab's topology; not to be changed.
 func (l *Lab) Topology() *Topology { return l.topology }
@@ -138,6 +143,9 @@ func Open(name string) (*Lab, error) {
 	}
 	l := &Lab{dir: dir, state: s}
 	if err := l.load(os.DirFS(filepath.Join(dir, "topology")), s.Topology); err != nil {
+		return nil, fmt.Errorf("lab %s: %w", name, err)
+	}
+	if err := l.place(s.Broken); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", name, err)
 	}
 	return l, nil
@@ -264,7 +272,10 @@ func prepare(opts *Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	return l, l.load(files, opts.Topology)
+	if err := l.load(files, opts.Topology); err != nil {
+		return nil, err
+	}
+	return l, l.checkRouting()
 }
 
 // checkTools looks for the programs that a lab runs, and names the Debian packages of those
@@ -283,6 +294,19 @@ func checkTools() error {
 	return errors.Join(errs...)
 }
 
+// checkRouting is checkTools for the topologies that have routes.
+func (l *Lab) checkRouting() error {
+	if l.Overlay().EVPN == nil {
+		return nil
+	}
+	for _, program := range []string{frrDaemons + "/zebra", frrDaemons + "/bgpd", "vtysh"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("lab: topology %s: %s: not found; Debian package frr", l.topology.Name, program)
+		}
+	}
+	return nil
+}
+
 // load reads topology and overlay.
 func (l *Lab) load(files fs.FS, name string) error {
 	text, err := fs.ReadFile(files, name+".clab.yml")
@@ -297,7 +321,8 @@ func (l *Lab) load(files fs.FS, name string) error {
 		return err
 	}
 	defer f.Close()
-	l.spec, err = overlay.Parse(f)
+	l.base, err = overlay.Parse(f)
+	l.spec.Store(l.base)
 	return err
 }
 
@@ -359,7 +384,7 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 	if err := l.wire(); err != nil {
 		return err
 	}
-	say("overlay: %d hypervisors, %d instances", len(l.spec.Hosts), len(l.spec.Instances))
+	say("overlay: %d hypervisors, %d instances", len(l.Overlay().Hosts), len(l.Overlay().Instances))
 	if err := all(ctx, l.topology.Nodes(), l.runExecs); err != nil {
 		return err
 	}
@@ -367,8 +392,14 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	pairs := len(l.spec.PairsOver(overlay.V4)) + len(l.spec.PairsOver(overlay.V6))
+	pairs := len(l.Overlay().PairsOver(overlay.V4)) + len(l.Overlay().PairsOver(overlay.V6))
 	say("overlay: %d of %d pairs asked, over IPv4 and IPv6, all answer a ping", asked, pairs)
+	if l.Overlay().EVPN != nil {
+		if err := l.awaitRoutes(ctx, l.base); err != nil {
+			return err
+		}
+		say("routes: %d reflectors know where all %d instances are", len(l.Overlay().EVPN.Reflectors), len(l.Overlay().Instances))
+	}
 	if !opts.Bare {
 		if err := l.startDyetrace(ctx, say); err != nil {
 			return err
@@ -404,7 +435,7 @@ func (l *Lab) writeFiles() error {
 	if err := os.Mkdir(filepath.Join(l.dir, "log"), 0o755); err != nil {
 		return err
 	}
-	inventory, err := l.spec.Inventory()
+	inventory, err := l.Overlay().Inventory()
 	if err != nil {
 		return err
 	}
@@ -461,12 +492,15 @@ func (l *Lab) runExecs(ctx context.Context, node string) error {
 // awaitOverlay returns when pairs that should reach each other do, over each version that they
 // have, and how many it asked.
 func (l *Lab) awaitOverlay(ctx context.Context) (asked int, err error) {
-	const patience = 5 * time.Second // measured: 0.1 s
+	patience := 5 * time.Second // measured: 0.1 s
+	if l.Overlay().EVPN != nil {
+		patience += routesWait
+	}
 	var echoes [2][]Echo
 	group, inner := errgroup.WithContext(ctx)
 	for n, v := range overlay.Versions() {
 		group.Go(func() (err error) {
-			echoes[n], err = l.Echo(inner, v, someOf(l.spec.PairsOver(v), len(l.spec.Instances)), patience)
+			echoes[n], err = l.Echo(inner, v, someOf(l.Overlay().PairsOver(v), len(l.Overlay().Instances)), patience)
 			return err
 		})
 	}

@@ -128,7 +128,7 @@ func (l *Lab) Command(ctx context.Context, where string, argv ...string) (*exec.
 		return nil, errors.New("lab: want a command to run")
 	}
 	node := where
-	if i, ok := l.spec.Instance(where); ok {
+	if i, ok := l.Overlay().Instance(where); ok && !l.Overlay().Bare(i) {
 		node = i.Host
 		argv = append([]string{"ip", "netns", "exec", where}, argv...)
 	}

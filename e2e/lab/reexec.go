@@ -28,7 +28,7 @@ func Reexec() {
 	case "init":
 		err = RunInit(ctx)
 	case "node":
-		err = SetUpHypervisor(ctx, OverlayPath, "")
+		err = SetUpNode(ctx, OverlayPath, "")
 	case "listen":
 		if len(os.Args) != 5 {
 			return

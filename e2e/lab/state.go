@@ -208,9 +208,44 @@ func (p process) kill(ctx context.Context) error {
 	}
 }
 
+// signal sends a signal to the very process. That it is gone is no error.
+func (p process) signal(s unix.Signal) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("node %s: pidfd: %w", p.Node, err)
+	}
+	defer unix.Close(fd)
+	if !p.alive() { // asked with the pidfd open: from here on it cannot be another
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("node %s: %v: %w", p.Node, s, err)
+	}
+	return nil
+}
+
 // inits returns all inits of a lab that run: those that say so themselves by their arguments,
 // whatever became of state.json.
 func inits(dir string) ([]process, error) {
+	return processes(func(args []string) (node string, ok bool) {
+		if len(args) != 4 || !slices.Equal(args[:3], []string{"lab", "init", dir}) {
+			return "", false
+		}
+		return args[3], true
+	})
+}
+
+// processesWith returns the processes of a node that have these arguments.
+func processesWith(node string, args ...string) ([]process, error) {
+	return processes(func(have []string) (string, bool) { return node, slices.Equal(have, args) })
+}
+
+// processes returns the processes whose arguments, without the program's name, say that they are
+// what is looked for.
+func processes(is func(args []string) (node string, ok bool)) ([]process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -226,10 +261,11 @@ func inits(dir string) ([]process, error) {
 			continue // it ended meanwhile
 		}
 		args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
-		if len(args) != 5 || !slices.Equal(args[1:4], []string{"lab", "init", dir}) {
+		node, ok := is(args[1:])
+		if !ok {
 			continue
 		}
-		if p, err := identify(args[4], pid); err == nil {
+		if p, err := identify(node, pid); err == nil {
 			found = append(found, p)
 		}
 	}

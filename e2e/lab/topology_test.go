@@ -85,7 +85,7 @@ func TestTopologies(t *testing.T) {
 			t.Errorf("%s: is called %q", name, l.topology.Name)
 		}
 		w := workshop{topology: l.topology}
-		for _, h := range l.spec.Hosts {
+		for _, h := range l.Overlay().Hosts {
 			node, ok := l.topology.Body.Nodes[h.Name]
 			if peer, _ := w.peer(h.Name, h.Uplink); !ok || peer == "" {
 				t.Errorf("%s: host %s: no node, or no link at %s", name, h.Name, h.Uplink)
@@ -111,6 +111,7 @@ func TestDir(t *testing.T) {
 func TestAim(t *testing.T) {
 	l := embedded(t, DefaultName)
 	for _, k := range BreakKinds() {
+		l := embedded(t, k.Topology)
 		if _, err := l.TruthOf(TCP4, k.Name, ""); err != nil {
 			t.Errorf("default target: %v", err)
 		}
@@ -127,6 +128,23 @@ func TestAim(t *testing.T) {
 		{"drop-tun", "hv1:red", "the host does not have the network"},
 		{"stale-vtep", "hv1:blue-1", "the host has no tunnel to the instance"},
 		{"stale-vtep", "hv1:red-1", "the host has no tunnel to the instance"},
+		{"moved-withheld", "blue-1:hv2", "the lab has no routes that would tell of it"},
+	} {
+		if _, err := l.TruthOf(TCP4, tt.kind, tt.target); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s %s: %v, want %q", tt.kind, tt.target, err, tt.want)
+		}
+	}
+}
+
+func TestAimMove(t *testing.T) {
+	l := embedded(t, evpnTopology)
+	for _, tt := range []struct{ kind, target, want string }{
+		{"moved-withheld", "web-1:hv1", "the instance is there"},
+		{"moved-withheld", "metal-1:hv1", "the instance is bare metal"},
+		{"moved-withheld", "web-1:leaf3", `there is no host "leaf3"`},
+		{"moved-stale-tunnel", "web-1:hv2", "2 parts; want INSTANCE:HOST:HOST"},
+		{"moved-stale-tunnel", "web-1:hv2:hv1", "want a third host"},
+		{"moved-stale-tunnel", "web-1:hv2:hv2", "want a third host"},
 	} {
 		if _, err := l.TruthOf(TCP4, tt.kind, tt.target); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s %s: %v, want %q", tt.kind, tt.target, err, tt.want)
@@ -138,15 +156,15 @@ func TestAim(t *testing.T) {
 func TestFlowText(t *testing.T) {
 	l := embedded(t, DefaultName)
 	ports := overlay.Ports{PatchTun: 1, PatchInt: 1, Taps: map[string]int{}, Tunnels: map[string]int{}}
-	for n, i := range l.spec.Instances {
+	for n, i := range l.Overlay().Instances {
 		ports.Taps[i.Name] = 2 + n
 	}
-	for n, h := range l.spec.Hosts {
+	for n, h := range l.Overlay().Hosts {
 		ports.Tunnels[overlay.TunnelName(overlay.GRE, h)] = 2 + 2*n
 		ports.Tunnels[overlay.TunnelName(overlay.VXLAN, h)] = 3 + 2*n
 	}
-	for _, h := range l.spec.Hosts {
-		for _, text := range []string{l.spec.IntegrationFlows(h.Name, ports), l.spec.TunnelFlows(h.Name, ports)} {
+	for _, h := range l.Overlay().Hosts {
+		for _, text := range []string{l.Overlay().IntegrationFlows(h.Name, ports), l.Overlay().TunnelFlows(h.Name, ports)} {
 			flows, err := parseFlows(text)
 			if err != nil {
 				t.Fatal(err)

@@ -78,7 +78,7 @@ type Point struct {
 type Fate struct {
 	Src          []string `json:"src"`
 	Dst          []string `json:"dst"`
-	LastSeen     *Point   `json:"last_seen"` // nil if it cannot even be sent
+	LastSeen     *Point   `json:"last_seen"` // nil if no point sees it
 	FirstMissing Point    `json:"first_missing"`
 	Outcome      string   `json:"outcome"` // Faulty, Policy or Silent
 }
@@ -97,7 +97,8 @@ type Truth struct {
 	Causes []string `json:"causes"` // one for each break
 	Fates  []Fate   `json:"fates"`
 	// Unseen pairs fail for the guests, while every sampling point sees probes pass: the
-	// answer dies on its last way, between the source's br-int and the source.
+	// answer dies on its last way, between the source's br-int, or the switch before it, and the
+	// source.
 	Unseen []Reach `json:"unseen"`
 }
 
@@ -119,6 +120,8 @@ type leg struct {
 	Traffic
 	from, to overlay.Instance
 	answer   bool
+	// Bare-metal instances are behind a switch, where there are no points.
+	fromBare, toBare bool
 }
 
 // crosses reports whether the leg leaves its host.
@@ -136,35 +139,45 @@ func (l leg) earliest(breaks []breakage) (first segment, outcome string) {
 	return first, outcome
 }
 
-// points returns the points that the leg passes, in order.
-func (l leg) points() []Point {
+// passage is a point on a leg's way.
+type passage struct {
+	Point
+	after segment // it is passed unless the packet dies in this segment, or before
+}
+
+// passages returns the points that the leg passes, in order. A switch has none.
+func (l leg) passages() []passage {
 	way := Request
 	if l.answer {
 		way = Answer
 	}
-	points := []Point{{l.from.Host, overlay.Integration, FromInstance, way}}
-	if l.crosses() {
-		points = append(points,
-			Point{l.from.Host, overlay.Tunnel, ToTunnel, way},
-			Point{l.to.Host, overlay.Tunnel, FromTunnel, way},
-			Point{l.to.Host, overlay.Integration, FromTunnel, way})
+	point := func(i overlay.Instance, bridge, kind string, after segment) passage {
+		return passage{Point{i.Host, bridge, kind, way}, after}
 	}
-	return points
+	var passages []passage
+	if !l.fromBare {
+		passages = append(passages, point(l.from, overlay.Integration, FromInstance, atEntry))
+		if l.crosses() {
+			passages = append(passages, point(l.from, overlay.Tunnel, ToTunnel, inSwitch))
+		}
+	}
+	if !l.toBare && l.crosses() {
+		passages = append(passages,
+			point(l.to, overlay.Tunnel, FromTunnel, onWire),
+			point(l.to, overlay.Integration, FromTunnel, atIngress))
+	}
+	return passages
 }
 
-// passed returns how many of its points the leg passes if it dies in s.
-func (l leg) passed(s segment) int {
-	switch {
-	case s == atEntry:
-		return 0
-	case s == inSwitch || !l.crosses():
-		return 1
-	case s == onWire:
-		return 2
-	case s == atIngress:
-		return 3
+// points returns the leg's points, and how many of them it passes if it dies in s.
+func (l leg) points(s segment) (points []Point, passed int) {
+	for _, p := range l.passages() {
+		points = append(points, p.Point)
+		if s == unharmed || s > p.after {
+			passed++
+		}
 	}
-	return len(l.points())
+	return points, passed
 }
 
 // ending is what becomes of the probe of one pair.
@@ -175,17 +188,21 @@ type ending struct {
 }
 
 // probe walks a probe of a pair through the lab: the request, then the answer.
-func probe(t Traffic, p overlay.Pair, breaks []breakage) ending {
-	request, answer := leg{t, p.Src, p.Dst, false}, leg{t, p.Dst, p.Src, true}
-	path := append(request.points(), answer.points()...)
-	s, outcome := request.earliest(breaks)
-	passed := request.passed(s)
-	if s == unharmed {
-		s, outcome = answer.earliest(breaks)
-		passed = len(request.points()) + answer.passed(s)
+func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending {
+	request := leg{t, p.Src, p.Dst, false, s.Bare(p.Src), s.Bare(p.Dst)}
+	answer := leg{t, p.Dst, p.Src, true, request.toBare, request.fromBare}
+	died, outcome := request.earliest(breaks)
+	path, passed := request.points(died)
+	if died != unharmed {
+		back, _ := answer.points(unharmed)
+		path = append(path, back...)
+	} else {
+		died, outcome = answer.earliest(breaks)
+		back, more := answer.points(died)
+		path, passed = append(path, back...), passed+more
 	}
 	o := ending{outcome: outcome}
-	if s == unharmed {
+	if died == unharmed {
 		return o
 	}
 	if passed > 0 {
@@ -197,14 +214,16 @@ func probe(t Traffic, p overlay.Pair, breaks []breakage) ending {
 	return o
 }
 
-// truthOf works out what breaks do together to every pair that would reach each other.
+// truthOf works out what breaks do together to every pair that would reach each other, wherever
+// they move instances to.
 func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
 	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
+	s = placed(s, breaks)
 	for _, p := range s.PairsOver(traffic.IP) {
-		o := probe(traffic, p, breaks)
+		o := probe(s, traffic, p, breaks)
 		switch {
 		case o.missing != nil:
 			t.Fates = addFate(t.Fates, p, o)

@@ -20,13 +20,13 @@ var update = flag.Bool("update", false, "rewrite the golden truths in testdata")
 // can read: TestBreaks shows with real packets that it is so.
 func TestTruth(t *testing.T) {
 	const file = "testdata/truth.txtar"
-	l := embedded(t, DefaultName)
 	want, err := txtar.ParseFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := &txtar.Archive{Comment: want.Comment}
 	for _, k := range BreakKinds() {
+		l := embedded(t, k.Topology)
 		truth, err := l.TruthOf(TCP4, k.Name, "")
 		if err != nil {
 			t.Fatal(err)
@@ -95,7 +95,7 @@ func TestTruthTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range l.spec.Pairs() {
+	for _, p := range l.Overlay().Pairs() {
 		if p.Src.Name != "blue-1" || p.Dst.Name != "blue-3" {
 			continue
 		}
@@ -104,14 +104,14 @@ func TestTruthTogether(t *testing.T) {
 			2: {"hv1", "br-tun", ToTunnel, Request},
 			3: {"hv1", "br-tun", ToTunnel, Request},
 		} {
-			if o := probe(TCP4, p, list[len(list)-n:]); o.missing == nil || *o.missing != want {
+			if o := probe(l.Overlay(), TCP4, p, list[len(list)-n:]); o.missing == nil || *o.missing != want {
 				t.Errorf("with %d breaks: first missing %v, want %v", n, o.missing, want)
 			}
 		}
-		if o := probe(TCP4, p, list[:1]); o.missing == nil || *o.missing != (Point{"hv3", "br-int", FromInstance, Answer}) {
+		if o := probe(l.Overlay(), TCP4, p, list[:1]); o.missing == nil || *o.missing != (Point{"hv3", "br-int", FromInstance, Answer}) {
 			t.Errorf("with the firewall: first missing %v", o.missing)
 		}
-		if o := probe(TCP4, p, nil); o.outcome != Healthy {
+		if o := probe(l.Overlay(), TCP4, p, nil); o.outcome != Healthy {
 			t.Errorf("with nothing broken: %+v", o)
 		}
 	}
@@ -143,7 +143,7 @@ func TestOutcomes(t *testing.T) {
 			if traffic.Scheme == ICMP {
 				want = tt.icmp
 			}
-			truth := truthOf(l.spec, traffic, list)
+			truth := truthOf(l.Overlay(), traffic, list)
 			if got := truth.outcome("blue-4", "green-1"); got != want {
 				t.Errorf("%v: %v comes to %s, want %s", tt.broken, traffic, got, want)
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 )
@@ -15,6 +16,10 @@ type Options struct {
 	Version inventory.IPVersion
 	// NoTouch asks for paths on which no guest sees a probe.
 	NoTouch bool
+	// Routes are asked where the instances are; nil: nobody is. Now is when that is, for the
+	// routes' ages, in the time zone in which to word times.
+	Routes Routes
+	Now    time.Time
 }
 
 func (o Options) check() error {

@@ -37,4 +37,11 @@
 // else between their first ones. Between networks it is those in the gateway's prefix, and only
 // in versions that the gateways at both ends have an address of. A pair without such addresses
 // is no pair in that version.
+//
+// # Routes
+//
+// Where [Options] have [Routes], a path says what those tell of its ends ([End.Learned]), and in
+// words where that is not what the inventory tells ([Path.Disagree]). Neither changes the path:
+// points are where the inventory has the instances. An instance that has no route is a disagreement
+// only if the other end of the pair has one, since there are networks that never enter EVPN.
 package plan

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -67,6 +68,8 @@ type Path struct {
 	Back *Path
 	// VTEPs says whose a tunnel address is. Shared between paths, never changed.
 	VTEPs map[netip.Addr]string
+	// Now is Options.Now.
+	Now time.Time
 }
 
 // End is where an instance is attached.
@@ -92,6 +95,13 @@ type End struct {
 	// Both are shared and never changed.
 	VTEPs   []netip.Addr
 	Tunnels []inventory.Tunnel
+	// Confirmed says that an agent which is connected reports the instance's port on the host, and
+	// none a port that fits on a host where Learned has it instead.
+	Confirmed bool
+	// Learned is what routes say of the instance, Disagree where that is not what the inventory
+	// says, in words; empty otherwise.
+	Learned  Learned
+	Disagree string
 }
 
 // Inject names the port where probes enter.
@@ -175,15 +185,17 @@ func Of(snap *inventory.Snapshot, pair Pair, opts Options) (Path, error) {
 	}
 
 	there := way{pair, srcNet, dstNet, src, dst, locate(snap, pair.Src), locate(snap, pair.Dst)}
+	there.compare(snap, opts)
 	back := there.back()
 	if opts.NoTouch {
 		p, b := there.untouched(), back.untouched()
 		p.VTEPs, b.VTEPs = snap.VTEPs(), snap.VTEPs()
+		p.Now, b.Now = opts.Now, opts.Now
 		p.Back = &b
 		return p, nil
 	}
 	p := there.path(there.points(Forward), back.points(Reply))
-	p.VTEPs = snap.VTEPs()
+	p.VTEPs, p.Now = snap.VTEPs(), opts.Now
 	return p, nil
 }
 
@@ -257,6 +269,7 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	}
 	h, known := snap.Host(s.Host)
 	s.connected = h.Connected
+	s.Confirmed = err == nil && s.connected && fits(ep, in)
 	s.VTEPs, s.Tunnels = h.VTEPs(), h.Tunnels()
 	switch {
 	case in.Host == "" && err != nil:
@@ -275,6 +288,16 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	}
 	s.chain, s.Gap = chain(h, s.Bridge)
 	return s
+}
+
+// fits says that nothing tells a port from the instance's. One that was found by its name may be
+// another guest's by now: hypervisors use the names of taps again.
+func fits(ep inventory.Endpoint, in inventory.Instance) bool {
+	if ep.IfaceID == in.Ref() || ep.MAC == "" {
+		return true
+	}
+	mac, err := stain.ParseMAC(ep.MAC)
+	return err == nil && mac == in.MAC
 }
 
 // absence words that an instance has no port on its host. Where another host has a port with

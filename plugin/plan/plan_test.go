@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -22,7 +23,8 @@ import (
 var update = flag.Bool("update", false, "rewrite the paths and pairs of testdata/*.txtar")
 
 // TestPaths reads a map of the network and compares the paths through it: each testdata/*.txtar
-// has the inventory (instances.yml), what agents report (hosts), the scope, and the paths.
+// has the inventory (instances.yml), what agents report (hosts), the scope, and the paths; some
+// have routes as well.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -37,7 +39,8 @@ func TestPaths(t *testing.T) {
 				t.Fatal(err)
 			}
 			snap := readMap(t, section(t, ar, "instances.yml"), section(t, ar, "hosts"))
-			got := draw(t, snap, strings.Fields(string(section(t, ar, "scope"))))
+			routes, now := readRoutes(t, ar)
+			got := draw(t, snap, strings.Fields(string(section(t, ar, "scope"))), routes, now)
 			if *update {
 				for i := range ar.Files {
 					if ar.Files[i].Name == "paths" {
@@ -172,9 +175,10 @@ func readScope(words []string) (Scope, Options) {
 	return Scope{Kind: OnePair, Src: rest[0], Dst: rest[1]}, opts
 }
 
-func draw(t testing.TB, snap *inventory.Snapshot, words []string) string {
+func draw(t testing.TB, snap *inventory.Snapshot, words []string, routes Routes, now time.Time) string {
 	t.Helper()
 	scope, opts := readScope(words)
+	opts.Routes, opts.Now = routes, now
 	pairs, err := Pairs(snap, scope, opts)
 	if err != nil {
 		t.Fatal(err)
@@ -210,6 +214,14 @@ func drawPath(b *strings.Builder, p *Path) {
 		if end.LinkDown {
 			fmt.Fprintf(b, "  %s: %s has no link\n", end.Host, end.Port)
 		}
+		if s := p.EVPN(&end); s != "" {
+			fmt.Fprintf(b, "  %s: EVPN: %s (%s, confirmed %v)\n", end.Host, s, end.Learned.State, end.Confirmed)
+		} else if end.Learned.State != NotAsked {
+			fmt.Fprintf(b, "  %s: EVPN: %s\n", end.Host, end.Learned.State)
+		}
+	}
+	for _, s := range p.Disagree() {
+		fmt.Fprintf(b, "  ≠ %s\n", s)
 	}
 	for i, e := range p.Points {
 		arrow := "▶"

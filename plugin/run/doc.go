@@ -21,6 +21,9 @@
 // agent has [answerTimeout] to say so. One that refuses is asked about each port by itself from then
 // on, one that says nothing is not asked again until it is heard.
 //
+// What routes say of instances is asked once, when the run is planned: a route that changes while
+// probes are under way is not seen.
+//
 // At the end of its time a run judges what it has; what it has not seen is unknown then, and
 // never faulty.
 //

@@ -76,7 +76,10 @@ type Config struct {
 	Store Store
 	Fleet Fleet
 	Book  Book
-	Log   *slog.Logger
+	// Routes returns what the fabric's routes say now, of which one run is planned; nil, and nil
+	// returned, where nobody is asked.
+	Routes func() plan.Routes
+	Log    *slog.Logger
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
 }
@@ -299,9 +302,14 @@ func (r *Runner) launch(run *dyetracev1.Run, before []*dyetracev1.PairResult, j 
 func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	log := r.cfg.Log.With("run", id)
 	snap := r.freshSnapshot(ctx, j.pairs)
+	opts := j.options.plan
+	opts.Now = time.Now()
+	if r.cfg.Routes != nil {
+		opts.Routes = r.cfg.Routes()
+	}
 	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
 	for i, p := range j.pairs {
-		path, err := plan.Of(snap, p, j.options.plan)
+		path, err := plan.Of(snap, p, opts)
 		if err != nil {
 			j.lost.seq = append(j.lost.seq, j.seq[i])
 			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))

@@ -25,7 +25,7 @@ instances:
 	}
 	book := inventory.NewBook()
 	book.SetFile(f)
-	res, err := service{Config{Book: book}}.ListInstances(t.Context(), connect.NewRequest(&dyetracev1.ListInstancesRequest{}))
+	res, err := service{Config: Config{Book: book}}.ListInstances(t.Context(), connect.NewRequest(&dyetracev1.ListInstancesRequest{}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
+	"github.com/dyetrace/dyetrace/bgp"
+	"github.com/dyetrace/dyetrace/bgp/rib"
 	"github.com/dyetrace/dyetrace/pki"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -33,9 +35,12 @@ const (
 
 // Config is what a server answers from.
 type Config struct {
-	Runner  *run.Runner
-	Fleet   *fleet.Fleet
-	Book    *inventory.Book
+	Runner *run.Runner
+	Fleet  *fleet.Fleet
+	Book   *inventory.Book
+	// Routes is what the peers of Speaker taught; both are nil where no BGP is configured.
+	Routes  *rib.Table
+	Speaker *bgp.Speaker
 	Stain   stain.Stain
 	Version string
 	Started time.Time
@@ -46,16 +51,19 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	handler http.Handler
+	closing chan struct{} // closed when streams that nobody else ends are to end
 }
 
 // New returns a server that does not serve yet.
 func New(cfg Config) *Server {
 	mux := http.NewServeMux()
-	path, users := dyetracev1connect.NewControllerServiceHandler(service{cfg}, connect.WithReadMaxBytes(maxRequest))
+	s := &Server{cfg: cfg, closing: make(chan struct{})}
+	path, users := dyetracev1connect.NewControllerServiceHandler(service{cfg, s.closing}, connect.WithReadMaxBytes(maxRequest))
 	mux.Handle(path, withWriter(only(pki.RoleUser, users, nil)))
 	path, agents := cfg.Fleet.Handler()
 	mux.Handle(path, only(pki.RoleAgent, agents, fleet.WithAgent))
-	return &Server{cfg: cfg, handler: mux}
+	s.handler = mux
+	return s
 }
 
 // Handler returns what the server serves. Requests must come over TLS with verified client
@@ -64,7 +72,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 
 // Run serves TLS with the given configuration on all listeners, until ctx is done or one of them
 // fails. It closes the listeners, ends the fleet's sessions, and returns when the last request has
-// ended.
+// ended. It can be called once.
 func (s *Server) Run(ctx context.Context, config *tls.Config, listeners ...net.Listener) error {
 	base, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -100,6 +108,7 @@ func (s *Server) Run(ctx context.Context, config *tls.Config, listeners ...net.L
 		err = fmt.Errorf("serve: %w", err)
 	}
 	s.cfg.Fleet.Close()
+	close(s.closing)
 	late, stop := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer stop()
 	if serr := srv.Shutdown(late); serr != nil {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/run"
@@ -24,7 +25,10 @@ const (
 )
 
 // service implements the ControllerService.
-type service struct{ Config }
+type service struct {
+	Config
+	closing <-chan struct{}
+}
 
 // coded gives an error of the packages below the code that users' clients go by.
 func coded(err error) error {
@@ -202,5 +206,15 @@ func (s service) GetStatus(context.Context, *connect.Request[dyetracev1.GetStatu
 		res.Problems = append(res.Problems, why...)
 	}
 	res.Problems = append(res.Problems, homeless(snap)...)
+	if s.Speaker != nil {
+		for _, p := range s.Speaker.Peers() {
+			res.Peers++
+			if p.State == bgp.Established {
+				res.PeersEstablished++
+				continue
+			}
+			res.Problems = append(res.Problems, down(p, time.Now()))
+		}
+	}
 	return connect.NewResponse(res), nil
 }

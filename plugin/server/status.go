@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 )
 
@@ -71,6 +73,15 @@ func unready(h *dyetracev1.Host) []string {
 		why = append(why, line)
 	}
 	return why
+}
+
+// down says that a peer has no session, and why if that is known.
+func down(p bgp.Status, now time.Time) string {
+	line := fmt.Sprintf("BGP peer %s: %s for %v", p.Address, p.State, now.Sub(p.Since).Truncate(time.Second))
+	if p.LastError != nil {
+		line += ": " + p.LastError.Error()
+	}
+	return line
 }
 
 // homeless returns the instances that no port was found for. Those whose host has no agent are

@@ -262,7 +262,7 @@ func TestAutoNeverWrong(t *testing.T) {
 	combined := map[string]int{}
 	for range 30 {
 		rapid.Check(t, func(rt *rapid.T) {
-			tcp := build(rt, t, how{stain.TCP, false})
+			tcp := build(rt, t, how{scheme: stain.TCP})
 			icmp := tcp.also(rt, stain.ICMP)
 			tracks := []Track{{tcp.path, stain.TCP, judged(rt, t, tcp)}}
 			if tracks[0].Result.Verdict != Healthy {
@@ -305,8 +305,8 @@ func TestNoTouchNeverWrong(t *testing.T) {
 			scheme := rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(rt, "scheme")
 			pair := rapid.SampledFrom([]string{"blue-1 blue-3", "blue-1 green-3", "blue-1 blue-2", "blue-4 blue-1"}).Draw(rt, "pair")
 			src, dst, _ := strings.Cut(pair, " ")
-			there := buildPair(rt, t, how{scheme, true}, pair)
-			back := buildPair(rt, t, how{scheme, true}, dst+" "+src)
+			there := buildPair(rt, t, how{scheme: scheme, noTouch: true}, pair)
+			back := buildPair(rt, t, how{scheme: scheme, noTouch: true}, dst+" "+src)
 			tracks := []Track{{there.path, scheme, judged(rt, t, there)}, {back.path, scheme, judged(rt, t, back)}}
 			r := Combine(tracks, scheme)
 			verdicts[r.Verdict]++

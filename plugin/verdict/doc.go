@@ -33,6 +33,15 @@
 // path of its own, with probes of its own. [Combine] makes one verdict of there and back, and
 // of what several schemes say.
 //
+// # Routes
+//
+// Where routes (EVPN) tell of an instance, a tunnel that the flows take, or the outer source address
+// of an answer, is held against them and the inventory: a cause that begins with "stale VTEP:" has
+// both addresses, whom each supports, and the age of the route. An agent that reports the instance's
+// port is believed more than routes, and those more than a file alone. So routes make no pair
+// healthy or faulty. They turn faulty into unknown where the fault rests on the instance being where
+// only a file has it, and routes have it elsewhere.
+//
 // # What healthy does not say
 //
 // The answer is seen as it enters the source's bridge. Whether it also left by the source's

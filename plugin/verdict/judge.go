@@ -96,6 +96,8 @@ type judgement struct {
 	goal   int // the last point that can see
 	trails []trail
 	t      *trail // the attempt that is judged
+	// spoken says of which ends, source and destination, the cause tells what routes say.
+	spoken [2]bool
 }
 
 // Complete says that an attempt was seen at every point that exists: it needs no audit after
@@ -185,6 +187,7 @@ func Judge(e Evidence) Result {
 	}
 	j.t = j.pick()
 	r := j.judge()
+	r.Cause = join(append([]string{r.Cause}, j.asides()...)...)
 	r.Probes = len(e.Attempts)
 	r.Src, r.Dst, r.NoTouch = e.Path.Src, e.Path.Dst, e.Path.NoTouch
 	for i := range e.Attempts {
@@ -373,9 +376,9 @@ func (j *judgement) byWhom() (r Result, doubt bool) {
 	src, owner := j.answeredFrom()
 	switch {
 	case stray:
-		return j.answeredBy(by.String(), true), true
+		return j.answeredBy(by.String(), whereto{host: by.Host}, true), true
 	case owner != "" && owner != to.Host:
-		return j.answeredBy(fmt.Sprintf("%s (tunnel from %s)", owner, src), proof), true
+		return j.answeredBy(fmt.Sprintf("%s (tunnel from %s)", owner, src), whereto{src, owner}, proof), true
 	case src.IsValid() && (owner != "" || !proof):
 		return Result{}, false
 	case proof:
@@ -409,11 +412,19 @@ func (j *judgement) answeredFrom() (src netip.Addr, owner string) {
 // answeredBy judges an answer that came from somewhere else. It is the network's fault only if
 // the destination is where we think, and certainly did not answer itself: a router in between,
 // say, tunnels anew what it passes on.
-func (j *judgement) answeredBy(by string, sure bool) Result {
+func (j *judgement) answeredBy(by string, at whereto, sure bool) Result {
 	to, dst := &j.Path.To, j.Path.Pair.Dst.Name
 	if to.Absent != "" || to.Blind != "" || !sure {
 		why := firstOf(to.Absent, to.Blind, "nothing of "+to.Host+" could be seen")
 		return j.doubtful(fmt.Sprintf("answered from %s, and whether that is %s is not known: %s", by, dst, why))
+	}
+	if told(to) {
+		cause, wrong := j.weigh("answered from "+by, at, to, dst)
+		r := j.doubtful(cause)
+		if wrong {
+			r.Verdict, r.Cause = Faulty, staleVTEP+cause
+		}
+		return r
 	}
 	r := j.doubtful(fmt.Sprintf("answered from %s, but %s is on %s: stale tunnel, or its address is used twice", by, dst, to.Host))
 	r.Verdict = Faulty
@@ -554,6 +565,15 @@ func (j *judgement) hint(r *Result) {
 	case l.x.Outcome == Dropped && l.x.Flow != nil:
 		r.Flow = l.x.Flow
 		r.Cause += fmt.Sprintf("; asked afterwards, %s drops it: %s", l.last.Host, l.x.Flow)
+	case l.x.Outcome == Tunnelled && told(l.receiver) && l.last.Host != l.receiver.Host:
+		if w := j.whereto(l.x.TunnelRemote); !w.listed(l.receiver) {
+			cause, wrong := j.weigh("asked afterwards, "+j.sends(&l), w, l.receiver, l.name)
+			if wrong {
+				r.Cause = join(staleVTEP+cause, r.Cause)
+			} else {
+				r.Cause = join(r.Cause, cause)
+			}
+		}
 	case l.x.Outcome == Tunnelled && j.owner(l.x.TunnelRemote) != l.receiver.Host && l.last.Host != l.receiver.Host:
 		r.Cause += "; asked afterwards, " + j.wrongTunnel(&l, j.owner(l.x.TunnelRemote))
 	}

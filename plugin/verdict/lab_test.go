@@ -132,12 +132,17 @@ func remote(host, port, ip string) func(map[string]*inventory.Host) {
 // pathOf is the path of "SRC DST".
 func pathOf(t testing.TB, snap *inventory.Snapshot, pair string) *plan.Path {
 	t.Helper()
+	return pathBy(t, snap, pair, plan.Options{})
+}
+
+func pathBy(t testing.TB, snap *inventory.Snapshot, pair string, o plan.Options) *plan.Path {
+	t.Helper()
 	src, dst, _ := strings.Cut(pair, " ")
 	pairs, err := plan.Pairs(snap, plan.Scope{Kind: plan.OnePair, Src: src, Dst: dst}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := plan.Of(snap, pairs[0], plan.Options{})
+	p, err := plan.Of(snap, pairs[0], o)
 	if err != nil {
 		t.Fatal(err)
 	}

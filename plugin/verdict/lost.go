@@ -125,7 +125,7 @@ func (j *judgement) need(l *loss) *NeedExplain {
 		return nil // it was seen on its way to the guest: no flow is left to be asked
 	}
 	q := j.question(j.t)
-	q.Decides = (l.guest || j.rules(l)) && !l.noPort()
+	q.Decides = (l.guest || j.rules(l) || j.maybeElsewhere(l)) && !l.noPort()
 	return q
 }
 
@@ -151,11 +151,13 @@ func (j *judgement) find(l *loss) finding {
 	case l.guest && l.last.Kind == stain.ToInstance && l.answers:
 		return j.silent(l, "seen leaving by its port")
 	case l.noPort():
-		return finding{Faulty, l.last.Host, l.receiver.Absent, max(j.t.mute, 0)} // mute or not, nobody answers there
+		return finding{Faulty, l.last.Host, j.portMissing(l), max(j.t.mute, 0)} // mute or not, nobody answers there
 	case l.x != nil && l.x.Outcome == Dropped:
 		return j.dropped(l)
 	case l.receiver.LinkDown && l.last.Host == l.receiver.Host && (l.answers || l.hands && !l.guest):
 		return j.silent(l, "") // before what else the flows say: nothing leaves by a port that is down
+	case !l.guest && j.maybeElsewhere(l):
+		return j.elsewhere(l)
 	case !l.guest:
 		return j.between(l)
 	case l.x != nil && l.x.Outcome == Delivered:
@@ -279,8 +281,18 @@ func (j *judgement) delivered(l *loss) finding {
 
 // tunnelled: the flows send it into a tunnel; the guest lies in the segment.
 func (j *judgement) tunnelled(l *loss) finding {
+	here := l.last.Host == l.receiver.Host
+	if !here || j.routed(j.whereto(l.x.TunnelRemote), l.receiver) {
+		if f, ok := j.astrayBy(l); ok {
+			if j.owner(l.x.TunnelRemote) == "" {
+				f.verdict, f.to = Unknown, 0
+				f.cause += "; what becomes of it there is not known" + because(few(j.blinds(l.from+1, l.to)))
+			}
+			return f
+		}
+	}
 	switch owner := j.owner(l.x.TunnelRemote); {
-	case l.last.Host == l.receiver.Host && l.answers:
+	case here && l.answers:
 		return finding{Faulty, l.last.Host, fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
 			l.last.Host, l.x.Port, l.x.TunnelRemote, l.name, firstOf(l.receiver.Port, l.receiver.Bridge)), 0}
 	case owner != "" && owner != l.receiver.Host:
@@ -398,6 +410,12 @@ func (j *judgement) inTunnel(l *loss) finding {
 	right := owner == receiver
 	for _, a := range l.receiver.VTEPs {
 		right = right || a == remote
+	}
+	if f, ok := j.astrayBy(l); ok {
+		return f
+	}
+	if f, ok := j.outdated(l); ok {
+		return f
 	}
 	if err == nil && len(l.receiver.VTEPs) > 0 && !right {
 		return finding{Faulty, sender, j.wrongTunnel(l, owner), j.landing(l)}

@@ -33,6 +33,9 @@ func (j *judgement) notes() []string {
 	if n := j.duplicates(); n != "" {
 		notes = append(notes, n)
 	}
+	if n := j.stranger(); n != "" {
+		notes = append(notes, n)
+	}
 	if len(j.t.Stray) > 0 {
 		notes = append(notes, fmt.Sprintf("also seen at %s, off its way", j.t.Stray[0]))
 	}

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -85,6 +86,7 @@ type world struct {
 type how struct {
 	scheme  stain.Scheme
 	noTouch bool
+	routes  bool // there are some, right or wrong
 }
 
 func build(t *rapid.T, tb testing.TB, h how) *world {
@@ -96,7 +98,7 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
 
 	var change []func(hosts)
-	bare := cachedPath(tb, pair, "")
+	bare := cachedPath(tb, pair, "", nil)
 	src, dst := bare.From, bare.To
 	structural := rapid.SampledFrom([]string{"none", "none", "none", "none", "refused", "unplugged", "no link", "patch gone at the source",
 		"patch gone at the destination", "destination disconnected", "source unplugged"}).Draw(t, "structure")
@@ -126,26 +128,24 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 		w.goneFrom[dst.Host], w.impaired = 0, true
 	}
 	w.noLink = structural == "no link"
-	w.cut, w.blurred = maps.Clone(w.goneFrom), w.impaired
 	tapped := h.noTouch || rapid.IntRange(0, 3).Draw(t, "taps") == 0
 	if tapped {
 		change = append(change, taps)
 	}
-	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t", structural, tapped), change...)
+	var told routes
+	if h.routes {
+		told = drawRoutes(t, pair)
+	}
+	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t", structural, tapped), told, change...)
+	for _, end := range []*plan.End{&w.path.From, &w.path.To} {
+		// Whoever has nothing but a file for a witness may have to say unknown.
+		w.impaired = w.impaired || !end.Confirmed && end.Contradicted(w.path.VTEPs)
+	}
+	w.cut, w.blurred = maps.Clone(w.goneFrom), w.impaired
 	if h.noTouch {
 		w.path = noTouch(w.path)
 	}
-	for i, p := range w.path.Points {
-		if p.Direction == plan.Forward {
-			w.guest = i
-			if p.Host == src.Host && src.Host != dst.Host {
-				w.crossing = i
-			}
-		}
-	}
-	if h.noTouch {
-		w.guest = len(w.path.Points)
-	}
+	w.measure()
 	switch {
 	case structural == "unplugged":
 		w.hard, w.at = byFlow, w.beforeDelivery()
@@ -162,17 +162,37 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 	return w
 }
 
-// paths keeps what cachedPath made: the worlds are many, their networks few. The judge changes
-// no path, or results would differ from one world to the next.
-var paths sync.Map
+// measure finds the guest and the tunnel on the path.
+func (w *world) measure() {
+	for i, p := range w.path.Points {
+		if p.Direction == plan.Forward {
+			w.guest = i
+			if p.Host == w.path.From.Host && w.path.From.Host != w.path.To.Host {
+				w.crossing = i
+			}
+		}
+	}
+	if w.path.NoTouch {
+		w.guest = len(w.path.Points)
+	}
+}
 
-func cachedPath(tb testing.TB, pair, structural string, change ...func(hosts)) *plan.Path {
+// labs keeps the snapshots that cachedPath made, and paths those paths: the worlds are many, their
+// networks few. The judge changes no path, or results would differ from one world to the next.
+var labs, paths sync.Map
+
+func cachedPath(tb testing.TB, pair, structural string, told routes, change ...func(hosts)) *plan.Path {
 	tb.Helper()
-	key := pair + " " + structural
+	key := fmt.Sprint(pair, " ", structural, " ", told)
 	if p, ok := paths.Load(key); ok {
 		return p.(*plan.Path)
 	}
-	p, _ := paths.LoadOrStore(key, pathOf(tb, lab(tb, change...), pair))
+	network := pair + " " + structural // what is changed depends on the pair
+	snap, ok := labs.Load(network)
+	if !ok {
+		snap, _ = labs.LoadOrStore(network, lab(tb, change...))
+	}
+	p, _ := paths.LoadOrStore(key, pathBy(tb, snap.(*inventory.Snapshot), pair, told.options()))
 	return p.(*plan.Path)
 }
 
@@ -589,13 +609,17 @@ func judged(rt *rapid.T, t *testing.T, w *world) Result {
 		}
 	}
 	w.check(rt, &r, true)
+	w.checkRoutes(rt, &r)
 	return r
 }
 
 func TestNeverWrong(t *testing.T) {
 	t.Parallel()
 	for name, h := range map[string]how{
-		"tcp": {stain.TCP, false}, "icmp": {stain.ICMP, false}, "tcp, no touch": {stain.TCP, true}, "icmp, no touch": {stain.ICMP, true},
+		"tcp": {scheme: stain.TCP}, "icmp": {scheme: stain.ICMP},
+		"tcp, no touch": {scheme: stain.TCP, noTouch: true}, "icmp, no touch": {scheme: stain.ICMP, noTouch: true},
+		"tcp, routes": {scheme: stain.TCP, routes: true}, "icmp, routes": {scheme: stain.ICMP, routes: true},
+		"tcp, no touch, routes": {scheme: stain.TCP, noTouch: true, routes: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -625,7 +649,7 @@ func TestAnsweredStaysAnswered(t *testing.T) {
 	verdicts := map[Verdict]int{}
 	for range 60 {
 		rapid.Check(t, func(rt *rapid.T) {
-			w := build(rt, t, how{rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(rt, "scheme"), false})
+			w := build(rt, t, how{scheme: rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(rt, "scheme"), routes: rapid.Bool().Draw(rt, "routes")})
 			if w.path.To.Absent != "" || w.noLink || w.path.From.Gap != "" || w.path.To.Gap != "" {
 				return // nothing can be answered here
 			}

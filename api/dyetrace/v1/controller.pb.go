@@ -195,6 +195,183 @@ func (Direction) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{2}
 }
 
+// RouteKind is what a route is about.
+type RouteKind int32
+
+const (
+	RouteKind_ROUTE_KIND_UNSPECIFIED RouteKind = 0
+	// EVPN type 2: a MAC address, with an IP address or without.
+	RouteKind_ROUTE_KIND_MAC RouteKind = 1
+	// EVPN type 3: a VTEP takes part in a network.
+	RouteKind_ROUTE_KIND_MULTICAST RouteKind = 2
+	// EVPN type 5: an IP prefix.
+	RouteKind_ROUTE_KIND_PREFIX RouteKind = 3
+	// An IP prefix of VPNv4 or VPNv6.
+	RouteKind_ROUTE_KIND_VPN RouteKind = 4
+)
+
+// Enum value maps for RouteKind.
+var (
+	RouteKind_name = map[int32]string{
+		0: "ROUTE_KIND_UNSPECIFIED",
+		1: "ROUTE_KIND_MAC",
+		2: "ROUTE_KIND_MULTICAST",
+		3: "ROUTE_KIND_PREFIX",
+		4: "ROUTE_KIND_VPN",
+	}
+	RouteKind_value = map[string]int32{
+		"ROUTE_KIND_UNSPECIFIED": 0,
+		"ROUTE_KIND_MAC":         1,
+		"ROUTE_KIND_MULTICAST":   2,
+		"ROUTE_KIND_PREFIX":      3,
+		"ROUTE_KIND_VPN":         4,
+	}
+)
+
+func (x RouteKind) Enum() *RouteKind {
+	p := new(RouteKind)
+	*p = x
+	return p
+}
+
+func (x RouteKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RouteKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[3].Descriptor()
+}
+
+func (RouteKind) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[3]
+}
+
+func (x RouteKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RouteKind.Descriptor instead.
+func (RouteKind) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+}
+
+// RouteState is what is known of an address.
+type RouteState int32
+
+const (
+	RouteState_ROUTE_STATE_UNSPECIFIED RouteState = 0
+	RouteState_ROUTE_STATE_PRESENT     RouteState = 1
+	// Nobody teaches it, and nobody is left who might.
+	RouteState_ROUTE_STATE_ABSENT RouteState = 2
+	// Peers have not told all yet, or a route for it was refused.
+	RouteState_ROUTE_STATE_UNKNOWN RouteState = 3
+)
+
+// Enum value maps for RouteState.
+var (
+	RouteState_name = map[int32]string{
+		0: "ROUTE_STATE_UNSPECIFIED",
+		1: "ROUTE_STATE_PRESENT",
+		2: "ROUTE_STATE_ABSENT",
+		3: "ROUTE_STATE_UNKNOWN",
+	}
+	RouteState_value = map[string]int32{
+		"ROUTE_STATE_UNSPECIFIED": 0,
+		"ROUTE_STATE_PRESENT":     1,
+		"ROUTE_STATE_ABSENT":      2,
+		"ROUTE_STATE_UNKNOWN":     3,
+	}
+)
+
+func (x RouteState) Enum() *RouteState {
+	p := new(RouteState)
+	*p = x
+	return p
+}
+
+func (x RouteState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RouteState) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
+}
+
+func (RouteState) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[4]
+}
+
+func (x RouteState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RouteState.Descriptor instead.
+func (RouteState) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+}
+
+// PeerState is the state of a session (RFC 4271, section 8.2.2).
+type PeerState int32
+
+const (
+	PeerState_PEER_STATE_UNSPECIFIED  PeerState = 0
+	PeerState_PEER_STATE_IDLE         PeerState = 1
+	PeerState_PEER_STATE_CONNECT      PeerState = 2
+	PeerState_PEER_STATE_ACTIVE       PeerState = 3
+	PeerState_PEER_STATE_OPEN_SENT    PeerState = 4
+	PeerState_PEER_STATE_OPEN_CONFIRM PeerState = 5
+	PeerState_PEER_STATE_ESTABLISHED  PeerState = 6
+)
+
+// Enum value maps for PeerState.
+var (
+	PeerState_name = map[int32]string{
+		0: "PEER_STATE_UNSPECIFIED",
+		1: "PEER_STATE_IDLE",
+		2: "PEER_STATE_CONNECT",
+		3: "PEER_STATE_ACTIVE",
+		4: "PEER_STATE_OPEN_SENT",
+		5: "PEER_STATE_OPEN_CONFIRM",
+		6: "PEER_STATE_ESTABLISHED",
+	}
+	PeerState_value = map[string]int32{
+		"PEER_STATE_UNSPECIFIED":  0,
+		"PEER_STATE_IDLE":         1,
+		"PEER_STATE_CONNECT":      2,
+		"PEER_STATE_ACTIVE":       3,
+		"PEER_STATE_OPEN_SENT":    4,
+		"PEER_STATE_OPEN_CONFIRM": 5,
+		"PEER_STATE_ESTABLISHED":  6,
+	}
+)
+
+func (x PeerState) Enum() *PeerState {
+	p := new(PeerState)
+	*p = x
+	return p
+}
+
+func (x PeerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PeerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
+}
+
+func (PeerState) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[5]
+}
+
+func (x PeerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PeerState.Descriptor instead.
+func (PeerState) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+}
+
 // Scope says which pairs to check.
 type Scope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2054,10 +2231,14 @@ type GetStatusResponse struct {
 	// Pairs that have a path.
 	Pairs      uint32 `protobuf:"varint,7,opt,name=pairs,proto3" json:"pairs,omitempty"`
 	RunsActive uint32 `protobuf:"varint,8,opt,name=runs_active,json=runsActive,proto3" json:"runs_active,omitempty"`
-	// What keeps hosts from being ready, a line each.
-	Problems      []string `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What keeps hosts from being ready, and BGP peers that are not established; a
+	// line each.
+	Problems []string `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
+	// BGP peers configured, and those with a session.
+	Peers            uint32 `protobuf:"varint,10,opt,name=peers,proto3" json:"peers,omitempty"`
+	PeersEstablished uint32 `protobuf:"varint,11,opt,name=peers_established,json=peersEstablished,proto3" json:"peers_established,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -2149,6 +2330,1286 @@ func (x *GetStatusResponse) GetRunsActive() uint32 {
 func (x *GetStatusResponse) GetProblems() []string {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetPeers() uint32 {
+	if x != nil {
+		return x.Peers
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetPeersEstablished() uint32 {
+	if x != nil {
+		return x.PeersEstablished
+	}
+	return 0
+}
+
+// ListRoutesRequest chooses the routes that fit all that is set.
+type ListRoutesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is any.
+	Vni uint32 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Routes whose prefix holds the address.
+	Ip   string `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
+	Vtep string `protobuf:"bytes,4,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	// 0 is 1000; at most 100000.
+	Limit         uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRoutesRequest) Reset() {
+	*x = ListRoutesRequest{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRoutesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRoutesRequest) ProtoMessage() {}
+
+func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
+func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListRoutesRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *ListRoutesRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *ListRoutesRequest) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *ListRoutesRequest) GetVtep() string {
+	if x != nil {
+		return x.Vtep
+	}
+	return ""
+}
+
+func (x *ListRoutesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListRoutesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By VNI, address, VTEP, route distinguisher and peer; as many as the limit allows.
+	Routes []*Route `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`
+	// Routes that fit.
+	Total uint64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	// Every peer has a session, told all that it knows, and has no list of route
+	// targets: a route that is not there is taught by nobody.
+	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	// Where the address is, all routes weighed together; only where a VNI and a MAC
+	// or IP address were asked for, of the MAC address where both were.
+	Answer        *RouteAnswer `protobuf:"bytes,4,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRoutesResponse) Reset() {
+	*x = ListRoutesResponse{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRoutesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRoutesResponse) ProtoMessage() {}
+
+func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
+func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListRoutesResponse) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *ListRoutesResponse) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *ListRoutesResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *ListRoutesResponse) GetAnswer() *RouteAnswer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+// RouteVTEP is a tunnel endpoint.
+type RouteVTEP struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Whose it is, where an agent reports that address.
+	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteVTEP) Reset() {
+	*x = RouteVTEP{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteVTEP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteVTEP) ProtoMessage() {}
+
+func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteVTEP.ProtoReflect.Descriptor instead.
+func (*RouteVTEP) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RouteVTEP) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RouteVTEP) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+// Route is one route of one peer.
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  RouteKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=dyetrace.v1.RouteKind" json:"kind,omitempty"`
+	// Networks that the address is looked up in.
+	Vnis         []uint32 `protobuf:"varint,2,rep,packed,name=vnis,proto3" json:"vnis,omitempty"`
+	RouteTargets []string `protobuf:"bytes,3,rep,name=route_targets,json=routeTargets,proto3" json:"route_targets,omitempty"`
+	// Empty where the route is not of ROUTE_KIND_MAC.
+	Mac string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Empty where it names a MAC address only.
+	Prefix string `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Absent where the route has no next hop that can be believed.
+	Vtep *RouteVTEP `protobuf:"bytes,6,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	// Names of RFC 9012's tunnel types, in lower case.
+	Encapsulation string `protobuf:"bytes,7,opt,name=encapsulation,proto3" json:"encapsulation,omitempty"`
+	// VNI or MPLS label, as the encapsulation has it; l3_label is that of the IP
+	// network, 0 is none.
+	Label       uint32 `protobuf:"varint,8,opt,name=label,proto3" json:"label,omitempty"`
+	L3Label     uint32 `protobuf:"varint,9,opt,name=l3_label,json=l3Label,proto3" json:"l3_label,omitempty"`
+	EthernetTag uint32 `protobuf:"varint,10,opt,name=ethernet_tag,json=ethernetTag,proto3" json:"ethernet_tag,omitempty"`
+	// Route distinguisher.
+	Rd string `protobuf:"bytes,11,opt,name=rd,proto3" json:"rd,omitempty"`
+	// Ethernet segment; empty is none.
+	Esi string `protobuf:"bytes,12,opt,name=esi,proto3" json:"esi,omitempty"`
+	// MAC mobility (RFC 7432, section 7.7).
+	Sequence uint32 `protobuf:"varint,13,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sticky   bool   `protobuf:"varint,14,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	// Of a default gateway.
+	Gateway bool `protobuf:"varint,15,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// The peer restarted, and has not said it again.
+	Stale bool `protobuf:"varint,16,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Its next hop is not among those that the peer may name, or its UPDATE was
+	// malformed. No answer is of it; it keeps the address from being absent.
+	Refused bool `protobuf:"varint,17,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Address of the peer.
+	Peer string `protobuf:"bytes,18,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Since when it says what it says.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Route) GetKind() RouteKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RouteKind_ROUTE_KIND_UNSPECIFIED
+}
+
+func (x *Route) GetVnis() []uint32 {
+	if x != nil {
+		return x.Vnis
+	}
+	return nil
+}
+
+func (x *Route) GetRouteTargets() []string {
+	if x != nil {
+		return x.RouteTargets
+	}
+	return nil
+}
+
+func (x *Route) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Route) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Route) GetVtep() *RouteVTEP {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *Route) GetEncapsulation() string {
+	if x != nil {
+		return x.Encapsulation
+	}
+	return ""
+}
+
+func (x *Route) GetLabel() uint32 {
+	if x != nil {
+		return x.Label
+	}
+	return 0
+}
+
+func (x *Route) GetL3Label() uint32 {
+	if x != nil {
+		return x.L3Label
+	}
+	return 0
+}
+
+func (x *Route) GetEthernetTag() uint32 {
+	if x != nil {
+		return x.EthernetTag
+	}
+	return 0
+}
+
+func (x *Route) GetRd() string {
+	if x != nil {
+		return x.Rd
+	}
+	return ""
+}
+
+func (x *Route) GetEsi() string {
+	if x != nil {
+		return x.Esi
+	}
+	return ""
+}
+
+func (x *Route) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Route) GetSticky() bool {
+	if x != nil {
+		return x.Sticky
+	}
+	return false
+}
+
+func (x *Route) GetGateway() bool {
+	if x != nil {
+		return x.Gateway
+	}
+	return false
+}
+
+func (x *Route) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *Route) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Route) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Route) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// RouteAnswer is where an address is.
+type RouteAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State RouteState             `protobuf:"varint,1,opt,name=state,proto3,enum=dyetrace.v1.RouteState" json:"state,omitempty"`
+	// By address; several are ECMP, or an address that is used twice.
+	Vteps []*RouteVTEP `protobuf:"bytes,2,rep,name=vteps,proto3" json:"vteps,omitempty"`
+	// Since when, with this sequence.
+	Since    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Sequence uint32                 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sticky   bool                   `protobuf:"varint,5,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	Gateway  bool                   `protobuf:"varint,6,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Stale    bool                   `protobuf:"varint,7,opt,name=stale,proto3" json:"stale,omitempty"`
+	// The longest that holds the IP address asked for.
+	Prefix        string `protobuf:"bytes,8,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteAnswer) Reset() {
+	*x = RouteAnswer{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteAnswer) ProtoMessage() {}
+
+func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
+func (*RouteAnswer) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RouteAnswer) GetState() RouteState {
+	if x != nil {
+		return x.State
+	}
+	return RouteState_ROUTE_STATE_UNSPECIFIED
+}
+
+func (x *RouteAnswer) GetVteps() []*RouteVTEP {
+	if x != nil {
+		return x.Vteps
+	}
+	return nil
+}
+
+func (x *RouteAnswer) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *RouteAnswer) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RouteAnswer) GetSticky() bool {
+	if x != nil {
+		return x.Sticky
+	}
+	return false
+}
+
+func (x *RouteAnswer) GetGateway() bool {
+	if x != nil {
+		return x.Gateway
+	}
+	return false
+}
+
+func (x *RouteAnswer) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *RouteAnswer) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type RouteHistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is every VNI that the inventory names or where the address is now.
+	Vni uint32 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	// One of both. An IP address is that of a route for it alone; ADDRESS/BITS is
+	// that of a prefix.
+	Mac           string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Ip            string `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteHistoryRequest) Reset() {
+	*x = RouteHistoryRequest{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteHistoryRequest) ProtoMessage() {}
+
+func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteHistoryRequest.ProtoReflect.Descriptor instead.
+func (*RouteHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RouteHistoryRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *RouteHistoryRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *RouteHistoryRequest) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+type RouteHistoryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By network, the oldest first; gaps are times when it was nowhere.
+	Stays []*RouteStay `protobuf:"bytes,1,rep,name=stays,proto3" json:"stays,omitempty"`
+	// Stays that ended before may be forgotten; absent: none is.
+	RememberedFrom *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=remembered_from,json=rememberedFrom,proto3" json:"remembered_from,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RouteHistoryResponse) Reset() {
+	*x = RouteHistoryResponse{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteHistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteHistoryResponse) ProtoMessage() {}
+
+func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteHistoryResponse.ProtoReflect.Descriptor instead.
+func (*RouteHistoryResponse) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RouteHistoryResponse) GetStays() []*RouteStay {
+	if x != nil {
+		return x.Stays
+	}
+	return nil
+}
+
+func (x *RouteHistoryResponse) GetRememberedFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RememberedFrom
+	}
+	return nil
+}
+
+// RouteStay says where an address was for a time.
+type RouteStay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vni   uint32                 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	// Instead of the VNI, where routes have none.
+	RouteTarget string                 `protobuf:"bytes,2,opt,name=route_target,json=routeTarget,proto3" json:"route_target,omitempty"`
+	Vteps       []*RouteVTEP           `protobuf:"bytes,3,rep,name=vteps,proto3" json:"vteps,omitempty"`
+	Sequence    uint32                 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Sticky      bool                   `protobuf:"varint,5,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	From        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
+	// Absent where it is there still.
+	To            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteStay) Reset() {
+	*x = RouteStay{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteStay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteStay) ProtoMessage() {}
+
+func (x *RouteStay) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteStay.ProtoReflect.Descriptor instead.
+func (*RouteStay) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RouteStay) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *RouteStay) GetRouteTarget() string {
+	if x != nil {
+		return x.RouteTarget
+	}
+	return ""
+}
+
+func (x *RouteStay) GetVteps() []*RouteVTEP {
+	if x != nil {
+		return x.Vteps
+	}
+	return nil
+}
+
+func (x *RouteStay) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RouteStay) GetSticky() bool {
+	if x != nil {
+		return x.Sticky
+	}
+	return false
+}
+
+func (x *RouteStay) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *RouteStay) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+// WatchRoutesRequest chooses the changes that fit all that is set.
+type WatchRoutesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 is any.
+	Vni uint32 `protobuf:"varint,1,opt,name=vni,proto3" json:"vni,omitempty"`
+	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Of prefixes that hold the address.
+	Ip string `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`
+	// Where it was, or is from now on.
+	Vtep          string `protobuf:"bytes,4,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRoutesRequest) Reset() {
+	*x = WatchRoutesRequest{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRoutesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRoutesRequest) ProtoMessage() {}
+
+func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
+func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WatchRoutesRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *WatchRoutesRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *WatchRoutesRequest) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *WatchRoutesRequest) GetVtep() string {
+	if x != nil {
+		return x.Vtep
+	}
+	return ""
+}
+
+// WatchRoutesResponse is a change. The first one is empty: it says that from then on
+// none is missed without a word.
+type WatchRoutesResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Change *RouteChange           `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// Changes, fitting or not, that came too fast to be told, since the last message.
+	// There may be no change beside it.
+	Missed        uint64 `protobuf:"varint,2,opt,name=missed,proto3" json:"missed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRoutesResponse) Reset() {
+	*x = WatchRoutesResponse{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRoutesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRoutesResponse) ProtoMessage() {}
+
+func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRoutesResponse.ProtoReflect.Descriptor instead.
+func (*WatchRoutesResponse) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *WatchRoutesResponse) GetChange() *RouteChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *WatchRoutesResponse) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+// RouteChange says that an address is elsewhere from now on, or there with another
+// sequence.
+type RouteChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Vni   uint32                 `protobuf:"varint,2,opt,name=vni,proto3" json:"vni,omitempty"`
+	// Instead of the VNI, where routes have none.
+	RouteTarget string `protobuf:"bytes,3,opt,name=route_target,json=routeTarget,proto3" json:"route_target,omitempty"`
+	// One of both.
+	Mac    string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Prefix string `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Empty is nowhere.
+	From          []*RouteVTEP `protobuf:"bytes,6,rep,name=from,proto3" json:"from,omitempty"`
+	To            []*RouteVTEP `protobuf:"bytes,7,rep,name=to,proto3" json:"to,omitempty"`
+	Sequence      uint32       `protobuf:"varint,8,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteChange) Reset() {
+	*x = RouteChange{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteChange) ProtoMessage() {}
+
+func (x *RouteChange) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteChange.ProtoReflect.Descriptor instead.
+func (*RouteChange) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RouteChange) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *RouteChange) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *RouteChange) GetRouteTarget() string {
+	if x != nil {
+		return x.RouteTarget
+	}
+	return ""
+}
+
+func (x *RouteChange) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *RouteChange) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *RouteChange) GetFrom() []*RouteVTEP {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *RouteChange) GetTo() []*RouteVTEP {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *RouteChange) GetSequence() uint32 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+type ListPeersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeersRequest) Reset() {
+	*x = ListPeersRequest{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeersRequest) ProtoMessage() {}
+
+func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
+func (*ListPeersRequest) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
+}
+
+type ListPeersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Peers []*Peer                `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	// As in ListRoutesResponse.
+	Complete      bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeersResponse) Reset() {
+	*x = ListPeersResponse{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeersResponse) ProtoMessage() {}
+
+func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
+func (*ListPeersResponse) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListPeersResponse) GetPeers() []*Peer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *ListPeersResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+// Peer is one BGP peer.
+type Peer struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	As      uint32                 `protobuf:"varint,2,opt,name=as,proto3" json:"as,omitempty"`
+	LocalAs uint32                 `protobuf:"varint,3,opt,name=local_as,json=localAs,proto3" json:"local_as,omitempty"`
+	State   PeerState              `protobuf:"varint,4,opt,name=state,proto3,enum=dyetrace.v1.PeerState" json:"state,omitempty"`
+	Since   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// This and the next four are of its last OPEN; hold_time_ms is the lower one of
+	// both ends'.
+	RouterId     string   `protobuf:"bytes,6,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	HoldTimeMs   uint32   `protobuf:"varint,7,opt,name=hold_time_ms,json=holdTimeMs,proto3" json:"hold_time_ms,omitempty"`
+	Capabilities []string `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// "evpn", "vpnv4", "vpnv6": those that both ends have, and those that the peer
+	// lacks.
+	Families        []string `protobuf:"bytes,9,rep,name=families,proto3" json:"families,omitempty"`
+	MissingFamilies []string `protobuf:"bytes,10,rep,name=missing_families,json=missingFamilies,proto3" json:"missing_families,omitempty"`
+	// Families of which the peer said in this session that it told all.
+	EndOfRib []string `protobuf:"bytes,11,rep,name=end_of_rib,json=endOfRib,proto3" json:"end_of_rib,omitempty"`
+	// Its routes are stale, and it has until then to say them again.
+	Restarting *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=restarting,proto3" json:"restarting,omitempty"`
+	// Routes learned, stale ones included.
+	Routes uint64 `protobuf:"varint,13,opt,name=routes,proto3" json:"routes,omitempty"`
+	// UPDATEs, of which some were malformed and taken for withdraws; sessions that
+	// ended; connections that did not become sessions; faults of ours.
+	Updates    uint64                 `protobuf:"varint,14,opt,name=updates,proto3" json:"updates,omitempty"`
+	Malformed  uint64                 `protobuf:"varint,15,opt,name=malformed,proto3" json:"malformed,omitempty"`
+	Flaps      uint64                 `protobuf:"varint,16,opt,name=flaps,proto3" json:"flaps,omitempty"`
+	Failures   uint64                 `protobuf:"varint,17,opt,name=failures,proto3" json:"failures,omitempty"`
+	Panics     uint64                 `protobuf:"varint,18,opt,name=panics,proto3" json:"panics,omitempty"`
+	LastUpdate *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_update,json=lastUpdate,proto3" json:"last_update,omitempty"`
+	// Why the last session ended or could not begin; empty before any.
+	LastError     string                 `protobuf:"bytes,20,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastErrorAt   *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=last_error_at,json=lastErrorAt,proto3" json:"last_error_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Peer) GetAs() uint32 {
+	if x != nil {
+		return x.As
+	}
+	return 0
+}
+
+func (x *Peer) GetLocalAs() uint32 {
+	if x != nil {
+		return x.LocalAs
+	}
+	return 0
+}
+
+func (x *Peer) GetState() PeerState {
+	if x != nil {
+		return x.State
+	}
+	return PeerState_PEER_STATE_UNSPECIFIED
+}
+
+func (x *Peer) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Peer) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *Peer) GetHoldTimeMs() uint32 {
+	if x != nil {
+		return x.HoldTimeMs
+	}
+	return 0
+}
+
+func (x *Peer) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Peer) GetFamilies() []string {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *Peer) GetMissingFamilies() []string {
+	if x != nil {
+		return x.MissingFamilies
+	}
+	return nil
+}
+
+func (x *Peer) GetEndOfRib() []string {
+	if x != nil {
+		return x.EndOfRib
+	}
+	return nil
+}
+
+func (x *Peer) GetRestarting() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Restarting
+	}
+	return nil
+}
+
+func (x *Peer) GetRoutes() uint64 {
+	if x != nil {
+		return x.Routes
+	}
+	return 0
+}
+
+func (x *Peer) GetUpdates() uint64 {
+	if x != nil {
+		return x.Updates
+	}
+	return 0
+}
+
+func (x *Peer) GetMalformed() uint64 {
+	if x != nil {
+		return x.Malformed
+	}
+	return 0
+}
+
+func (x *Peer) GetFlaps() uint64 {
+	if x != nil {
+		return x.Flaps
+	}
+	return 0
+}
+
+func (x *Peer) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Peer) GetPanics() uint64 {
+	if x != nil {
+		return x.Panics
+	}
+	return 0
+}
+
+func (x *Peer) GetLastUpdate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUpdate
+	}
+	return nil
+}
+
+func (x *Peer) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Peer) GetLastErrorAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastErrorAt
 	}
 	return nil
 }
@@ -2283,7 +3744,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\bendpoint\x18\x06 \x01(\v2\x15.dyetrace.v1.EndpointR\bendpoint\x12\x16\n" +
 	"\x06source\x18\a \x01(\tR\x06source\x12\x10\n" +
 	"\x03ips\x18\b \x03(\tR\x03ips\"\x12\n" +
-	"\x10GetStatusRequest\"\xc6\x02\n" +
+	"\x10GetStatusRequest\"\x89\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x124\n" +
 	"\astarted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12(\n" +
@@ -2295,7 +3756,119 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05pairs\x18\a \x01(\rR\x05pairs\x12\x1f\n" +
 	"\vruns_active\x18\b \x01(\rR\n" +
 	"runsActive\x12\x1a\n" +
-	"\bproblems\x18\t \x03(\tR\bproblems*\x84\x01\n" +
+	"\bproblems\x18\t \x03(\tR\bproblems\x12\x14\n" +
+	"\x05peers\x18\n" +
+	" \x01(\rR\x05peers\x12+\n" +
+	"\x11peers_established\x18\v \x01(\rR\x10peersEstablished\"q\n" +
+	"\x11ListRoutesRequest\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x0e\n" +
+	"\x02ip\x18\x03 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04vtep\x18\x04 \x01(\tR\x04vtep\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\"\xa4\x01\n" +
+	"\x12ListRoutesResponse\x12*\n" +
+	"\x06routes\x18\x01 \x03(\v2\x12.dyetrace.v1.RouteR\x06routes\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x1a\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x120\n" +
+	"\x06answer\x18\x04 \x01(\v2\x18.dyetrace.v1.RouteAnswerR\x06answer\"9\n" +
+	"\tRouteVTEP\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xa2\x04\n" +
+	"\x05Route\x12*\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.RouteKindR\x04kind\x12\x12\n" +
+	"\x04vnis\x18\x02 \x03(\rR\x04vnis\x12#\n" +
+	"\rroute_targets\x18\x03 \x03(\tR\frouteTargets\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x16\n" +
+	"\x06prefix\x18\x05 \x01(\tR\x06prefix\x12*\n" +
+	"\x04vtep\x18\x06 \x01(\v2\x16.dyetrace.v1.RouteVTEPR\x04vtep\x12$\n" +
+	"\rencapsulation\x18\a \x01(\tR\rencapsulation\x12\x14\n" +
+	"\x05label\x18\b \x01(\rR\x05label\x12\x19\n" +
+	"\bl3_label\x18\t \x01(\rR\al3Label\x12!\n" +
+	"\fethernet_tag\x18\n" +
+	" \x01(\rR\vethernetTag\x12\x0e\n" +
+	"\x02rd\x18\v \x01(\tR\x02rd\x12\x10\n" +
+	"\x03esi\x18\f \x01(\tR\x03esi\x12\x1a\n" +
+	"\bsequence\x18\r \x01(\rR\bsequence\x12\x16\n" +
+	"\x06sticky\x18\x0e \x01(\bR\x06sticky\x12\x18\n" +
+	"\agateway\x18\x0f \x01(\bR\agateway\x12\x14\n" +
+	"\x05stale\x18\x10 \x01(\bR\x05stale\x12\x18\n" +
+	"\arefused\x18\x11 \x01(\bR\arefused\x12\x12\n" +
+	"\x04peer\x18\x12 \x01(\tR\x04peer\x120\n" +
+	"\x05since\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x98\x02\n" +
+	"\vRouteAnswer\x12-\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x17.dyetrace.v1.RouteStateR\x05state\x12,\n" +
+	"\x05vteps\x18\x02 \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x05vteps\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\rR\bsequence\x12\x16\n" +
+	"\x06sticky\x18\x05 \x01(\bR\x06sticky\x12\x18\n" +
+	"\agateway\x18\x06 \x01(\bR\agateway\x12\x14\n" +
+	"\x05stale\x18\a \x01(\bR\x05stale\x12\x16\n" +
+	"\x06prefix\x18\b \x01(\tR\x06prefix\"I\n" +
+	"\x13RouteHistoryRequest\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x0e\n" +
+	"\x02ip\x18\x03 \x01(\tR\x02ip\"\x89\x01\n" +
+	"\x14RouteHistoryResponse\x12,\n" +
+	"\x05stays\x18\x01 \x03(\v2\x16.dyetrace.v1.RouteStayR\x05stays\x12C\n" +
+	"\x0fremembered_from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0erememberedFrom\"\xfe\x01\n" +
+	"\tRouteStay\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12!\n" +
+	"\froute_target\x18\x02 \x01(\tR\vrouteTarget\x12,\n" +
+	"\x05vteps\x18\x03 \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x05vteps\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\rR\bsequence\x12\x16\n" +
+	"\x06sticky\x18\x05 \x01(\bR\x06sticky\x12.\n" +
+	"\x04from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02to\"\\\n" +
+	"\x12WatchRoutesRequest\x12\x10\n" +
+	"\x03vni\x18\x01 \x01(\rR\x03vni\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x0e\n" +
+	"\x02ip\x18\x03 \x01(\tR\x02ip\x12\x12\n" +
+	"\x04vtep\x18\x04 \x01(\tR\x04vtep\"_\n" +
+	"\x13WatchRoutesResponse\x120\n" +
+	"\x06change\x18\x01 \x01(\v2\x18.dyetrace.v1.RouteChangeR\x06change\x12\x16\n" +
+	"\x06missed\x18\x02 \x01(\x04R\x06missed\"\x88\x02\n" +
+	"\vRouteChange\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
+	"\x03vni\x18\x02 \x01(\rR\x03vni\x12!\n" +
+	"\froute_target\x18\x03 \x01(\tR\vrouteTarget\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x16\n" +
+	"\x06prefix\x18\x05 \x01(\tR\x06prefix\x12*\n" +
+	"\x04from\x18\x06 \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x04from\x12&\n" +
+	"\x02to\x18\a \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x02to\x12\x1a\n" +
+	"\bsequence\x18\b \x01(\rR\bsequence\"\x12\n" +
+	"\x10ListPeersRequest\"X\n" +
+	"\x11ListPeersResponse\x12'\n" +
+	"\x05peers\x18\x01 \x03(\v2\x11.dyetrace.v1.PeerR\x05peers\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xe5\x05\n" +
+	"\x04Peer\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x0e\n" +
+	"\x02as\x18\x02 \x01(\rR\x02as\x12\x19\n" +
+	"\blocal_as\x18\x03 \x01(\rR\alocalAs\x12,\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x16.dyetrace.v1.PeerStateR\x05state\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
+	"\trouter_id\x18\x06 \x01(\tR\brouterId\x12 \n" +
+	"\fhold_time_ms\x18\a \x01(\rR\n" +
+	"holdTimeMs\x12\"\n" +
+	"\fcapabilities\x18\b \x03(\tR\fcapabilities\x12\x1a\n" +
+	"\bfamilies\x18\t \x03(\tR\bfamilies\x12)\n" +
+	"\x10missing_families\x18\n" +
+	" \x03(\tR\x0fmissingFamilies\x12\x1c\n" +
+	"\n" +
+	"end_of_rib\x18\v \x03(\tR\bendOfRib\x12:\n" +
+	"\n" +
+	"restarting\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"restarting\x12\x16\n" +
+	"\x06routes\x18\r \x01(\x04R\x06routes\x12\x18\n" +
+	"\aupdates\x18\x0e \x01(\x04R\aupdates\x12\x1c\n" +
+	"\tmalformed\x18\x0f \x01(\x04R\tmalformed\x12\x14\n" +
+	"\x05flaps\x18\x10 \x01(\x04R\x05flaps\x12\x1a\n" +
+	"\bfailures\x18\x11 \x01(\x04R\bfailures\x12\x16\n" +
+	"\x06panics\x18\x12 \x01(\x04R\x06panics\x12;\n" +
+	"\vlast_update\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUpdate\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x14 \x01(\tR\tlastError\x12>\n" +
+	"\rlast_error_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt*\x84\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x12\n" +
@@ -2312,7 +3885,27 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_FORWARD\x10\x01\x12\x13\n" +
-	"\x0fDIRECTION_REPLY\x10\x022\xbb\x05\n" +
+	"\x0fDIRECTION_REPLY\x10\x02*\x80\x01\n" +
+	"\tRouteKind\x12\x1a\n" +
+	"\x16ROUTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eROUTE_KIND_MAC\x10\x01\x12\x18\n" +
+	"\x14ROUTE_KIND_MULTICAST\x10\x02\x12\x15\n" +
+	"\x11ROUTE_KIND_PREFIX\x10\x03\x12\x12\n" +
+	"\x0eROUTE_KIND_VPN\x10\x04*s\n" +
+	"\n" +
+	"RouteState\x12\x1b\n" +
+	"\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13ROUTE_STATE_PRESENT\x10\x01\x12\x16\n" +
+	"\x12ROUTE_STATE_ABSENT\x10\x02\x12\x17\n" +
+	"\x13ROUTE_STATE_UNKNOWN\x10\x03*\xbe\x01\n" +
+	"\tPeerState\x12\x1a\n" +
+	"\x16PEER_STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPEER_STATE_IDLE\x10\x01\x12\x16\n" +
+	"\x12PEER_STATE_CONNECT\x10\x02\x12\x15\n" +
+	"\x11PEER_STATE_ACTIVE\x10\x03\x12\x18\n" +
+	"\x14PEER_STATE_OPEN_SENT\x10\x04\x12\x1b\n" +
+	"\x17PEER_STATE_OPEN_CONFIRM\x10\x05\x12\x1a\n" +
+	"\x16PEER_STATE_ESTABLISHED\x10\x062\xff\a\n" +
 	"\x11ControllerService\x12G\n" +
 	"\bStartRun\x12\x1c.dyetrace.v1.StartRunRequest\x1a\x1d.dyetrace.v1.StartRunResponse\x12I\n" +
 	"\bWatchRun\x12\x1c.dyetrace.v1.WatchRunRequest\x1a\x1d.dyetrace.v1.WatchRunResponse0\x01\x12A\n" +
@@ -2322,7 +3915,12 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\tCancelRun\x12\x1d.dyetrace.v1.CancelRunRequest\x1a\x1e.dyetrace.v1.CancelRunResponse\x12J\n" +
 	"\tListHosts\x12\x1d.dyetrace.v1.ListHostsRequest\x1a\x1e.dyetrace.v1.ListHostsResponse\x12V\n" +
 	"\rListInstances\x12!.dyetrace.v1.ListInstancesRequest\x1a\".dyetrace.v1.ListInstancesResponse\x12J\n" +
-	"\tGetStatus\x12\x1d.dyetrace.v1.GetStatusRequest\x1a\x1e.dyetrace.v1.GetStatusResponseB9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
+	"\tGetStatus\x12\x1d.dyetrace.v1.GetStatusRequest\x1a\x1e.dyetrace.v1.GetStatusResponse\x12M\n" +
+	"\n" +
+	"ListRoutes\x12\x1e.dyetrace.v1.ListRoutesRequest\x1a\x1f.dyetrace.v1.ListRoutesResponse\x12S\n" +
+	"\fRouteHistory\x12 .dyetrace.v1.RouteHistoryRequest\x1a!.dyetrace.v1.RouteHistoryResponse\x12R\n" +
+	"\vWatchRoutes\x12\x1f.dyetrace.v1.WatchRoutesRequest\x1a .dyetrace.v1.WatchRoutesResponse0\x01\x12J\n" +
+	"\tListPeers\x12\x1d.dyetrace.v1.ListPeersRequest\x1a\x1e.dyetrace.v1.ListPeersResponseB9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
 
 var (
 	file_dyetrace_v1_controller_proto_rawDescOnce sync.Once
@@ -2336,116 +3934,164 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_controller_proto_rawDescData
 }
 
-var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
 	(Direction)(0),                // 2: dyetrace.v1.Direction
-	(*Scope)(nil),                 // 3: dyetrace.v1.Scope
-	(*PairScope)(nil),             // 4: dyetrace.v1.PairScope
-	(*StartRunRequest)(nil),       // 5: dyetrace.v1.StartRunRequest
-	(*ProbeOptions)(nil),          // 6: dyetrace.v1.ProbeOptions
-	(*StartRunResponse)(nil),      // 7: dyetrace.v1.StartRunResponse
-	(*Run)(nil),                   // 8: dyetrace.v1.Run
-	(*Counts)(nil),                // 9: dyetrace.v1.Counts
-	(*PairResult)(nil),            // 10: dyetrace.v1.PairResult
-	(*InstanceRef)(nil),           // 11: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 12: dyetrace.v1.Segment
-	(*Sample)(nil),                // 13: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 14: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 15: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 16: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 17: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 18: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 19: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 20: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 21: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 22: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 23: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 24: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 25: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 26: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 27: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 28: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 29: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 30: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 31: dyetrace.v1.GetStatusResponse
-	(Scheme)(0),                   // 32: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 33: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 35: dyetrace.v1.FlowRef
-	(*Point)(nil),                 // 36: dyetrace.v1.Point
-	(*Bridge)(nil),                // 37: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 38: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 39: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 40: dyetrace.v1.Stain
+	(RouteKind)(0),                // 3: dyetrace.v1.RouteKind
+	(RouteState)(0),               // 4: dyetrace.v1.RouteState
+	(PeerState)(0),                // 5: dyetrace.v1.PeerState
+	(*Scope)(nil),                 // 6: dyetrace.v1.Scope
+	(*PairScope)(nil),             // 7: dyetrace.v1.PairScope
+	(*StartRunRequest)(nil),       // 8: dyetrace.v1.StartRunRequest
+	(*ProbeOptions)(nil),          // 9: dyetrace.v1.ProbeOptions
+	(*StartRunResponse)(nil),      // 10: dyetrace.v1.StartRunResponse
+	(*Run)(nil),                   // 11: dyetrace.v1.Run
+	(*Counts)(nil),                // 12: dyetrace.v1.Counts
+	(*PairResult)(nil),            // 13: dyetrace.v1.PairResult
+	(*InstanceRef)(nil),           // 14: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 15: dyetrace.v1.Segment
+	(*Sample)(nil),                // 16: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 17: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 18: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 19: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 20: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 21: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 22: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 23: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 24: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 25: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 26: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 27: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 28: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 29: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 30: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 31: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 32: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 33: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 34: dyetrace.v1.GetStatusResponse
+	(*ListRoutesRequest)(nil),     // 35: dyetrace.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 36: dyetrace.v1.ListRoutesResponse
+	(*RouteVTEP)(nil),             // 37: dyetrace.v1.RouteVTEP
+	(*Route)(nil),                 // 38: dyetrace.v1.Route
+	(*RouteAnswer)(nil),           // 39: dyetrace.v1.RouteAnswer
+	(*RouteHistoryRequest)(nil),   // 40: dyetrace.v1.RouteHistoryRequest
+	(*RouteHistoryResponse)(nil),  // 41: dyetrace.v1.RouteHistoryResponse
+	(*RouteStay)(nil),             // 42: dyetrace.v1.RouteStay
+	(*WatchRoutesRequest)(nil),    // 43: dyetrace.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),   // 44: dyetrace.v1.WatchRoutesResponse
+	(*RouteChange)(nil),           // 45: dyetrace.v1.RouteChange
+	(*ListPeersRequest)(nil),      // 46: dyetrace.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 47: dyetrace.v1.ListPeersResponse
+	(*Peer)(nil),                  // 48: dyetrace.v1.Peer
+	(Scheme)(0),                   // 49: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 50: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 52: dyetrace.v1.FlowRef
+	(*Point)(nil),                 // 53: dyetrace.v1.Point
+	(*Bridge)(nil),                // 54: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 55: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 56: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 57: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
-	4,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
-	3,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
-	6,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	32, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	33, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
-	8,  // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
+	7,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
+	6,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
+	9,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
+	49, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	50, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	11, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
 	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
-	3,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	34, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	34, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
-	9,  // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
+	6,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
+	51, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	51, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	12, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
 	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
-	6,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
-	11, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	11, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	9,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
+	14, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	14, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
 	1,  // 15: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	12, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	13, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	35, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	32, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	36, // 20: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	36, // 21: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	15, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	16, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	52, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	49, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	53, // 20: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	53, // 21: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
 	2,  // 22: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	36, // 23: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	53, // 23: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
 	2,  // 24: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	8,  // 25: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	10, // 26: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	8,  // 27: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	10, // 28: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	8,  // 29: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	8,  // 30: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	8,  // 31: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	26, // 32: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	34, // 33: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	37, // 34: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	38, // 35: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	39, // 36: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	29, // 37: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	38, // 38: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	34, // 39: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	40, // 40: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	5,  // 41: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	14, // 42: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	16, // 43: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	18, // 44: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	20, // 45: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	22, // 46: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	24, // 47: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	27, // 48: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	30, // 49: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	7,  // 50: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	15, // 51: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	17, // 52: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	19, // 53: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	21, // 54: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	23, // 55: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	25, // 56: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	28, // 57: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	31, // 58: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	50, // [50:59] is the sub-list for method output_type
-	41, // [41:50] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	11, // 25: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	13, // 26: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	11, // 27: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	13, // 28: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	11, // 29: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	11, // 30: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	11, // 31: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	29, // 32: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	51, // 33: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	54, // 34: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	55, // 35: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	56, // 36: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	32, // 37: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	55, // 38: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	51, // 39: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	57, // 40: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	38, // 41: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	39, // 42: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	3,  // 43: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	37, // 44: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	51, // 45: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	4,  // 46: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	37, // 47: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	51, // 48: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	42, // 49: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	51, // 50: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	37, // 51: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	51, // 52: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	51, // 53: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	45, // 54: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	51, // 55: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	37, // 56: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	37, // 57: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	48, // 58: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	5,  // 59: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	51, // 60: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	51, // 61: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	51, // 62: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	51, // 63: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	8,  // 64: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	17, // 65: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	19, // 66: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	21, // 67: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	23, // 68: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	25, // 69: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	27, // 70: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	30, // 71: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	33, // 72: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	35, // 73: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	40, // 74: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	43, // 75: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	46, // 76: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	10, // 77: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	18, // 78: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	20, // 79: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	22, // 80: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	24, // 81: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	26, // 82: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	28, // 83: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	31, // 84: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	34, // 85: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	36, // 86: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	41, // 87: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	44, // 88: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	47, // 89: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	77, // [77:90] is the sub-list for method output_type
+	64, // [64:77] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -2469,8 +4115,8 @@ func file_dyetrace_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   29,
+			NumEnums:      6,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

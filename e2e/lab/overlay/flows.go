@@ -64,7 +64,7 @@ func (s *Spec) IntegrationFlows(name string, ports Ports) string {
 }
 
 // TunnelFlows returns the flows of a host's br-tun, in the form of IntegrationFlows. ports
-// must hold a tunnel of each encapsulation to every other host.
+// must hold all of the host's Tunnels.
 func (s *Spec) TunnelFlows(name string, ports Ports) string {
 	h := s.from(name, Tunnel, ports)
 	h.classify()
@@ -372,9 +372,8 @@ func (h *host) router() {
 // classify: br-tun's tables 0 and 2.
 func (h *host) classify() {
 	h.add(0, 1, fmt.Sprintf("in_port=%d,", h.ports.PatchInt), "resubmit(,1)")
-	for _, o := range h.others() {
-		h.add(0, 1, fmt.Sprintf("in_port=%d,", h.ports.Tunnels[TunnelName(GRE, o)]), "resubmit(,3)")
-		h.add(0, 1, fmt.Sprintf("in_port=%d,", h.ports.Tunnels[TunnelName(VXLAN, o)]), "resubmit(,4)")
+	for _, t := range h.Tunnels(h.name) {
+		h.add(0, 1, fmt.Sprintf("in_port=%d,", h.ports.Tunnels[t.Port()]), "resubmit(,%d)", ingressTable(t.Encap))
 	}
 	h.add(0, 0, "", "drop")
 	h.add(2, 1, "arp,dl_dst=ff:ff:ff:ff:ff:ff,", "resubmit(,21)")
@@ -423,8 +422,10 @@ func (h *host) fromTunnels() {
 }
 
 // IngressTable returns the number of br-tun's table that takes a network's packets from its tunnels.
-func IngressTable(n Network) int {
-	if n.Encap == GRE {
+func IngressTable(n Network) int { return ingressTable(n.Encap) }
+
+func ingressTable(encap string) int {
+	if encap == GRE {
 		return 3
 	}
 	return 4
@@ -436,7 +437,7 @@ func (h *host) unicast() {
 	for _, i := range h.Instances {
 		if vlan := h.vlans[i.Network]; vlan != 0 && i.Host != h.name {
 			n, _ := h.Network(i.Network)
-			at, _ := h.Host(i.Host)
+			at, _ := h.End(i.Host)
 			h.add(20, 2, fmt.Sprintf("dl_vlan=%d,dl_dst=%s,", vlan, i.MAC), "strip_vlan,load:%#x->NXM_NX_TUN_ID[],output:%d",
 				n.Segmentation, h.ports.Tunnels[TunnelName(n.Encap, at)])
 		}
@@ -466,9 +467,9 @@ func (h *host) answerNeighbours() {
 func (h *host) flood() {
 	for _, n := range h.local() {
 		var out strings.Builder
-		for _, o := range h.others() {
-			if h.LocalVLANs(o.Name)[n.Name] != 0 {
-				fmt.Fprintf(&out, ",output:%d", h.ports.Tunnels[TunnelName(n.Encap, o)])
+		for _, t := range h.Tunnels(h.name) {
+			if t.Encap == n.Encap && h.LocalVLANs(t.Name)[n.Name] != 0 {
+				fmt.Fprintf(&out, ",output:%d", h.ports.Tunnels[t.Port()])
 			}
 		}
 		if out.Len() > 0 {

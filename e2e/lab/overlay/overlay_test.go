@@ -76,6 +76,26 @@ instances:
   - {name: red-1, network: red, mac: "fa:16:3e:00:01:0b", ip: 10.0.1.11, host: hv2}
 `
 
+const evpnAnd = "evpn: {as: 65000, reflectors: [{name: spine, address: 192.0.2.250}]}\n"
+
+// TestParseBare refuses bare-metal instances that no switch could serve.
+func TestParseBare(t *testing.T) {
+	for instance, want := range map[string]string{
+		"network: red, host: leaf, port: eth1":  "",
+		"network: red, host: leaf":              "instances: metal: port: want",
+		"network: blue, host: leaf, port: eth1": "instances: metal: host: leaf is a switch: want a network of encap vxlan and with no router",
+	} {
+		text := strings.Replace(good, "hosts:", evpnAnd+"switches: [{name: leaf, vtep: 192.0.2.200/32}]\nhosts:", 1) +
+			`  - {name: metal, mac: "02:00:00:00:00:01", ip: 10.0.1.99, ` + instance + "}\n"
+		switch _, err := Parse(strings.NewReader(text)); {
+		case want == "" && err != nil:
+			t.Errorf("%s: %v", instance, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: %v, want %q", instance, err, want)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	tests := []struct{ old, new, want string }{
 		{"", "", ""},
@@ -106,6 +126,14 @@ func TestParse(t *testing.T) {
 		{"10.0.1.12, host: hv2", `[10.0.1.12, 10.0.1.13], host: hv2`, "10.0.1.13: want at most one address of each version"},
 		{"10.0.1.12, host: hv2", `"::ffff:10.0.1.12", host: hv2`, "::ffff:10.0.1.12: want an IPv4 or an IPv6 address, with no zone"},
 		{"underlay:", "overlay: x\nunderlay:", "field overlay not found"},
+		{"hosts:", "switches: [{name: leaf, vtep: 192.0.2.200/32}]\nhosts:", "evpn: want it, or no switches"},
+		{"hosts:", evpnAnd + "switches: [{name: hv1, vtep: 192.0.2.200/32}]\nhosts:", "hosts: hv1 is there twice"},
+		{"hosts:", evpnAnd + "switches: [{name: leaf, vtep: 192.0.2.1/32}]\nhosts:", "vtep: 192.0.2.1 is there twice"},
+		{"hosts:", evpnAnd + "switches: [{name: leaf, vtep: 198.51.100.1/32}]\nhosts:", "switches: leaf: vtep: want an address"},
+		{"hosts:", "evpn: {as: 0}\nhosts:", "evpn: as: want"},
+		{"hosts:", "evpn: {as: 65000}\nhosts:", "evpn: reflectors: want at least one"},
+		{"hosts:", "evpn: {as: 65000, reflectors: [{name: s, address: 198.51.100.1}]}\nhosts:", "evpn: reflectors: want a name and an address inside 192.0.2.0/24"},
+		{"ip: 10.0.1.12, host: hv2", "ip: 10.0.1.12, host: hv2, port: eth1", "instances: blue-2: port: want"},
 	}
 	for _, tt := range tests {
 		if !strings.Contains(good, tt.old) {

@@ -42,17 +42,33 @@ func (m *MAC) UnmarshalText(text []byte) error {
 // Spec says what an overlay consists of.
 type Spec struct {
 	Underlay  netip.Prefix `yaml:"underlay"` // holds every VTEP; each host routes it to its gateway
+	EVPN      *EVPN        `yaml:"evpn,omitempty"`
 	Hosts     []Host       `yaml:"hosts"`
+	Switches  []Host       `yaml:"switches,omitempty"` // only where there is EVPN
 	Networks  []Network    `yaml:"networks"`
 	Instances []Instance   `yaml:"instances"`
 }
 
-// Host is a hypervisor.
+// EVPN is the control plane by which tunnel ends tell each other where instances are (RFC 8365).
+type EVPN struct {
+	AS         uint32      `yaml:"as"` // of all speakers
+	Reflectors []Reflector `yaml:"reflectors"`
+}
+
+// Reflector is a speaker that passes on what the others say (RFC 4456).
+type Reflector struct {
+	Name    string     `yaml:"name"`    // its node
+	Address netip.Addr `yaml:"address"` // by which tunnel ends reach it
+	// Dials is a listener that waits to be dialed, by its management address. All others dial.
+	Dials netip.Addr `yaml:"dials,omitempty"`
+}
+
+// Host is a tunnel end: a hypervisor, or a switch with bare-metal instances behind it.
 type Host struct {
 	Name    string       `yaml:"name"`
-	Uplink  string       `yaml:"uplink"`  // its interface to the fabric
-	VTEP    netip.Prefix `yaml:"vtep"`    // its tunnel end, with the length of the rack's subnet
-	Gateway netip.Addr   `yaml:"gateway"` // the rack's router
+	Uplink  string       `yaml:"uplink,omitempty"`  // a hypervisor's interface to the fabric
+	VTEP    netip.Prefix `yaml:"vtep"`              // its tunnel end, with the length of the rack's subnet
+	Gateway netip.Addr   `yaml:"gateway,omitempty"` // the rack's router, to a hypervisor
 }
 
 // Gateway is a network's side of its router.
@@ -74,13 +90,14 @@ type Network struct {
 // Has reports whether the network carries a version.
 func (n Network) Has(v Version) bool { return n.CIDR.Of(v).IsValid() }
 
-// Instance is a guest with one port.
+// Instance is a guest with one port or, behind a switch, a machine of its own.
 type Instance struct {
 	Name    string `yaml:"name"`
 	Network string `yaml:"network"`
 	MAC     MAC    `yaml:"mac"`
-	IP      Addrs  `yaml:"ip"` // one of each of the network's versions
-	Host    string `yaml:"host"`
+	IP      Addrs  `yaml:"ip"`             // one of each of the network's versions
+	Host    string `yaml:"host"`           // a hypervisor or a switch
+	Port    string `yaml:"port,omitempty"` // the switch's interface to it; a guest has a tap
 }
 
 // Addresses returns all addresses of a version that the instance has: the one that it was
@@ -137,6 +154,16 @@ func (s *Spec) Validate() error {
 			bad("hosts: %s: %w", h.Name, err)
 		}
 	}
+	for _, sw := range s.Switches {
+		once("hosts", sw.Name)
+		once("vtep", sw.VTEP.Addr().String())
+		if !sw.VTEP.IsValid() || !s.Underlay.Contains(sw.VTEP.Addr()) {
+			bad("switches: %s: vtep: want an address with prefix length inside %s", sw.Name, s.Underlay)
+		}
+	}
+	if err := s.validateEVPN(); err != nil {
+		bad("evpn: %w", err)
+	}
 	for _, n := range s.Networks {
 		once("networks", n.Name)
 		once("segmentation_id", fmt.Sprintf("%s %d", n.Encap, n.Segmentation))
@@ -155,6 +182,22 @@ func (s *Spec) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Spec) validateEVPN() error {
+	switch e := s.EVPN; {
+	case e == nil && len(s.Switches) > 0:
+		return errors.New("want it, or no switches: they learn where instances are by nothing else")
+	case e == nil:
+		return nil
+	case e.AS == 0:
+		return errors.New("as: want the number of the speakers' autonomous system")
+	case len(e.Reflectors) == 0:
+		return errors.New("reflectors: want at least one")
+	case slices.ContainsFunc(e.Reflectors, func(r Reflector) bool { return r.Name == "" || !s.Underlay.Contains(r.Address) }):
+		return fmt.Errorf("reflectors: want a name and an address inside %s of each", s.Underlay)
+	}
+	return nil
 }
 
 func (h Host) validate(underlay netip.Prefix) error {
@@ -222,16 +265,64 @@ func (i Instance) validate(s *Spec) error {
 	case len(i.Name) > 63:
 		return errors.New("name: want at most 63 letters")
 	}
-	if _, ok := s.Host(i.Host); !ok {
+	if _, ok := s.End(i.Host); !ok {
 		return fmt.Errorf("host: there is no %q", i.Host)
+	}
+	switch bare := s.Bare(i); {
+	case bare && (n.Encap != VXLAN || n.Router != ""):
+		return fmt.Errorf("host: %s is a switch: want a network of encap %s and with no router", i.Host, VXLAN)
+	case bare != (i.Port != ""):
+		return errors.New("port: want the switch's interface, for an instance behind a switch alone")
 	}
 	return nil
 }
 
-// Host returns the host of that name.
+// Host returns the hypervisor of that name.
 func (s *Spec) Host(name string) (Host, bool) {
 	return byName(s.Hosts, func(h Host) bool { return h.Name == name })
 }
+
+// Switch returns the switch of that name.
+func (s *Spec) Switch(name string) (Host, bool) {
+	return byName(s.Switches, func(h Host) bool { return h.Name == name })
+}
+
+// End returns the hypervisor or switch of that name.
+func (s *Spec) End(name string) (Host, bool) {
+	return byName(s.ends(), func(h Host) bool { return h.Name == name })
+}
+
+func (s *Spec) ends() []Host { return slices.Concat(s.Hosts, s.Switches) }
+
+// Bare reports whether the instance is a machine of its own, behind a switch.
+func (s *Spec) Bare(i Instance) bool {
+	_, ok := s.Switch(i.Host)
+	return ok
+}
+
+// TunnelEnd is one end of a tunnel, as the other sees it.
+type TunnelEnd struct {
+	Encap string
+	Host
+}
+
+// Tunnels returns where a hypervisor has tunnels to: by each encapsulation to every other one, by
+// VXLAN to every switch.
+func (s *Spec) Tunnels(host string) []TunnelEnd {
+	var tunnels []TunnelEnd
+	for _, o := range s.Hosts {
+		if o.Name != host {
+			tunnels = append(tunnels, TunnelEnd{GRE, o}, TunnelEnd{VXLAN, o})
+		}
+	}
+	for _, o := range s.Switches {
+		tunnels = append(tunnels, TunnelEnd{VXLAN, o})
+	}
+	return tunnels
+}
+
+// Port returns the name of the tunnel's port: see TunnelName.
+func (t TunnelEnd) Port() string { return TunnelName(t.Encap, t.Host) }
 
 // Network returns the network of that name.
 func (s *Spec) Network(name string) (Network, bool) {
@@ -301,6 +392,18 @@ func (s *Spec) On(host string) []Instance {
 		}
 	}
 	return on
+}
+
+// Moved returns the specification with an instance on another hypervisor.
+func (s *Spec) Moved(instance, host string) *Spec {
+	moved := *s
+	moved.Instances = slices.Clone(s.Instances)
+	for n, i := range moved.Instances {
+		if i.Name == instance {
+			moved.Instances[n].Host = host
+		}
+	}
+	return &moved
 }
 
 // LocalVLANs returns the VLAN by which a host knows each network that it needs: those of its

@@ -61,6 +61,18 @@ const (
 	// ControllerServiceGetStatusProcedure is the fully-qualified name of the ControllerService's
 	// GetStatus RPC.
 	ControllerServiceGetStatusProcedure = "/dyetrace.v1.ControllerService/GetStatus"
+	// ControllerServiceListRoutesProcedure is the fully-qualified name of the ControllerService's
+	// ListRoutes RPC.
+	ControllerServiceListRoutesProcedure = "/dyetrace.v1.ControllerService/ListRoutes"
+	// ControllerServiceRouteHistoryProcedure is the fully-qualified name of the ControllerService's
+	// RouteHistory RPC.
+	ControllerServiceRouteHistoryProcedure = "/dyetrace.v1.ControllerService/RouteHistory"
+	// ControllerServiceWatchRoutesProcedure is the fully-qualified name of the ControllerService's
+	// WatchRoutes RPC.
+	ControllerServiceWatchRoutesProcedure = "/dyetrace.v1.ControllerService/WatchRoutes"
+	// ControllerServiceListPeersProcedure is the fully-qualified name of the ControllerService's
+	// ListPeers RPC.
+	ControllerServiceListPeersProcedure = "/dyetrace.v1.ControllerService/ListPeers"
 )
 
 // ControllerServiceClient is a client for the dyetrace.v1.ControllerService service.
@@ -83,6 +95,16 @@ type ControllerServiceClient interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
+	// ListRoutes returns routes that BGP peers taught the controller, and where an
+	// address is by all of them. This call and the next three fail with
+	// FAILED_PRECONDITION where no BGP is configured.
+	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
+	// RouteHistory returns where an address was, and since when it is where it is.
+	RouteHistory(context.Context, *connect.Request[v1.RouteHistoryRequest]) (*connect.Response[v1.RouteHistoryResponse], error)
+	// WatchRoutes sends each change of where an address is, until the caller ends it.
+	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest]) (*connect.ServerStreamForClient[v1.WatchRoutesResponse], error)
+	// ListPeers returns the BGP peers, in the order of configuration.
+	ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error)
 }
 
 // NewControllerServiceClient constructs a client for the dyetrace.v1.ControllerService service. By
@@ -150,6 +172,30 @@ func NewControllerServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(controllerServiceMethods.ByName("GetStatus")),
 			connect.WithClientOptions(opts...),
 		),
+		listRoutes: connect.NewClient[v1.ListRoutesRequest, v1.ListRoutesResponse](
+			httpClient,
+			baseURL+ControllerServiceListRoutesProcedure,
+			connect.WithSchema(controllerServiceMethods.ByName("ListRoutes")),
+			connect.WithClientOptions(opts...),
+		),
+		routeHistory: connect.NewClient[v1.RouteHistoryRequest, v1.RouteHistoryResponse](
+			httpClient,
+			baseURL+ControllerServiceRouteHistoryProcedure,
+			connect.WithSchema(controllerServiceMethods.ByName("RouteHistory")),
+			connect.WithClientOptions(opts...),
+		),
+		watchRoutes: connect.NewClient[v1.WatchRoutesRequest, v1.WatchRoutesResponse](
+			httpClient,
+			baseURL+ControllerServiceWatchRoutesProcedure,
+			connect.WithSchema(controllerServiceMethods.ByName("WatchRoutes")),
+			connect.WithClientOptions(opts...),
+		),
+		listPeers: connect.NewClient[v1.ListPeersRequest, v1.ListPeersResponse](
+			httpClient,
+			baseURL+ControllerServiceListPeersProcedure,
+			connect.WithSchema(controllerServiceMethods.ByName("ListPeers")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -164,6 +210,10 @@ type controllerServiceClient struct {
 	listHosts     *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	listInstances *connect.Client[v1.ListInstancesRequest, v1.ListInstancesResponse]
 	getStatus     *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
+	listRoutes    *connect.Client[v1.ListRoutesRequest, v1.ListRoutesResponse]
+	routeHistory  *connect.Client[v1.RouteHistoryRequest, v1.RouteHistoryResponse]
+	watchRoutes   *connect.Client[v1.WatchRoutesRequest, v1.WatchRoutesResponse]
+	listPeers     *connect.Client[v1.ListPeersRequest, v1.ListPeersResponse]
 }
 
 // StartRun calls dyetrace.v1.ControllerService.StartRun.
@@ -211,6 +261,26 @@ func (c *controllerServiceClient) GetStatus(ctx context.Context, req *connect.Re
 	return c.getStatus.CallUnary(ctx, req)
 }
 
+// ListRoutes calls dyetrace.v1.ControllerService.ListRoutes.
+func (c *controllerServiceClient) ListRoutes(ctx context.Context, req *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error) {
+	return c.listRoutes.CallUnary(ctx, req)
+}
+
+// RouteHistory calls dyetrace.v1.ControllerService.RouteHistory.
+func (c *controllerServiceClient) RouteHistory(ctx context.Context, req *connect.Request[v1.RouteHistoryRequest]) (*connect.Response[v1.RouteHistoryResponse], error) {
+	return c.routeHistory.CallUnary(ctx, req)
+}
+
+// WatchRoutes calls dyetrace.v1.ControllerService.WatchRoutes.
+func (c *controllerServiceClient) WatchRoutes(ctx context.Context, req *connect.Request[v1.WatchRoutesRequest]) (*connect.ServerStreamForClient[v1.WatchRoutesResponse], error) {
+	return c.watchRoutes.CallServerStream(ctx, req)
+}
+
+// ListPeers calls dyetrace.v1.ControllerService.ListPeers.
+func (c *controllerServiceClient) ListPeers(ctx context.Context, req *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error) {
+	return c.listPeers.CallUnary(ctx, req)
+}
+
 // ControllerServiceHandler is an implementation of the dyetrace.v1.ControllerService service.
 type ControllerServiceHandler interface {
 	// StartRun plans a scope and starts it. INVALID_ARGUMENT names the field of
@@ -231,6 +301,16 @@ type ControllerServiceHandler interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	ListInstances(context.Context, *connect.Request[v1.ListInstancesRequest]) (*connect.Response[v1.ListInstancesResponse], error)
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
+	// ListRoutes returns routes that BGP peers taught the controller, and where an
+	// address is by all of them. This call and the next three fail with
+	// FAILED_PRECONDITION where no BGP is configured.
+	ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error)
+	// RouteHistory returns where an address was, and since when it is where it is.
+	RouteHistory(context.Context, *connect.Request[v1.RouteHistoryRequest]) (*connect.Response[v1.RouteHistoryResponse], error)
+	// WatchRoutes sends each change of where an address is, until the caller ends it.
+	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest], *connect.ServerStream[v1.WatchRoutesResponse]) error
+	// ListPeers returns the BGP peers, in the order of configuration.
+	ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error)
 }
 
 // NewControllerServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -294,6 +374,30 @@ func NewControllerServiceHandler(svc ControllerServiceHandler, opts ...connect.H
 		connect.WithSchema(controllerServiceMethods.ByName("GetStatus")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controllerServiceListRoutesHandler := connect.NewUnaryHandler(
+		ControllerServiceListRoutesProcedure,
+		svc.ListRoutes,
+		connect.WithSchema(controllerServiceMethods.ByName("ListRoutes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controllerServiceRouteHistoryHandler := connect.NewUnaryHandler(
+		ControllerServiceRouteHistoryProcedure,
+		svc.RouteHistory,
+		connect.WithSchema(controllerServiceMethods.ByName("RouteHistory")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controllerServiceWatchRoutesHandler := connect.NewServerStreamHandler(
+		ControllerServiceWatchRoutesProcedure,
+		svc.WatchRoutes,
+		connect.WithSchema(controllerServiceMethods.ByName("WatchRoutes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controllerServiceListPeersHandler := connect.NewUnaryHandler(
+		ControllerServiceListPeersProcedure,
+		svc.ListPeers,
+		connect.WithSchema(controllerServiceMethods.ByName("ListPeers")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dyetrace.v1.ControllerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControllerServiceStartRunProcedure:
@@ -314,6 +418,14 @@ func NewControllerServiceHandler(svc ControllerServiceHandler, opts ...connect.H
 			controllerServiceListInstancesHandler.ServeHTTP(w, r)
 		case ControllerServiceGetStatusProcedure:
 			controllerServiceGetStatusHandler.ServeHTTP(w, r)
+		case ControllerServiceListRoutesProcedure:
+			controllerServiceListRoutesHandler.ServeHTTP(w, r)
+		case ControllerServiceRouteHistoryProcedure:
+			controllerServiceRouteHistoryHandler.ServeHTTP(w, r)
+		case ControllerServiceWatchRoutesProcedure:
+			controllerServiceWatchRoutesHandler.ServeHTTP(w, r)
+		case ControllerServiceListPeersProcedure:
+			controllerServiceListPeersHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -357,4 +469,20 @@ func (UnimplementedControllerServiceHandler) ListInstances(context.Context, *con
 
 func (UnimplementedControllerServiceHandler) GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.GetStatus is not implemented"))
+}
+
+func (UnimplementedControllerServiceHandler) ListRoutes(context.Context, *connect.Request[v1.ListRoutesRequest]) (*connect.Response[v1.ListRoutesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.ListRoutes is not implemented"))
+}
+
+func (UnimplementedControllerServiceHandler) RouteHistory(context.Context, *connect.Request[v1.RouteHistoryRequest]) (*connect.Response[v1.RouteHistoryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.RouteHistory is not implemented"))
+}
+
+func (UnimplementedControllerServiceHandler) WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest], *connect.ServerStream[v1.WatchRoutesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.WatchRoutes is not implemented"))
+}
+
+func (UnimplementedControllerServiceHandler) ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.ListPeers is not implemented"))
 }

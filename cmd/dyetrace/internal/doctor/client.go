@@ -15,6 +15,8 @@ import (
 // expiresSoon is when to think of renewal: two weeks leave room for a holiday.
 const expiresSoon = 14 * 24 * time.Hour
 
+const peersFix = "`dyetrace peers` says why; see the group bgp of the controller's configuration, and that of the peers"
+
 // Client returns the checks of a machine from which Dyetrace is used. resolve says which
 // controller is meant.
 func Client(resolve func() (access.Context, error)) []Check {
@@ -25,6 +27,7 @@ func Client(resolve func() (access.Context, error)) []Check {
 		{group, "certificate", "renew it: dyetrace pki issue --renew (docs/certificates.md)", c.certificate},
 		{group, "controller", "see that `dyetrace serve` runs there, and that nothing in between drops the connection", c.reach},
 		{group, "agents", "start the agents that are missing; `dyetrace hooks` says why a hook is not live", c.agents},
+		{group, "peers", peersFix, c.peers},
 	}
 }
 
@@ -103,4 +106,19 @@ func (c *client) agents(context.Context) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s", detail)
+}
+
+// peers looks at BGP sessions. Without one, routes are not compared, and nothing else is amiss.
+func (c *client) peers(context.Context) (string, error) {
+	if c.status == nil {
+		return "", skip("controller not reached")
+	}
+	up, all := c.status.GetPeersEstablished(), c.status.GetPeers()
+	switch {
+	case all == 0:
+		return "", skip("no BGP configured")
+	case up < all:
+		return "", warn(peersFix, "%d of %d established", up, all)
+	}
+	return fmt.Sprintf("%d of %d established", up, all), nil
 }

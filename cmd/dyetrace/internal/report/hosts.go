@@ -94,13 +94,16 @@ type Status struct {
 	Started *time.Time `json:"started"`
 	Ready   bool       `json:"ready"`
 	// Stain is how probes are marked.
-	Stain         Stain    `json:"stain"`
-	HostsExpected uint32   `json:"hosts_expected"`
-	HostsReady    uint32   `json:"hosts_ready"`
-	Instances     uint32   `json:"instances"`
-	Pairs         uint32   `json:"pairs"`
-	RunsActive    uint32   `json:"runs_active"`
-	Problems      []string `json:"problems"`
+	Stain         Stain  `json:"stain"`
+	HostsExpected uint32 `json:"hosts_expected"`
+	HostsReady    uint32 `json:"hosts_ready"`
+	Instances     uint32 `json:"instances"`
+	Pairs         uint32 `json:"pairs"`
+	RunsActive    uint32 `json:"runs_active"`
+	// Peers are BGP peers; none where no BGP is configured.
+	Peers            uint32   `json:"peers"`
+	PeersEstablished uint32   `json:"peers_established"`
+	Problems         []string `json:"problems"`
 }
 
 // Stain is the marks by which a probe is recognised.
@@ -212,6 +215,7 @@ func NewStatus(s *dyetracev1.GetStatusResponse) Status {
 		Stain:         Stain{TOS: s.GetStain().GetTos(), Port: s.GetStain().GetPort()},
 		HostsExpected: s.GetHostsExpected(), HostsReady: s.GetHostsReady(),
 		Instances: s.GetInstances(), Pairs: s.GetPairs(), RunsActive: s.GetRunsActive(),
+		Peers: s.GetPeers(), PeersEstablished: s.GetPeersEstablished(),
 		Problems: []string{},
 	}
 	v.Problems = append(v.Problems, s.GetProblems()...)

@@ -1,0 +1,176 @@
+package bgp
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const everything = `
+bgp:
+  router_id: 10.0.0.9
+  as: 4200000000
+  listen: ":179"
+  peers:
+  - address: 10.0.0.1
+    port: 1790
+    as: 64512
+    local_as: 64513
+    source: 10.0.0.9
+    passive: true
+    md5: secret
+    gtsm: 1
+    hold_time: 30s
+    families: [evpn, vpnv4, vpnv6]
+    rts: ["64512:100", "4200000000:7", "10.0.0.1:5"]
+    max_routes: 1000
+    next_hops: [known, 10.1.0.0/16, "fd00::1"]
+    encapsulation: mpls
+  - address: 2001:db8::1
+    as: 64512
+`
+
+func read(t *testing.T, text string) Config {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dyetrace.yml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := koanf.New(".")
+	if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+		t.Fatal(err)
+	}
+	var c Config
+	if err := k.UnmarshalWithConf("bgp", &c, koanf.UnmarshalConf{Tag: "koanf"}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConfig(t *testing.T) {
+	c := read(t, everything)
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	p := c.Peers[0].withDefaults(c.AS)
+	got := p.feedOptions([]netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")})
+	want := FeedOptions{
+		Families:  []uint32{25<<8 | 70, 1<<8 | 128, 2<<8 | 128},
+		RTs:       []uint64{0x0002_fc00_0000_0064, 0x0202_0000_fc00_0064, 0x0202_fa56_ea00_0007, 0x0102_0a00_0001_0005},
+		MaxRoutes: 1000, Encapsulation: 10,
+		NextHops: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::1/128")},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("feed options\n%#v, want\n%#v", got, want)
+	}
+	if p := c.Peers[1].withDefaults(c.AS); p.Port != 179 || p.LocalAS != 4200000000 || p.HoldTime != 90*time.Second || p.MaxRoutes != DefaultMaxRoutes || !reflect.DeepEqual(p.Families, []string{"evpn"}) {
+		t.Errorf("defaults: %+v", p)
+	}
+	if s := fmt.Sprintf("%v %+v %#v", p, p, p); strings.Contains(s, "secret") {
+		t.Errorf("a key was printed: %s", s)
+	}
+	// Nobody known is not anybody.
+	only := Peer{NextHops: []string{"known"}}
+	if o := only.withDefaults(1).feedOptions(nil); len(o.NextHops) != 1 || o.NextHops[0].Contains(netip.MustParseAddr("10.0.0.1")) {
+		t.Errorf("next hops where no VTEP is known: %v", o.NextHops)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	tests := []struct{ old, new, want string }{
+		{"router_id: 10.0.0.9", "router_id: fd00::1", `bgp.router_id: "fd00::1" (want an IPv4 address`},
+		{"as: 4200000000", "as: 4300000000", "bgp.as: 4300000000 (want a number from 1"},
+		{`":179"`, "nowhere", `bgp.listen: "nowhere": no HOST:PORT`},
+		{`":179"`, `"host:179"`, `host "host" is no IP address`},
+		{`":179"`, `""`, "bgp.peers[0].passive: true, but bgp.listen is empty"},
+		{"address: 10.0.0.1", "address: spine-1", `bgp.peers[0].address: "spine-1" (want the IP address`},
+		{"2001:db8::1", "::ffff:10.0.0.1", "bgp.peers[1].address: 10.0.0.1 is that of bgp.peers[0]"},
+		{"port: 1790", "port: 179000", "bgp.peers[0].port: 179000"},
+		{"as: 64512", "as: 0", "bgp.peers[0].as: 0"},
+		{"local_as: 64513", "local_as: -1", "bgp.peers[0].local_as: -1"},
+		{"source: 10.0.0.9", "source: fd00::9", `bgp.peers[0].source: "fd00::9" (want an address of this host, of the same IP version`},
+		{"md5: secret", "md5: " + strings.Repeat("x", 81), "bgp.peers[0].md5: 81 bytes (want at most 80)"},
+		{"gtsm: 1", "gtsm: 255", "bgp.peers[0].gtsm: 255"},
+		{"hold_time: 30s", "hold_time: 2s", "bgp.peers[0].hold_time: 2s"},
+		{"hold_time: 30s", "hold_time: 3500ms", "want whole seconds"},
+		{"vpnv6]", "ipv4]", `bgp.peers[0].families[2]: "ipv4" (want evpn, vpnv4 or vpnv6)`},
+		{"vpnv6]", "evpn]", "bgp.peers[0].families[2]: evpn is there already"},
+		{"64512:100", "64512", `bgp.peers[0].rts[0]: "64512": no colon`},
+		{"4200000000:7", "4200000000:70000", "70000 has more than the 16 bits"},
+		{"10.0.0.1:5", "10.0.0.1:70000", "70000 has more than the 16 bits"},
+		{"max_routes: 1000", "max_routes: -1", "bgp.peers[0].max_routes: -1"},
+		{"10.1.0.0/16", "10.1.0.0/33", `bgp.peers[0].next_hops[1]: "10.1.0.0/33"`},
+		{"encapsulation: mpls", "encapsulation: gre", `bgp.peers[0].encapsulation: "gre" (want vxlan or mpls)`},
+	}
+	for _, tt := range tests {
+		text := strings.Replace(everything, tt.old, tt.new, 1)
+		if text == everything {
+			t.Fatalf("%q is not in the text", tt.old)
+		}
+		if err := read(t, text).Validate(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.new, err, tt.want)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	r := prometheus.NewPedanticRegistry()
+	c := read(t, everything)
+	s, err := New(c, Options{Learn: (&library{}).learn, Metrics: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := func() map[string]int {
+		all, err := r.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := map[string]int{}
+		for _, f := range all {
+			n[f.GetName()] = len(f.GetMetric())
+		}
+		return n
+	}
+	for _, name := range []string{"state", "since_seconds", "routes", "end_of_rib_families", "updates_total", "malformed_total", "flaps_total", "failures_total", "panics_total"} {
+		if n := series()["dyetrace_bgp_peer_"+name]; n != 2 {
+			t.Errorf("%s: %d series, want one for each of 2 peers", name, n)
+		}
+	}
+	if err := s.Reconfigure(c.Peers[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if n := series()["dyetrace_bgp_peer_state"]; n != 1 {
+		t.Errorf("%d series after a peer was removed, want 1", n)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	f.Add(openBody(65001, 90, cap65001...))
+	f.Add(openBody(65001, 90))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		o, ok := parseOpen(b)
+		if !ok || o.fourAS {
+			return
+		}
+		// What is added is found again, and nothing else changes.
+		with, ok := withFourOctetAS(b, o)
+		if !ok {
+			return
+		}
+		o.fourAS = true
+		if got, ok := parseOpen(with); !ok || got != o {
+			t.Errorf("% x: %+v, %v, want %+v", with, got, ok, o)
+		}
+	})
+}

@@ -1,0 +1,49 @@
+// Package rib keeps what BGP peers say of where addresses are: MAC or IP address → VTEP. It
+// chooses no path, teaches nobody, does no I/O and reads no clock: `now` is an argument.
+//
+// Each peer has a Feed, which takes the bodies of its UPDATEs. Readers take a Snapshot of the
+// Table: it never changes, and reading it neither waits for a feed nor makes one wait.
+//
+// # Who is asked of what
+//
+// A Network is what an address is looked up in: a VNI, or a route target. A route is in
+//
+//   - the VNIs that Options.Networks has for its route targets, if there are any; else
+//   - the VNI in its label, where its encapsulation has VNIs (EVPN only); else
+//   - the VNI in its Ethernet tag, if that is not 0; else
+//   - each of its route targets, 16 at most: an MPLS label means something to its VTEP only.
+//
+// The IP address of a MAC route with a second label is in that VNI, too (RFC 9135, 9136).
+//
+// # Where an address is
+//
+// All routes for one address in one network are weighed together, whichever peer, RD or next
+// hop they have. Sticky ones go before all others, then the highest MAC mobility sequence wins
+// (RFC 7432, 7.7 and 7.8; plain order, 4294967295 the highest). All that are left are the
+// answer: several VTEPs at the same rank are ECMP, or a duplicate address; it is not for this
+// package to say which.
+//
+// An answer is Present, Absent or Unknown. It is Unknown rather than Absent where
+//
+//   - no peer that carries the family is up, or one that is up has not sent its End-of-RIB,
+//     or hit its prefix limit: the route may be yet to come;
+//   - there is a route whose content was refused: a next hop outside of what the peer may
+//     name, an UPDATE treated as withdrawn (RFC 7606). Such a route is kept as a bare claim
+//     until the peer withdraws or mends it; no address is ever taken from it;
+//   - more than 8192 routes are for the same address (a MAC is at one place or a few).
+//
+// Routes outside of a peer's route target list are not kept: for their networks, Absent says
+// no more than that we did not look.
+//
+// # Memory
+//
+// Routes, addresses and their links are fixed-size records in pages; what routes share is
+// kept once. Hash tables grow a page at a time. A snapshot shares all pages with the table; the
+// first change to a shared page copies it (8 to 16 KiB), and the shared one lives for as long as
+// somebody holds the snapshot. Records that are given up are used again; pages are kept. So memory follows the most routes there ever were at a time.
+//
+//	key ──▶ byRoute ──▶ route ──▶ path (next hop, sequence, …; shared)
+//	                      │ ▲
+//	                      ▼ │ link, one for each network and address
+//	address ─▶ byPlace ─▶ place (the answer, since when, history)
+package rib

@@ -1,0 +1,318 @@
+package rib
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/wire"
+)
+
+// place is one address in one network, and where it is by all that is known.
+type place struct {
+	placeKey
+	flags  placeFlags
+	since  int64  // Unix ns: of the answer
+	past   uint64 // number of its newest stay that ended, 0: none
+	links  uint32 // the first
+	count  uint32
+	answer uint32 // held; see Table.hold
+	seq    uint32
+}
+
+type placeKey struct {
+	net  Network
+	addr [16]byte // a MAC in the first 6
+	kind placeKind
+	bits uint8
+}
+
+type placeKind uint8
+
+const (
+	placeMAC   placeKind = iota + 1
+	place4               // an IPv4 prefix
+	place6               // an IPv6 prefix
+	placeFlood           // VTEPs that take part: a list, with no answer to weigh
+)
+
+type placeFlags uint8
+
+const (
+	placeDirty   placeFlags = 1 << iota
+	placeClaimed            // there is a route that was refused
+	placeCrowded            // there are too many to weigh
+	placeSticky
+)
+
+func (v *view) placeHash(k *placeKey) uint32 {
+	return v.seed.hash(uint64(k.net), uint64(k.kind)<<8|uint64(k.bits),
+		binary.BigEndian.Uint64(k.addr[:]), binary.BigEndian.Uint64(k.addr[8:]))
+}
+
+func (v *view) findPlace(hash uint32, k *placeKey) uint32 {
+	return v.byPlace.find(hash, func(id uint32) bool { return v.places.at(id).placeKey == *k })
+}
+
+// keys appends the places where a route belongs. cut: there were more.
+func (t *Table) keys(to []placeKey, r *route, p *path) (_ []placeKey, cut bool) {
+	var buf [maxTargets + 1]Network
+	nets, cut := t.networks(buf[:0], r, p)
+	ip := placeKey{kind: place4, addr: r.addr, bits: r.bits}
+	if r.flags&flagV6 != 0 {
+		ip.kind = place6
+	}
+	for _, n := range nets {
+		ip.net = n
+		switch r.kind {
+		case wire.KindMAC:
+			mac := placeKey{kind: placeMAC, net: n}
+			copy(mac.addr[:], r.mac[:])
+			to = append(to, mac)
+			if r.bits > 0 {
+				to = append(to, ip)
+			}
+		case wire.KindMulticast:
+			to = append(to, placeKey{kind: placeFlood, net: n})
+		default:
+			to = append(to, ip)
+		}
+	}
+	ip.net = VNI(p.label2)
+	if r.kind == wire.KindMAC && r.bits > 0 && r.flags&flagL3 != 0 && p.label2 != 0 && p.encaps.VNI() && !slices.Contains(nets, ip.net) {
+		to = append(to, ip)
+	}
+	return to, cut
+}
+
+// attach puts a route in all places where it belongs.
+func (t *Table) attach(id uint32) {
+	r := t.routes.at(id)
+	var buf [2 * (maxTargets + 1)]placeKey
+	keys, cut := t.keys(buf[:0], r, t.paths.vals.at(r.path))
+	for i := range keys {
+		t.link(id, &keys[i])
+	}
+	if cut {
+		t.routes.edit(id, t.epoch).flags |= flagCut
+		t.cut++
+	}
+}
+
+func (t *Table) link(routeID uint32, k *placeKey) {
+	hash := t.placeHash(k)
+	id := t.findPlace(hash, k)
+	if id == 0 {
+		fresh, p := t.places.add(t.epoch)
+		if !t.byPlace.add(hash, fresh, t.epoch) {
+			t.places.release(fresh)
+			t.full = true
+			return
+		}
+		id, *p = fresh, place{placeKey: *k}
+		t.countLength(k, 1)
+	}
+	p := t.places.edit(id, t.epoch)
+	n, l := t.links.add(t.epoch)
+	r := t.routes.edit(routeID, t.epoch)
+	*l = link{route: routeID, place: id, next: p.links, more: r.links}
+	if p.links != 0 {
+		t.links.edit(p.links, t.epoch).prev = n
+	}
+	p.links, r.links = n, n
+	p.count++
+	t.mark(id, p)
+}
+
+func (t *Table) countLength(k *placeKey, by uint32) {
+	switch k.kind {
+	case place4:
+		t.v4[k.bits] += by
+	case place6:
+		t.v6[k.bits] += by
+	}
+}
+
+// detach takes a route out of all places.
+func (t *Table) detach(routeID uint32) {
+	r := t.routes.edit(routeID, t.epoch)
+	for n := r.links; n != 0; {
+		l := *t.links.at(n)
+		p := t.places.edit(l.place, t.epoch)
+		if l.prev != 0 {
+			t.links.edit(l.prev, t.epoch).next = l.next
+		} else {
+			p.links = l.next
+		}
+		if l.next != 0 {
+			t.links.edit(l.next, t.epoch).prev = l.prev
+		}
+		p.count--
+		t.mark(l.place, p)
+		t.links.release(n)
+		n = l.more
+	}
+	r.links = 0
+	if r.flags&flagCut != 0 {
+		r.flags &^= flagCut
+		t.cut--
+	}
+}
+
+// touch has the answer of all places of a route weighed again.
+func (t *Table) touch(r *route) {
+	for n := r.links; n != 0; n = t.links.at(n).more {
+		id := t.links.at(n).place
+		t.mark(id, t.places.edit(id, t.epoch))
+	}
+}
+
+func (t *Table) mark(id uint32, p *place) {
+	if p.flags&placeDirty == 0 {
+		p.flags |= placeDirty
+		t.dirty = append(t.dirty, id)
+	}
+}
+
+// settle weighs what changed, once for all changes of an UPDATE: a route that it withdraws
+// and another that it brings are one move.
+func (t *Table) settle(now time.Time) {
+	if len(t.dirty) == 0 {
+		return
+	}
+	t.warmPast(len(t.dirty))
+	for _, id := range t.dirty {
+		p := t.places.edit(id, t.epoch)
+		p.flags &^= placeDirty
+		if p.kind != placeFlood {
+			t.weigh(id, p, now)
+		}
+		t.forget(id, p)
+	}
+	t.dirty = t.dirty[:0]
+	if cap(t.dirty) > 1<<16 { // the end of a great session should not stay with us
+		t.dirty = nil
+	}
+}
+
+// forget frees a place that nothing is left of.
+func (t *Table) forget(id uint32, p *place) {
+	if p.links != 0 || p.past != 0 {
+		return
+	}
+	t.byPlace.remove(t.placeHash(&p.placeKey), id, t.epoch)
+	t.countLength(&p.placeKey, ^uint32(0))
+	*p = place{}
+	t.places.release(id)
+}
+
+func (t *Table) weigh(id uint32, p *place, now time.Time) {
+	hops, rank, claimed := t.best(p)
+	seq, was := uint32(rank), p.flags
+	p.flags &^= placeClaimed | placeCrowded | placeSticky
+	if claimed {
+		p.flags |= placeClaimed
+	}
+	if p.count > maxClaims {
+		p.flags |= placeCrowded
+	}
+	if rank>>32 != 0 {
+		p.flags |= placeSticky
+	}
+	answer := t.hold(hops)
+	if answer == p.answer && seq == p.seq && (p.flags^was)&placeSticky == 0 {
+		t.release(answer)
+		return
+	}
+	t.tell(p, answer, seq, now)
+	if p.answer != 0 {
+		t.remember(id, p, was&placeSticky != 0, now)
+	}
+	t.release(p.answer)
+	p.answer, p.seq, p.since = answer, seq, now.UnixNano()
+}
+
+// best returns the next hops, sorted, of the routes of highest rank.
+func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
+	hops = t.scratch[:0]
+	if p.count > maxClaims {
+		return hops, 0, false
+	}
+	for n := p.links; n != 0; {
+		l := t.links.at(n)
+		n = l.next
+		r := t.routes.at(l.route)
+		if r.flags&flagsRefused != 0 {
+			claimed = true
+			continue
+		}
+		way := t.paths.vals.at(r.path)
+		switch at := way.rank(); {
+		case len(hops) == 0 || at > rank:
+			rank, hops = at, append(hops[:0], way.hop)
+		case at == rank:
+			hops = append(hops, way.hop)
+		}
+	}
+	if len(hops) > 1 {
+		slices.Sort(hops)
+		hops = slices.Compact(hops)
+	}
+	t.scratch = hops
+	return hops, rank, claimed
+}
+
+// ofSet tells an answer of several next hops, a number in t.sets, from one of one next hop,
+// which is that hop's own number.
+const ofSet = 1 << 31
+
+// hold returns the number of an answer, held once more. 0: nowhere.
+func (t *Table) hold(hops []uint32) uint32 {
+	switch len(hops) {
+	case 0:
+		return 0
+	case 1:
+		t.hops.refs[hops[0]]++
+		return hops[0]
+	}
+	b := make([]byte, 0, 4*len(hops))
+	for _, h := range hops {
+		b = binary.BigEndian.AppendUint32(b, h)
+	}
+	id, fresh := t.sets.hold(string(b), t.epoch)
+	if fresh {
+		for _, h := range hops {
+			t.hops.refs[h]++
+		}
+	}
+	return id | ofSet
+}
+
+func (t *Table) release(answer uint32) {
+	if answer&ofSet == 0 {
+		t.dropHop(answer)
+		return
+	}
+	set, last := t.sets.drop(answer &^ ofSet)
+	for b := []byte(set); last && len(b) > 0; b = b[4:] {
+		t.dropHop(binary.BigEndian.Uint32(b))
+	}
+}
+
+// addrs returns the next hops of an answer in the order of addresses.
+func (t *Table) addrs(answer uint32) []netip.Addr {
+	if answer == 0 {
+		return nil
+	}
+	if answer&ofSet == 0 {
+		return []netip.Addr{*t.hops.vals.at(answer)}
+	}
+	set := []byte(*t.sets.vals.at(answer &^ ofSet))
+	addrs := make([]netip.Addr, 0, len(set)/4)
+	for ; len(set) > 0; set = set[4:] {
+		addrs = append(addrs, *t.hops.vals.at(binary.BigEndian.Uint32(set)))
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}

@@ -1,0 +1,127 @@
+package plugin
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/dyetrace/dyetrace/bgp"
+	"github.com/dyetrace/dyetrace/bgp/rib"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// learned answers the plan from a table as it was at one time.
+type learned struct {
+	snap  *rib.Snapshot
+	whole bool
+}
+
+// routes returns what is learned as of now; nil where no speaker is configured.
+func (c *Controller) routes() plan.Routes {
+	if c.table == nil {
+		return nil
+	}
+	s := c.table.Snapshot()
+	return learned{s, s.Whole()}
+}
+
+func (l learned) MAC(vni uint32, mac stain.MAC) plan.Learned {
+	if vni == 0 {
+		return plan.Learned{}
+	}
+	return l.answer(l.snap.MAC(vni, mac))
+}
+
+// IP passes over prefixes that hold more than the address: they say where a router is.
+func (l learned) IP(vni uint32, addr netip.Addr) plan.Learned {
+	if vni == 0 {
+		return plan.Learned{}
+	}
+	found := l.snap.IP(rib.VNI(vni), addr)
+	if found.Prefix.IsValid() && !found.Prefix.IsSingleIP() {
+		found = rib.Lookup{State: rib.Absent}
+	}
+	return l.answer(found)
+}
+
+// answer takes an absence for one only if nobody is left who may know better.
+func (l learned) answer(found rib.Lookup) plan.Learned {
+	switch {
+	case found.State == rib.Absent && l.whole:
+		return plan.Learned{State: plan.Absent}
+	case found.State != rib.Present:
+		return plan.Learned{State: plan.NotKnown}
+	}
+	a := plan.Learned{
+		State: plan.Present, Since: found.Since, Sequence: found.Seq, Sticky: found.Sticky, Stale: found.Stale,
+		VTEPs: make([]netip.Addr, 0, len(found.VTEPs)),
+	}
+	for _, v := range found.VTEPs {
+		if n := len(a.VTEPs); n == 0 || a.VTEPs[n-1] != v.Addr { // they come sorted
+			a.VTEPs = append(a.VTEPs, v.Addr)
+		}
+	}
+	return a
+}
+
+// vtepsEvery bounds how often the speaker is told of VTEPs: each time it looks at all routes of
+// the peers concerned, and a fleet that starts tells of thousands within seconds.
+const vtepsEvery = time.Second
+
+// followVTEPs keeps what next_hops: [known] means what agents report, until ctx is done.
+func followVTEPs(ctx context.Context, book *inventory.Book, speaker *bgp.Speaker) {
+	var told []netip.Prefix
+	for {
+		changed := book.Changed()
+		if now := vteps(book.Snapshot()); !slices.Equal(now, told) {
+			speaker.SetVTEPs(now)
+			told = now
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(vtepsEvery):
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// vteps returns the tunnel addresses of all hosts that agents ever reported, sorted.
+func vteps(s *inventory.Snapshot) []netip.Prefix {
+	all := make([]netip.Prefix, 0, len(s.VTEPs()))
+	for a := range s.VTEPs() {
+		all = append(all, netip.PrefixFrom(a, a.BitLen()))
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return all
+}
+
+// reloadPeers reads the configuration again, of which peers alone can change without a restart.
+func (c *Controller) reloadPeers() {
+	cfg, err := LoadConfig(c.cfg.Path)
+	switch {
+	case err != nil:
+		c.log.Error("peers stay as they were", "err", err)
+		return
+	case cfg.BGP == nil && c.speaker == nil:
+		return
+	case cfg.BGP == nil || c.speaker == nil:
+		c.log.Error("the group bgp came or went; that needs a restart", "config", c.cfg.Path)
+		return
+	case cfg.BGP.RouterID != c.cfg.BGP.RouterID || cfg.BGP.AS != c.cfg.BGP.AS || cfg.BGP.Listen != c.cfg.BGP.Listen:
+		c.log.Error("peers stay as they were: another bgp.router_id, bgp.as or bgp.listen needs a restart", "config", c.cfg.Path)
+		return
+	}
+	if err := c.speaker.Reconfigure(cfg.BGP.Peers); err != nil {
+		c.log.Error("peers changed, not all as configured", "err", err)
+		return
+	}
+	c.log.Info("peers read again", "peers", len(cfg.BGP.Peers))
+}

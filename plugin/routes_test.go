@@ -1,0 +1,186 @@
+package plugin
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/bgp"
+	"github.com/dyetrace/dyetrace/internal/teacher"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// learning returns a world whose controller has a teacher, and the controller's address of their
+// session: one of loopback that no other test process uses at the time.
+func learning(t *testing.T, n int, change func(*bgp.Peer), more ...bgp.Peer) (*world, *teacher.Teacher) {
+	t.Helper()
+	pid := os.Getpid()
+	net := fmt.Sprintf("127.%d.%d.", 128+pid>>8&63, pid&255)
+	ours, addr := net+fmt.Sprint(200+n), net+fmt.Sprint(n)
+	g := teacher.Start(t, addr, 0, "10.0.0.1", 64512)
+	g.Peer(ours, 64512, teacher.Listens)
+	p := bgp.Peer{Address: addr, Port: g.Port, AS: 64512, Source: ours}
+	if change != nil {
+		change(&p)
+	}
+	w := newWorld(t, func(c *Config) {
+		c.BGP = &bgp.Config{RouterID: "10.0.0.9", AS: 64512, Peers: append([]bgp.Peer{p}, more...)}
+		c.Metrics = "127.0.0.1:0"
+	})
+	w.start()
+	return w, g
+}
+
+var (
+	blue1 = stain.MAC{0xfa, 0x16, 0x3e, 0, 1, 0x11}
+	blue2 = stain.MAC{0xfa, 0x16, 0x3e, 0, 1, 0x12}
+)
+
+// told waits until the first peer told all.
+func (w *world) told() {
+	w.t.Helper()
+	eventually(w.t, "an End-of-RIB", func() bool { return len(w.controller.speaker.Peers()[0].EndOfRIB) == 1 })
+}
+
+// TestRoutesForPlans: what plans get to see of routes, and when they see that there is none.
+func TestRoutesForPlans(t *testing.T) {
+	t.Parallel()
+	w, g := learning(t, 1, nil)
+	mac := teacher.MAC{RD: "10.1.0.1", VNI: 101, MAC: blue1.String(), IP: "10.0.1.11", NextHop: "10.1.0.1", Sequence: 3}
+	second := mac
+	second.RD, second.NextHop = "10.1.0.2", "10.1.0.2"
+	g.Tell(mac.Path(t))
+	g.Tell(second.Path(t))
+	w.told()
+	eventually(t, "both routes", func() bool { return w.controller.table.Snapshot().Len() == 2 })
+	r := w.controller.routes()
+	ip := netip.MustParseAddr("10.0.1.11")
+	for what, l := range map[string]plan.Learned{"MAC": r.MAC(101, blue1), "IP": r.IP(101, ip)} {
+		if l.State != plan.Present || !slices.Equal(l.VTEPs, []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.1.0.2")}) ||
+			l.Sequence != 3 || l.Since.IsZero() || l.Sticky || l.Stale {
+			t.Errorf("%s: %+v", what, l)
+		}
+	}
+	for what, l := range map[string]plan.Learned{
+		"another MAC": r.MAC(101, blue2), "another VNI": r.MAC(102, blue1), "another IP": r.IP(101, netip.MustParseAddr("10.0.1.12")),
+	} {
+		if l.State != plan.Absent {
+			t.Errorf("%s: %+v; want it to be absent", what, l)
+		}
+	}
+	if m, i := r.MAC(0, blue1), r.IP(0, ip); m.State != plan.NotAsked || i.State != plan.NotAsked {
+		t.Errorf("a network without VNI: %v, %v", m, i)
+	}
+}
+
+func TestNoRoutesForPlans(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.start()
+	if r := w.controller.routes(); r != nil {
+		t.Errorf("a controller without BGP has routes: %v", r)
+	}
+}
+
+// TestAbsentNeedsAll: a peer that is down, and one that leaves out routes, may know better.
+func TestAbsentNeedsAll(t *testing.T) {
+	t.Parallel()
+	down, _ := learning(t, 2, nil, bgp.Peer{Address: "127.255.0.1", Port: 1, AS: 64512})
+	filtered, _ := learning(t, 3, func(p *bgp.Peer) { p.RTs = []string{"64512:101"} })
+	for what, w := range map[string]*world{"a peer is down": down, "route targets": filtered} {
+		w.told()
+		if l := w.controller.routes().MAC(101, blue2); l.State != plan.NotKnown {
+			t.Errorf("%s: %v", what, l.State)
+		}
+	}
+}
+
+// TestKnownVTEPs: a peer that may name what agents report is believed once they did.
+func TestKnownVTEPs(t *testing.T) {
+	t.Parallel()
+	w, g := learning(t, 4, func(p *bgp.Peer) { p.NextHops = []string{"known", "10.77.0.0/16"} })
+	for i, hop := range []string{"10.1.0.2", "10.66.0.2", "10.77.0.2"} {
+		m := stain.MAC{2, 0, 0, 0, 0, byte(i)}
+		g.Tell(teacher.MAC{RD: hop, VNI: 101, MAC: m.String(), NextHop: hop}.Path(t))
+	}
+	w.told()
+	eventually(t, "three routes", func() bool { return w.controller.table.Snapshot().Len() == 3 })
+	states := func() (s []plan.LearnedState) {
+		r := w.controller.routes()
+		for i := range 3 {
+			s = append(s, r.MAC(101, stain.MAC{2, 0, 0, 0, 0, byte(i)}).State)
+		}
+		return s
+	}
+	if got := states(); !slices.Equal(got, []plan.LearnedState{plan.NotKnown, plan.NotKnown, plan.Present}) {
+		t.Errorf("before any agent: %v", got)
+	}
+	w.agents4()
+	eventually(t, "hv2's address is believed", func() bool {
+		return slices.Equal(states(), []plan.LearnedState{plan.Present, plan.NotKnown, plan.Present})
+	})
+	if f := w.controller.speaker.Peers()[0].Flaps; f != 0 {
+		t.Errorf("%d flaps", f)
+	}
+	// Whose they are is known, too.
+	res, err := w.user().ListRoutes(t.Context(), connect.NewRequest(&dyetracev1.ListRoutesRequest{Vni: 101, Limit: 2}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := res.Msg; m.Total != 3 || len(m.Routes) != 2 || m.Routes[0].Vtep.GetHost() != "hv2" || m.Routes[0].Refused || !m.Routes[1].Refused {
+		t.Errorf("routes %v", m)
+	}
+	// And what it all comes to can be scraped.
+	scrape, err := http.Get("http://" + w.controller.scrapes.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer scrape.Body.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	text, err := io.ReadAll(scrape.Body)
+	for _, want := range []string{"state", "routes"} {
+		line := fmt.Sprintf("dyetrace_bgp_peer_%s{peer=%q} %d\n", want, g.Addr, map[string]int{"state": 5, "routes": 3}[want])
+		if err != nil || !strings.Contains(string(text), line) {
+			t.Errorf("no line %q in the metrics (%v)", line, err)
+		}
+	}
+}
+
+// TestBadRouteRequests: errors name the field.
+func TestBadRouteRequests(t *testing.T) {
+	t.Parallel()
+	w, _ := learning(t, 5, nil)
+	user := w.user()
+	list := func(m *dyetracev1.ListRoutesRequest) error {
+		_, err := user.ListRoutes(t.Context(), connect.NewRequest(m))
+		return err
+	}
+	history := func(m *dyetracev1.RouteHistoryRequest) error {
+		_, err := user.RouteHistory(t.Context(), connect.NewRequest(m))
+		return err
+	}
+	for want, err := range map[string]error{
+		"vni: 16777216, want":                    list(&dyetracev1.ListRoutesRequest{Vni: 1 << 24}),
+		`mac: "fa:16", want`:                     list(&dyetracev1.ListRoutesRequest{Mac: "fa:16"}),
+		`ip: "10.0.0.0/8", want`:                 list(&dyetracev1.ListRoutesRequest{Ip: "10.0.0.0/8"}),
+		`vtep: "hv1", want`:                      list(&dyetracev1.ListRoutesRequest{Vtep: "hv1"}),
+		"limit: 100001, want":                    list(&dyetracev1.ListRoutesRequest{Limit: 100_001}),
+		`mac: "", ip: "", want one of both`:      history(&dyetracev1.RouteHistoryRequest{}),
+		`mac: "a", ip: "b", want one of both`:    history(&dyetracev1.RouteHistoryRequest{Mac: "a", Ip: "b"}),
+		`ip: "10.0.0.0/99", want`:                history(&dyetracev1.RouteHistoryRequest{Ip: "10.0.0.0/99"}),
+		`mac: "00:00:00:00:00:00", want an addr`: history(&dyetracev1.RouteHistoryRequest{Mac: "00:00:00:00:00:00"}),
+	} {
+		if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %q", err, want)
+		}
+	}
+}
