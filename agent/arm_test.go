@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/flows"
@@ -144,6 +148,7 @@ func TestArmRefuses(t *testing.T) {
 		{func(r *dyetracev1.Arm) { r.Answers[0].Port = "tap-x" }, "answers[0]: port tap-x is not on bridge"},
 		{func(r *dyetracev1.Arm) { r.Answers[0].Bridge = "br-x" }, "answers[0]: bridge br-x is not on host hv1"},
 		{func(r *dyetracev1.Arm) { r.Answers[0].Port = h.bridge }, "is no instance's"},
+		{func(r *dyetracev1.Arm) { r.Expect = []string{h.bridge, "br-x"} }, "expect[1]: bridge br-x is not on host hv1"},
 		{func(r *dyetracev1.Arm) { r.WithholdAt[0].Port = "tap-x" }, "withhold_at[0]: port tap-x is not on bridge"},
 		{func(r *dyetracev1.Arm) { r.WithholdAt[0].Port = "dhcp" }, "withhold_at[0]: to-instance is not sampled at port dhcp"},
 		{func(r *dyetracev1.Arm) { r.WithholdAt[0].Port = "dhcp" }, "a port of type internal"},
@@ -160,7 +165,7 @@ func TestArmRefuses(t *testing.T) {
 	}
 	h.wantArmed(1, 3)
 	h.wantMetrics(map[string]float64{
-		"dyetrace_agent_armed_ports": 1, "dyetrace_agent_withheld_probes": 3, "dyetrace_agent_arms_refused_total": 13,
+		"dyetrace_agent_armed_ports": 1, "dyetrace_agent_withheld_probes": 3, "dyetrace_agent_arms_refused_total": 14,
 	})
 
 	h.a.hooks.taps.close()
@@ -262,6 +267,86 @@ func TestWithheldUntilTheEnd(t *testing.T) {
 	}
 }
 
+// TestArmExpect has a bridge expect the replies to echoes, for as long as a run wants it.
+func TestArmExpect(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b := h.a.hooks.get(h.bridge)
+	before := b.state.Load()
+	want := func(when string, expect bool) {
+		t.Helper()
+		s := b.state.Load()
+		have, err := h.a.sw.DumpOurs(t.Context(), h.bridge)
+		hook := b.hook
+		hook.Expect = expect
+		if s.expect != expect || err != nil || !installed(have, hook.Flows()) {
+			t.Errorf("%s: expects %v, the switch has %v, %v (want %v)", when, s.expect, have, err, expect)
+		}
+		if s.epoch != before.epoch || s.gaps != before.gaps {
+			t.Errorf("%s: epoch %d, %d gaps; were %d, %d", when, s.epoch, s.gaps, before.epoch, before.gaps)
+		}
+	}
+	h.begin(1, 1, time.Minute)
+	want("at first", false)
+	if said := h.arm(&dyetracev1.Arm{Run: 1, Expect: []string{h.bridge}}); said != "" {
+		t.Fatal(said)
+	}
+	want("armed", true)
+	h.a.finish(t.Context(), 1)
+	want("after the run", false)
+}
+
+// TestRegained has somebody take the program off a port, and an Arm put it back: what left by the
+// port meanwhile was not sampled, so no audit may attest that it was.
+func TestRegained(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.begin(1, 2, time.Minute)
+	before := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	device, err := net.InterfaceByName(h.guests[1].tap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := func() *link.QueryResult {
+		r, err := link.QueryPrograms(link.QueryOptions{Target: device.Index, Attach: ebpf.AttachTCXEgress})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	id, ok := programs().Programs[0].LinkID()
+	if !ok {
+		t.Fatal("the program is not attached by a link")
+	}
+	ours, err := link.NewFromID(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ours.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	if n := len(programs().Programs); n != 0 {
+		t.Fatalf("%d programs are left on the port", n)
+	}
+	index, column := columns(h.guests[1].ip, 0, 1)
+	if said := h.arm(&dyetracev1.Arm{
+		Run: 1, Withhold: index, WithholdDst: column, WithholdMs: 1000, WithholdAt: []*dyetracev1.PortRef{h.port(1)},
+	}); said != "" {
+		t.Fatal(said)
+	}
+	if n := len(programs().Programs); n != 1 {
+		t.Errorf("%d programs on the port after Armed (want 1)", n)
+	}
+	after := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	if !after.Live || after.Epoch <= before.Epoch {
+		t.Errorf("window %v, after %v (want a higher epoch)", after, before)
+	}
+	if again := windowOf(h.a.hooks.audit(t.Context()), h.bridge); again.Epoch != after.Epoch {
+		t.Errorf("epoch %d rose to %d by itself", after.Epoch, again.Epoch)
+	}
+}
+
 // TestArmAnswers follows the ports that runs want armed.
 func TestArmAnswers(t *testing.T) {
 	t.Parallel()
@@ -352,6 +437,10 @@ func TestArmIsBounded(t *testing.T) {
 	if err := runs.arm(runs.get(1), ports, now); err != nil {
 		t.Errorf("the same by another run: %v", err)
 	}
+	if err := runs.arm(runs.get(0), []portKey{{"br-int", echoes}}, now); err != nil {
+		t.Errorf("replies to echoes, which are no port: %v", err)
+	}
+	runs.disarm(runs.get(0), []portKey{{"br-int", echoes}})
 	more := []portKey{{"br-ex", "tap0"}, {"br-int", "more"}}
 	if err := runs.arm(runs.get(1), more, now); err == nil || !strings.Contains(err.Error(), "65 ports of bridge br-int") {
 		t.Errorf("one too many: %v", err)

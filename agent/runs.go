@@ -127,7 +127,8 @@ func (t *runTable) arm(r *activeRun, ports []portKey, now time.Time) error {
 		r.answers[p]++
 	}
 	for _, p := range ports {
-		if n := len(t.armed(p.bridge, now)); n > maxAnswers {
+		names := slices.DeleteFunc(t.armed(p.bridge, now), func(name string) bool { return name == echoes })
+		if n := len(names); n > maxAnswers {
 			t.drop(r, ports)
 			return fmt.Errorf("answers: %d ports of bridge %s would be armed (want at most %d)", n, p.bridge, maxAnswers)
 		}
@@ -150,7 +151,7 @@ func (t *runTable) drop(r *activeRun, ports []portKey) {
 	}
 }
 
-// answers returns the ports of a bridge that some run wants armed, sorted.
+// answers returns the ports of a bridge that some run wants armed, sorted, echoes among them.
 func (t *runTable) answers(bridge string, now time.Time) []string {
 	t.arming.Lock()
 	defer t.arming.Unlock()

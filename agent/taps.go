@@ -27,6 +27,9 @@ type taps struct {
 	sampler *tap.Sampler
 	why     string            // there is no sampler
 	ports   map[string]tapped // by device
+	// regained are bridges with a port that the program was put back on since keep looked:
+	// for a while it was not sampled.
+	regained map[*bridge]bool
 
 	// What opens a sampler again that failed.
 	stain  *stain.Stain // nil before open, after close, and where the kernel cannot
@@ -51,7 +54,7 @@ type tapped struct {
 
 // newTaps returns taps without a sampler: open makes it.
 func newTaps(log *slog.Logger) *taps {
-	return &taps{log: log, why: noSampler, withheld: make(map[tap.Probe]lease)}
+	return &taps{log: log, why: noSampler, withheld: make(map[tap.Probe]lease), regained: make(map[*bridge]bool)}
 }
 
 const noSampler = "not installed yet"
@@ -162,7 +165,9 @@ func (t *taps) keep(b *bridge, found dataplane.Bridge, now time.Time) (changed b
 		}
 	}
 	t.publish()
-	return t.sampler.Attachments() != before, "", unsampled
+	changed = t.sampler.Attachments() != before || t.regained[b]
+	delete(t.regained, b)
+	return changed, "", unsampled
 }
 
 // leave takes the program off all ports of a bridge.

@@ -109,14 +109,22 @@ func (t *taps) countWithheld() int {
 }
 
 // hold sees to it that the program is on ports that are known to have it, since others
-// can take it off, and tells whether all of them have it.
+// can take it off, and tells whether all of them have it. That one had lost it is for keep
+// to tell.
 func (t *taps) hold(ports []portKey) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.sampler == nil {
+		return false
+	}
 	for _, p := range ports {
 		at, known := t.ports[p.port]
-		if t.sampler == nil || !known || at.bridge.name != p.bridge || t.sampler.Attach(p.port) != nil {
+		before := t.sampler.Attachments()
+		if !known || at.bridge.name != p.bridge || t.sampler.Attach(p.port) != nil {
 			return false
+		}
+		if t.sampler.Attachments() != before {
+			t.regained[at.bridge] = true
 		}
 	}
 	return true
