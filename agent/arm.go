@@ -170,29 +170,23 @@ func (a *Agent) answering(refs []*dyetracev1.PortRef) error {
 // expecting checks that bridges expect the replies to echoes, by now.
 func (a *Agent) expecting(bridges []string) error {
 	for i, name := range bridges {
-		b := a.hooks.get(name)
-		if b == nil {
-			return fmt.Errorf("expect[%d]: bridge %s of host %s has no hook", i, name, a.cfg.Host)
+		_, s, err := a.hooks.live(name, a.cfg.Host)
+		if err == nil && !s.expect {
+			err = fmt.Errorf("bridge %s of host %s expects no replies: the run ended meanwhile", name, a.cfg.Host)
 		}
-		if s := b.state.Load(); s.hook != dyetracev1.HookState_HOOK_STATE_LIVE || !s.expect {
-			return fmt.Errorf("expect[%d]: the hook on bridge %s of host %s is not live: %s", i, name, a.cfg.Host, s.reason)
+		if err != nil {
+			return fmt.Errorf("expect[%d]: %w", i, err)
 		}
 	}
 	return nil
 }
 
 func (a *Agent) armedAt(bridge string, port dataplane.Port) error {
-	b := a.hooks.get(bridge)
-	if b == nil {
-		return fmt.Errorf("bridge %s of host %s has no hook", bridge, a.cfg.Host)
+	_, s, err := a.hooks.live(bridge, a.cfg.Host)
+	if err == nil && !slices.Contains(s.answers, port.OFPort) {
+		err = fmt.Errorf("port %s on bridge %s of host %s is not armed: it changed, or the run ended, meanwhile", port.Name, bridge, a.cfg.Host)
 	}
-	switch s := b.state.Load(); {
-	case s.hook != dyetracev1.HookState_HOOK_STATE_LIVE:
-		return fmt.Errorf("the hook on bridge %s of host %s is not live: %s", bridge, a.cfg.Host, s.reason)
-	case !slices.Contains(s.answers, port.OFPort):
-		return fmt.Errorf("port %s on bridge %s of host %s is not armed: it changed, or the run ended, meanwhile", port.Name, bridge, a.cfg.Host)
-	}
-	return nil
+	return err
 }
 
 // sampled checks that to-instance is sampled at ports: withheld probes would reach

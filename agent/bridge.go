@@ -51,7 +51,7 @@ type bridge struct {
 	sink func(b *bridge, frame []byte, atNs int64)
 	done func(b *bridge)
 	// armed returns the names of the ports whose answers are to be known by their ports
-	// alone.
+	// alone, and echoes if replies to those are to be expected.
 	armed func(bridge string, now time.Time) []string
 
 	// mu orders audits, repairs and removal of this bridge's hook.
@@ -172,7 +172,7 @@ func refused(err error) bool {
 }
 
 // sync does the work of reconcile; changed says that the hook was not as it
-// should have been, or has changed in more than its answers. Caller holds mu.
+// should have been, or has changed in more than its arms. Caller holds mu.
 func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, now time.Time) (changed bool, err error) {
 	dye, err := b.sw.EnsureDyePort(ctx, b.name)
 	if err != nil {

@@ -32,7 +32,7 @@ type hooks struct {
 	log   *slog.Logger
 	sink  func(b *bridge, frame []byte, atNs int64)
 	done  func(b *bridge)
-	// answers returns the ports of a bridge that some run wants armed, sorted.
+	// answers is runTable.answers.
 	answers func(bridge string, now time.Time) []string
 
 	changed chan struct{} // capacity 1: the state changed since it was last read
@@ -189,6 +189,20 @@ func (h *hooks) get(name string) *bridge {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.bridges[name]
+}
+
+// live returns a bridge whose hook was live when it was last looked at, with what was found
+// then. The error says of what host, and why it is not.
+func (h *hooks) live(name, host string) (*bridge, *bridgeState, error) {
+	b := h.get(name)
+	if b == nil {
+		return nil, nil, fmt.Errorf("bridge %s of host %s has no hook", name, host)
+	}
+	s := b.state.Load()
+	if s.hook != dyetracev1.HookState_HOOK_STATE_LIVE {
+		return nil, nil, fmt.Errorf("the hook on bridge %s of host %s is not live: %s", name, host, s.reason)
+	}
+	return b, s, nil
 }
 
 func (h *hooks) all() []*bridge {

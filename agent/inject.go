@@ -112,12 +112,9 @@ func (a *Agent) entry(snap dataplane.Snapshot, ref *dyetracev1.PortRef) entry {
 		return fail(port.Error != "", "port %s on bridge %s of host %s has no OpenFlow number: %s",
 			ref.Port, ref.Bridge, a.cfg.Host, cmp.Or(port.Error, "Open vSwitch has not opened it yet"))
 	}
-	b := a.hooks.get(ref.Bridge)
-	if b == nil {
-		return fail(false, "bridge %s of host %s has no hook", ref.Bridge, a.cfg.Host)
-	}
-	if s := b.state.Load(); s.hook != dyetracev1.HookState_HOOK_STATE_LIVE {
-		return fail(false, "the hook on bridge %s of host %s is not live: %s", ref.Bridge, a.cfg.Host, s.reason)
+	b, _, err := a.hooks.live(ref.Bridge, a.cfg.Host)
+	if err != nil {
+		return fail(false, "%v", err)
 	}
 	dye := b.port.Load()
 	if dye == nil {
