@@ -11,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
+	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
 // Config is the group "bgp" of a controller's configuration.
@@ -109,7 +112,7 @@ func (f family) String() string {
 }
 
 // encapsulations are tunnel types of RFC 9012.
-var encapsulations = map[string]uint16{"": 8, "vxlan": 8, "mpls": 10}
+var encapsulations = map[string]wire.Encap{"": wire.EncapVXLAN, "vxlan": wire.EncapVXLAN, "mpls": wire.EncapMPLS}
 
 // Validate checks every value; the error joins one line per bad key, as a path from "bgp".
 func (c Config) Validate() error {
@@ -237,7 +240,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 // parseRT returns the extended communities that a route target may be: RFC 4360, sections 3.1, 3.2
 // and 4, and RFC 5668. An AS number and a value that both have 16 bits fit two of them.
-func parseRT(s string) ([]uint64, error) {
+func parseRT(s string) ([]wire.RouteTarget, error) {
 	left, right, ok := strings.Cut(s, ":")
 	if !ok {
 		return nil, errors.New("no colon")
@@ -251,18 +254,18 @@ func parseRT(s string) ([]uint64, error) {
 			return nil, fmt.Errorf("%d has more than the 16 bits beside an address", n)
 		}
 		b := a.As4()
-		return []uint64{0x0102<<48 | uint64(binary.BigEndian.Uint32(b[:]))<<16 | n}, nil
+		return []wire.RouteTarget{wire.RouteTarget(0x0102<<48 | uint64(binary.BigEndian.Uint32(b[:]))<<16 | n)}, nil
 	}
 	as, err := strconv.ParseUint(left, 10, 32)
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither an AS number nor an IPv4 address", left)
 	}
-	var rts []uint64
+	var rts []wire.RouteTarget
 	if as <= 0xffff {
-		rts = append(rts, 0x0002<<48|as<<32|n)
+		rts = append(rts, wire.RouteTarget(0x0002<<48|as<<32|n))
 	}
 	if n <= 0xffff {
-		rts = append(rts, 0x0202<<48|as<<16|n)
+		rts = append(rts, wire.RouteTarget(0x0202<<48|as<<16|n))
 	}
 	if rts == nil {
 		return nil, fmt.Errorf("%d has more than the 16 bits beside a four-octet AS number", n)
@@ -311,10 +314,10 @@ func (p Peer) withDefaults(as int64) Peer {
 }
 
 // feedOptions of a valid peer with defaults, where vteps are known.
-func (p Peer) feedOptions(vteps []netip.Prefix) FeedOptions {
-	o := FeedOptions{MaxRoutes: p.MaxRoutes, Encapsulation: encapsulations[p.Encapsulation]}
+func (p Peer) feedOptions(vteps []netip.Prefix) rib.PeerOptions {
+	o := rib.PeerOptions{MaxRoutes: p.MaxRoutes, Default: encapsulations[p.Encapsulation]}
 	for _, f := range p.families() {
-		o.Families = append(o.Families, uint32(f.afi)<<8|uint32(f.safi))
+		o.Families = append(o.Families, wire.Family(uint32(f.afi)<<8|uint32(f.safi)))
 	}
 	for _, s := range p.RTs {
 		rts, _ := parseRT(s)

@@ -14,6 +14,9 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
+	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
 const everything = `
@@ -64,10 +67,10 @@ func TestConfig(t *testing.T) {
 	}
 	p := c.Peers[0].withDefaults(c.AS)
 	got := p.feedOptions([]netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")})
-	want := FeedOptions{
-		Families:  []uint32{25<<8 | 70, 1<<8 | 128, 2<<8 | 128},
-		RTs:       []uint64{0x0002_fc00_0000_0064, 0x0202_0000_fc00_0064, 0x0202_fa56_ea00_0007, 0x0102_0a00_0001_0005},
-		MaxRoutes: 1000, Encapsulation: 10,
+	want := rib.PeerOptions{
+		Families:  []wire.Family{25<<8 | 70, 1<<8 | 128, 2<<8 | 128},
+		RTs:       []wire.RouteTarget{0x0002_fc00_0000_0064, 0x0202_0000_fc00_0064, 0x0202_fa56_ea00_0007, 0x0102_0a00_0001_0005},
+		MaxRoutes: 1000, Default: wire.EncapMPLS,
 		NextHops: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::1/128")},
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
 )
 
 // What a peer tells its feed, one call at a time.
@@ -33,7 +35,7 @@ func (p *peer) feedUpdate(body []byte) error {
 	defer p.mu.Unlock()
 	p.status.Updates++
 	p.status.LastUpdate = now
-	if errors.Is(err, ErrWithdraw) {
+	if errors.Is(err, rib.ErrWithdraw) {
 		p.status.Withdrawn++
 		p.status.LastError, p.status.LastErrorAt = err, now
 	}
@@ -66,7 +68,7 @@ func (p *peer) feedSettle() {
 	p.guard(func() { p.feed.Settle(time.Now()) })
 }
 
-func (p *peer) feedSetOptions(o FeedOptions) (refresh bool) {
+func (p *peer) feedSetOptions(o rib.PeerOptions) (refresh bool) {
 	p.guard(func() { refresh = p.feed.SetOptions(o, time.Now()) })
 	return refresh
 }

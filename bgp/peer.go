@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
 )
 
 // waits of a peer between connections.
@@ -40,7 +42,7 @@ type peer struct {
 	log      *slog.Logger
 	feed     Feed
 	inbound  chan net.Conn // prepared, of the peer's address
-	options  chan FeedOptions
+	options  chan rib.PeerOptions
 	asks     chan chan<- error // for routes again
 	cancel   context.CancelCauseFunc
 	ended    chan struct{}
@@ -48,7 +50,7 @@ type peer struct {
 	cfg Peer // of the session; what feeds are told may have changed since
 	// want and told are what Speaker knows: the configuration now, and what the feed was told last.
 	want Peer
-	told FeedOptions
+	told rib.PeerOptions
 
 	feedMu sync.Mutex // feed's methods are called one at a time
 
@@ -58,11 +60,11 @@ type peer struct {
 	opening *session // has not seen its OPEN yet
 }
 
-func newPeer(s *Speaker, cfg Peer, o FeedOptions) *peer {
+func newPeer(s *Speaker, cfg Peer, o rib.PeerOptions) *peer {
 	p := &peer{
 		routerID: s.routerID, waits: s.waits, log: s.log.With("peer", cfg.Address),
 		feed: s.learn(cfg.Address, o), cfg: cfg, want: cfg, told: o,
-		inbound: make(chan net.Conn, 1), options: make(chan FeedOptions, 1), asks: make(chan chan<- error),
+		inbound: make(chan net.Conn, 1), options: make(chan rib.PeerOptions, 1), asks: make(chan chan<- error),
 		ended: make(chan struct{}),
 	}
 	p.status = Status{Address: cfg.Address, AS: uint32(cfg.AS), LocalAS: uint32(cfg.LocalAS), State: Idle, Since: time.Now()}
@@ -396,7 +398,7 @@ func (l *loop) failed(err error) {
 
 // setOptions changes what is learned, and asks for what was not learned before. A peer that cannot be
 // asked has to say all again in a new session.
-func (l *loop) setOptions(o FeedOptions) {
+func (l *loop) setOptions(o rib.PeerOptions) {
 	if !l.feedSetOptions(o) || l.current == nil {
 		return
 	}

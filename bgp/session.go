@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jwhited/corebgp"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
 )
 
 // Why a session of ours ends, other than by what the connection says.
@@ -200,9 +202,9 @@ func (s *session) OnEstablished(_ corebgp.PeerConfig, w corebgp.UpdateMessageWri
 func (s *session) update(body []byte) *corebgp.Notification {
 	err := s.p.feedUpdate(body)
 	switch {
-	case err == nil, errors.Is(err, ErrWithdraw):
+	case err == nil, errors.Is(err, rib.ErrWithdraw):
 		return nil
-	case errors.Is(err, ErrLimit):
+	case errors.Is(err, rib.ErrLimit):
 		s.refuse(err, true)
 		return cease(ceaseMaxPrefixes)
 	}

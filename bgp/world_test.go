@@ -21,6 +21,7 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 	gobgp "github.com/osrg/gobgp/v3/pkg/packet/bgp"
 
+	"github.com/dyetrace/dyetrace/bgp/rib"
 	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/internal/teacher"
 )
@@ -75,7 +76,7 @@ type book struct {
 	mu     sync.Mutex
 	routes map[string]bool // whether stale
 	told   []string
-	o      FeedOptions
+	o      rib.PeerOptions
 	bodies [][]byte
 	// update, if it is set, is asked before an UPDATE is taken.
 	update func(body []byte) error
@@ -116,7 +117,7 @@ func (b *book) Update(body []byte, _ time.Time) error {
 	}
 	m := gobgp.NewBGPUpdateMessage(nil, nil, nil).Body.(*gobgp.BGPUpdate)
 	if err := m.DecodeFromBytes(body); err != nil {
-		return fmt.Errorf("%w: %w", ErrReset, err)
+		return fmt.Errorf("%w: %w", rib.ErrReset, err)
 	}
 	for _, a := range m.PathAttributes {
 		switch a := a.(type) {
@@ -131,7 +132,7 @@ func (b *book) Update(body []byte, _ time.Time) error {
 		}
 	}
 	if b.o.MaxRoutes > 0 && len(b.routes) > b.o.MaxRoutes {
-		return ErrLimit
+		return rib.ErrLimit
 	}
 	return nil
 }
@@ -153,7 +154,7 @@ func (b *book) Settle(time.Time) { b.mu.Lock(); defer b.mu.Unlock(); b.say("sett
 func (b *book) Close(time.Time)  { b.mu.Lock(); defer b.mu.Unlock(); b.say("close") }
 func (b *book) Routes() int      { b.mu.Lock(); defer b.mu.Unlock(); return len(b.routes) }
 
-func (b *book) SetOptions(o FeedOptions, _ time.Time) bool {
+func (b *book) SetOptions(o rib.PeerOptions, _ time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.say("options")
@@ -180,7 +181,7 @@ type library struct {
 	books map[string]*book
 }
 
-func (l *library) learn(peer string, o FeedOptions) Feed { b := l.of(peer); b.o = o; return b }
+func (l *library) learn(peer string, o rib.PeerOptions) Feed { b := l.of(peer); b.o = o; return b }
 
 func (l *library) of(peer string) *book {
 	l.mu.Lock()

@@ -3,7 +3,6 @@ package bench
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/bgp/rib"
-	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
 // clock is one that all processes of the machine share, in nanoseconds.
@@ -31,34 +29,6 @@ func clock() int64 {
 		panic(err)
 	}
 	return ts.Nano()
-}
-
-// adapter lets a speaker feed a table.
-type adapter struct{ *rib.Feed }
-
-func options(o bgp.FeedOptions) rib.PeerOptions {
-	p := rib.PeerOptions{MaxRoutes: o.MaxRoutes, NextHops: o.NextHops, Default: wire.Encap(o.Encapsulation)}
-	for _, f := range o.Families {
-		p.Families = append(p.Families, wire.Family(f))
-	}
-	for _, rt := range o.RTs {
-		p.RTs = append(p.RTs, wire.RouteTarget(rt))
-	}
-	return p
-}
-
-func (a adapter) Update(body []byte, now time.Time) error {
-	err := a.Feed.Update(body, now)
-	for theirs, ours := range map[error]error{rib.ErrReset: bgp.ErrReset, rib.ErrWithdraw: bgp.ErrWithdraw, rib.ErrLimit: bgp.ErrLimit} {
-		if err != nil && errors.Is(err, theirs) {
-			return fmt.Errorf("%w: %w", ours, err)
-		}
-	}
-	return err
-}
-
-func (a adapter) SetOptions(o bgp.FeedOptions, now time.Time) bool {
-	return a.Feed.SetOptions(options(o), now)
 }
 
 // learnerConfig is a speaker with all on that costs: route targets, next hops of all VTEPs, limits.
@@ -90,12 +60,13 @@ func learn(args string) error {
 		return err
 	}
 	table := rib.New(rib.Options{})
-	var feeds []*rib.Feed
+	var feeds []bgp.Feed
+	into := bgp.LearnInto(table)
 	c, vteps := learnerConfig(words[2], words[3:], f)
-	s, err := bgp.New(c, bgp.Options{VTEPs: vteps, Learn: func(peer string, o bgp.FeedOptions) bgp.Feed {
-		feed := table.Peer(peer, options(o))
+	s, err := bgp.New(c, bgp.Options{VTEPs: vteps, Learn: func(peer string, o rib.PeerOptions) bgp.Feed {
+		feed := into(peer, o)
 		feeds = append(feeds, feed)
-		return adapter{feed}
+		return feed
 	}})
 	if err != nil {
 		return err
@@ -128,7 +99,7 @@ func learn(args string) error {
 	return <-failed
 }
 
-func await(feeds []*rib.Feed, n int) int64 {
+func await(feeds []bgp.Feed, n int) int64 {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		have := 0
 		for _, f := range feeds {

@@ -21,16 +21,16 @@ func TestTableFeed(t *testing.T) {
 	cut[len(cut)-18]++
 	for _, tt := range []struct {
 		name   string
-		o      FeedOptions
+		o      rib.PeerOptions
 		body   []byte
 		want   error
 		routes int
 	}{
-		{"sound", FeedOptions{}, evpnUpdate, nil, 1},
-		{"malformed", FeedOptions{}, odd, ErrWithdraw, 1}, // as a claim
-		{"beyond repair", FeedOptions{}, cut, ErrReset, 0},
-		{"another target", FeedOptions{RTs: []uint64{0x0002_fc00_0000_0064}}, evpnUpdate, nil, 0},
-		{"another family", FeedOptions{Families: []uint32{1<<8 | 128}}, evpnUpdate, nil, 1}, // the session keeps it out
+		{"sound", rib.PeerOptions{}, evpnUpdate, nil, 1},
+		{"malformed", rib.PeerOptions{}, odd, rib.ErrWithdraw, 1}, // as a claim
+		{"beyond repair", rib.PeerOptions{}, cut, rib.ErrReset, 0},
+		{"another target", rib.PeerOptions{RTs: []wire.RouteTarget{0x0002_fc00_0000_0064}}, evpnUpdate, nil, 0},
+		{"another family", rib.PeerOptions{Families: []wire.Family{1<<8 | 128}}, evpnUpdate, nil, 1}, // the session keeps it out
 	} {
 		f := LearnInto(rib.New(rib.Options{}))("10.0.0.1", tt.o)
 		f.Up(now, false)
@@ -41,11 +41,11 @@ func TestTableFeed(t *testing.T) {
 			t.Errorf("%s: %d routes, want %d", tt.name, n, tt.routes)
 		}
 	}
-	f := LearnInto(rib.New(rib.Options{}))("10.0.0.1", FeedOptions{MaxRoutes: 1})
+	f := LearnInto(rib.New(rib.Options{}))("10.0.0.1", rib.PeerOptions{MaxRoutes: 1})
 	f.Up(now, false)
 	second := slices.Clone(evpnUpdate)
 	second[len(second)-1] = 2
-	if err := errors.Join(f.Update(evpnUpdate, now), f.Update(second, now)); !errors.Is(err, ErrLimit) {
+	if err := errors.Join(f.Update(evpnUpdate, now), f.Update(second, now)); !errors.Is(err, rib.ErrLimit) {
 		t.Errorf("two routes of one: %v", err)
 	}
 }
@@ -57,7 +57,9 @@ func TestTableOptions(t *testing.T) {
 	table := rib.New(rib.Options{})
 	learn := LearnInto(table)
 	told := func() (hops []netip.Addr, state rib.State) { return table.Snapshot().Flood(rib.VNI(100)) }
-	allow := func(s string) FeedOptions { return FeedOptions{NextHops: []netip.Prefix{netip.MustParsePrefix(s)}} }
+	allow := func(s string) rib.PeerOptions {
+		return rib.PeerOptions{NextHops: []netip.Prefix{netip.MustParsePrefix(s)}}
+	}
 	tagged := slices.Clone(evpnUpdate)
 	tagged[len(tagged)-6] = 100 // by its Ethernet tag the route is in VNI 100
 	end := []byte{0, 0, 0, 6, 0x80, 15, 3, 0, 25, 70}
