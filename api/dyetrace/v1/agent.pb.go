@@ -92,6 +92,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Explanation
 	//	*SessionRequest_Refreshed
 	//	*SessionRequest_Armed
+	//	*SessionRequest_UnderlayReport
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -224,6 +225,15 @@ func (x *SessionRequest) GetArmed() *Armed {
 	return nil
 }
 
+func (x *SessionRequest) GetUnderlayReport() *UnderlayReport {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_UnderlayReport); ok {
+			return x.UnderlayReport
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -268,6 +278,10 @@ type SessionRequest_Armed struct {
 	Armed *Armed `protobuf:"bytes,10,opt,name=armed,proto3,oneof"`
 }
 
+type SessionRequest_UnderlayReport struct {
+	UnderlayReport *UnderlayReport `protobuf:"bytes,11,opt,name=underlay_report,json=underlayReport,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -288,6 +302,8 @@ func (*SessionRequest_Refreshed) isSessionRequest_Message() {}
 
 func (*SessionRequest_Armed) isSessionRequest_Message() {}
 
+func (*SessionRequest_UnderlayReport) isSessionRequest_Message() {}
+
 // SessionResponse is what the controller says.
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -301,6 +317,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Explain
 	//	*SessionResponse_Refresh
 	//	*SessionResponse_Arm
+	//	*SessionResponse_ProbeUnderlay
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -415,6 +432,15 @@ func (x *SessionResponse) GetArm() *Arm {
 	return nil
 }
 
+func (x *SessionResponse) GetProbeUnderlay() *ProbeUnderlay {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_ProbeUnderlay); ok {
+			return x.ProbeUnderlay
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -451,6 +477,10 @@ type SessionResponse_Arm struct {
 	Arm *Arm `protobuf:"bytes,8,opt,name=arm,proto3,oneof"`
 }
 
+type SessionResponse_ProbeUnderlay struct {
+	ProbeUnderlay *ProbeUnderlay `protobuf:"bytes,9,opt,name=probe_underlay,json=probeUnderlay,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -466,6 +496,8 @@ func (*SessionResponse_Explain) isSessionResponse_Message() {}
 func (*SessionResponse_Refresh) isSessionResponse_Message() {}
 
 func (*SessionResponse_Arm) isSessionResponse_Message() {}
+
+func (*SessionResponse_ProbeUnderlay) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -559,7 +591,11 @@ type Welcome struct {
 	// How often the agent sends a Heartbeat, milliseconds.
 	HeartbeatMs uint32 `protobuf:"varint,2,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
 	// Version of the controller's program.
-	Version       string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// Key that underlay probes are authenticated with, between all agents of this
+	// controller; fresh per start of it, 32 bytes. Without one the agent neither probes
+	// the underlay nor answers there.
+	UnderlayKey   []byte `protobuf:"bytes,4,opt,name=underlay_key,json=underlayKey,proto3" json:"underlay_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +649,13 @@ func (x *Welcome) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Welcome) GetUnderlayKey() []byte {
+	if x != nil {
+		return x.UnderlayKey
+	}
+	return nil
 }
 
 // Reject refuses a session; the controller closes the stream after it.
@@ -673,9 +716,15 @@ func (x *Reject) GetPermanent() bool {
 // HostState is the whole of what the agent knows of its switches. It is sent
 // after Welcome and whenever something in it changes.
 type HostState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bridges       []*Bridge              `protobuf:"bytes,1,rep,name=bridges,proto3" json:"bridges,omitempty"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Bridges   []*Bridge              `protobuf:"bytes,1,rep,name=bridges,proto3" json:"bridges,omitempty"`
+	Endpoints []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Where the host answers underlay probes. Absent: its agent knows of none, and must
+	// not be asked for any.
+	Underlay *UnderlayEcho `protobuf:"bytes,3,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	// MTU of each endpoint's port, bytes of IP packet, in the order of endpoints; 0 where
+	// Open vSwitch has none.
+	EndpointMtu   []uint32 `protobuf:"varint,4,rep,packed,name=endpoint_mtu,json=endpointMtu,proto3" json:"endpoint_mtu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -720,6 +769,20 @@ func (x *HostState) GetBridges() []*Bridge {
 func (x *HostState) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *HostState) GetUnderlay() *UnderlayEcho {
+	if x != nil {
+		return x.Underlay
+	}
+	return nil
+}
+
+func (x *HostState) GetEndpointMtu() []uint32 {
+	if x != nil {
+		return x.EndpointMtu
 	}
 	return nil
 }
@@ -2104,11 +2167,347 @@ func (x *Explanation) GetCommand() string {
 	return ""
 }
 
+// ProbeUnderlay asks an agent to exchange UDP datagrams with another agent, between the
+// tunnel addresses of their hosts; or, with recall, what it has seen of such an exchange.
+// The other agent sends each datagram back as it came (package dataplane/underlay).
+type ProbeUnderlay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chosen by the controller, echoed in the answer.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Names the exchange in its datagrams: random, not 0.
+	Session uint64 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	// Send nothing: tell what this host has seen of that session. Of the rest of the
+	// message only dst_ip counts then: the address of this host that was probed.
+	Recall bool `protobuf:"varint,3,opt,name=recall,proto3" json:"recall,omitempty"`
+	// 16 bytes, as Inject.src_ip. An empty src_ip is what the host would use.
+	SrcIp []byte `protobuf:"bytes,4,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp []byte `protobuf:"bytes,5,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	// UDP port of the other agent.
+	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// Outer ToS, or traffic class.
+	Tos uint32 `protobuf:"varint,7,opt,name=tos,proto3" json:"tos,omitempty"`
+	// Sizes to try, bytes of whole IP packets, ascending; none may be fragmented.
+	Sizes []uint32 `protobuf:"varint,8,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`
+	// How many source ports, so as to take many of equal-cost paths.
+	SourcePorts uint32 `protobuf:"varint,9,opt,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
+	// How often each size is sent from each source port. Datagrams are numbered from 0:
+	// (repeat * source_ports + source port) * number of sizes + size.
+	Repeats uint32 `protobuf:"varint,10,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// How long after the last one answers are waited for.
+	WaitMs uint32 `protobuf:"varint,11,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// If the smallest size is answered and the largest never is, look for the largest that is.
+	FindMtu       bool `protobuf:"varint,12,opt,name=find_mtu,json=findMtu,proto3" json:"find_mtu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeUnderlay) Reset() {
+	*x = ProbeUnderlay{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeUnderlay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeUnderlay) ProtoMessage() {}
+
+func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
+func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ProbeUnderlay) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetRecall() bool {
+	if x != nil {
+		return x.Recall
+	}
+	return false
+}
+
+func (x *ProbeUnderlay) GetSrcIp() []byte {
+	if x != nil {
+		return x.SrcIp
+	}
+	return nil
+}
+
+func (x *ProbeUnderlay) GetDstIp() []byte {
+	if x != nil {
+		return x.DstIp
+	}
+	return nil
+}
+
+func (x *ProbeUnderlay) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetSizes() []uint32 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *ProbeUnderlay) GetSourcePorts() uint32 {
+	if x != nil {
+		return x.SourcePorts
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetRepeats() uint32 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *ProbeUnderlay) GetFindMtu() bool {
+	if x != nil {
+		return x.FindMtu
+	}
+	return false
+}
+
+// UnderlayReport answers ProbeUnderlay.
+type UnderlayReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Why nothing could be found out; the rest is empty then.
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Addresses used.
+	SrcIp string `protobuf:"bytes,3,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp string `protobuf:"bytes,4,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	// Source ports used, in the order of their numbers.
+	SourcePorts []uint32 `protobuf:"varint,5,rep,packed,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
+	// One entry per source port and size: entry number source port * sizes + size.
+	Sent     []uint32 `protobuf:"varint,6,rep,packed,name=sent,proto3" json:"sent,omitempty"`
+	Answered []uint32 `protobuf:"varint,7,rep,packed,name=answered,proto3" json:"answered,omitempty"`
+	// Fastest answer, nanoseconds; 0 where there was none.
+	RttNs []uint64 `protobuf:"varint,8,rep,packed,name=rtt_ns,json=rttNs,proto3" json:"rtt_ns,omitempty"`
+	// What came back instead of answers: ICMP errors, and the host's own refusals to send.
+	Errors []*UnderlayError `protobuf:"bytes,9,rep,name=errors,proto3" json:"errors,omitempty"`
+	// The largest size that was answered, where it was looked for; else 0.
+	Passes uint32 `protobuf:"varint,10,opt,name=passes,proto3" json:"passes,omitempty"`
+	// ToS that the questions had as they came to the other host, of the last answer.
+	TosSeen uint32 `protobuf:"varint,11,opt,name=tos_seen,json=tosSeen,proto3" json:"tos_seen,omitempty"`
+	// The tunnel port between the two lets packets be fragmented (options:df_default=false).
+	MayFragment bool `protobuf:"varint,12,opt,name=may_fragment,json=mayFragment,proto3" json:"may_fragment,omitempty"`
+	// recall: serial numbers that came, bit serial%8 of byte serial/8. Empty: none of that
+	// session did.
+	Seen []byte `protobuf:"bytes,13,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Datagrams of the session that were not answered because of the responder's own rate.
+	Limited uint32 `protobuf:"varint,14,opt,name=limited,proto3" json:"limited,omitempty"`
+	// Authentic datagrams that dst_ip has taken in from other hosts than this exchange's,
+	// since the agent's start: more than 0 shows that nothing on this host keeps them out.
+	FromOthers uint64 `protobuf:"varint,15,opt,name=from_others,json=fromOthers,proto3" json:"from_others,omitempty"`
+	// Whether it answers at dst_ip at all, and why not.
+	Listening     bool   `protobuf:"varint,16,opt,name=listening,proto3" json:"listening,omitempty"`
+	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayReport) Reset() {
+	*x = UnderlayReport{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayReport) ProtoMessage() {}
+
+func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
+func (*UnderlayReport) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UnderlayReport) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *UnderlayReport) GetSrcIp() string {
+	if x != nil {
+		return x.SrcIp
+	}
+	return ""
+}
+
+func (x *UnderlayReport) GetDstIp() string {
+	if x != nil {
+		return x.DstIp
+	}
+	return ""
+}
+
+func (x *UnderlayReport) GetSourcePorts() []uint32 {
+	if x != nil {
+		return x.SourcePorts
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetSent() []uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetAnswered() []uint32 {
+	if x != nil {
+		return x.Answered
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetRttNs() []uint64 {
+	if x != nil {
+		return x.RttNs
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetErrors() []*UnderlayError {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetPasses() uint32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetTosSeen() uint32 {
+	if x != nil {
+		return x.TosSeen
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetMayFragment() bool {
+	if x != nil {
+		return x.MayFragment
+	}
+	return false
+}
+
+func (x *UnderlayReport) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *UnderlayReport) GetLimited() uint32 {
+	if x != nil {
+		return x.Limited
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetFromOthers() uint64 {
+	if x != nil {
+		return x.FromOthers
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetListening() bool {
+	if x != nil {
+		return x.Listening
+	}
+	return false
+}
+
+func (x *UnderlayReport) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\x99\x04\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xe1\x04\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -2120,8 +2519,9 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\vexplanation\x18\b \x01(\v2\x18.dyetrace.v1.ExplanationH\x00R\vexplanation\x126\n" +
 	"\trefreshed\x18\t \x01(\v2\x16.dyetrace.v1.RefreshedH\x00R\trefreshed\x12*\n" +
 	"\x05armed\x18\n" +
-	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armedB\t\n" +
-	"\amessage\"\x97\x03\n" +
+	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armed\x12F\n" +
+	"\x0funderlay_report\x18\v \x01(\v2\x1b.dyetrace.v1.UnderlayReportH\x00R\x0eunderlayReportB\t\n" +
+	"\amessage\"\xdc\x03\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
@@ -2130,7 +2530,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x06finish\x18\x05 \x01(\v2\x13.dyetrace.v1.FinishH\x00R\x06finish\x120\n" +
 	"\aexplain\x18\x06 \x01(\v2\x14.dyetrace.v1.ExplainH\x00R\aexplain\x120\n" +
 	"\arefresh\x18\a \x01(\v2\x14.dyetrace.v1.RefreshH\x00R\arefresh\x12$\n" +
-	"\x03arm\x18\b \x01(\v2\x10.dyetrace.v1.ArmH\x00R\x03armB\t\n" +
+	"\x03arm\x18\b \x01(\v2\x10.dyetrace.v1.ArmH\x00R\x03arm\x12C\n" +
+	"\x0eprobe_underlay\x18\t \x01(\v2\x1a.dyetrace.v1.ProbeUnderlayH\x00R\rprobeUnderlayB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -2138,17 +2539,20 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x1f\n" +
 	"\vovs_version\x18\x04 \x01(\tR\n" +
 	"ovsVersion\x12 \n" +
-	"\vincarnation\x18\x05 \x01(\fR\vincarnation\"p\n" +
+	"\vincarnation\x18\x05 \x01(\fR\vincarnation\"\x93\x01\n" +
 	"\aWelcome\x12(\n" +
 	"\x05stain\x18\x01 \x01(\v2\x12.dyetrace.v1.StainR\x05stain\x12!\n" +
 	"\fheartbeat_ms\x18\x02 \x01(\rR\vheartbeatMs\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\">\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12!\n" +
+	"\funderlay_key\x18\x04 \x01(\fR\vunderlayKey\">\n" +
 	"\x06Reject\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
-	"\tpermanent\x18\x02 \x01(\bR\tpermanent\"o\n" +
+	"\tpermanent\x18\x02 \x01(\bR\tpermanent\"\xc9\x01\n" +
 	"\tHostState\x12-\n" +
 	"\abridges\x18\x01 \x03(\v2\x13.dyetrace.v1.BridgeR\abridges\x123\n" +
-	"\tendpoints\x18\x02 \x03(\v2\x15.dyetrace.v1.EndpointR\tendpoints\"\x19\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x15.dyetrace.v1.EndpointR\tendpoints\x125\n" +
+	"\bunderlay\x18\x03 \x01(\v2\x19.dyetrace.v1.UnderlayEchoR\bunderlay\x12!\n" +
+	"\fendpoint_mtu\x18\x04 \x03(\rR\vendpointMtu\"\x19\n" +
 	"\aRefresh\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x1b\n" +
 	"\tRefreshed\x12\x0e\n" +
@@ -2259,7 +2663,41 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\rtunnel_remote\x18\x05 \x01(\tR\ftunnelRemote\x12\x1b\n" +
 	"\ttunnel_id\x18\x06 \x01(\rR\btunnelId\x12(\n" +
 	"\x04flow\x18\a \x01(\v2\x14.dyetrace.v1.FlowRefR\x04flow\x12\x18\n" +
-	"\acommand\x18\b \x01(\tR\acommand*e\n" +
+	"\acommand\x18\b \x01(\tR\acommand\"\xac\x02\n" +
+	"\rProbeUnderlay\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
+	"\x06recall\x18\x03 \x01(\bR\x06recall\x12\x15\n" +
+	"\x06src_ip\x18\x04 \x01(\fR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x05 \x01(\fR\x05dstIp\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x10\n" +
+	"\x03tos\x18\a \x01(\rR\x03tos\x12\x14\n" +
+	"\x05sizes\x18\b \x03(\rR\x05sizes\x12!\n" +
+	"\fsource_ports\x18\t \x01(\rR\vsourcePorts\x12\x18\n" +
+	"\arepeats\x18\n" +
+	" \x01(\rR\arepeats\x12\x17\n" +
+	"\await_ms\x18\v \x01(\rR\x06waitMs\x12\x19\n" +
+	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\xdf\x03\n" +
+	"\x0eUnderlayReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x15\n" +
+	"\x06src_ip\x18\x03 \x01(\tR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x04 \x01(\tR\x05dstIp\x12!\n" +
+	"\fsource_ports\x18\x05 \x03(\rR\vsourcePorts\x12\x12\n" +
+	"\x04sent\x18\x06 \x03(\rR\x04sent\x12\x1a\n" +
+	"\banswered\x18\a \x03(\rR\banswered\x12\x15\n" +
+	"\x06rtt_ns\x18\b \x03(\x04R\x05rttNs\x122\n" +
+	"\x06errors\x18\t \x03(\v2\x1a.dyetrace.v1.UnderlayErrorR\x06errors\x12\x16\n" +
+	"\x06passes\x18\n" +
+	" \x01(\rR\x06passes\x12\x19\n" +
+	"\btos_seen\x18\v \x01(\rR\atosSeen\x12!\n" +
+	"\fmay_fragment\x18\f \x01(\bR\vmayFragment\x12\x12\n" +
+	"\x04seen\x18\r \x01(\fR\x04seen\x12\x18\n" +
+	"\alimited\x18\x0e \x01(\rR\alimited\x12\x1f\n" +
+	"\vfrom_others\x18\x0f \x01(\x04R\n" +
+	"fromOthers\x12\x1c\n" +
+	"\tlistening\x18\x10 \x01(\bR\tlistening\x12\x18\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11OUTCOME_DELIVERED\x10\x01\x12\x15\n" +
@@ -2281,7 +2719,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -2307,13 +2745,17 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Finished)(nil),        // 21: dyetrace.v1.Finished
 	(*Explain)(nil),         // 22: dyetrace.v1.Explain
 	(*Explanation)(nil),     // 23: dyetrace.v1.Explanation
-	(*Stain)(nil),           // 24: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 25: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 26: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),   // 27: dyetrace.v1.AgentCounters
-	(Scheme)(0),             // 28: dyetrace.v1.Scheme
-	(PointKind)(0),          // 29: dyetrace.v1.PointKind
-	(*FlowRef)(nil),         // 30: dyetrace.v1.FlowRef
+	(*ProbeUnderlay)(nil),   // 24: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 25: dyetrace.v1.UnderlayReport
+	(*Stain)(nil),           // 26: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 27: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 28: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 29: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 30: dyetrace.v1.AgentCounters
+	(Scheme)(0),             // 31: dyetrace.v1.Scheme
+	(PointKind)(0),          // 32: dyetrace.v1.PointKind
+	(*FlowRef)(nil),         // 33: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 34: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
@@ -2326,37 +2768,41 @@ var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	23, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
 	15, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	4,  // 10: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 11: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	10, // 12: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	13, // 13: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	20, // 14: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	22, // 15: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	7,  // 16: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	14, // 17: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	24, // 18: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	25, // 19: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	26, // 20: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	27, // 21: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	12, // 22: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	16, // 23: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	28, // 24: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	16, // 25: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	16, // 26: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	18, // 27: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	29, // 28: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	28, // 29: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	12, // 30: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	28, // 31: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 32: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	30, // 33: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	1,  // 34: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 35: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	35, // [35:36] is the sub-list for method output_type
-	34, // [34:35] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	25, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	4,  // 11: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 12: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 13: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	13, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	20, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	22, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 17: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	14, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	24, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	26, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	27, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	28, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	29, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	30, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	12, // 25: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	16, // 26: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	31, // 27: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	16, // 28: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	16, // 29: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	18, // 30: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	32, // 31: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	31, // 32: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	12, // 33: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	31, // 34: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 35: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	33, // 36: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	34, // 37: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	1,  // 38: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 39: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	39, // [39:40] is the sub-list for method output_type
+	38, // [38:39] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -2376,6 +2822,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_Explanation)(nil),
 		(*SessionRequest_Refreshed)(nil),
 		(*SessionRequest_Armed)(nil),
+		(*SessionRequest_UnderlayReport)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -2386,6 +2833,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_Explain)(nil),
 		(*SessionResponse_Refresh)(nil),
 		(*SessionResponse_Arm)(nil),
+		(*SessionResponse_ProbeUnderlay)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2393,7 +2841,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

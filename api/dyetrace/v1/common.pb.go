@@ -761,10 +761,16 @@ type AgentCounters struct {
 	// Copies that fit no run, or a run's key but not its plan.
 	Rejected uint64 `protobuf:"varint,3,opt,name=rejected,proto3" json:"rejected,omitempty"`
 	// Samples lost by the ring, a full queue or the cap.
-	Lost          uint64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
-	HookRepairs   uint64 `protobuf:"varint,5,opt,name=hook_repairs,json=hookRepairs,proto3" json:"hook_repairs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lost        uint64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	HookRepairs uint64 `protobuf:"varint,5,opt,name=hook_repairs,json=hookRepairs,proto3" json:"hook_repairs,omitempty"`
+	// Underlay datagrams: sent as probes; answered for others; dropped because they were
+	// not authentic; not answered because of the rate.
+	UnderlaySent     uint64 `protobuf:"varint,8,opt,name=underlay_sent,json=underlaySent,proto3" json:"underlay_sent,omitempty"`
+	UnderlayAnswered uint64 `protobuf:"varint,9,opt,name=underlay_answered,json=underlayAnswered,proto3" json:"underlay_answered,omitempty"`
+	UnderlayRefused  uint64 `protobuf:"varint,10,opt,name=underlay_refused,json=underlayRefused,proto3" json:"underlay_refused,omitempty"`
+	UnderlayLimited  uint64 `protobuf:"varint,11,opt,name=underlay_limited,json=underlayLimited,proto3" json:"underlay_limited,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *AgentCounters) Reset() {
@@ -832,6 +838,98 @@ func (x *AgentCounters) GetHookRepairs() uint64 {
 	return 0
 }
 
+func (x *AgentCounters) GetUnderlaySent() uint64 {
+	if x != nil {
+		return x.UnderlaySent
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnderlayAnswered() uint64 {
+	if x != nil {
+		return x.UnderlayAnswered
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnderlayRefused() uint64 {
+	if x != nil {
+		return x.UnderlayRefused
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnderlayLimited() uint64 {
+	if x != nil {
+		return x.UnderlayLimited
+	}
+	return 0
+}
+
+// UnderlayEcho is where a host answers underlay probes.
+type UnderlayEcho struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UDP port; 0 where the agent's configuration switches it off.
+	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Tunnel addresses of the host that it answers at.
+	Addresses []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Those where it cannot, each with its reason; a line each.
+	Problems      []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayEcho) Reset() {
+	*x = UnderlayEcho{}
+	mi := &file_dyetrace_v1_common_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayEcho) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayEcho) ProtoMessage() {}
+
+func (x *UnderlayEcho) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_common_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayEcho.ProtoReflect.Descriptor instead.
+func (*UnderlayEcho) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UnderlayEcho) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *UnderlayEcho) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *UnderlayEcho) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 // FlowRef is one flow of a bridge.
 type FlowRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -847,7 +945,7 @@ type FlowRef struct {
 
 func (x *FlowRef) Reset() {
 	*x = FlowRef{}
-	mi := &file_dyetrace_v1_common_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_common_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +957,7 @@ func (x *FlowRef) String() string {
 func (*FlowRef) ProtoMessage() {}
 
 func (x *FlowRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_common_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_common_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +970,7 @@ func (x *FlowRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowRef.ProtoReflect.Descriptor instead.
 func (*FlowRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{7}
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FlowRef) GetBridge() string {
@@ -913,6 +1011,104 @@ func (x *FlowRef) GetActions() string {
 func (x *FlowRef) GetCookie() uint64 {
 	if x != nil {
 		return x.Cookie
+	}
+	return 0
+}
+
+// UnderlayError is one sort of refusal.
+type UnderlayError struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who says so; empty is the sending host itself.
+	From string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// ICMP or ICMPv6 type and code; 0 where the host itself refuses.
+	Type uint32 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Code uint32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
+	// Largest packet that passes, as it says; 0 where it says none.
+	Mtu uint32 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// In words, such as "host unreachable".
+	Text string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	// How many of them, and about which size of packet the first was.
+	Count         uint32 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	Size          uint32 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayError) Reset() {
+	*x = UnderlayError{}
+	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayError) ProtoMessage() {}
+
+func (x *UnderlayError) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayError.ProtoReflect.Descriptor instead.
+func (*UnderlayError) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UnderlayError) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *UnderlayError) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *UnderlayError) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *UnderlayError) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *UnderlayError) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *UnderlayError) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *UnderlayError) GetSize() uint32 {
+	if x != nil {
+		return x.Size
 	}
 	return 0
 }
@@ -964,20 +1160,37 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
 	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
-	"\tunsampled\x18\a \x01(\tR\tunsampled\"\x98\x01\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xc0\x02\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
 	"\brejected\x18\x03 \x01(\x04R\brejected\x12\x12\n" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12!\n" +
-	"\fhook_repairs\x18\x05 \x01(\x04R\vhookRepairs\"\x9b\x01\n" +
+	"\fhook_repairs\x18\x05 \x01(\x04R\vhookRepairs\x12#\n" +
+	"\runderlay_sent\x18\b \x01(\x04R\funderlaySent\x12+\n" +
+	"\x11underlay_answered\x18\t \x01(\x04R\x10underlayAnswered\x12)\n" +
+	"\x10underlay_refused\x18\n" +
+	" \x01(\x04R\x0funderlayRefused\x12)\n" +
+	"\x10underlay_limited\x18\v \x01(\x04R\x0funderlayLimited\"\\\n" +
+	"\fUnderlayEcho\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\"\x9b\x01\n" +
 	"\aFlowRef\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\rR\x05table\x12\x1a\n" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x14\n" +
 	"\x05match\x18\x04 \x01(\tR\x05match\x12\x18\n" +
 	"\aactions\x18\x05 \x01(\tR\aactions\x12\x16\n" +
-	"\x06cookie\x18\x06 \x01(\x04R\x06cookie*A\n" +
+	"\x06cookie\x18\x06 \x01(\x04R\x06cookie\"\x9b\x01\n" +
+	"\rUnderlayError\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\rR\x04code\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\rR\x05count\x12\x12\n" +
+	"\x04size\x18\a \x01(\rR\x04size*A\n" +
 	"\x06Scheme\x12\x16\n" +
 	"\x12SCHEME_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1012,7 +1225,7 @@ func file_dyetrace_v1_common_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_dyetrace_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_dyetrace_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_dyetrace_v1_common_proto_goTypes = []any{
 	(Scheme)(0),           // 0: dyetrace.v1.Scheme
 	(IPVersion)(0),        // 1: dyetrace.v1.IPVersion
@@ -1025,7 +1238,9 @@ var file_dyetrace_v1_common_proto_goTypes = []any{
 	(*Tunnel)(nil),        // 8: dyetrace.v1.Tunnel
 	(*Endpoint)(nil),      // 9: dyetrace.v1.Endpoint
 	(*AgentCounters)(nil), // 10: dyetrace.v1.AgentCounters
-	(*FlowRef)(nil),       // 11: dyetrace.v1.FlowRef
+	(*UnderlayEcho)(nil),  // 11: dyetrace.v1.UnderlayEcho
+	(*FlowRef)(nil),       // 12: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil), // 13: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_common_proto_depIdxs = []int32{
 	2, // 0: dyetrace.v1.Point.kind:type_name -> dyetrace.v1.PointKind
@@ -1052,7 +1267,7 @@ func file_dyetrace_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_common_proto_rawDesc), len(file_dyetrace_v1_common_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -616,7 +616,11 @@ type ProbeOptions struct {
 	IpVersion IPVersion `protobuf:"varint,2,opt,name=ip_version,json=ipVersion,proto3,enum=dyetrace.v1.IPVersion" json:"ip_version,omitempty"`
 	// The destination's guest never sees a probe: it is sampled and dropped as it
 	// would leave the switch. The way back is verified by a probe of its own.
-	NoTouch       bool `protobuf:"varint,3,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	NoTouch bool `protobuf:"varint,3,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	// Also send packets as large as the instances' MTU allows between the tunnel
+	// addresses of each two hosts on the way, once per run. A pair between hosts where
+	// they are lost is faulty, though its own small probe passed.
+	Mtu           bool `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -668,6 +672,13 @@ func (x *ProbeOptions) GetIpVersion() IPVersion {
 func (x *ProbeOptions) GetNoTouch() bool {
 	if x != nil {
 		return x.NoTouch
+	}
+	return false
+}
+
+func (x *ProbeOptions) GetMtu() bool {
+	if x != nil {
+		return x.Mtu
 	}
 	return false
 }
@@ -937,7 +948,9 @@ type PairResult struct {
 	SrcIp string `protobuf:"bytes,15,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
 	DstIp string `protobuf:"bytes,16,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
 	// The guest was not to see it: samples of DIRECTION_REPLY are of a probe of its own.
-	NoTouch       bool `protobuf:"varint,17,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	NoTouch bool `protobuf:"varint,17,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	// What UDP between the tunnel addresses showed, where that was asked for.
+	Underlay      *UnderlayCheck `protobuf:"bytes,23,opt,name=underlay,proto3" json:"underlay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1091,6 +1104,250 @@ func (x *PairResult) GetNoTouch() bool {
 	return false
 }
 
+func (x *PairResult) GetUnderlay() *UnderlayCheck {
+	if x != nil {
+		return x.Underlay
+	}
+	return nil
+}
+
+// UnderlayCheck is one exchange of UDP datagrams between two hosts' tunnel addresses.
+type UnderlayCheck struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	SrcHost string                 `protobuf:"bytes,1,opt,name=src_host,json=srcHost,proto3" json:"src_host,omitempty"`
+	DstHost string                 `protobuf:"bytes,2,opt,name=dst_host,json=dstHost,proto3" json:"dst_host,omitempty"`
+	SrcIp   string                 `protobuf:"bytes,3,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp   string                 `protobuf:"bytes,4,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	// Where the other host answers.
+	Port uint32 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	// ToS with which they were sent, and with which they came.
+	Tos     uint32 `protobuf:"varint,6,opt,name=tos,proto3" json:"tos,omitempty"`
+	TosSeen uint32 `protobuf:"varint,7,opt,name=tos_seen,json=tosSeen,proto3" json:"tos_seen,omitempty"`
+	// One per size, ascending.
+	Sizes []*UnderlaySize `protobuf:"bytes,8,rep,name=sizes,proto3" json:"sizes,omitempty"`
+	// Largest packet that passes there and back, where a large one did not; else 0.
+	Passes uint32 `protobuf:"varint,9,opt,name=passes,proto3" json:"passes,omitempty"`
+	// What came back instead of answers.
+	Errors []*UnderlayError `protobuf:"bytes,10,rep,name=errors,proto3" json:"errors,omitempty"`
+	// What can be said of the way there in one line, and of the way back.
+	Forward string `protobuf:"bytes,11,opt,name=forward,proto3" json:"forward,omitempty"`
+	Reply   string `protobuf:"bytes,12,opt,name=reply,proto3" json:"reply,omitempty"`
+	// Why nothing could be found out; the rest may be empty then.
+	Error         string `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayCheck) Reset() {
+	*x = UnderlayCheck{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayCheck) ProtoMessage() {}
+
+func (x *UnderlayCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayCheck.ProtoReflect.Descriptor instead.
+func (*UnderlayCheck) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UnderlayCheck) GetSrcHost() string {
+	if x != nil {
+		return x.SrcHost
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetDstHost() string {
+	if x != nil {
+		return x.DstHost
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetSrcIp() string {
+	if x != nil {
+		return x.SrcIp
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetDstIp() string {
+	if x != nil {
+		return x.DstIp
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *UnderlayCheck) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *UnderlayCheck) GetTosSeen() uint32 {
+	if x != nil {
+		return x.TosSeen
+	}
+	return 0
+}
+
+func (x *UnderlayCheck) GetSizes() []*UnderlaySize {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *UnderlayCheck) GetPasses() uint32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *UnderlayCheck) GetErrors() []*UnderlayError {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *UnderlayCheck) GetForward() string {
+	if x != nil {
+		return x.Forward
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetReply() string {
+	if x != nil {
+		return x.Reply
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// UnderlaySize is what became of packets of one size. Columns have one entry per source
+// port.
+type UnderlaySize struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of IP packet, not to be fragmented.
+	Bytes      uint32   `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	SourcePort []uint32 `protobuf:"varint,2,rep,packed,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
+	Sent       []uint32 `protobuf:"varint,3,rep,packed,name=sent,proto3" json:"sent,omitempty"`
+	// Came to the other host. Empty where that could not be asked.
+	Arrived  []uint32 `protobuf:"varint,4,rep,packed,name=arrived,proto3" json:"arrived,omitempty"`
+	Answered []uint32 `protobuf:"varint,5,rep,packed,name=answered,proto3" json:"answered,omitempty"`
+	// Fastest answer; 0 where there was none.
+	RttNs         []uint64 `protobuf:"varint,6,rep,packed,name=rtt_ns,json=rttNs,proto3" json:"rtt_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlaySize) Reset() {
+	*x = UnderlaySize{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlaySize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlaySize) ProtoMessage() {}
+
+func (x *UnderlaySize) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlaySize.ProtoReflect.Descriptor instead.
+func (*UnderlaySize) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UnderlaySize) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *UnderlaySize) GetSourcePort() []uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return nil
+}
+
+func (x *UnderlaySize) GetSent() []uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return nil
+}
+
+func (x *UnderlaySize) GetArrived() []uint32 {
+	if x != nil {
+		return x.Arrived
+	}
+	return nil
+}
+
+func (x *UnderlaySize) GetAnswered() []uint32 {
+	if x != nil {
+		return x.Answered
+	}
+	return nil
+}
+
+func (x *UnderlaySize) GetRttNs() []uint64 {
+	if x != nil {
+		return x.RttNs
+	}
+	return nil
+}
+
 type InstanceRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1101,7 +1358,7 @@ type InstanceRef struct {
 
 func (x *InstanceRef) Reset() {
 	*x = InstanceRef{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1370,7 @@ func (x *InstanceRef) String() string {
 func (*InstanceRef) ProtoMessage() {}
 
 func (x *InstanceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1383,7 @@ func (x *InstanceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRef.ProtoReflect.Descriptor instead.
 func (*InstanceRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InstanceRef) GetName() string {
@@ -1155,7 +1412,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1424,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1437,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Segment) GetFrom() *Point {
@@ -1225,7 +1482,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1494,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1507,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sample) GetPoint() *Point {
@@ -1311,7 +1568,7 @@ type WatchRunRequest struct {
 
 func (x *WatchRunRequest) Reset() {
 	*x = WatchRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1580,7 @@ func (x *WatchRunRequest) String() string {
 func (*WatchRunRequest) ProtoMessage() {}
 
 func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1593,7 @@ func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunRequest.ProtoReflect.Descriptor instead.
 func (*WatchRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchRunRequest) GetId() string {
@@ -1359,7 +1616,7 @@ type WatchRunResponse struct {
 
 func (x *WatchRunResponse) Reset() {
 	*x = WatchRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1628,7 @@ func (x *WatchRunResponse) String() string {
 func (*WatchRunResponse) ProtoMessage() {}
 
 func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1641,7 @@ func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunResponse.ProtoReflect.Descriptor instead.
 func (*WatchRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchRunResponse) GetEvent() isWatchRunResponse_Event {
@@ -1437,7 +1694,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1706,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1719,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetRunRequest) GetId() string {
@@ -1482,7 +1739,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1751,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1764,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -1536,7 +1793,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1805,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1818,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListRunsRequest) GetLimit() uint32 {
@@ -1587,7 +1844,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1856,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1869,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -1631,7 +1888,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1900,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1913,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResumeRunRequest) GetId() string {
@@ -1675,7 +1932,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1944,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1957,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -1719,7 +1976,7 @@ type CancelRunRequest struct {
 
 func (x *CancelRunRequest) Reset() {
 	*x = CancelRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1988,7 @@ func (x *CancelRunRequest) String() string {
 func (*CancelRunRequest) ProtoMessage() {}
 
 func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +2001,7 @@ func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunRequest.ProtoReflect.Descriptor instead.
 func (*CancelRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CancelRunRequest) GetId() string {
@@ -1763,7 +2020,7 @@ type CancelRunResponse struct {
 
 func (x *CancelRunResponse) Reset() {
 	*x = CancelRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +2032,7 @@ func (x *CancelRunResponse) String() string {
 func (*CancelRunResponse) ProtoMessage() {}
 
 func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +2045,7 @@ func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunResponse.ProtoReflect.Descriptor instead.
 func (*CancelRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CancelRunResponse) GetRun() *Run {
@@ -1806,7 +2063,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +2075,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +2088,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 type ListHostsResponse struct {
@@ -1843,7 +2100,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2112,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2125,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -1898,7 +2155,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2167,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2180,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Host) GetName() string {
@@ -1999,7 +2256,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2268,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2281,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListInstancesRequest) GetNetwork() string {
@@ -2043,7 +2300,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2312,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2325,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -2099,7 +2356,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2368,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2381,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Instance) GetName() string {
@@ -2191,7 +2448,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2460,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2473,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 type GetStatusResponse struct {
@@ -2243,7 +2500,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2512,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2525,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -2365,7 +2622,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2634,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2647,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRoutesRequest) GetVni() uint32 {
@@ -2446,7 +2703,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2715,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2728,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2514,7 +2771,7 @@ type RouteVTEP struct {
 
 func (x *RouteVTEP) Reset() {
 	*x = RouteVTEP{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2783,7 @@ func (x *RouteVTEP) String() string {
 func (*RouteVTEP) ProtoMessage() {}
 
 func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2796,7 @@ func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteVTEP.ProtoReflect.Descriptor instead.
 func (*RouteVTEP) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RouteVTEP) GetAddress() string {
@@ -2600,7 +2857,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2869,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2882,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Route) GetKind() RouteKind {
@@ -2781,7 +3038,7 @@ type RouteAnswer struct {
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3050,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3063,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RouteAnswer) GetState() RouteState {
@@ -2879,7 +3136,7 @@ type RouteHistoryRequest struct {
 
 func (x *RouteHistoryRequest) Reset() {
 	*x = RouteHistoryRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3148,7 @@ func (x *RouteHistoryRequest) String() string {
 func (*RouteHistoryRequest) ProtoMessage() {}
 
 func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3161,7 @@ func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryRequest.ProtoReflect.Descriptor instead.
 func (*RouteHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RouteHistoryRequest) GetVni() uint32 {
@@ -2940,7 +3197,7 @@ type RouteHistoryResponse struct {
 
 func (x *RouteHistoryResponse) Reset() {
 	*x = RouteHistoryResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3209,7 @@ func (x *RouteHistoryResponse) String() string {
 func (*RouteHistoryResponse) ProtoMessage() {}
 
 func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3222,7 @@ func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryResponse.ProtoReflect.Descriptor instead.
 func (*RouteHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RouteHistoryResponse) GetStays() []*RouteStay {
@@ -3000,7 +3257,7 @@ type RouteStay struct {
 
 func (x *RouteStay) Reset() {
 	*x = RouteStay{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3269,7 @@ func (x *RouteStay) String() string {
 func (*RouteStay) ProtoMessage() {}
 
 func (x *RouteStay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3282,7 @@ func (x *RouteStay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteStay.ProtoReflect.Descriptor instead.
 func (*RouteStay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RouteStay) GetVni() uint32 {
@@ -3093,7 +3350,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3362,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3375,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchRoutesRequest) GetVni() uint32 {
@@ -3163,7 +3420,7 @@ type WatchRoutesResponse struct {
 
 func (x *WatchRoutesResponse) Reset() {
 	*x = WatchRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3175,7 +3432,7 @@ func (x *WatchRoutesResponse) String() string {
 func (*WatchRoutesResponse) ProtoMessage() {}
 
 func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +3445,7 @@ func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesResponse.ProtoReflect.Descriptor instead.
 func (*WatchRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchRoutesResponse) GetChange() *RouteChange {
@@ -3226,7 +3483,7 @@ type RouteChange struct {
 
 func (x *RouteChange) Reset() {
 	*x = RouteChange{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3495,7 @@ func (x *RouteChange) String() string {
 func (*RouteChange) ProtoMessage() {}
 
 func (x *RouteChange) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3508,7 @@ func (x *RouteChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteChange.ProtoReflect.Descriptor instead.
 func (*RouteChange) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RouteChange) GetAt() *timestamppb.Timestamp {
@@ -3318,7 +3575,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3330,7 +3587,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3600,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 type ListPeersResponse struct {
@@ -3357,7 +3614,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +3626,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +3639,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListPeersResponse) GetPeers() []*Peer {
@@ -3439,7 +3696,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +3708,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3464,7 +3721,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Peer) GetAddress() string {
@@ -3632,12 +3889,13 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05scope\x18\x01 \x01(\v2\x12.dyetrace.v1.ScopeR\x05scope\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\x123\n" +
-	"\aoptions\x18\x03 \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x8d\x01\n" +
+	"\aoptions\x18\x03 \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x9f\x01\n" +
 	"\fProbeOptions\x12+\n" +
 	"\x06scheme\x18\x01 \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x125\n" +
 	"\n" +
 	"ip_version\x18\x02 \x01(\x0e2\x16.dyetrace.v1.IPVersionR\tipVersion\x12\x19\n" +
-	"\bno_touch\x18\x03 \x01(\bR\anoTouch\"6\n" +
+	"\bno_touch\x18\x03 \x01(\bR\anoTouch\x12\x10\n" +
+	"\x03mtu\x18\f \x01(\bR\x03mtu\"6\n" +
 	"\x10StartRunResponse\x12\"\n" +
 	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xfc\x02\n" +
 	"\x03Run\x12\x0e\n" +
@@ -3655,7 +3913,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xcb\x04\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\x83\x05\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -3677,7 +3935,31 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\rscheme_reason\x18\x0e \x01(\tR\fschemeReason\x12\x15\n" +
 	"\x06src_ip\x18\x0f \x01(\tR\x05srcIp\x12\x15\n" +
 	"\x06dst_ip\x18\x10 \x01(\tR\x05dstIp\x12\x19\n" +
-	"\bno_touch\x18\x11 \x01(\bR\anoTouch\";\n" +
+	"\bno_touch\x18\x11 \x01(\bR\anoTouch\x126\n" +
+	"\bunderlay\x18\x17 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\bunderlay\"\xf7\x02\n" +
+	"\rUnderlayCheck\x12\x19\n" +
+	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
+	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
+	"\x06src_ip\x18\x03 \x01(\tR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x04 \x01(\tR\x05dstIp\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x12\x10\n" +
+	"\x03tos\x18\x06 \x01(\rR\x03tos\x12\x19\n" +
+	"\btos_seen\x18\a \x01(\rR\atosSeen\x12/\n" +
+	"\x05sizes\x18\b \x03(\v2\x19.dyetrace.v1.UnderlaySizeR\x05sizes\x12\x16\n" +
+	"\x06passes\x18\t \x01(\rR\x06passes\x122\n" +
+	"\x06errors\x18\n" +
+	" \x03(\v2\x1a.dyetrace.v1.UnderlayErrorR\x06errors\x12\x18\n" +
+	"\aforward\x18\v \x01(\tR\aforward\x12\x14\n" +
+	"\x05reply\x18\f \x01(\tR\x05reply\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error\"\xa6\x01\n" +
+	"\fUnderlaySize\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\rR\x05bytes\x12\x1f\n" +
+	"\vsource_port\x18\x02 \x03(\rR\n" +
+	"sourcePort\x12\x12\n" +
+	"\x04sent\x18\x03 \x03(\rR\x04sent\x12\x18\n" +
+	"\aarrived\x18\x04 \x03(\rR\aarrived\x12\x1a\n" +
+	"\banswered\x18\x05 \x03(\rR\banswered\x12\x15\n" +
+	"\x06rtt_ns\x18\x06 \x03(\x04R\x05rttNs\";\n" +
 	"\vInstanceRef\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\"\x8b\x01\n" +
@@ -3935,7 +4217,7 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
@@ -3951,147 +4233,153 @@ var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(*Run)(nil),                   // 11: dyetrace.v1.Run
 	(*Counts)(nil),                // 12: dyetrace.v1.Counts
 	(*PairResult)(nil),            // 13: dyetrace.v1.PairResult
-	(*InstanceRef)(nil),           // 14: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 15: dyetrace.v1.Segment
-	(*Sample)(nil),                // 16: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 17: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 18: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 19: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 20: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 21: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 22: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 23: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 24: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 25: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 26: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 27: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 28: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 29: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 30: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 31: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 32: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 33: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 34: dyetrace.v1.GetStatusResponse
-	(*ListRoutesRequest)(nil),     // 35: dyetrace.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 36: dyetrace.v1.ListRoutesResponse
-	(*RouteVTEP)(nil),             // 37: dyetrace.v1.RouteVTEP
-	(*Route)(nil),                 // 38: dyetrace.v1.Route
-	(*RouteAnswer)(nil),           // 39: dyetrace.v1.RouteAnswer
-	(*RouteHistoryRequest)(nil),   // 40: dyetrace.v1.RouteHistoryRequest
-	(*RouteHistoryResponse)(nil),  // 41: dyetrace.v1.RouteHistoryResponse
-	(*RouteStay)(nil),             // 42: dyetrace.v1.RouteStay
-	(*WatchRoutesRequest)(nil),    // 43: dyetrace.v1.WatchRoutesRequest
-	(*WatchRoutesResponse)(nil),   // 44: dyetrace.v1.WatchRoutesResponse
-	(*RouteChange)(nil),           // 45: dyetrace.v1.RouteChange
-	(*ListPeersRequest)(nil),      // 46: dyetrace.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 47: dyetrace.v1.ListPeersResponse
-	(*Peer)(nil),                  // 48: dyetrace.v1.Peer
-	(Scheme)(0),                   // 49: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 50: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 52: dyetrace.v1.FlowRef
-	(*Point)(nil),                 // 53: dyetrace.v1.Point
-	(*Bridge)(nil),                // 54: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 55: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 56: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 57: dyetrace.v1.Stain
+	(*UnderlayCheck)(nil),         // 14: dyetrace.v1.UnderlayCheck
+	(*UnderlaySize)(nil),          // 15: dyetrace.v1.UnderlaySize
+	(*InstanceRef)(nil),           // 16: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 17: dyetrace.v1.Segment
+	(*Sample)(nil),                // 18: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 19: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 20: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 21: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 22: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 23: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 24: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 25: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 26: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 27: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 28: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 29: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 30: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 31: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 32: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 33: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 34: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 35: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 36: dyetrace.v1.GetStatusResponse
+	(*ListRoutesRequest)(nil),     // 37: dyetrace.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 38: dyetrace.v1.ListRoutesResponse
+	(*RouteVTEP)(nil),             // 39: dyetrace.v1.RouteVTEP
+	(*Route)(nil),                 // 40: dyetrace.v1.Route
+	(*RouteAnswer)(nil),           // 41: dyetrace.v1.RouteAnswer
+	(*RouteHistoryRequest)(nil),   // 42: dyetrace.v1.RouteHistoryRequest
+	(*RouteHistoryResponse)(nil),  // 43: dyetrace.v1.RouteHistoryResponse
+	(*RouteStay)(nil),             // 44: dyetrace.v1.RouteStay
+	(*WatchRoutesRequest)(nil),    // 45: dyetrace.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),   // 46: dyetrace.v1.WatchRoutesResponse
+	(*RouteChange)(nil),           // 47: dyetrace.v1.RouteChange
+	(*ListPeersRequest)(nil),      // 48: dyetrace.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 49: dyetrace.v1.ListPeersResponse
+	(*Peer)(nil),                  // 50: dyetrace.v1.Peer
+	(Scheme)(0),                   // 51: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 52: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 54: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),         // 55: dyetrace.v1.UnderlayError
+	(*Point)(nil),                 // 56: dyetrace.v1.Point
+	(*Bridge)(nil),                // 57: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 58: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 59: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 60: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	7,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
 	6,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
 	9,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	49, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	50, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	51, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	52, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
 	11, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
 	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
 	6,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	51, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	51, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	53, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	53, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
 	12, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
 	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
 	9,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
-	14, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	14, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	16, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	16, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
 	1,  // 15: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	15, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	16, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	52, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	49, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	53, // 20: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	53, // 21: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	2,  // 22: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	53, // 23: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	2,  // 24: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	11, // 25: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	13, // 26: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	11, // 27: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	13, // 28: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	11, // 29: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	11, // 30: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	11, // 31: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	29, // 32: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	51, // 33: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	54, // 34: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	55, // 35: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	56, // 36: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	32, // 37: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	55, // 38: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	51, // 39: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	57, // 40: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	38, // 41: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
-	39, // 42: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
-	3,  // 43: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
-	37, // 44: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	51, // 45: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
-	4,  // 46: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
-	37, // 47: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	51, // 48: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
-	42, // 49: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	51, // 50: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
-	37, // 51: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	51, // 52: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	51, // 53: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
-	45, // 54: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	51, // 55: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
-	37, // 56: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
-	37, // 57: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
-	48, // 58: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
-	5,  // 59: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	51, // 60: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	51, // 61: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	51, // 62: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	51, // 63: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	8,  // 64: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	17, // 65: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	19, // 66: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	21, // 67: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	23, // 68: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	25, // 69: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	27, // 70: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	30, // 71: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	33, // 72: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	35, // 73: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	40, // 74: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	43, // 75: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	46, // 76: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	10, // 77: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	18, // 78: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	20, // 79: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	22, // 80: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	24, // 81: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	26, // 82: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	28, // 83: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	31, // 84: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	34, // 85: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	36, // 86: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	41, // 87: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	44, // 88: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	47, // 89: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	77, // [77:90] is the sub-list for method output_type
-	64, // [64:77] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	17, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	18, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	54, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	51, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	14, // 20: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
+	15, // 21: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
+	55, // 22: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	56, // 23: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	56, // 24: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	2,  // 25: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	56, // 26: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	2,  // 27: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	11, // 28: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	13, // 29: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	11, // 30: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	13, // 31: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	11, // 32: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	11, // 33: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	11, // 34: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	31, // 35: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	53, // 36: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	57, // 37: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	58, // 38: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	59, // 39: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	34, // 40: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	58, // 41: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	53, // 42: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	60, // 43: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	40, // 44: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	41, // 45: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	3,  // 46: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	39, // 47: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	53, // 48: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	4,  // 49: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	39, // 50: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	53, // 51: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	44, // 52: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	53, // 53: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	39, // 54: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	53, // 55: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	53, // 56: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	47, // 57: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	53, // 58: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	39, // 59: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	39, // 60: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	50, // 61: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	5,  // 62: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	53, // 63: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	53, // 64: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	53, // 65: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	53, // 66: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	8,  // 67: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	19, // 68: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	21, // 69: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	23, // 70: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	25, // 71: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	27, // 72: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	29, // 73: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	32, // 74: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	35, // 75: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	37, // 76: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	42, // 77: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	45, // 78: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	48, // 79: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	10, // 80: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	20, // 81: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	22, // 82: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	24, // 83: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	26, // 84: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	28, // 85: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	30, // 86: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	33, // 87: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	36, // 88: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	38, // 89: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	43, // 90: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	46, // 91: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	49, // 92: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	80, // [80:93] is the sub-list for method output_type
+	67, // [67:80] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -4106,7 +4394,7 @@ func file_dyetrace_v1_controller_proto_init() {
 		(*Scope_Network)(nil),
 		(*Scope_Host)(nil),
 	}
-	file_dyetrace_v1_controller_proto_msgTypes[12].OneofWrappers = []any{
+	file_dyetrace_v1_controller_proto_msgTypes[14].OneofWrappers = []any{
 		(*WatchRunResponse_Run)(nil),
 		(*WatchRunResponse_Pair)(nil),
 	}
@@ -4116,7 +4404,7 @@ func file_dyetrace_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
