@@ -2,7 +2,6 @@ package run
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,13 +9,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
-	"github.com/dyetrace/dyetrace/stain"
 )
 
 // Errors that a caller may want to tell apart.
@@ -298,135 +295,6 @@ func (r *Runner) launch(run *dyetracev1.Run, before []*dyetracev1.PairResult, j 
 	return shown
 }
 
-// execute is the life of a run.
-func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
-	log := r.cfg.Log.With("run", id)
-	snap := r.freshSnapshot(ctx, j.pairs)
-	opts := j.options.plan
-	opts.Now = time.Now()
-	if r.cfg.Routes != nil {
-		opts.Routes = r.cfg.Routes()
-	}
-	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
-	for i, p := range j.pairs {
-		path, err := plan.Of(snap, p, opts)
-		if err != nil {
-			j.lost.seq = append(j.lost.seq, j.seq[i])
-			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))
-			continue
-		}
-		pairs, paths, seq = append(pairs, p), append(paths, path), append(seq, j.seq[i])
-	}
-	var key stain.Key
-	rand.Read(key[:]) // never fails, see crypto/rand
-
-	log.Info("run begins", "pairs", len(j.pairs), "timeout", j.timeout)
-	began := time.Now()
-	x := newExecution(&r.cfg, r.pace, r.metrics, log, pairs, paths, seq, j.options, key, j.timeout, began, r.begin)
-	x.out.seq = append(x.out.seq, j.lost.seq...)
-	x.out.results = append(x.out.results, j.lost.results...)
-
-	in, gaveUp := make(chan batch), make(chan struct{})
-	written := make(chan error, 1)
-	go func() { written <- r.write(id, a.feed, in, gaveUp) }()
-	whole := x.run(ctx, in, gaveUp)
-	err := <-written
-	x.release(time.Now())
-	state := dyetracev1.RunState_RUN_STATE_DONE
-	switch {
-	case err != nil:
-		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
-	case whole: // whatever was asked of it in its last moment
-	case errors.Is(context.Cause(ctx), errCancelled):
-		state = dyetracev1.RunState_RUN_STATE_CANCELLED
-	default:
-		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
-	}
-	r.finish(id, a.feed, state, err, log, began)
-}
-
-// freshSnapshot returns the book after the hosts of pairs were asked for their state: a port that
-// came or went a moment ago must not be judged by what was there before.
-func (r *Runner) freshSnapshot(ctx context.Context, pairs []plan.Pair) *inventory.Snapshot {
-	seen := map[string]bool{}
-	var hosts []string
-	for i := range pairs {
-		for _, name := range []string{pairs[i].Src.Host, pairs[i].Dst.Host} {
-			if !seen[name] {
-				seen[name] = true
-				hosts = append(hosts, name)
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
-	defer cancel()
-	r.cfg.Fleet.Refresh(ctx, hosts)
-	return r.cfg.Book.Snapshot()
-}
-
-// write puts verdicts into the store, and then into the feed. If the store fails it closes gaveUp
-// and returns why: a verdict that is not on disk is shown to nobody.
-func (r *Runner) write(id string, f *feed, in <-chan batch, gaveUp chan<- struct{}) error {
-	for b := range in {
-		began := time.Now()
-		// Not the run's context: what was judged when it was cancelled is kept.
-		err := r.cfg.Store.PutResults(context.Background(), id, b.seq, b.results)
-		if err != nil {
-			close(gaveUp)
-			return err
-		}
-		r.metrics.write.Observe(time.Since(began).Seconds())
-		for _, p := range b.results {
-			r.metrics.verdicts.WithLabelValues(verdictLabel(p.GetVerdict())).Inc()
-		}
-		f.add(b.results)
-	}
-	return nil
-}
-
-func verdictLabel(v dyetracev1.Verdict) string {
-	switch v {
-	case dyetracev1.Verdict_VERDICT_HEALTHY:
-		return "healthy"
-	case dyetracev1.Verdict_VERDICT_FAULTY:
-		return "faulty"
-	case dyetracev1.Verdict_VERDICT_SILENT:
-		return "silent"
-	case dyetracev1.Verdict_VERDICT_POLICY:
-		return "policy"
-	}
-	return "unknown"
-}
-
-// finish records how a run ended; err is why it could not be stored, if so.
-func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error, log *slog.Logger, began time.Time) {
-	now := time.Now()
-	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, now); ferr != nil {
-		err = errors.Join(err, ferr)
-		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED // as the next start will find it
-	}
-	f.end(state, timestamppb.New(now))
-	label := stateLabel(state)
-	r.metrics.runs.WithLabelValues(label).Inc()
-	if err != nil {
-		log.Error("run cannot be stored, and is interrupted", "err", err)
-	}
-	run, _, _, _ := f.since(0)
-	c := run.GetCounts()
-	log.Info("run ends", "state", label, "took", now.Sub(began).Round(time.Millisecond),
-		"healthy", c.GetHealthy(), "faulty", c.GetFaulty(), "silent", c.GetSilent(), "policy", c.GetPolicy(), "unknown", c.GetUnknown())
-}
-
-func stateLabel(s dyetracev1.RunState) string {
-	switch s {
-	case dyetracev1.RunState_RUN_STATE_DONE:
-		return "done"
-	case dyetracev1.RunState_RUN_STATE_CANCELLED:
-		return "cancelled"
-	}
-	return "interrupted"
-}
-
 // Cancel ends a run: pairs without a verdict stay so. It returns the run as it ended. The error
 // wraps [ErrEnded], or is the store's.
 func (r *Runner) Cancel(ctx context.Context, id string) (*dyetracev1.Run, error) {
@@ -446,92 +314,4 @@ func (r *Runner) Cancel(ctx context.Context, id string) (*dyetracev1.Run, error)
 	}
 	run, _, _, _ = a.feed.since(0)
 	return run, nil
-}
-
-func (r *Runner) find(id string) *activeRun {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.active[id]
-}
-
-// look returns the active run that the store knows as run; nil if that has ended.
-func (r *Runner) look(run *dyetracev1.Run) *activeRun {
-	a := r.find(run.GetId())
-	if a == nil && run.GetState() == dyetracev1.RunState_RUN_STATE_RUNNING {
-		r.launching.Lock() // it may be on its way
-		a = r.find(run.GetId())
-		r.launching.Unlock()
-	}
-	return a
-}
-
-// Active returns how many runs are under way.
-func (r *Runner) Active() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.active)
-}
-
-// Get returns a run and its verdicts so far. id may be the beginning of an id, here and below. The
-// error is the store's.
-func (r *Runner) Get(ctx context.Context, id string) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
-	run, err := r.cfg.Store.Run(ctx, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	if a := r.look(run); a != nil {
-		run, results, _, _ := a.feed.since(0)
-		return run, results, nil
-	}
-	return r.stored(ctx, run.GetId())
-}
-
-// stored returns a run that is not under way.
-func (r *Runner) stored(ctx context.Context, id string) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
-	run, err := r.cfg.Store.Run(ctx, id) // again: it may have ended since somebody looked
-	if err != nil {
-		return nil, nil, err
-	}
-	planned, err := r.cfg.Store.Pairs(ctx, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	results := planned[:0]
-	for _, p := range planned {
-		if p.GetVerdict() != dyetracev1.Verdict_VERDICT_UNSPECIFIED {
-			results = append(results, p)
-		}
-	}
-	run.Verdict = worst(run.GetCounts())
-	return run, results, nil
-}
-
-// List returns at most limit runs older than before, newest first, without their pairs.
-func (r *Runner) List(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error) {
-	runs, err := r.cfg.Store.Runs(ctx, before, limit)
-	for _, run := range runs {
-		run.Verdict = worst(run.GetCounts())
-	}
-	return runs, err
-}
-
-// Watch shows a run as it stands, every verdict once as it falls, those fallen before first, and
-// the run again when it has ended. It returns then, or with ctx, or with the first error of show.
-func (r *Runner) Watch(ctx context.Context, id string, show func(*dyetracev1.WatchRunResponse) error) error {
-	run, err := r.cfg.Store.Run(ctx, id)
-	if err != nil {
-		return err
-	}
-	if a := r.look(run); a != nil {
-		r.metrics.watchers.Inc()
-		defer r.metrics.watchers.Dec()
-		return a.feed.watch(ctx, show)
-	}
-	run, results, err := r.stored(ctx, run.GetId())
-	if err != nil {
-		return err
-	}
-	f := newFeed(run, results)
-	f.end(run.GetState(), run.GetEnded())
-	return f.watch(ctx, show)
 }

@@ -1,0 +1,156 @@
+package run
+
+import (
+	"fmt"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+)
+
+// take takes in one event.
+func (x *execution) take(e *fleet.Event, now time.Time) {
+	h := &x.host[e.Host]
+	name := x.ledger.hosts[e.Host]
+	switch m := e.Message.(type) {
+	case *dyetracev1.Ready:
+		h.ready = true
+		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.Before = a })
+	case *dyetracev1.Armed:
+		x.armed(e.Host, m, now)
+	case *dyetracev1.Injected:
+		x.injected(e.Host, m, now)
+	case *dyetracev1.Samples:
+		x.samples(e.Host, m)
+	case *dyetracev1.Finished:
+		h.finished = true
+		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
+	case *dyetracev1.Explanation:
+		x.explained(m)
+	case fleet.Gone:
+		h.gone = true
+		x.gone[name] = m.Reason
+		x.drop(e.Host, m.Reason, now)
+	case fleet.Lost:
+		x.gone[name] = fmt.Sprintf("the controller lost %d samples of it", m.Samples)
+	}
+}
+
+func (x *execution) audit(host string, windows []*dyetracev1.HookWindow, set func(*verdict.Window, *verdict.Audit)) {
+	for _, m := range windows {
+		place := verdict.Place{Host: host, Bridge: m.GetBridge()}
+		w := x.hooks[place]
+		set(&w, verdict.AuditFromProto(m))
+		x.hooks[place] = w
+	}
+}
+
+// injected takes in which probes left. Only the host that was asked can say so.
+func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
+	at := now.Add(x.settle)
+	for _, number := range m.GetIndex() {
+		if x.entry(number) == host && x.ledger.leave(number) {
+			x.inflight--
+			x.settling = append(x.settling, settle{number, at})
+		}
+	}
+	for _, f := range m.GetFailures() {
+		if number := f.GetIndex(); x.entry(number) == host {
+			x.fail(number, f.GetReason(), f.GetPortAbsent(), now)
+		}
+	}
+}
+
+// fail records that a probe did not leave. It is looked at when it would have settled: what kept
+// it may be over by then.
+func (x *execution) fail(number uint32, why string, portAbsent bool, now time.Time) {
+	if x.ledger.fail(number, why, portAbsent) {
+		x.inflight--
+		x.settling = append(x.settling, settle{number, now.Add(x.settle)})
+	}
+}
+
+// drop records that a host is gone: what it was asked to send will not be heard of.
+func (x *execution) drop(host int, why string, now time.Time) {
+	for number := range uint32(len(x.ledger.probes)) {
+		if x.ledger.probes[number].state == asked && x.entry(number) == host {
+			x.ledger.fail(number, why, false)
+			x.free(number)
+			x.inflight--
+		}
+	}
+	for id, a := range x.arms {
+		if a.host == host {
+			x.settleArm(id, why, now)
+		}
+	}
+	for id, q := range x.pending {
+		if q.host == host {
+			delete(x.pending, id)
+			x.answer(q.track, q.first)
+		}
+	}
+}
+
+// samples takes in columns of samples. A track whose points have all seen its first probe is
+// healthy at once: nothing that could still come would change it.
+func (x *execution) samples(host int, m *dyetracev1.Samples) {
+	bridges := make([]int32, len(m.Bridges))
+	for i, name := range m.Bridges {
+		b, known := x.ledger.bridges[name]
+		if !known {
+			b = -1
+		}
+		bridges[i] = b
+	}
+	var fates [forged + 1]int
+	late := 0
+	for i, number := range m.Index {
+		track, pair := x.ledger.of(number), x.pairOf(number)
+		if x.judged[pair] {
+			late++
+			continue
+		}
+		f := x.ledger.see(host, bridges[m.Bridge[i]], m, i)
+		fates[f]++
+		if x.progress[pair].holds == number+1 && x.ledger.arrived(number) && !x.halfOpen(track) {
+			x.free(number)
+		}
+		if f != completed || x.ledger.attempts(track) > 1 || x.progress[pair].scheme > 0 {
+			continue
+		}
+		if r := verdict.Judge(x.evidence(track)); r.Verdict == verdict.Healthy {
+			x.healthy(pair, track, r)
+		}
+	}
+	x.metrics.count(fates, late)
+}
+
+// evidence is what is known of a track, hooks included once they mean something.
+func (x *execution) evidence(track int) verdict.Evidence {
+	e := x.ledger.evidence(track)
+	e.Gone = x.gone
+	if x.stage >= explaining {
+		e.Hooks = x.hooks
+	}
+	return e
+}
+
+// conclude ends a pair with the verdict on its tracks.
+func (x *execution) conclude(pair int) {
+	if x.judged[pair] {
+		return
+	}
+	x.scratch = x.scratch[:0]
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		x.scratch = append(x.scratch, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: *x.results[track]})
+		x.results[track] = nil
+	}
+	r := verdict.Combine(x.scratch, x.layout.asked)
+	x.judged[pair] = true
+	x.open--
+	x.out.seq = append(x.out.seq, x.seq[pair])
+	x.out.results = append(x.out.results, r.Proto(x.pairs[pair]))
+}

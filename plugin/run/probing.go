@@ -1,0 +1,162 @@
+package run
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// probe sends what may be sent and looks at what has settled, until nothing is left to wait for.
+func (x *execution) probe(now time.Time) (wake time.Time) {
+	wake = x.soft
+	if !now.Before(x.soft) {
+		x.hold(fmt.Sprintf("its turn had not come when the run's time was up (an instance takes part in at most %g probes a second)", x.pace.rate))
+		x.enter(closing, now)
+		return wake
+	}
+	x.settled(now)
+	x.inject(now)
+	wake = earliest(wake, x.armLate(now)) // after inject, which arms
+	switch {
+	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
+		x.enter(closing, now)
+	case len(x.queue) > 0 && x.freed:
+		wake = earliest(wake, x.picked.Add(pickEvery))
+	case len(x.queue) > 0:
+		wake = earliest(wake, x.picked.Add(tick))
+	}
+	if len(x.settling) > 0 {
+		wake = earliest(wake, x.settling[0].at)
+	}
+	return wake
+}
+
+// inject sends the queued probes that the pace lets go, those of each host together.
+func (x *execution) inject(now time.Time) {
+	if len(x.queue) == 0 || now.Sub(x.picked) < pickEvery {
+		return
+	}
+	x.picked, x.freed = now, false
+	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
+	var ready []uint32
+	ready, x.queue = x.pace.pick(x.queue, func(number uint32) lane { return x.lanes[x.pairOf(number)] }, now)
+	go_ := ready[:0]
+	var needy []uint32
+	for _, number := range ready {
+		host := x.entry(number)
+		x.ledger.ask(number)
+		x.progress[x.pairOf(number)].holds = number + 1
+		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
+			x.ledger.fail(number, why, false)
+			x.free(number)
+			continue
+		}
+		x.inflight++
+		if x.wantsArms(number) {
+			needy = append(needy, number)
+		} else {
+			go_ = append(go_, number)
+		}
+	}
+	x.launch(append(go_, x.arm(needy, now)...))
+}
+
+// launch has the agents send probes, those of each host together.
+func (x *execution) launch(numbers []uint32) {
+	type key struct {
+		host   int
+		scheme stain.Scheme
+	}
+	type request struct {
+		m     *dyetracev1.Inject
+		ports map[plan.Inject]uint32
+	}
+	requests := map[key]*request{}
+	var order []key // what is asked first is sent first
+	for _, number := range numbers {
+		k := key{x.entry(number), x.ledger.tracks[x.ledger.of(number)].scheme}
+		r := requests[k]
+		if r == nil {
+			r = &request{
+				m:     &dyetracev1.Inject{Scheme: dyetracev1.Scheme(k.scheme), SettleMs: uint32(x.withdraw / time.Millisecond)},
+				ports: map[plan.Inject]uint32{},
+			}
+			requests[k] = r
+			order = append(order, k)
+		}
+		x.ledger.appendProbe(r.m, r.ports, number)
+		x.metrics.probes[k.scheme].Inc()
+		if len(r.m.Index) == injectBatch {
+			x.agents.Inject(k.host, r.m)
+			delete(requests, k)
+		}
+	}
+	for _, k := range order {
+		if r := requests[k]; r != nil {
+			x.agents.Inject(k.host, r.m)
+			delete(requests, k)
+		}
+	}
+}
+
+// entry returns the host where a probe enters: that of the first point of its path.
+func (x *execution) entry(number uint32) int {
+	from, _ := x.ledger.span(x.ledger.of(number))
+	return int(x.ledger.points[from].host)
+}
+
+// free lets the next probe between a pair's instances go, of whichever run, if this one is what
+// it waits for.
+func (x *execution) free(number uint32) {
+	pair := x.pairOf(number)
+	if p := &x.progress[pair]; p.holds == number+1 {
+		p.holds, x.freed = 0, true
+		x.pace.free(x.lanes[pair])
+	}
+}
+
+// settled looks at the probes whose samples should be in by now.
+func (x *execution) settled(now time.Time) {
+	n := 0
+	for ; n < len(x.settling) && !x.settling[n].at.After(now); n++ {
+		number := x.settling[n].number
+		x.free(number)
+		if track := x.ledger.of(number); !x.judged[x.pairOf(number)] {
+			x.next(track, number)
+		}
+	}
+	x.settling = x.settling[n:]
+}
+
+// arrived says whether any probe of a track did.
+func (x *execution) arrived(track int) bool {
+	for a := range x.ledger.attempts(track) {
+		if x.ledger.arrived(x.ledger.number(track, a)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hold stops probing before all was probed: what is queued was not sent, and what is on its way
+// is waited for no longer.
+func (x *execution) hold(why string) {
+	for _, number := range x.queue {
+		if x.ledger.attempts(x.ledger.of(number)) == 0 {
+			x.ledger.ask(number)
+			x.ledger.fail(number, why, false)
+		}
+	}
+	for _, a := range x.arms { // asked for, but not sent, nor will it be
+		name := x.ledger.hosts[a.host]
+		for _, number := range a.numbers {
+			x.ledger.fail(number, fmt.Sprintf("%s had not said that it is ready for the probe when the run's time was up", name), false)
+		}
+	}
+	x.queue, x.settling = nil, nil
+	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
+}
