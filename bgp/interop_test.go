@@ -11,6 +11,7 @@ import (
 
 	api "github.com/osrg/gobgp/v3/api"
 
+	"github.com/dyetrace/dyetrace/bgp/rib"
 	"github.com/dyetrace/dyetrace/internal/teacher"
 )
 
@@ -89,7 +90,7 @@ var cases = []kase{
 			t.Errorf("families %v, missing %v", s.Families, s.Missing)
 		}
 	}},
-	{name: "prefix limit", ours: func(p *Peer) { p.MaxRoutes = 2 }, fails: []string{"more routes"}},
+	{name: "prefix limit", ours: func(p *Peer) { p.MaxRoutes = 2 }, fails: []string{rib.ErrLimit.Error()}},
 	{name: "route refresh", then: func(t *testing.T, w *world, peer string) {
 		b := w.lib.of(peer)
 		b.mu.Lock()

@@ -18,6 +18,7 @@ func (p *peer) feedUp(kept bool) {
 	p.feed.Up(now, kept)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.reason = nil
 	switch {
 	case p.status.Restarting.IsZero():
 	case kept: // what was said before stays until the End-of-RIB, or for so long

@@ -56,6 +56,7 @@ type peer struct {
 
 	mu      sync.Mutex
 	status  Status
+	reason  error    // why the last session ended, if one side said so; until the next is established
 	parked  net.Conn // came in while one that we dialed waits for its OPEN
 	opening *session // has not seen its OPEN yet
 }
@@ -356,7 +357,7 @@ func (l *loop) account() (hold bool) {
 	s := l.current
 	l.current = nil
 	l.settle.Stop()
-	err, hold := s.end()
+	err, told, hold := s.end()
 	established := s.wasEstablished()
 	l.mu.Lock()
 	l.opening = nil
@@ -371,7 +372,7 @@ func (l *loop) account() (hold bool) {
 	}
 	l.status.EndOfRIB = nil
 	l.mu.Unlock()
-	l.note(err)
+	l.note(err, told)
 	switch d := s.graceful(); {
 	case d > 0:
 		l.restarting(time.Now().Add(d))
@@ -387,11 +388,10 @@ func (l *loop) account() (hold bool) {
 // failed notes that there was no connection. It is told to the log once in a row.
 func (l *loop) failed(err error) {
 	l.mu.Lock()
-	again := l.status.LastError != nil && l.status.LastError.Error() == err.Error()
+	was := l.status.LastError
 	l.status.Failures++
 	l.mu.Unlock()
-	l.note(err)
-	if !again {
+	if is := l.note(err, false); was == nil || was.Error() != is.Error() {
 		l.log.Warn("no session", "error", err)
 	}
 }
@@ -503,10 +503,21 @@ func (p *peer) setState(s State) {
 	}
 }
 
-func (p *peer) note(err error) {
+// note takes down why there is no session, and returns what the status says of it. told: one of both
+// sides said so. That stays to be read until there is a session again: a peer that is turned away, or
+// turned us away, lets connections fail for a while (GoBGP resets them for 30 s), and that they do
+// explains nothing.
+func (p *peer) note(err error, told bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	switch {
+	case told:
+		p.reason = err
+	case p.reason != nil:
+		err = fmt.Errorf("%w; since then: %w", p.reason, err)
+	}
 	p.status.LastError, p.status.LastErrorAt = err, time.Now()
+	return err
 }
 
 func (p *peer) restarting(until time.Time) {

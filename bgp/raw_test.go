@@ -2,12 +2,17 @@ package bgp
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/rib"
 )
 
 // raw is a scripted peer: for what no real one does.
@@ -200,6 +205,44 @@ func TestPanic(t *testing.T) {
 	}
 	if s := w.status(peer(2)); s.State != Established || s.Flaps != 0 || s.Routes != 1 {
 		t.Errorf("the other peer: %+v", s)
+	}
+}
+
+// Why we turned a peer away is to be read until it is heard again, though it lets connections fail
+// meanwhile.
+func TestReasonStays(t *testing.T) {
+	t.Parallel()
+	ours, peer := place(t)
+	lib := &library{}
+	lib.of(peer(1)).update = func([]byte) error { return fmt.Errorf("1 route too many: %w", rib.ErrLimit) }
+	w := speakWith(t, lib, ours, 65000, Peer{Address: peer(1), AS: 65001}) // nobody listens there
+	caps := slices.Concat(capEVPN, cap65001)
+	r := dialRaw(t, peer(1), ours)
+	r.establish(caps...)
+	r.send(typeUpdate, evpnUpdate)
+	if got := r.until(typeNotification); !slices.Equal(got, []byte{6, 1}) {
+		t.Errorf("NOTIFICATION % x, want Cease, Maximum Number of Prefixes Reached", got)
+	}
+	r.Close()
+	eventually(t, "an end", func() bool { return w.status(peer(1)).Flaps == 1 })
+	before := w.status(peer(1)).Failures
+	eventually(t, "three attempts in vain", func() bool { return w.status(peer(1)).Failures >= before+3 })
+	if got := fmt.Sprint(w.status(peer(1)).LastError); !strings.Contains(got, "1 route too many: prefix limit; since then: cannot connect") ||
+		strings.Count(got, "since then") != 1 {
+		t.Errorf("last error: %s", got)
+	}
+	// What ends a session after that one is told by itself.
+	b := lib.of(peer(1))
+	b.mu.Lock()
+	b.update = nil
+	b.mu.Unlock()
+	r = dialRaw(t, peer(1), ours)
+	r.establish(caps...)
+	w.established(peer(1))
+	r.Close()
+	eventually(t, "another end", func() bool { return w.status(peer(1)).Flaps == 2 })
+	if got := w.status(peer(1)).LastError; errors.Is(got, rib.ErrLimit) {
+		t.Errorf("last error of a session that found no limit: %v", got)
 	}
 }
 

@@ -232,21 +232,23 @@ func (s *session) graceful() time.Duration {
 	return s.offer.restartTime
 }
 
-// end says why the session ended, and whether the peer should not be heard for a while.
-func (s *session) end() (err error, hold bool) {
+// end says why the session ended, whether one of both sides said so rather than went silent, and
+// whether the peer should not be heard for a while.
+func (s *session) end() (err error, told, hold bool) {
 	s.mu.Lock()
 	failed, hold := s.failed, s.hold
 	s.mu.Unlock()
-	if err, _ = s.conn.why(); failed != nil {
-		return failed, hold
+	err, silent := s.conn.why()
+	if failed != nil {
+		return failed, true, hold
 	}
 	s.conn.mu.Lock()
 	o, ok := s.conn.opened, s.conn.hasOpen
 	s.conn.mu.Unlock()
 	if as := uint32(s.p.cfg.AS); ok && o.as != as {
-		return fmt.Errorf("the peer says that its AS is %d (want %d): %w", o.as, as, err), false
+		return fmt.Errorf("the peer says that its AS is %d (want %d): %w", o.as, as, err), true, false
 	}
-	return err, false
+	return err, !silent, false
 }
 
 // guard runs what is not ours, and turns a panic of it into the end of this session.

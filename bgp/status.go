@@ -51,7 +51,8 @@ type Status struct {
 	// LastUpdate is when the last UPDATE came.
 	LastUpdate time.Time
 	// LastError is why the last session ended or could not begin, or what was wrong with the last
-	// malformed UPDATE; nil before any.
+	// malformed UPDATE; nil before any. Attempts that fail after a side said why it ended a session
+	// are told behind that reason, not in place of it.
 	LastError   error
 	LastErrorAt time.Time
 }
