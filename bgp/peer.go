@@ -357,7 +357,7 @@ func (l *loop) account() (hold bool) {
 	s := l.current
 	l.current = nil
 	l.settle.Stop()
-	err, told, hold := s.end()
+	told, hold, err := s.end()
 	established := s.wasEstablished()
 	l.mu.Lock()
 	l.opening = nil

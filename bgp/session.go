@@ -234,21 +234,21 @@ func (s *session) graceful() time.Duration {
 
 // end says why the session ended, whether one of both sides said so rather than went silent, and
 // whether the peer should not be heard for a while.
-func (s *session) end() (err error, told, hold bool) {
+func (s *session) end() (told, hold bool, err error) {
 	s.mu.Lock()
 	failed, hold := s.failed, s.hold
 	s.mu.Unlock()
 	err, silent := s.conn.why()
 	if failed != nil {
-		return failed, true, hold
+		return true, hold, failed
 	}
 	s.conn.mu.Lock()
 	o, ok := s.conn.opened, s.conn.hasOpen
 	s.conn.mu.Unlock()
 	if as := uint32(s.p.cfg.AS); ok && o.as != as {
-		return fmt.Errorf("the peer says that its AS is %d (want %d): %w", o.as, as, err), true, false
+		return true, false, fmt.Errorf("the peer says that its AS is %d (want %d): %w", o.as, as, err)
 	}
-	return err, !silent, false
+	return !silent, false, err
 }
 
 // guard runs what is not ours, and turns a panic of it into the end of this session.
