@@ -117,6 +117,7 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 	}
 	c := l.check(1, args...)
 	checkTruth(t, c, tr, kind.Cause == "guest")
+	checkKinds(t, c, kind.Cause)
 	for _, p := range c.Pairs {
 		// No sampling point lies between the last switch and the guest, but that
 		// a port has no link can be known.
@@ -189,6 +190,22 @@ func (tr truth) unseen(p pair) bool {
 		}
 	}
 	return false
+}
+
+// kindsOf are the kinds of cause by which a verdict may call what the lab calls a cause.
+var kindsOf = map[string][]string{
+	"flow": {"flow"}, "policy": {"security-rule"}, "tunnel": {"tunnel", "vni"}, "stale-vtep": {"stale-vtep"},
+	"underlay": {"between-hosts", "underlay"}, "port": {"port"}, "guest": {"guest-silent", "guest-down"},
+}
+
+// checkKinds wants every pair that is not healthy to name the cause.
+func checkKinds(t *testing.T, c check, cause string) {
+	t.Helper()
+	for _, p := range c.Pairs {
+		if p.Verdict != "healthy" && !slices.Contains(kindsOf[cause], p.CauseKind) {
+			t.Errorf("%v (want a cause of kind %s)", p, strings.Join(kindsOf[cause], " or "))
+		}
+	}
 }
 
 // checkFate wants the pair to have failed in the right segment.

@@ -170,6 +170,7 @@ type pair struct {
 	Segment    *string  `json:"segment"`
 	Host       string   `json:"host"`
 	Cause      string   `json:"cause"`
+	CauseKind  string   `json:"cause_kind"`
 	RTT        int64    `json:"rtt_ns"`
 	Duplicates int      `json:"duplicates"`
 	Samples    []sample `json:"samples"`
@@ -196,7 +197,7 @@ func (p pair) String() string {
 	if p.Segment != nil {
 		segment = *p.Segment
 	}
-	return fmt.Sprintf("%s → %s: %s, segment %s, host %s: %s", p.Src, p.Dst, p.Verdict, segment, p.Host, p.Cause)
+	return fmt.Sprintf("%s → %s: %s, segment %s, host %s: %s: %s", p.Src, p.Dst, p.Verdict, segment, p.Host, p.CauseKind, p.Cause)
 }
 
 // check runs `check ARGS -o json` and wants this exit code.

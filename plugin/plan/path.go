@@ -112,10 +112,24 @@ type Inject struct {
 // Blocked is why a pair cannot be probed.
 type Blocked struct {
 	Reason string
-	// Absent is true where the source has no port: a fact about the host, and so a fault of
-	// the network. Otherwise it is we who cannot.
-	Absent bool
+	By     Obstacle
 }
+
+// Absent says that the source has no port: a fact about the host, and so a fault of the network.
+// Otherwise it is we who cannot.
+func (b *Blocked) Absent() bool { return b.By == ByPort }
+
+// Obstacle is the sort of what keeps a pair from being probed.
+type Obstacle uint8
+
+// Obstacles.
+const (
+	ByPort      Obstacle = iota + 1 // the source has none
+	ByInventory                     // where an instance is, is not known
+	ByAgent                         // not connected
+	ByHook                          // the source's bridge has none
+	ByDelivery                      // in no-touch: nothing sees it
+)
 
 // Expected is a sampling point that should see the packet, and what it should see.
 type Expected struct {
@@ -249,7 +263,10 @@ func (w *way) untouched() Path {
 		if w.to.Host != "" {
 			at += " of " + w.to.Host
 		}
-		p.Blocked = &Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s: %s", at, why)}
+		p.Blocked = &Blocked{fmt.Sprintf("no-touch: to-instance is not sampled at %s: %s", at, why), ByDelivery}
+		if !w.to.connected {
+			p.Blocked.By = ByAgent
+		}
 	}
 	return p
 }
@@ -372,16 +389,19 @@ func chain(h inventory.Host, bridge string) (c []*dyetracev1.Bridge, gap string)
 func (s site) blocked() *Blocked {
 	switch {
 	case s.Absent != "":
-		return &Blocked{s.Absent, true}
+		return &Blocked{s.Absent, ByPort}
 	case s.Blind != "":
-		return &Blocked{s.Blind, false}
+		if s.Host != "" && !s.connected {
+			return &Blocked{s.Blind, ByAgent}
+		}
+		return &Blocked{s.Blind, ByInventory}
 	case !s.connected:
-		return &Blocked{fmt.Sprintf("the agent of %s is not connected", s.Host), false}
+		return &Blocked{fmt.Sprintf("the agent of %s is not connected", s.Host), ByAgent}
 	case len(s.chain) == 0:
-		return &Blocked{fmt.Sprintf("%s of %s is on %s, which has no hook", s.Port, s.Host, s.Bridge), false}
+		return &Blocked{fmt.Sprintf("%s of %s is on %s, which has no hook", s.Port, s.Host, s.Bridge), ByHook}
 	}
 	if why := lacks(s.chain[0], stain.FromInstance); why != "" {
-		return &Blocked{fmt.Sprintf("%s/%s: %s", s.Host, s.Bridge, why), false}
+		return &Blocked{fmt.Sprintf("%s/%s: %s", s.Host, s.Bridge, why), ByHook}
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func draw(t testing.TB, snap *inventory.Snapshot, words []string, routes Routes,
 func drawPath(b *strings.Builder, p *Path) {
 	fmt.Fprintf(b, "%s\n", p.Pair)
 	if p.Blocked != nil {
-		fmt.Fprintf(b, "  blocked (absent %v): %s\n", p.Blocked.Absent, p.Blocked.Reason)
+		fmt.Fprintf(b, "  blocked (absent %v): %s\n", p.Blocked.Absent(), p.Blocked.Reason)
 	} else {
 		fmt.Fprintf(b, "  inject %s/%s/%s  %s → %s  %s → %s  ttl %d\n", p.Inject.Host, p.Inject.Bridge, p.Inject.Port, p.SrcMAC, p.DstMAC, p.Src, p.Dst, p.TTL)
 	}

@@ -230,7 +230,8 @@ func replan(snap *inventory.Snapshot, planned []*dyetracev1.PairResult) (before 
 
 // unknown is the verdict on a pair that cannot even be planned.
 func unknown(src, dst *dyetracev1.InstanceRef, why error) *dyetracev1.PairResult {
-	return &dyetracev1.PairResult{Src: src, Dst: dst, Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, Cause: why.Error()}
+	return &dyetracev1.PairResult{Src: src, Dst: dst, Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN,
+		Cause: why.Error(), CauseKind: dyetracev1.CauseKind_CAUSE_KIND_INVENTORY}
 }
 
 func refOf(i inventory.Instance) *dyetracev1.InstanceRef {

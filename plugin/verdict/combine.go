@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -45,7 +46,7 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 	var r Result
 	switch {
 	case len(tracks) == 0:
-		r = Result{Verdict: Unknown, Cause: "no probe was sent"}
+		r = Result{Verdict: Unknown, Cause: "no probe was sent", Kind: CauseInjection}
 	case len(icmp) == 0 || asked == stain.TCP && len(tcp) > 0:
 		r = ours(bothWays(tcp))
 		if asked == 0 {
@@ -64,7 +65,7 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 // ours: tcp alone cannot tell a fault that may be our own (see Combine).
 func ours(r Result) Result {
 	if r.Verdict == Faulty && r.Passed {
-		r.Verdict = Unknown
+		r.Verdict, r.Kind = Unknown, CauseConntrack
 		r.Cause = join(r.Cause, "connection tracking may remember an earlier probe by tcp: icmp would tell")
 	}
 	return r
@@ -79,7 +80,7 @@ func bothWays(tracks []Track) Result {
 	if len(tracks) == 1 {
 		if there.Verdict == Healthy {
 			there.Verdict, there.Host = Unknown, tracks[0].Path.To.Host
-			there.Cause = join(there.Cause, "the way back was not probed")
+			there.Cause, there.Kind = join(there.Cause, "the way back was not probed"), CauseUnseen
 		}
 		return there
 	}
@@ -91,7 +92,7 @@ func bothWays(tracks []Track) Result {
 	}
 	switch {
 	case r.Verdict == Healthy:
-		r.Cause = join(there.Cause, back.Cause)
+		r.Cause, r.Kind = join(there.Cause, back.Cause), cmp.Or(there.Kind, back.Kind)
 	case spared(&tracks[0]) || spared(&tracks[1]):
 		// Of the other way nothing is known.
 	case other.Verdict != Healthy:

@@ -30,6 +30,9 @@ func one(t *testing.T, p *plan.Path, scheme stain.Scheme, text string) Track {
 	if r.Verdict == 0 {
 		t.Fatalf("no verdict is called %q", name)
 	}
+	if r.Cause != "" {
+		r.Kind = map[Verdict]CauseKind{Healthy: CauseLoss, Faulty: CauseBetweenHosts, Silent: CauseGuestSilent, PolicyDrop: CauseSecurityRule, Unknown: CauseAgent}[r.Verdict]
+	}
 	if r.Verdict != Healthy {
 		r.Probes, r.RTTNs, r.Host = 3, 0, p.Points[1].Host
 		r.Segment = &Segment{From: &p.Points[0], To: p.Points[1]}

@@ -99,40 +99,40 @@ func (e *Evidence) scheme() stain.Scheme {
 	return e.Scheme
 }
 
-// blind says why point i may have missed a stained packet; empty if it would have seen it.
-func (e *Evidence) blind(i int) string {
+// blind says why point i may have missed a stained packet; none if it would have seen it.
+func (e *Evidence) blind(i int) doubt {
 	p := &e.Path.Points[i]
 	if p.Absent != "" {
-		return p.Host + "/" + p.Bridge + ": " + p.Absent
+		return doubt{CauseUnseen, p.Host + "/" + p.Bridge + ": " + p.Absent}
 	}
 	return e.unattested(p.Host, p.Bridge)
 }
 
-// unattested says why a hook may not have been there, or not have told; empty if it was and has.
-func (e *Evidence) unattested(host, bridge string) string {
+// unattested says why a hook may not have been there, or not have told; none if it was and has.
+func (e *Evidence) unattested(host, bridge string) doubt {
 	where := host + "/" + bridge
 	if why, gone := e.Gone[host]; gone {
 		if why == "" {
 			why = "its agent was not connected all the time"
 		}
-		return host + ": " + why
+		return doubt{CauseAgent, host + ": " + why}
 	}
 	w := e.Hooks[Place{host, bridge}]
 	switch {
 	case w.Before == nil:
-		return where + ": hook not audited before the probe"
+		return doubt{CauseHook, where + ": hook not audited before the probe"}
 	case !w.Before.Live:
-		return where + ": hook not live before the probe" + because(w.Before.Reason)
+		return doubt{CauseHook, where + ": hook not live before the probe" + because(w.Before.Reason)}
 	case w.After == nil:
-		return where + ": hook not audited after the probe"
+		return doubt{CauseHook, where + ": hook not audited after the probe"}
 	case !w.After.Live:
-		return where + ": hook not live after the probe" + because(w.After.Reason)
+		return doubt{CauseHook, where + ": hook not live after the probe" + because(w.After.Reason)}
 	case w.Before.Epoch != w.After.Epoch:
-		return where + ": hook installed anew meanwhile"
+		return doubt{CauseHook, where + ": hook installed anew meanwhile"}
 	case w.Before.Lost != w.After.Lost:
-		return fmt.Sprintf("%s: agent lost %d samples meanwhile", where, w.After.Lost-w.Before.Lost)
+		return doubt{CauseSamples, fmt.Sprintf("%s: agent lost %d samples meanwhile", where, w.After.Lost-w.Before.Lost)}
 	}
-	return ""
+	return doubt{}
 }
 
 func because(reason string) string {
@@ -195,8 +195,8 @@ func (e *Evidence) trail(a *Attempt) trail {
 	}
 	for i := t.last + 1; i < len(t.at) && t.last >= 0; i++ {
 		switch {
-		case e.blind(i) != "" || e.beside(a, i) != "":
-		case e.deaf(&t, i) == "":
+		case !e.blind(i).none() || !e.beside(a, i).none():
+		case e.deaf(&t, i).none():
 			t.next = i
 			return t
 		case t.mute < 0:
@@ -208,18 +208,18 @@ func (e *Evidence) trail(a *Attempt) trail {
 
 // beside says that the packet left for an instance by another port than that of point i. Whether
 // that one has taken its place meanwhile, or the switch delivers to the wrong guest, no sample
-// tells. Empty if it was not seen so.
-func (e *Evidence) beside(a *Attempt, i int) string {
+// tells. None if it was not seen so.
+func (e *Evidence) beside(a *Attempt, i int) doubt {
 	p := &e.Path.Points[i]
 	if p.Kind != stain.ToInstance {
-		return ""
+		return doubt{}
 	}
 	for _, s := range a.Stray {
 		if s.Kind == p.Kind && s.Host == p.Host && s.Bridge == p.Bridge && s.Direction == p.Direction {
-			return fmt.Sprintf("%s/%s: it left by OpenFlow port %d, not by %d", p.Host, p.Bridge, s.InPort, p.OFPort)
+			return doubt{CauseMisdirected, fmt.Sprintf("%s/%s: it left by OpenFlow port %d, not by %d", p.Host, p.Bridge, s.InPort, p.OFPort)}
 		}
 	}
-	return ""
+	return doubt{}
 }
 
 // byToS says that point i is the answer's and knows it by the stain's ToS. At an instance's port
@@ -230,36 +230,36 @@ func (e *Evidence) byToS(i int) bool {
 }
 
 // deaf says why the answer may have passed point i without a sample though the point was not
-// blind: guests need not reflect the ToS, and somebody must have stained the answer then. Empty
+// blind: guests need not reflect the ToS, and somebody must have stained the answer then. None
 // where it cannot have passed so.
-func (e *Evidence) deaf(t *trail, i int) string {
+func (e *Evidence) deaf(t *trail, i int) doubt {
 	from, to := &e.Path.From, &e.Path.To
 	at := &e.Path.Points[i]
 	switch {
 	case !e.byToS(i):
-		return ""
+		return doubt{}
 	case t.heard >= 0 && e.scheme() == stain.TCP:
-		return "" // it bore the stain, and only the destination's bridge could have given it
+		return doubt{} // it bore the stain, and only the destination's bridge could have given it
 	case t.heard >= 0 && (i > t.heard || e.Path.Points[t.heard].Host != from.Host || e.Path.Points[t.heard].Bridge != from.Bridge):
-		return ""
+		return doubt{}
 	}
 	why := e.unstained(t, to)
-	if why != "" && e.scheme() == stain.ICMP && at.Host == from.Host && at.Bridge == from.Bridge && e.unstained(t, from) == "" {
-		return "" // the source's bridge saw the request as well, and knows the reply by itself
+	if !why.none() && e.scheme() == stain.ICMP && at.Host == from.Host && at.Bridge == from.Bridge && e.unstained(t, from).none() {
+		return doubt{} // the source's bridge saw the request as well, and knows the reply by itself
 	}
 	return why
 }
 
-// unstained says why the bridge of end may have let the answer pass as the guest sent it; empty
+// unstained says why the bridge of end may have let the answer pass as the guest sent it; none
 // if it certainly stained it.
-func (e *Evidence) unstained(t *trail, end *plan.End) string {
+func (e *Evidence) unstained(t *trail, end *plan.End) doubt {
 	if e.scheme() == stain.TCP {
 		if !t.Armed {
-			return "an answer without the stain's ToS would have passed unseen"
+			return doubt{CauseUnseen, "an answer without the stain's ToS would have passed unseen"}
 		}
 		i, ok := e.Path.Index(end.Host, end.Bridge, stain.FromInstance, plan.Reply)
 		if !ok {
-			return fmt.Sprintf("%s/%s: no point from-instance", end.Host, end.Bridge)
+			return doubt{CauseUnseen, fmt.Sprintf("%s/%s: no point from-instance", end.Host, end.Bridge)}
 		}
 		return e.blind(i)
 	}
@@ -269,10 +269,10 @@ func (e *Evidence) unstained(t *trail, end *plan.End) string {
 			continue
 		}
 		if s, seen := t.sample(i); seen && s.NoReply {
-			return fmt.Sprintf("the switch of %s did not promise to know a reply without the stain's ToS", end.Host)
+			return doubt{CauseUnseen, fmt.Sprintf("the switch of %s did not promise to know a reply without the stain's ToS", end.Host)}
 		} else if seen {
 			return e.unattested(end.Host, end.Bridge)
 		}
 	}
-	return fmt.Sprintf("%s/%s did not show the request, so a reply without the stain's ToS would have passed unseen", end.Host, end.Bridge)
+	return doubt{CauseUnseen, fmt.Sprintf("%s/%s did not show the request, so a reply without the stain's ToS would have passed unseen", end.Host, end.Bridge)}
 }

@@ -64,6 +64,8 @@ type Result struct {
 	Host string
 	// Cause is one line for a person. For Healthy it is empty, or notes what was odd.
 	Cause string
+	// Kind is of what sort the cause is; 0 only where there is none.
+	Kind CauseKind
 	// RTTNs is from the first sample on the source's host to the last, 0 where either is missing.
 	RTTNs int64
 	// Samples are of the attempt that was judged.
@@ -187,7 +189,9 @@ func Judge(e Evidence) Result {
 	}
 	j.t = j.pick()
 	r := j.judge()
-	r.Cause = join(append([]string{r.Cause}, j.asides()...)...)
+	if notes := j.asides(); len(notes) > 0 {
+		r.Cause, r.Kind = join(append([]string{r.Cause}, notes...)...), cmp.Or(r.Kind, CauseInventory)
+	}
 	r.Probes = len(e.Attempts)
 	r.Src, r.Dst, r.NoTouch = e.Path.Src, e.Path.Dst, e.Path.NoTouch
 	for i := range e.Attempts {
@@ -293,7 +297,7 @@ func (j *judgement) judge() Result {
 	case j.Path.Blocked != nil && (j.t == nil || j.t.last < 0):
 		return j.blocked()
 	case j.t == nil:
-		return j.unplaced("no probe was sent")
+		return j.unplaced(CauseInjection, "no probe was sent")
 	case j.t.last < 0:
 		return j.notEntered()
 	case j.t.next < 0:
@@ -305,10 +309,11 @@ func (j *judgement) judge() Result {
 
 // whole judges a probe whose answer came back.
 func (j *judgement) whole() Result {
-	if r, doubt := j.byWhom(); doubt {
+	if r, doubtful := j.byWhom(); doubtful {
 		return r
 	}
-	r := Result{Verdict: Healthy, Cause: strings.Join(j.notes(), "; ")}
+	notes, kind := j.notes()
+	r := Result{Verdict: Healthy, Cause: strings.Join(notes, "; "), Kind: kind}
 	first, seenFirst := j.t.sample(0)
 	last, _ := j.t.sample(j.t.last)
 	if seenFirst && j.Path.Points[0].Host == j.Path.From.Host {
@@ -317,7 +322,7 @@ func (j *judgement) whole() Result {
 	if from := &j.Path.From; from.LinkDown {
 		// No point is beyond the port (to-instance, where there is one, is before its queue), but
 		// nothing leaves by a port that is down.
-		r.Verdict, r.Host = Silent, from.Host
+		r.Verdict, r.Host, r.Kind = Silent, from.Host, CauseGuestDown
 		at := j.t.last
 		if at > 0 && j.Path.Points[at].Kind == stain.ToInstance {
 			at--
@@ -327,18 +332,18 @@ func (j *judgement) whole() Result {
 		}}
 		r.Cause = strings.Join(append([]string{fmt.Sprintf(
 			"the answer came back to %s, but the link of %s is down: %s is off, or its interface is",
-			from.Host, from.Port, j.Path.Pair.Src.Name)}, j.notes()...), "; ")
+			from.Host, from.Port, j.Path.Pair.Src.Name)}, notes...), "; ")
 	}
 	return r
 }
 
 // handed judges a probe in no-touch that was seen where it left for the destination's guest.
 func (j *judgement) handed() Result {
-	r := Result{Verdict: Healthy}
-	notes := j.notes()
+	notes, kind := j.notes()
+	r := Result{Verdict: Healthy, Kind: kind}
 	if to := &j.Path.To; to.LinkDown {
 		// As in an ordinary probe of which no answer comes: a port that is down delivers nothing.
-		r.Verdict, r.Host = Silent, to.Host
+		r.Verdict, r.Host, r.Kind = Silent, to.Host, CauseGuestDown
 		r.Segment = j.segment(j.t.last-1, j.t.last)
 		notes = append([]string{off(to, j.Path.Pair.Dst.Name)}, notes...)
 	}
@@ -353,14 +358,14 @@ func off(end *plan.End, name string) string {
 
 // byWhom asks who answered, if no sample of the destination's host says that it did. A later
 // sample proves every earlier hop only while there is one way; a stale tunnel may lead to an
-// old copy of the instance, which answers. The outer source address of the answer tells. doubt
+// old copy of the instance, which answers. The outer source address of the answer tells. doubtful
 // is true where r, and not healthy, is the verdict.
-func (j *judgement) byWhom() (r Result, doubt bool) {
+func (j *judgement) byWhom() (r Result, doubtful bool) {
 	to := &j.Path.To
 	if to.Host == j.Path.From.Host {
 		return Result{}, false
 	}
-	provable := "" // why what is missing there proves nothing; the last reason
+	var provable doubt // why what is missing there proves nothing; the last reason
 	proof := false
 	for i := range j.Path.Points {
 		if j.Path.Points[i].Host != to.Host {
@@ -370,7 +375,7 @@ func (j *judgement) byWhom() (r Result, doubt bool) {
 			return Result{}, false
 		}
 		provable = j.unproven(j.t, i)
-		proof = proof || provable == ""
+		proof = proof || provable.none()
 	}
 	by, stray := j.impostor()
 	src, owner := j.answeredFrom()
@@ -382,10 +387,11 @@ func (j *judgement) byWhom() (r Result, doubt bool) {
 	case src.IsValid() && (owner != "" || !proof):
 		return Result{}, false
 	case proof:
-		return j.doubtful(fmt.Sprintf("answered, but not by way of %s, where %s should be", to.Host, j.Path.Pair.Dst.Name)), true
+		return j.doubtful(CauseInventory, fmt.Sprintf("answered, but not by way of %s, where %s should be", to.Host, j.Path.Pair.Dst.Name)), true
 	}
 	cause := fmt.Sprintf("answered, but nothing shows that it was %s of %s", j.Path.Pair.Dst.Name, to.Host)
-	return j.doubtful(cause + because(firstOf(to.Blind, provable))), true
+	provable = firstDoubt(j.unplacedEnd(to), provable, doubt{kind: CauseUnseen})
+	return j.doubtful(provable.kind, cause+provable.because()), true
 }
 
 // impostor is where an answer was seen leaving an instance that is not the destination.
@@ -416,25 +422,29 @@ func (j *judgement) answeredBy(by string, at whereto, sure bool) Result {
 	to, dst := &j.Path.To, j.Path.Pair.Dst.Name
 	if to.Absent != "" || to.Blind != "" || !sure {
 		why := firstOf(to.Absent, to.Blind, "nothing of "+to.Host+" could be seen")
-		return j.doubtful(fmt.Sprintf("answered from %s, and whether that is %s is not known: %s", by, dst, why))
+		kind := CauseUnseen
+		if to.Absent != "" || to.Blind != "" {
+			kind = CauseInventory
+		}
+		return j.doubtful(kind, fmt.Sprintf("answered from %s, and whether that is %s is not known: %s", by, dst, why))
 	}
 	if told(to) {
 		cause, wrong := j.weigh("answered from "+by, at, to, dst)
-		r := j.doubtful(cause)
+		r := j.doubtful(CauseInventory, cause)
 		if wrong {
-			r.Verdict, r.Cause = Faulty, staleVTEP+cause
+			r.Verdict, r.Kind, r.Cause = Faulty, CauseStaleVTEP, staleVTEP+cause
 		}
 		return r
 	}
-	r := j.doubtful(fmt.Sprintf("answered from %s, but %s is on %s: stale tunnel, or its address is used twice", by, dst, to.Host))
+	r := j.doubtful(CauseImpostor, fmt.Sprintf("answered from %s, but %s is on %s: stale tunnel, or its address is used twice", by, dst, to.Host))
 	r.Verdict = Faulty
 	return r
 }
 
 // doubtful is an unknown between the source's and the destination's host.
-func (j *judgement) doubtful(cause string) Result {
+func (j *judgement) doubtful(kind CauseKind, cause string) Result {
 	from, first := j.crossing()
-	return Result{Verdict: Unknown, Segment: j.segment(from, first), Host: j.Path.From.Host, Cause: cause}
+	return Result{Verdict: Unknown, Segment: j.segment(from, first), Host: j.Path.From.Host, Cause: cause, Kind: kind}
 }
 
 // crossing returns the last point before and the first point on the destination's host, or the
@@ -452,19 +462,19 @@ func (j *judgement) crossing() (from, to int) {
 func (j *judgement) blocked() Result {
 	b := j.Path.Blocked
 	switch {
-	case !b.Absent && j.Path.NoTouch && j.Path.To.Absent != "":
+	case !b.Absent() && j.Path.NoTouch && j.Path.To.Absent != "":
 		// What keeps the probe from being withheld is what the network lacks.
 		return j.portless()
-	case !b.Absent:
-		return j.unplaced(b.Reason)
+	case !b.Absent():
+		return j.unplaced(obstacle(b), b.Reason)
 	}
-	return Result{Verdict: Faulty, Segment: j.entrance(), Host: j.Path.From.Host, Cause: b.Reason}
+	return Result{Verdict: Faulty, Segment: j.entrance(), Host: j.Path.From.Host, Cause: b.Reason, Kind: CausePort}
 }
 
 // portless judges a pair of whose destination it is known, without a probe, that it has no port.
 func (j *judgement) portless() Result {
 	to := &j.Path.To
-	r := Result{Verdict: Faulty, Host: to.Host, Cause: to.Absent, Segment: &Segment{
+	r := Result{Verdict: Faulty, Host: to.Host, Cause: to.Absent, Kind: CausePort, Segment: &Segment{
 		To: plan.Expected{Host: to.Host, Bridge: to.Bridge, Kind: stain.ToInstance, Direction: plan.Forward},
 	}}
 	for i := range j.Path.Points {
@@ -484,17 +494,17 @@ func (j *judgement) entrance() *Segment {
 }
 
 // unplaced is an unknown about which there is no more to say than why.
-func (j *judgement) unplaced(cause string) Result {
-	return Result{Verdict: Unknown, Host: j.Path.From.Host, Cause: cause}
+func (j *judgement) unplaced(kind CauseKind, cause string) Result {
+	return Result{Verdict: Unknown, Host: j.Path.From.Host, Cause: cause, Kind: kind}
 }
 
 // notEntered judges a probe that no point of the path saw, not even the first.
 func (j *judgement) notEntered() Result {
 	in := j.Path.Inject
-	r := Result{Verdict: Unknown, Segment: j.entrance(), Host: in.Host}
+	r := Result{Verdict: Unknown, Segment: j.entrance(), Host: in.Host, Kind: CauseInjection}
 	switch {
 	case j.t.PortAbsent:
-		r.Verdict = Faulty
+		r.Verdict, r.Kind = Faulty, CausePort
 		r.Cause = fmt.Sprintf("%s is not on %s of %s", firstOf(in.Port, "the port of "+j.Path.Pair.Src.Name), in.Bridge, in.Host)
 	case j.t.Failure != "":
 		r.Cause = fmt.Sprintf("%s could not inject: %s", in.Host, j.t.Failure)
@@ -502,11 +512,14 @@ func (j *judgement) notEntered() Result {
 		r.Cause = fmt.Sprintf("%s did not say that the probe left", in.Host)
 		if why, gone := j.Gone[in.Host]; gone {
 			r.Cause += because(why)
+			r.Kind = CauseAgent
 		}
 	default:
 		r.Cause = fmt.Sprintf("%s injected it, but its own hook on %s did not see it", in.Host, in.Bridge)
 		if len(j.Path.Points) > 0 {
-			r.Cause += because(j.blind(0))
+			why := firstDoubt(j.blind(0), doubt{kind: CauseInjection})
+			r.Cause += why.because()
+			r.Kind = why.kind
 		}
 	}
 	return r
@@ -526,18 +539,19 @@ func (j *judgement) unseen() Result {
 		r.Segment = j.segment(last, last+1)
 		r.Host = j.Path.Points[last+1].Host
 	}
-	if j.Path.To.Blind != "" {
-		reasons = append(reasons, j.Path.To.Blind)
+	if d := j.unplacedEnd(&j.Path.To); !d.none() {
+		reasons = append(reasons, d)
 	}
 	if j.Path.To.LinkDown {
-		reasons = append(reasons, off(&j.Path.To, j.Path.Pair.Dst.Name))
+		reasons = append(reasons, doubt{CauseGuestDown, off(&j.Path.To, j.Path.Pair.Dst.Name)})
 	}
 	if len(reasons) == 0 && j.Path.NoTouch {
-		reasons = append(reasons, fmt.Sprintf("nothing of %s sees the delivery", j.Path.To.Host))
+		reasons = append(reasons, doubt{CauseUnseen, fmt.Sprintf("nothing of %s sees the delivery", j.Path.To.Host)})
 	}
 	if len(reasons) == 0 {
-		reasons = append(reasons, fmt.Sprintf("no hook of %s sees the answer", j.Path.From.Host))
+		reasons = append(reasons, doubt{CauseUnseen, fmt.Sprintf("no hook of %s sees the answer", j.Path.From.Host)})
 	}
+	r.Kind = reasons[0].kind
 	r.Cause = fmt.Sprintf("seen up to %s; beyond, we could not see: %s", j.Path.Points[last], few(reasons))
 	if n := j.earlier(); n != "" {
 		r.Cause += "; " + n
@@ -580,8 +594,8 @@ func (j *judgement) hint(r *Result) {
 }
 
 // blinds returns why the points from first up to end could not see, each reason once.
-func (j *judgement) blinds(first, end int) []string {
-	var reasons []string
+func (j *judgement) blinds(first, end int) []doubt {
+	var reasons []doubt
 next:
 	for i := first; i < end; i++ {
 		why := j.unproven(j.t, i)
@@ -590,28 +604,37 @@ next:
 				continue next
 			}
 		}
-		if why != "" {
+		if !why.none() {
 			reasons = append(reasons, why)
 		}
 	}
 	return reasons
 }
 
-// unproven says why a missing sample of point i proves nothing; empty if it is proof.
-func (e *Evidence) unproven(t *trail, i int) string {
-	if why := firstOf(e.blind(i), e.beside(t.Attempt, i)); why != "" {
+// unproven says why a missing sample of point i proves nothing; none if it is proof.
+func (e *Evidence) unproven(t *trail, i int) doubt {
+	if why := firstDoubt(e.blind(i), e.beside(t.Attempt, i)); !why.none() {
 		return why
 	}
 	return e.deaf(t, i)
 }
 
-// few joins reasons, but not so many that nobody reads them.
-func few(reasons []string) string {
-	const most = 3
-	if len(reasons) > most {
-		return strings.Join(reasons[:most], "; ") + fmt.Sprintf("; and %d more", len(reasons)-most)
+// unplacedEnd says why it cannot be told where an instance is attached; none if it can.
+func (j *judgement) unplacedEnd(end *plan.End) doubt {
+	if end.Blind == "" {
+		return doubt{}
 	}
-	return strings.Join(reasons, "; ")
+	return doubt{CauseInventory, end.Blind}
+}
+
+// few joins reasons, but not so many that nobody reads them.
+func few(reasons []doubt) string {
+	const most = 3
+	texts := words(reasons)
+	if len(texts) > most {
+		return strings.Join(texts[:most], "; ") + fmt.Sprintf("; and %d more", len(texts)-most)
+	}
+	return strings.Join(texts, "; ")
 }
 
 func (j *judgement) segment(from, to int) *Segment {

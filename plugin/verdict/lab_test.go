@@ -170,7 +170,7 @@ func noTouch(p *plan.Path) *plan.Path {
 	}
 	shown := len(q.Points) > 0 && goal(&q) == len(q.Points)-1
 	if q.Blocked == nil && (!shown || q.To.Absent != "") {
-		q.Blocked = &plan.Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s of %s", q.To.Port, q.To.Host)}
+		q.Blocked = &plan.Blocked{Reason: fmt.Sprintf("no-touch: to-instance is not sampled at %s of %s", q.To.Port, q.To.Host), By: plan.ByDelivery}
 	}
 	return &q
 }
@@ -257,7 +257,11 @@ func show(r *Result) string {
 	if r.Segment != nil {
 		seg = r.Segment.String()
 	}
-	text := fmt.Sprintf("%s | %s | %s | %s", r.Verdict, seg, r.Host, r.Cause)
+	sort := r.Verdict.String()
+	if r.Kind != 0 {
+		sort += " " + r.Kind.String()
+	}
+	text := fmt.Sprintf("%s | %s | %s | %s", sort, seg, r.Host, r.Cause)
 	if r.Need != nil {
 		text += fmt.Sprintf(" | ask %s/%s", r.Need.Host, r.Need.Bridge)
 		if r.Need.Decides {

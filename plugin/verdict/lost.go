@@ -31,6 +31,7 @@ type loss struct {
 type finding struct {
 	verdict Verdict
 	host    string
+	kind    CauseKind
 	cause   string
 	to      int // narrows the segment; 0 leaves it
 }
@@ -43,7 +44,7 @@ func (j *judgement) lost(to int) Result {
 		r.Command = x.Command
 	}
 	f := j.find(&l)
-	r.Verdict, r.Host, r.Passed = f.verdict, f.host, l.passed
+	r.Verdict, r.Host, r.Kind, r.Passed = f.verdict, f.host, f.kind, l.passed
 	r.Segment = j.segment(l.from, l.to)
 	if f.to > l.from && f.to < l.to {
 		r.Segment = j.segment(l.from, f.to)
@@ -52,11 +53,26 @@ func (j *judgement) lost(to int) Result {
 		r.Flow = l.x.Flow
 	}
 	if _, wrong := j.wrongKey(&l); wrong && r.Verdict == Faulty {
-		r.Host = l.sender.Host // which set the key
+		r.Host, r.Kind = l.sender.Host, CauseVNI // the sender set the key
+	} else if j.t.looped && r.Verdict == Faulty {
+		r.Kind = CauseLoop
 	}
 	r.Need = j.need(&l)
 	r.Cause = strings.Join(append([]string{f.cause}, j.lossNotes(&l)...), "; ")
 	return r
+}
+
+// gap says that the host which saw it last lacks the port that joins its bridges, which lies on the
+// way that was lost; empty if that is not so.
+func (j *judgement) gap(l *loss) string {
+	switch {
+	case l.sender.Host == l.receiver.Host:
+	case l.last.Host == l.sender.Host && l.last.Bridge == l.sender.Bridge:
+		return l.sender.Gap
+	case l.last.Host == l.receiver.Host && l.last.Bridge != l.receiver.Bridge:
+		return l.receiver.Gap
+	}
+	return ""
 }
 
 // wrongKey is the tunnel key under which the packet came to the point that saw it last, if the
@@ -81,22 +97,22 @@ func (j *judgement) loss(to int) loss {
 	l.hands = l.guest || l.next.Kind == stain.ToInstance && l.next.Host == l.receiver.Host
 	x := j.Explanation
 	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
-		(x.Outcome == Delivered || j.astray(&l) == "") {
+		(x.Outcome == Delivered || j.astray(&l).none()) {
 		l.x = x
 	}
 	return l
 }
 
 // astray says that the packet left for an instance by another port than the one that lies within
-// the loss; empty if it was not seen so. Flows that now drop it, or send it elsewhere, are not what
+// the loss; none if it was not seen so. Flows that now drop it, or send it elsewhere, are not what
 // it met then.
-func (j *judgement) astray(l *loss) string {
+func (j *judgement) astray(l *loss) doubt {
 	for i := l.from + 1; i <= l.to; i++ {
-		if why := j.beside(j.t.Attempt, i); why != "" {
+		if why := j.beside(j.t.Attempt, i); !why.none() {
 			return why
 		}
 	}
-	return ""
+	return doubt{}
 }
 
 // refuted says that the packet was seen beyond the bridge that is said to drop it: the flows have
@@ -151,7 +167,8 @@ func (j *judgement) find(l *loss) finding {
 	case l.guest && l.last.Kind == stain.ToInstance && l.answers:
 		return j.silent(l, "seen leaving by its port")
 	case l.noPort():
-		return finding{Faulty, l.last.Host, j.portMissing(l), max(j.t.mute, 0)} // mute or not, nobody answers there
+		kind, cause := j.portMissing(l)
+		return finding{Faulty, l.last.Host, kind, cause, max(j.t.mute, 0)} // mute or not, nobody answers there
 	case l.x != nil && l.x.Outcome == Dropped:
 		return j.dropped(l)
 	case l.receiver.LinkDown && l.last.Host == l.receiver.Host && (l.answers || l.hands && !l.guest):
@@ -169,7 +186,7 @@ func (j *judgement) find(l *loss) finding {
 }
 
 func (j *judgement) undecided(l *loss) finding {
-	why := "what its flows do with it was not explained"
+	why, kind := "what its flows do with it was not explained", CauseUnexplained
 	if l.last.Kind == stain.ToInstance {
 		why = fmt.Sprintf("it left for %s, and whether that answered was not seen", l.name)
 	}
@@ -177,44 +194,50 @@ func (j *judgement) undecided(l *loss) finding {
 		switch {
 		case x.Error != "":
 			why = "could not be explained: " + x.Error
-		case j.astray(l) != "":
+		case !j.astray(l).none():
 			why = "what its flows, asked afterwards, do with it is not what they did"
 		case l.x == nil:
 			why = fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
 		}
 	}
 	if _, gone := j.Gone[l.last.Host]; gone && l.last.Kind != stain.ToInstance {
-		why = "its agent cannot be asked what the flows do with it"
+		why, kind = "its agent cannot be asked what the flows do with it", CauseAgent
 	}
 	reasons := j.blinds(l.from+1, l.to)
 	if l.receiver.Absent != "" {
-		reasons = append(reasons, l.receiver.Absent)
+		reasons = append(reasons, doubt{CausePort, l.receiver.Absent})
 	}
 	if len(reasons) > 0 {
 		why += "; " + few(reasons)
+		if l.last.Kind == stain.ToInstance {
+			kind = reasons[0].kind
+		}
 	}
 	cause := fmt.Sprintf("lost after %s, by the network or by %s itself: %s", l.last, j.Path.Pair.Dst.Name, why)
-	return finding{Unknown, l.last.Host, cause, 0}
+	return finding{Unknown, l.last.Host, kind, cause, 0}
 }
 
 func (j *judgement) silent(l *loss, how string) finding {
 	port := firstOf(l.receiver.Port, "its port")
-	cause := fmt.Sprintf("delivered to %s of %s, but %s does not answer", port, l.receiver.Host, l.name)
+	kind, cause := CauseGuestSilent, fmt.Sprintf("delivered to %s of %s, but %s does not answer", port, l.receiver.Host, l.name)
 	if j.scheme() == stain.ICMP {
 		cause += " the echo request"
 	}
 	switch {
 	case l.receiver.LinkDown:
-		cause = off(l.receiver, l.name)
+		kind, cause = CauseGuestDown, off(l.receiver, l.name)
 	case how != "":
 		cause += " (" + how + ")"
 	}
-	return finding{Silent, l.receiver.Host, cause, 0}
+	return finding{Silent, l.receiver.Host, kind, cause, 0}
 }
 
 // dropped: the flows of the host that saw it last drop this packet.
 func (j *judgement) dropped(l *loss) finding {
-	f := finding{verdict: Faulty, host: l.last.Host}
+	f := finding{verdict: Faulty, host: l.last.Host, kind: CauseFlow}
+	if j.gap(l) != "" && (l.x.Flow == nil || l.x.Flow.Actions != "drop") {
+		f.kind = CausePort // the flows send it to a port that is not there
+	}
 	if l.x.Flow == nil {
 		f.cause = fmt.Sprintf("%s: dropped after %s", f.host, l.last)
 		return f
@@ -228,10 +251,27 @@ func (j *judgement) dropped(l *loss) finding {
 	}
 	f.cause = fmt.Sprintf("%s: dropped by %s", f.host, l.x.Flow)
 	if Policy(l.x.Flow, j.instancesBridge(l.last.Host)) {
-		f.verdict = PolicyDrop
+		f.verdict, f.kind = PolicyDrop, CauseSecurityRule
 		f.cause = fmt.Sprintf("%s: denied by a security rule: %s", f.host, l.x.Flow)
 	}
+	if key := j.unmapped(l); key != 0 {
+		f.kind = CauseVNI
+		f.cause += fmt.Sprintf("; no flow there takes key %d of network %s", key, j.network(l))
+	}
 	return f
+}
+
+// unmapped is the key under which a packet came out of a tunnel, as it should, to a bridge that has
+// no flow for it: it went by the last resort of a later table, of a bridge that serves tunnels only.
+// 0 if that is not so.
+func (j *judgement) unmapped(l *loss) uint32 {
+	s, _ := j.t.sample(l.from)
+	f := l.x.Flow
+	if l.last.Host != l.receiver.Host || l.last.Bridge == l.receiver.Bridge || f.Bridge != l.last.Bridge ||
+		f.Match != "" || f.Priority != 0 || f.Table == 0 || f.Actions != "drop" || s.TunID != l.last.TunID {
+		return 0
+	}
+	return s.TunID
 }
 
 // instancesBridge is where the pair's instances are attached on a host; empty if none is there.
@@ -265,17 +305,17 @@ func (j *judgement) delivered(l *loss) finding {
 	switch {
 	case l.last.Host != l.receiver.Host, !l.answers, l.receiver.Port == "", l.receiver.Blind != "":
 		reasons := j.blinds(l.from+1, l.to)
-		if l.receiver.Blind != "" {
-			reasons = append(reasons, l.receiver.Blind)
+		if d := j.unplacedEnd(l.receiver); !d.none() {
+			reasons = append(reasons, d)
 		}
 		cause := fmt.Sprintf("lost after %s; its flows deliver it to %s, which tells too little", l.last, l.x.Port)
-		return finding{Unknown, l.last.Host, cause + because(few(reasons)), 0}
-	case l.x.to(l.receiver.Port) && j.astray(l) != "":
+		return finding{Unknown, l.last.Host, sortOf(reasons, CauseUnseen), cause + because(few(reasons)), 0}
+	case l.x.to(l.receiver.Port) && !j.astray(l).none():
 		return j.undecided(l) // delivered now, but then?
 	case l.x.to(l.receiver.Port):
 		return j.silent(l, "")
 	}
-	return finding{Faulty, l.last.Host, fmt.Sprintf("%s delivers it to %s, but %s is at %s",
+	return finding{Faulty, l.last.Host, CauseMisdirected, fmt.Sprintf("%s delivers it to %s, but %s is at %s",
 		l.last.Host, l.x.Port, l.name, l.receiver.Port), 0}
 }
 
@@ -285,7 +325,7 @@ func (j *judgement) tunnelled(l *loss) finding {
 	if !here || j.routed(j.whereto(l.x.TunnelRemote), l.receiver) {
 		if f, ok := j.astrayBy(l); ok {
 			if j.owner(l.x.TunnelRemote) == "" {
-				f.verdict, f.to = Unknown, 0
+				f.verdict, f.to, f.kind = Unknown, 0, sortOf(j.blinds(l.from+1, l.to), CauseUnseen)
 				f.cause += "; what becomes of it there is not known" + because(few(j.blinds(l.from+1, l.to)))
 			}
 			return f
@@ -293,14 +333,32 @@ func (j *judgement) tunnelled(l *loss) finding {
 	}
 	switch owner := j.owner(l.x.TunnelRemote); {
 	case here && l.answers:
-		return finding{Faulty, l.last.Host, fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
+		return finding{Faulty, l.last.Host, leads(owner), fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
 			l.last.Host, l.x.Port, l.x.TunnelRemote, l.name, firstOf(l.receiver.Port, l.receiver.Bridge)), 0}
 	case owner != "" && owner != l.receiver.Host:
-		return finding{Faulty, l.last.Host, j.wrongTunnel(l, owner), j.landing(l)}
+		return finding{Faulty, l.last.Host, leads(owner), j.wrongTunnel(l, owner), j.landing(l)}
 	}
 	cause := fmt.Sprintf("lost after %s; its flows send it into tunnel %s (to %s), and what became of it there is not known",
 		l.last, l.x.Port, l.x.TunnelRemote)
-	return finding{Unknown, l.last.Host, cause + because(few(j.blinds(l.from+1, l.to))), 0}
+	reasons := j.blinds(l.from+1, l.to)
+	return finding{Unknown, l.last.Host, sortOf(reasons, CauseUnseen), cause + because(few(reasons)), 0}
+}
+
+// sortOf is that of the first reason, or of none.
+func sortOf(reasons []doubt, none CauseKind) CauseKind {
+	if len(reasons) == 0 {
+		return none
+	}
+	return reasons[0].kind
+}
+
+// leads is the sort of a tunnel that leads to another host than it should: to one that we know, where
+// the instance may have been, or to nobody.
+func leads(owner string) CauseKind {
+	if owner == "" {
+		return CauseTunnel
+	}
+	return CauseStaleVTEP
 }
 
 // owner is the host whose tunnel address this is; empty where not known.
@@ -344,7 +402,7 @@ func addresses(vteps []netip.Addr) string {
 
 // between: lost by the network, whatever the flows say now; they only tell what to look at.
 func (j *judgement) between(l *loss) finding {
-	f := finding{verdict: Faulty, host: l.last.Host}
+	f := finding{verdict: Faulty, host: l.last.Host, kind: CauseSwitch}
 	crosses := l.next.Host != l.last.Host
 	switch {
 	case l.x != nil && l.x.Outcome == Tunnelled && crosses:
@@ -352,11 +410,12 @@ func (j *judgement) between(l *loss) finding {
 	case l.x != nil && l.x.Outcome == Tunnelled:
 		f = j.passes(l, fmt.Sprintf("send it into tunnel %s (to %s)", l.x.Port, l.x.TunnelRemote))
 	case l.x != nil && l.x.Outcome == Delivered && crosses:
+		f.kind = CauseMisdirected
 		f.cause = fmt.Sprintf("%s delivers it to its own port %s, but %s is on %s", l.last.Host, l.x.Port, l.name, l.receiver.Host)
 	case l.x != nil && l.x.Outcome == Delivered:
 		f = j.passes(l, "deliver it to "+l.x.Port)
 	case crosses:
-		f.host, f.cause = j.unexplainedTunnel(l)
+		f.host, f.kind, f.cause = j.unexplainedTunnel(l)
 	default:
 		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.goal())
 	}
@@ -369,7 +428,7 @@ func (j *judgement) between(l *loss) finding {
 // passes: a switch lost it, though its flows pass it now.
 func (j *judgement) passes(l *loss, now string) finding {
 	l.passed = true
-	return finding{verdict: Faulty, host: l.last.Host,
+	return finding{verdict: Faulty, host: l.last.Host, kind: CauseSwitch,
 		cause: fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now %s", l.last, l.last.Host, l.goal(), now)}
 }
 
@@ -381,7 +440,7 @@ func (l *loss) goal() string {
 	return l.next.Bridge
 }
 
-func (j *judgement) unexplainedTunnel(l *loss) (host, cause string) {
+func (j *judgement) unexplainedTunnel(l *loss) (host string, kind CauseKind, cause string) {
 	route := fmt.Sprintf("in the tunnel %s → %s", l.last.Host, l.next.Host)
 	if s, r := l.sender.VTEPs, l.receiver.VTEPs; len(s) == 1 && len(r) == 1 {
 		route += fmt.Sprintf(" (%s → %s)", s[0], r[0])
@@ -391,9 +450,12 @@ func (j *judgement) unexplainedTunnel(l *loss) (host, cause string) {
 	}
 	cause = fmt.Sprintf("no sample after %s: lost %s", l.last, route)
 	if missing := noTunnel(l, ""); missing != "" {
-		return l.receiver.Host, cause + "; " + missing
+		return l.receiver.Host, CauseTunnel, cause + "; " + missing
 	}
-	return l.last.Host, cause
+	if j.gap(l) != "" {
+		return l.last.Host, CausePort, cause
+	}
+	return l.last.Host, CauseBetweenHosts, cause
 }
 
 // narrow says that no other point lies in the segment.
@@ -418,20 +480,20 @@ func (j *judgement) inTunnel(l *loss) finding {
 		return f
 	}
 	if err == nil && len(l.receiver.VTEPs) > 0 && !right {
-		return finding{Faulty, sender, j.wrongTunnel(l, owner), j.landing(l)}
+		return finding{Faulty, sender, leads(owner), j.wrongTunnel(l, owner), j.landing(l)}
 	}
 	if key := j.key(l); key != 0 && l.x.TunnelID != 0 && l.x.TunnelID != key {
-		return finding{Faulty, sender, fmt.Sprintf("%s sends it to %s (%s) with tunnel key %d, but the key of network %s is %d",
+		return finding{Faulty, sender, CauseVNI, fmt.Sprintf("%s sends it to %s (%s) with tunnel key %d, but the key of network %s is %d",
 			sender, receiver, l.x.TunnelRemote, l.x.TunnelID, j.network(l), key), 0}
 	}
 	if missing := noTunnel(l, typeOf(l.sender.Tunnels, l.x.Port)); missing != "" {
-		return finding{Faulty, receiver, missing, 0}
+		return finding{Faulty, receiver, CauseTunnel, missing, 0}
 	}
 	where := fmt.Sprintf("where it does not come in: lost in the underlay, or at %s's end of the tunnel", receiver)
 	if !l.narrow() {
 		where = fmt.Sprintf("but %s did not see it: lost on the way", l.next)
 	}
-	return finding{Faulty, sender, fmt.Sprintf("%s sends it to %s (%s, key %d) as it should, %s",
+	return finding{Faulty, sender, CauseBetweenHosts, fmt.Sprintf("%s sends it to %s (%s, key %d) as it should, %s",
 		sender, receiver, l.x.TunnelRemote, l.x.TunnelID, where), 0}
 }
 

@@ -4,46 +4,54 @@ import (
 	"fmt"
 )
 
-// notes are what was odd about a probe that arrived.
-func (j *judgement) notes() []string {
-	var notes []string
-	if n := j.others(); n != "" {
-		notes = append(notes, n)
+// notes are what was odd about a probe that arrived, and of what sort that is: the network's, if
+// some of it was.
+func (j *judgement) notes() (notes []string, kind CauseKind) {
+	note := func(k CauseKind, text string) {
+		if text == "" {
+			return
+		}
+		notes = append(notes, text)
+		if kind == 0 || kind >= CauseAgent && k < CauseAgent {
+			kind = k
+		}
 	}
+	lost, text := j.others()
+	note(lost, text)
 	missing, first, bare := 0, -1, false
 	for i := range j.t.last {
 		if _, seen := j.t.sample(i); seen || j.Path.Points[i].Absent != "" {
 			continue
 		}
-		if j.deaf(j.t, i) != "" {
+		if !j.deaf(j.t, i).none() {
 			bare = true
 		} else if missing++; first < 0 {
 			first = i
 		}
 	}
 	if bare {
-		notes = append(notes, "the answer was not recognised all the way: it does not bear the stain's ToS")
+		note(CauseUnseen, "the answer was not recognised all the way: it does not bear the stain's ToS")
 	}
 	switch {
 	case missing == 1:
-		notes = append(notes, fmt.Sprintf("passed %s without a sample", j.Path.Points[first]))
+		note(CauseSamples, fmt.Sprintf("passed %s without a sample", j.Path.Points[first]))
 	case missing > 1:
-		notes = append(notes, fmt.Sprintf("passed %d points without a sample, %s first", missing, j.Path.Points[first]))
+		note(CauseSamples, fmt.Sprintf("passed %d points without a sample, %s first", missing, j.Path.Points[first]))
 	}
-	if n := j.duplicates(); n != "" {
-		notes = append(notes, n)
+	twice := CauseDuplicate
+	if j.t.looped {
+		twice = CauseLoop
 	}
-	if n := j.stranger(); n != "" {
-		notes = append(notes, n)
-	}
+	note(twice, j.duplicates())
+	note(CauseStaleVTEP, j.stranger())
 	if len(j.t.Stray) > 0 {
-		notes = append(notes, fmt.Sprintf("also seen at %s, off its way", j.t.Stray[0]))
+		note(CauseDuplicate, fmt.Sprintf("also seen at %s, off its way", j.t.Stray[0]))
 	}
-	return notes
+	return notes, kind
 }
 
-// others says what became of the attempts that did not arrive.
-func (j *judgement) others() string {
+// others says what became of the attempts that did not arrive, and of what sort that is.
+func (j *judgement) others() (CauseKind, string) {
 	lost, unclear := 0, 0
 	var first *trail
 	for i := range j.trails {
@@ -60,11 +68,11 @@ func (j *judgement) others() string {
 	all := len(j.trails)
 	switch {
 	case lost > 0 && first.next >= 0:
-		return fmt.Sprintf("%d of %d probes lost, between %s and %s", lost, all, j.Path.Points[first.last], j.Path.Points[first.next])
+		return CauseLoss, fmt.Sprintf("%d of %d probes lost, between %s and %s", lost, all, j.Path.Points[first.last], j.Path.Points[first.next])
 	case unclear > 0:
-		return fmt.Sprintf("%d of %d probes could not be followed", unclear, all)
+		return CauseUnseen, fmt.Sprintf("%d of %d probes could not be followed", unclear, all)
 	}
-	return ""
+	return 0, ""
 }
 
 func (j *judgement) duplicates() string {

@@ -25,7 +25,7 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Duplicates: uint32(r.Duplicates),
 
 		Scheme: dyetracev1.Scheme(r.Scheme), SchemeReason: r.SchemeReason, NoTouch: r.NoTouch,
-		SrcIp: text(r.Src), DstIp: text(r.Dst),
+		SrcIp: text(r.Src), DstIp: text(r.Dst), CauseKind: dyetracev1.CauseKind(r.Kind),
 	}
 	if r.Segment != nil {
 		m.Segment = &dyetracev1.Segment{To: point(&r.Segment.To), Direction: dyetracev1.Direction(r.Segment.To.Direction)}

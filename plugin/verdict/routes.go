@@ -113,9 +113,9 @@ func (j *judgement) astrayBy(l *loss) (f finding, ok bool) {
 	}
 	cause, wrong := j.weigh(j.sends(l), w, end, l.name)
 	if !wrong {
-		return finding{Unknown, l.last.Host, cause, j.landing(l)}, true
+		return finding{Unknown, l.last.Host, CauseInventory, cause, j.landing(l)}, true
 	}
-	return finding{Faulty, l.last.Host, staleVTEP + cause, j.landing(l)}, true
+	return finding{Faulty, l.last.Host, CauseStaleVTEP, staleVTEP + cause, j.landing(l)}, true
 }
 
 // outdated judges a tunnel that leads to the inventory's host, where the packet did not come in, if
@@ -127,7 +127,7 @@ func (j *judgement) outdated(l *loss) (f finding, ok bool) {
 		return finding{}, false
 	}
 	j.speak(end)
-	return finding{Faulty, l.last.Host, fmt.Sprintf("%s%s, where the inventory has %s, but EVPN says %s; nor does it come in at %s",
+	return finding{Faulty, l.last.Host, CauseStaleVTEP, fmt.Sprintf("%s%s, where the inventory has %s, but EVPN says %s; nor does it come in at %s",
 		staleVTEP, j.sends(l), l.name, j.Path.EVPN(end), l.next), 0}, true
 }
 
@@ -154,17 +154,17 @@ func (j *judgement) elsewhere(l *loss) finding {
 	if l.x != nil {
 		cause += fmt.Sprintf("; its flows deliver it to %s of %s", l.x.Port, l.last.Host)
 	}
-	return finding{Unknown, l.last.Host, cause, 0}
+	return finding{Unknown, l.last.Host, CauseInventory, cause, 0}
 }
 
 // portMissing words that it came to a host which has no port for the instance.
-func (j *judgement) portMissing(l *loss) string {
+func (j *judgement) portMissing(l *loss) (kind CauseKind, cause string) {
 	end := l.receiver
 	if l.sender.Host == end.Host || !end.Contradicted(j.Path.VTEPs) || end.Learned.On(end.Host, j.Path.VTEPs) {
-		return end.Absent
+		return CausePort, end.Absent
 	}
 	j.speak(end)
-	return fmt.Sprintf("%s%s sent it to %s, but %s, and EVPN says %s", staleVTEP, l.sender.Host, end.Place(), end.Absent, j.Path.EVPN(end))
+	return CauseStaleVTEP, fmt.Sprintf("%s%s sent it to %s, but %s, and EVPN says %s", staleVTEP, l.sender.Host, end.Place(), end.Absent, j.Path.EVPN(end))
 }
 
 // asides are what is still to be said of routes, whatever the verdict.

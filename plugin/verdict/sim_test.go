@@ -552,7 +552,7 @@ func (w *world) check(t *rapid.T, r *Result, explained bool) {
 		if !explained || w.impaired {
 			network = append(network, byRule) // that it is a rule, only the explanation tells
 		}
-		blockedFact := w.path.Blocked != nil && (w.path.Blocked.Absent || w.path.NoTouch && w.path.To.Absent != "")
+		blockedFact := w.path.Blocked != nil && (w.path.Blocked.Absent() || w.path.NoTouch && w.path.To.Absent != "")
 		if plainly || !blockedFact && !w.suffered(from, to, network...) {
 			wrong("wrong faulty")
 		}
@@ -610,6 +610,9 @@ func judged(rt *rapid.T, t *testing.T, w *world) Result {
 	}
 	w.check(rt, &r, true)
 	w.checkRoutes(rt, &r)
+	if why := kindless(&r); why != "" {
+		rt.Fatalf("%s: %s", why, show(&r))
+	}
 	return r
 }
 

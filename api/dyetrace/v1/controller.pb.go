@@ -195,6 +195,159 @@ func (Direction) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{2}
 }
 
+// CauseKind is of what sort a cause is: for programs, as PairResult.cause is for people.
+type CauseKind int32
+
+const (
+	// Nothing to name, or a controller from before there were kinds.
+	CauseKind_CAUSE_KIND_UNSPECIFIED CauseKind = 0
+	// A switch's flows drop it.
+	CauseKind_CAUSE_KIND_FLOW CauseKind = 1
+	// A switch's flows send it to another port than the one where it should go.
+	CauseKind_CAUSE_KIND_MISDIRECTED CauseKind = 2
+	// Lost on a host, and the flows do not tell by what: they pass it by now, or could
+	// not be asked.
+	CauseKind_CAUSE_KIND_SWITCH CauseKind = 3
+	// A port is not on its bridge: an instance's, or one that joins bridges.
+	CauseKind_CAUSE_KIND_PORT CauseKind = 4
+	// A security rule denies it.
+	CauseKind_CAUSE_KIND_SECURITY_RULE CauseKind = 5
+	// It goes to a host where the instance is not, or was answered from there.
+	CauseKind_CAUSE_KIND_STALE_VTEP CauseKind = 6
+	// A tunnel is set up wrong: it leads to nobody, or the other end does not know it.
+	CauseKind_CAUSE_KIND_TUNNEL CauseKind = 7
+	// The two ends of a tunnel do not agree on the network's key.
+	CauseKind_CAUSE_KIND_VNI CauseKind = 8
+	// Lost between two hosts: the underlay, or an end of the tunnel.
+	CauseKind_CAUSE_KIND_BETWEEN_HOSTS CauseKind = 9
+	// The underlay does not deliver.
+	CauseKind_CAUSE_KIND_UNDERLAY CauseKind = 10
+	// One of several ways through the underlay does not.
+	CauseKind_CAUSE_KIND_UNDERLAY_MEMBER CauseKind = 11
+	// Large packets are lost where small ones pass.
+	CauseKind_CAUSE_KIND_PATH_MTU CauseKind = 12
+	// The underlay delivers; the receiving host's end of the tunnel does not take it.
+	CauseKind_CAUSE_KIND_ENTRYPOINT CauseKind = 13
+	// Some are lost, some pass.
+	CauseKind_CAUSE_KIND_LOSS CauseKind = 14
+	CauseKind_CAUSE_KIND_LOOP CauseKind = 15
+	// Copied on the way.
+	CauseKind_CAUSE_KIND_DUPLICATE CauseKind = 16
+	// Delivered, and the guest does not answer.
+	CauseKind_CAUSE_KIND_GUEST_SILENT CauseKind = 17
+	// The guest is off, or its interface is.
+	CauseKind_CAUSE_KIND_GUEST_DOWN CauseKind = 18
+	// Somebody else answers for the address.
+	CauseKind_CAUSE_KIND_IMPOSTOR CauseKind = 19
+	// An agent was not connected.
+	CauseKind_CAUSE_KIND_AGENT CauseKind = 40
+	// A hook was not there all the time, or cannot be.
+	CauseKind_CAUSE_KIND_HOOK CauseKind = 41
+	// Samples were lost by us.
+	CauseKind_CAUSE_KIND_SAMPLES CauseKind = 42
+	// The probe was not injected, or its own hook did not see it.
+	CauseKind_CAUSE_KIND_INJECTION CauseKind = 43
+	// There is no sampling point that could tell.
+	CauseKind_CAUSE_KIND_UNSEEN CauseKind = 44
+	// What the flows do with it could not be found out.
+	CauseKind_CAUSE_KIND_UNEXPLAINED CauseKind = 45
+	// Where the instance is, is not known, or told in two ways.
+	CauseKind_CAUSE_KIND_INVENTORY CauseKind = 46
+	// Connection tracking may remember an earlier probe.
+	CauseKind_CAUSE_KIND_CONNTRACK CauseKind = 47
+)
+
+// Enum value maps for CauseKind.
+var (
+	CauseKind_name = map[int32]string{
+		0:  "CAUSE_KIND_UNSPECIFIED",
+		1:  "CAUSE_KIND_FLOW",
+		2:  "CAUSE_KIND_MISDIRECTED",
+		3:  "CAUSE_KIND_SWITCH",
+		4:  "CAUSE_KIND_PORT",
+		5:  "CAUSE_KIND_SECURITY_RULE",
+		6:  "CAUSE_KIND_STALE_VTEP",
+		7:  "CAUSE_KIND_TUNNEL",
+		8:  "CAUSE_KIND_VNI",
+		9:  "CAUSE_KIND_BETWEEN_HOSTS",
+		10: "CAUSE_KIND_UNDERLAY",
+		11: "CAUSE_KIND_UNDERLAY_MEMBER",
+		12: "CAUSE_KIND_PATH_MTU",
+		13: "CAUSE_KIND_ENTRYPOINT",
+		14: "CAUSE_KIND_LOSS",
+		15: "CAUSE_KIND_LOOP",
+		16: "CAUSE_KIND_DUPLICATE",
+		17: "CAUSE_KIND_GUEST_SILENT",
+		18: "CAUSE_KIND_GUEST_DOWN",
+		19: "CAUSE_KIND_IMPOSTOR",
+		40: "CAUSE_KIND_AGENT",
+		41: "CAUSE_KIND_HOOK",
+		42: "CAUSE_KIND_SAMPLES",
+		43: "CAUSE_KIND_INJECTION",
+		44: "CAUSE_KIND_UNSEEN",
+		45: "CAUSE_KIND_UNEXPLAINED",
+		46: "CAUSE_KIND_INVENTORY",
+		47: "CAUSE_KIND_CONNTRACK",
+	}
+	CauseKind_value = map[string]int32{
+		"CAUSE_KIND_UNSPECIFIED":     0,
+		"CAUSE_KIND_FLOW":            1,
+		"CAUSE_KIND_MISDIRECTED":     2,
+		"CAUSE_KIND_SWITCH":          3,
+		"CAUSE_KIND_PORT":            4,
+		"CAUSE_KIND_SECURITY_RULE":   5,
+		"CAUSE_KIND_STALE_VTEP":      6,
+		"CAUSE_KIND_TUNNEL":          7,
+		"CAUSE_KIND_VNI":             8,
+		"CAUSE_KIND_BETWEEN_HOSTS":   9,
+		"CAUSE_KIND_UNDERLAY":        10,
+		"CAUSE_KIND_UNDERLAY_MEMBER": 11,
+		"CAUSE_KIND_PATH_MTU":        12,
+		"CAUSE_KIND_ENTRYPOINT":      13,
+		"CAUSE_KIND_LOSS":            14,
+		"CAUSE_KIND_LOOP":            15,
+		"CAUSE_KIND_DUPLICATE":       16,
+		"CAUSE_KIND_GUEST_SILENT":    17,
+		"CAUSE_KIND_GUEST_DOWN":      18,
+		"CAUSE_KIND_IMPOSTOR":        19,
+		"CAUSE_KIND_AGENT":           40,
+		"CAUSE_KIND_HOOK":            41,
+		"CAUSE_KIND_SAMPLES":         42,
+		"CAUSE_KIND_INJECTION":       43,
+		"CAUSE_KIND_UNSEEN":          44,
+		"CAUSE_KIND_UNEXPLAINED":     45,
+		"CAUSE_KIND_INVENTORY":       46,
+		"CAUSE_KIND_CONNTRACK":       47,
+	}
+)
+
+func (x CauseKind) Enum() *CauseKind {
+	p := new(CauseKind)
+	*p = x
+	return p
+}
+
+func (x CauseKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CauseKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[3].Descriptor()
+}
+
+func (CauseKind) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[3]
+}
+
+func (x CauseKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CauseKind.Descriptor instead.
+func (CauseKind) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+}
+
 // RouteKind is what a route is about.
 type RouteKind int32
 
@@ -239,11 +392,11 @@ func (x RouteKind) String() string {
 }
 
 func (RouteKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[3].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
 }
 
 func (RouteKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[3]
+	return &file_dyetrace_v1_controller_proto_enumTypes[4]
 }
 
 func (x RouteKind) Number() protoreflect.EnumNumber {
@@ -252,7 +405,7 @@ func (x RouteKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteKind.Descriptor instead.
 func (RouteKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
 }
 
 // RouteState is what is known of an address.
@@ -294,11 +447,11 @@ func (x RouteState) String() string {
 }
 
 func (RouteState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
 }
 
 func (RouteState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[4]
+	return &file_dyetrace_v1_controller_proto_enumTypes[5]
 }
 
 func (x RouteState) Number() protoreflect.EnumNumber {
@@ -307,7 +460,7 @@ func (x RouteState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteState.Descriptor instead.
 func (RouteState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
 }
 
 // PeerState is the state of a session (RFC 4271, section 8.2.2).
@@ -356,11 +509,11 @@ func (x PeerState) String() string {
 }
 
 func (PeerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[6].Descriptor()
 }
 
 func (PeerState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[5]
+	return &file_dyetrace_v1_controller_proto_enumTypes[6]
 }
 
 func (x PeerState) Number() protoreflect.EnumNumber {
@@ -369,7 +522,7 @@ func (x PeerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PeerState.Descriptor instead.
 func (PeerState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 // Scope says which pairs to check.
@@ -950,7 +1103,9 @@ type PairResult struct {
 	// The guest was not to see it: samples of DIRECTION_REPLY are of a probe of its own.
 	NoTouch bool `protobuf:"varint,17,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
 	// What UDP between the tunnel addresses showed, where that was asked for.
-	Underlay      *UnderlayCheck `protobuf:"bytes,23,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	Underlay *UnderlayCheck `protobuf:"bytes,23,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	// Of what sort the cause is; set wherever there is one.
+	CauseKind     CauseKind `protobuf:"varint,28,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,6 +1264,13 @@ func (x *PairResult) GetUnderlay() *UnderlayCheck {
 		return x.Underlay
 	}
 	return nil
+}
+
+func (x *PairResult) GetCauseKind() CauseKind {
+	if x != nil {
+		return x.CauseKind
+	}
+	return CauseKind_CAUSE_KIND_UNSPECIFIED
 }
 
 // UnderlayCheck is one exchange of UDP datagrams between two hosts' tunnel addresses.
@@ -3913,7 +4075,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\x83\x05\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xba\x05\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -3936,7 +4098,9 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06src_ip\x18\x0f \x01(\tR\x05srcIp\x12\x15\n" +
 	"\x06dst_ip\x18\x10 \x01(\tR\x05dstIp\x12\x19\n" +
 	"\bno_touch\x18\x11 \x01(\bR\anoTouch\x126\n" +
-	"\bunderlay\x18\x17 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\bunderlay\"\xf7\x02\n" +
+	"\bunderlay\x18\x17 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\bunderlay\x125\n" +
+	"\n" +
+	"cause_kind\x18\x1c \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\"\xf7\x02\n" +
 	"\rUnderlayCheck\x12\x19\n" +
 	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
 	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
@@ -4167,7 +4331,37 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_FORWARD\x10\x01\x12\x13\n" +
-	"\x0fDIRECTION_REPLY\x10\x02*\x80\x01\n" +
+	"\x0fDIRECTION_REPLY\x10\x02*\xcc\x05\n" +
+	"\tCauseKind\x12\x1a\n" +
+	"\x16CAUSE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCAUSE_KIND_FLOW\x10\x01\x12\x1a\n" +
+	"\x16CAUSE_KIND_MISDIRECTED\x10\x02\x12\x15\n" +
+	"\x11CAUSE_KIND_SWITCH\x10\x03\x12\x13\n" +
+	"\x0fCAUSE_KIND_PORT\x10\x04\x12\x1c\n" +
+	"\x18CAUSE_KIND_SECURITY_RULE\x10\x05\x12\x19\n" +
+	"\x15CAUSE_KIND_STALE_VTEP\x10\x06\x12\x15\n" +
+	"\x11CAUSE_KIND_TUNNEL\x10\a\x12\x12\n" +
+	"\x0eCAUSE_KIND_VNI\x10\b\x12\x1c\n" +
+	"\x18CAUSE_KIND_BETWEEN_HOSTS\x10\t\x12\x17\n" +
+	"\x13CAUSE_KIND_UNDERLAY\x10\n" +
+	"\x12\x1e\n" +
+	"\x1aCAUSE_KIND_UNDERLAY_MEMBER\x10\v\x12\x17\n" +
+	"\x13CAUSE_KIND_PATH_MTU\x10\f\x12\x19\n" +
+	"\x15CAUSE_KIND_ENTRYPOINT\x10\r\x12\x13\n" +
+	"\x0fCAUSE_KIND_LOSS\x10\x0e\x12\x13\n" +
+	"\x0fCAUSE_KIND_LOOP\x10\x0f\x12\x18\n" +
+	"\x14CAUSE_KIND_DUPLICATE\x10\x10\x12\x1b\n" +
+	"\x17CAUSE_KIND_GUEST_SILENT\x10\x11\x12\x19\n" +
+	"\x15CAUSE_KIND_GUEST_DOWN\x10\x12\x12\x17\n" +
+	"\x13CAUSE_KIND_IMPOSTOR\x10\x13\x12\x14\n" +
+	"\x10CAUSE_KIND_AGENT\x10(\x12\x13\n" +
+	"\x0fCAUSE_KIND_HOOK\x10)\x12\x16\n" +
+	"\x12CAUSE_KIND_SAMPLES\x10*\x12\x18\n" +
+	"\x14CAUSE_KIND_INJECTION\x10+\x12\x15\n" +
+	"\x11CAUSE_KIND_UNSEEN\x10,\x12\x1a\n" +
+	"\x16CAUSE_KIND_UNEXPLAINED\x10-\x12\x18\n" +
+	"\x14CAUSE_KIND_INVENTORY\x10.\x12\x18\n" +
+	"\x14CAUSE_KIND_CONNTRACK\x10/*\x80\x01\n" +
 	"\tRouteKind\x12\x1a\n" +
 	"\x16ROUTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eROUTE_KIND_MAC\x10\x01\x12\x18\n" +
@@ -4216,170 +4410,172 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_controller_proto_rawDescData
 }
 
-var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
 var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
 	(Direction)(0),                // 2: dyetrace.v1.Direction
-	(RouteKind)(0),                // 3: dyetrace.v1.RouteKind
-	(RouteState)(0),               // 4: dyetrace.v1.RouteState
-	(PeerState)(0),                // 5: dyetrace.v1.PeerState
-	(*Scope)(nil),                 // 6: dyetrace.v1.Scope
-	(*PairScope)(nil),             // 7: dyetrace.v1.PairScope
-	(*StartRunRequest)(nil),       // 8: dyetrace.v1.StartRunRequest
-	(*ProbeOptions)(nil),          // 9: dyetrace.v1.ProbeOptions
-	(*StartRunResponse)(nil),      // 10: dyetrace.v1.StartRunResponse
-	(*Run)(nil),                   // 11: dyetrace.v1.Run
-	(*Counts)(nil),                // 12: dyetrace.v1.Counts
-	(*PairResult)(nil),            // 13: dyetrace.v1.PairResult
-	(*UnderlayCheck)(nil),         // 14: dyetrace.v1.UnderlayCheck
-	(*UnderlaySize)(nil),          // 15: dyetrace.v1.UnderlaySize
-	(*InstanceRef)(nil),           // 16: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 17: dyetrace.v1.Segment
-	(*Sample)(nil),                // 18: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 19: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 20: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 21: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 22: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 23: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 24: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 25: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 26: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 27: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 28: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 29: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 30: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 31: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 32: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 33: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 34: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 35: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 36: dyetrace.v1.GetStatusResponse
-	(*ListRoutesRequest)(nil),     // 37: dyetrace.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 38: dyetrace.v1.ListRoutesResponse
-	(*RouteVTEP)(nil),             // 39: dyetrace.v1.RouteVTEP
-	(*Route)(nil),                 // 40: dyetrace.v1.Route
-	(*RouteAnswer)(nil),           // 41: dyetrace.v1.RouteAnswer
-	(*RouteHistoryRequest)(nil),   // 42: dyetrace.v1.RouteHistoryRequest
-	(*RouteHistoryResponse)(nil),  // 43: dyetrace.v1.RouteHistoryResponse
-	(*RouteStay)(nil),             // 44: dyetrace.v1.RouteStay
-	(*WatchRoutesRequest)(nil),    // 45: dyetrace.v1.WatchRoutesRequest
-	(*WatchRoutesResponse)(nil),   // 46: dyetrace.v1.WatchRoutesResponse
-	(*RouteChange)(nil),           // 47: dyetrace.v1.RouteChange
-	(*ListPeersRequest)(nil),      // 48: dyetrace.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 49: dyetrace.v1.ListPeersResponse
-	(*Peer)(nil),                  // 50: dyetrace.v1.Peer
-	(Scheme)(0),                   // 51: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 52: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 54: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),         // 55: dyetrace.v1.UnderlayError
-	(*Point)(nil),                 // 56: dyetrace.v1.Point
-	(*Bridge)(nil),                // 57: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 58: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 59: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 60: dyetrace.v1.Stain
+	(CauseKind)(0),                // 3: dyetrace.v1.CauseKind
+	(RouteKind)(0),                // 4: dyetrace.v1.RouteKind
+	(RouteState)(0),               // 5: dyetrace.v1.RouteState
+	(PeerState)(0),                // 6: dyetrace.v1.PeerState
+	(*Scope)(nil),                 // 7: dyetrace.v1.Scope
+	(*PairScope)(nil),             // 8: dyetrace.v1.PairScope
+	(*StartRunRequest)(nil),       // 9: dyetrace.v1.StartRunRequest
+	(*ProbeOptions)(nil),          // 10: dyetrace.v1.ProbeOptions
+	(*StartRunResponse)(nil),      // 11: dyetrace.v1.StartRunResponse
+	(*Run)(nil),                   // 12: dyetrace.v1.Run
+	(*Counts)(nil),                // 13: dyetrace.v1.Counts
+	(*PairResult)(nil),            // 14: dyetrace.v1.PairResult
+	(*UnderlayCheck)(nil),         // 15: dyetrace.v1.UnderlayCheck
+	(*UnderlaySize)(nil),          // 16: dyetrace.v1.UnderlaySize
+	(*InstanceRef)(nil),           // 17: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 18: dyetrace.v1.Segment
+	(*Sample)(nil),                // 19: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 20: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 21: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 22: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 23: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 24: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 25: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 26: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 27: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 28: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 29: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 30: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 31: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 32: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 33: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 34: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 35: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 36: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 37: dyetrace.v1.GetStatusResponse
+	(*ListRoutesRequest)(nil),     // 38: dyetrace.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 39: dyetrace.v1.ListRoutesResponse
+	(*RouteVTEP)(nil),             // 40: dyetrace.v1.RouteVTEP
+	(*Route)(nil),                 // 41: dyetrace.v1.Route
+	(*RouteAnswer)(nil),           // 42: dyetrace.v1.RouteAnswer
+	(*RouteHistoryRequest)(nil),   // 43: dyetrace.v1.RouteHistoryRequest
+	(*RouteHistoryResponse)(nil),  // 44: dyetrace.v1.RouteHistoryResponse
+	(*RouteStay)(nil),             // 45: dyetrace.v1.RouteStay
+	(*WatchRoutesRequest)(nil),    // 46: dyetrace.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),   // 47: dyetrace.v1.WatchRoutesResponse
+	(*RouteChange)(nil),           // 48: dyetrace.v1.RouteChange
+	(*ListPeersRequest)(nil),      // 49: dyetrace.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 50: dyetrace.v1.ListPeersResponse
+	(*Peer)(nil),                  // 51: dyetrace.v1.Peer
+	(Scheme)(0),                   // 52: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 53: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 54: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 55: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),         // 56: dyetrace.v1.UnderlayError
+	(*Point)(nil),                 // 57: dyetrace.v1.Point
+	(*Bridge)(nil),                // 58: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 59: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 60: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 61: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
-	7,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
-	6,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
-	9,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	51, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	52, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
-	11, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
+	8,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
+	7,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
+	10, // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
+	52, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	53, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	12, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
 	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
-	6,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	53, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	53, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
-	12, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
+	7,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
+	54, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	54, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	13, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
 	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
-	9,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
-	16, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	16, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	10, // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
+	17, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	17, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
 	1,  // 15: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	17, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	18, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	54, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	51, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	14, // 20: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
-	15, // 21: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
-	55, // 22: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
-	56, // 23: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	56, // 24: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	2,  // 25: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	56, // 26: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	2,  // 27: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	11, // 28: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	13, // 29: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	11, // 30: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	13, // 31: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	11, // 32: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	11, // 33: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	11, // 34: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	31, // 35: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	53, // 36: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	57, // 37: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	58, // 38: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	59, // 39: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	34, // 40: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	58, // 41: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	53, // 42: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	60, // 43: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	40, // 44: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
-	41, // 45: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
-	3,  // 46: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
-	39, // 47: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	53, // 48: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
-	4,  // 49: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
-	39, // 50: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	53, // 51: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
-	44, // 52: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	53, // 53: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
-	39, // 54: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	53, // 55: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	53, // 56: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
-	47, // 57: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	53, // 58: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
-	39, // 59: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
-	39, // 60: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
-	50, // 61: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
-	5,  // 62: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	53, // 63: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	53, // 64: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	53, // 65: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	53, // 66: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	8,  // 67: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	19, // 68: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	21, // 69: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	23, // 70: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	25, // 71: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	27, // 72: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	29, // 73: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	32, // 74: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	35, // 75: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	37, // 76: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	42, // 77: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	45, // 78: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	48, // 79: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	10, // 80: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	20, // 81: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	22, // 82: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	24, // 83: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	26, // 84: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	28, // 85: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	30, // 86: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	33, // 87: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	36, // 88: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	38, // 89: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	43, // 90: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	46, // 91: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	49, // 92: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	80, // [80:93] is the sub-list for method output_type
-	67, // [67:80] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	18, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	19, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	55, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	52, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	15, // 20: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
+	3,  // 21: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
+	16, // 22: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
+	56, // 23: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	57, // 24: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	57, // 25: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	2,  // 26: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	57, // 27: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	2,  // 28: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	12, // 29: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	14, // 30: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	12, // 31: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	14, // 32: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	12, // 33: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	12, // 34: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	12, // 35: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	32, // 36: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	54, // 37: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	58, // 38: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	59, // 39: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	60, // 40: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	35, // 41: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	59, // 42: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	54, // 43: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	61, // 44: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	41, // 45: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	42, // 46: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	4,  // 47: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	40, // 48: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	54, // 49: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	5,  // 50: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	40, // 51: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	54, // 52: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	45, // 53: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	54, // 54: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	40, // 55: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	54, // 56: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	54, // 57: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	48, // 58: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	54, // 59: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	40, // 60: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	40, // 61: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	51, // 62: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	6,  // 63: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	54, // 64: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	54, // 65: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	54, // 66: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	54, // 67: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	9,  // 68: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	20, // 69: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	22, // 70: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	24, // 71: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	26, // 72: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	28, // 73: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	30, // 74: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	33, // 75: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	36, // 76: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	38, // 77: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	43, // 78: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	46, // 79: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	49, // 80: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	11, // 81: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	21, // 82: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	23, // 83: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	25, // 84: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	27, // 85: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	29, // 86: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	31, // 87: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	34, // 88: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	37, // 89: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	39, // 90: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	44, // 91: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	47, // 92: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	50, // 93: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	81, // [81:94] is the sub-list for method output_type
+	68, // [68:81] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -4403,7 +4599,7 @@ func file_dyetrace_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
-			NumEnums:      6,
+			NumEnums:      7,
 			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -101,6 +101,8 @@ type Pair struct {
 	Direction string `json:"direction"`
 	Host      string `json:"host"`
 	Cause     string `json:"cause"`
+	// CauseKind is of what sort the cause is, for programs; empty where there is none.
+	CauseKind string `json:"cause_kind"`
 	RTT       int64  `json:"rtt_ns"`
 	Probes    uint32 `json:"probes"`
 	// Duplicates are samples beyond the first of one probe at one point.
@@ -194,6 +196,7 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		NoTouch:    p.GetNoTouch(),
 		Host:       p.GetHost(),
 		Cause:      p.GetCause(),
+		CauseKind:  CauseKind(p.GetCauseKind()),
 		RTT:        p.GetRttNs(),
 		Probes:     p.GetProbes(),
 		Duplicates: p.GetDuplicates(),

@@ -29,6 +29,9 @@ func State(s dyetracev1.RunState) string { return word(s.String(), "RUN_STATE_",
 // Kind returns from-instance, from-tunnel, to-instance or to-tunnel.
 func Kind(k dyetracev1.PointKind) string { return word(k.String(), "POINT_KIND_", "unknown") }
 
+// CauseKind returns a kind of cause, such as flow or stale-vtep; nothing where there is none.
+func CauseKind(k dyetracev1.CauseKind) string { return word(k.String(), "CAUSE_KIND_", "") }
+
 // Hook returns live, absent or refused.
 func Hook(s dyetracev1.HookState) string { return word(s.String(), "HOOK_STATE_", "unknown") }
 
