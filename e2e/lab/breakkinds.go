@@ -62,7 +62,7 @@ var breakKinds = []BreakKind{
 		},
 	},
 	{
-		Name: "guest-down", Form: "INSTANCE", Default: "blue-3", Cause: CauseGuest,
+		Name: "guest-down", Form: "INSTANCE", Default: "blue-3", Cause: CauseGuest, anywhere: true,
 		Help:  "the guest's interface is down",
 		dies:  toGuest,
 		apply: func(_ workshop, t target) []step { return []step{guestIP(t, "link set eth0 down\n")} },
@@ -72,7 +72,7 @@ var breakKinds = []BreakKind{
 		},
 	},
 	{
-		Name: "guest-firewall", Form: "INSTANCE", Default: "green-2", Cause: CauseGuest,
+		Name: "guest-firewall", Form: "INSTANCE", Default: "green-2", Cause: CauseGuest, anywhere: true,
 		Help: "the guest's own firewall drops all IPv4 and IPv6 without a word, neighbour discovery apart",
 		dies: toGuest,
 		apply: func(_ workshop, t target) []step {
@@ -117,14 +117,14 @@ var breakKinds = []BreakKind{
 		},
 	},
 	{
-		Name: "underlay-down", Form: "HOST", Default: "hv2", Cause: CauseUnderlay,
+		Name: "underlay-down", Form: "HOST", Default: "hv2", Cause: CauseUnderlay, anywhere: true,
 		Help:  "the host's uplink is down",
 		dies:  func(t target, l leg) segment { return diesIf(t.sends(l) || t.receives(l), onWire) },
 		apply: func(_ workshop, t target) []step { return []step{setUplink(t, "down")} },
 		heal:  func(_ workshop, t target) []step { return []step{setUplink(t, "up")} },
 	},
 	{
-		Name: "underlay-acl", Form: "HOST:HOST", Default: "hv1:hv4", Cause: CauseUnderlay,
+		Name: "underlay-acl", Form: "HOST:HOST", Default: "hv1:hv4", Cause: CauseUnderlay, anywhere: true,
 		Help: "the first host's leaf drops what its VTEP sends to the second's",
 		dies: func(t target, l leg) segment { return diesIf(t.oneWay(l), onWire) },
 		apply: func(w workshop, t target) []step {
@@ -193,7 +193,7 @@ var breakKinds = []BreakKind{
 		},
 	},
 	{
-		Name: "guest-drops-tcp", Form: "INSTANCE", Default: "green-4", Cause: CauseGuest,
+		Name: "guest-drops-tcp", Form: "INSTANCE", Default: "green-4", Cause: CauseGuest, anywhere: true,
 		Help: "the guest's own firewall drops what would open TCP port 11 without a word; ping is answered",
 		dies: func(t target, l leg) segment { return diesIf(t.request(l) && l.Scheme == TCP, withinGuest) },
 		apply: func(_ workshop, t target) []step {
@@ -206,7 +206,7 @@ var breakKinds = []BreakKind{
 		},
 	},
 	{
-		Name: "tos-cleared", Form: "INSTANCE", Default: "blue-2", Cause: CauseNone,
+		Name: "tos-cleared", Form: "INSTANCE", Default: "blue-2", Cause: CauseNone, anywhere: true,
 		Help: "the guest sends everything with ToS, or traffic class, 0; nothing is lost",
 		dies: func(target, leg) segment { return unharmed },
 		apply: func(_ workshop, t target) []step {
@@ -216,7 +216,7 @@ var breakKinds = []BreakKind{
 		heal: func(_ workshop, t target) []step { return []step{nft(t.instance().Name, "inet", "lab-tos", "")} },
 	},
 	{
-		Name: "port-open", Form: "INSTANCE", Default: "green-2", Cause: CauseNone,
+		Name: "port-open", Form: "INSTANCE", Default: "green-2", Cause: CauseNone, anywhere: true,
 		Help:  "something listens on the guest's TCP port 11; nothing is lost",
 		dies:  func(target, leg) segment { return unharmed },
 		apply: func(_ workshop, t target) []step { return []step{listener(t, listenOpen)} },

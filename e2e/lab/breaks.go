@@ -45,6 +45,10 @@ type BreakKind struct {
 	follows func(t target, host string) bool
 	tells   bool // the speakers tell of the move
 
+	// anywhere says that it works whatever the network controller is; else it is for the controller
+	// of the topology that has the default target.
+	anywhere bool
+
 	needsRouter bool // the target's network must have one
 	forgets     bool // connections are forgotten, as Neutron does when a rule changes
 }
@@ -132,6 +136,9 @@ func (k *BreakKind) aim(s *overlay.Spec, text string) (target, error) {
 		text = k.Default
 	}
 	t := target{spec: s, text: text}
+	if err := k.suits(s); err != nil {
+		return t, err
+	}
 	forms, parts := strings.Split(k.Form, ":"), strings.Split(text, ":")
 	err := fmt.Errorf("%d parts", len(parts))
 	if len(parts) == len(forms) {
@@ -147,6 +154,20 @@ func (k *BreakKind) aim(s *overlay.Spec, text string) (target, error) {
 		return t, fmt.Errorf("%w: %s: target %q: %w; want %s, such as %s", ErrBadBreak, k.Name, text, err, k.Form, k.Default)
 	}
 	return t, nil
+}
+
+// withOVN is the topology whose network controller is OVN.
+const withOVN = "ovn"
+
+// suits returns why a lab cannot be broken so.
+func (k *BreakKind) suits(s *overlay.Spec) error {
+	switch needs := k.Topology == withOVN; {
+	case k.anywhere || needs == (s.OVN != nil):
+		return nil
+	case needs:
+		return fmt.Errorf("%w: %s: is for labs whose network controller is OVN, such as of topology %s", ErrBadBreak, k.Name, withOVN)
+	}
+	return fmt.Errorf("%w: %s: is not for labs whose network controller is OVN", ErrBadBreak, k.Name)
 }
 
 // validate returns why the target, all of whose parts exist, makes no sense for a kind.

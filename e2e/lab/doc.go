@@ -9,11 +9,17 @@
 //	state directory   /run/dyetrace/labs/NAME: state.json, logs, certificates, instances.yaml
 //	hub               a hidden node: the bridge of the management network
 //	node              own /run, /var/tmp, /etc/openvswitch, /var/lib/openvswitch,
-//	                  /var/log/openvswitch; the rest of the file system is the host's
+//	                  /var/log/openvswitch, and OVN's; the rest of the file system is the host's
 //	instance          a network namespace in its hypervisor's node; bare metal is a node
 //
 // The overlay itself, flows included, is decided by package overlay and put in place by
 // SetUpNode, which runs inside a node and works in a container, too.
+//
+// # OVN
+//
+// How the overlay comes to be in place on a hypervisor is its control's doing (hypervisor.go): by
+// the flows that package overlay computes, or by OVN. Where it is OVN, one node has the databases and
+// ovn-northd, and is told the logical network; each hypervisor runs ovn-controller.
 //
 // # Routes
 //

@@ -3,12 +3,10 @@ package lab
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -22,9 +20,11 @@ const (
 
 	physical = "br-phy" // the bridge with the uplink and the VTEP
 
-	// guestMTU leaves room for the larger of the two encapsulations on a 1500-byte underlay:
-	// outer IPv4, UDP and VXLAN headers and the inner Ethernet header take 50 bytes.
-	guestMTU = 1450
+	// guestMTU leaves room for the larger of GRE and VXLAN on a 1500-byte underlay: outer IPv4, UDP
+	// and VXLAN headers and the inner Ethernet header take 50 bytes. geneveMTU also has room for
+	// OVN's option, 8 bytes (ovn-architecture(7), Tunnel Encapsulations).
+	guestMTU  = 1450
+	geneveMTU = 1442
 
 	// gatewayWait bounds the wait for the rack's router, which may still be starting.
 	gatewayWait = 20 * time.Second
@@ -40,9 +40,11 @@ type hypervisor struct {
 // called once, on a fresh node. overlayFile holds the overlay; name is the one by which it knows
 // this node, the hostname if empty.
 //
-//   - A hypervisor: Open vSwitch at its default paths with br-phy, br-int and br-tun, all of its
-//     tunnels, an instance in a network namespace for each that the overlay places here, and the
-//     network controller's flows. Where there is EVPN, FRR tells of its instances.
+//   - A hypervisor: Open vSwitch at its default paths with br-phy and the bridges of the network
+//     controller, an instance in a network namespace for each that the overlay places here, and the
+//     network controller's flows. With OVN, ovn-controller makes these; where there is EVPN, FRR
+//     tells of its instances.
+//   - OVN's central node: its databases and ovn-northd, with the logical network.
 //   - A switch: a Linux bridge and a VXLAN device for each network, joined and told of by FRR.
 //   - A reflector: FRR, which passes on what the others tell.
 //   - A bare-metal instance: its addresses, on eth1.
@@ -89,7 +91,7 @@ func stepsOf(spec *overlay.Spec, name string) []setUpStep {
 			{"instances", hv.addInstances},
 			{"bridges", hv.addBridges},
 			{"underlay", hv.joinUnderlay},
-			{"flows", hv.installFlows},
+			{"flows", func(ctx context.Context) error { return hv.control().program(ctx) }},
 			{"routes", hv.speak},
 		}
 	}
@@ -100,6 +102,9 @@ func stepsOf(spec *overlay.Spec, name string) []setUpStep {
 	if i, ok := spec.Instance(name); ok && spec.Bare(i) {
 		n, _ := spec.Network(i.Network)
 		return []setUpStep{{"addresses", bareMetal{n, i}.addAddresses}}
+	}
+	if spec.OVN != nil && spec.OVN.Central == name {
+		return ovnCentral{spec}.steps()
 	}
 	if spec.EVPN != nil {
 		for _, r := range spec.EVPN.Reflectors {
@@ -150,8 +155,12 @@ func (hv hypervisor) addInstances(ctx context.Context) error {
 func guestSteps(n overlay.Network, i overlay.Instance) []step {
 	// One command, since each costs a namespace of mounts.
 	const setUp = "sysctl -q -w net.ipv6.conf.eth0.accept_ra=0 && ethtool -K eth0 tx off && ip -batch -"
+	mtu := guestMTU
+	if n.Encap == overlay.Geneve {
+		mtu = geneveMTU
+	}
 	outside := fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up\n",
-		i.Tap(), guestMTU, guestMTU, i.MAC, i.Name, i.Tap())
+		i.Tap(), mtu, mtu, i.MAC, i.Name, i.Tap())
 	inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i, "eth0")
 	in := func(stdin string, argv ...string) step { return step{i.Host, stdin, argv} }
 	return []step{
@@ -186,31 +195,35 @@ func guestAddresses(n overlay.Network, i overlay.Instance, dev string) string {
 	return b.String()
 }
 
-// addBridges makes all bridges and ports in one transaction, named and annotated as Neutron
-// has them, and returns once ovs-vswitchd has carried it out.
+// control is the network controller of a lab: a way to put an overlay in place on a hypervisor.
+type control interface {
+	// plug adds its bridges to a transaction, with the ports of the hypervisor's instances.
+	plug(tx *transaction)
+	// program returns when its flows are there. The underlay stands by then. Afterwards portsFile
+	// has the numbers of ports.
+	program(ctx context.Context) error
+}
+
+func (hv hypervisor) control() control {
+	if hv.spec.OVN != nil {
+		return ovnControl{hv}
+	}
+	return flowControl{hv}
+}
+
+// addBridges makes all bridges and ports in one transaction, and returns once ovs-vswitchd has
+// carried it out.
 func (hv hypervisor) addBridges(ctx context.Context) error {
-	const netdev = "datapath_type=netdev"
 	tx := newTransaction()
 	tx.add("--may-exist", "add-br", physical)
-	tx.add("set", "Bridge", physical, netdev, "fail_mode=standalone", "other_config:hwaddr="+quote(hv.host.UplinkMAC().String()))
+	tx.add("set", "Bridge", physical, datapath, "fail_mode=standalone", "other_config:hwaddr="+quote(hv.host.UplinkMAC().String()))
 	tx.add("add-port", physical, hv.host.Uplink)
-	for _, br := range []string{overlay.Integration, overlay.Tunnel} {
-		tx.add("--may-exist", "add-br", br)
-		tx.add("set", "Bridge", br, netdev, "fail_mode=secure")
-	}
-	tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
-	tx.patch(overlay.Tunnel, overlay.PatchInt, overlay.PatchTun)
-	for _, t := range hv.spec.Tunnels(hv.host.Name) {
-		tx.add("add-port", overlay.Tunnel, t.Port(), "--", "set", "Interface", t.Port(), "type="+t.Encap,
-			"options:df_default=true", "options:in_key=flow", "options:out_key=flow",
-			"options:local_ip="+hv.host.VTEP.Addr().String(), "options:remote_ip="+t.VTEP.Addr().String())
-	}
-	vlans := hv.spec.LocalVLANs(hv.host.Name)
-	for _, i := range hv.spec.On(hv.host.Name) {
-		tx.tap(i, vlans[i.Network])
-	}
+	hv.control().plug(tx)
 	return run(ctx, nil, "ovs-vsctl", tx.args...)
 }
+
+// datapath is what all bridges are of: the kernel may have none.
+const datapath = "datapath_type=netdev"
 
 // transaction collects the commands of one call of ovs-vsctl.
 type transaction struct{ args []string }
@@ -221,15 +234,25 @@ func (tx *transaction) add(command ...string) {
 	tx.args = append(append(tx.args, "--"), command...)
 }
 
+// bridge adds a bridge that has the flows of its controller and no others.
+func (tx *transaction) bridge(name string) {
+	tx.add("--may-exist", "add-br", name)
+	tx.add("set", "Bridge", name, datapath, "fail_mode=secure")
+}
+
 func (tx *transaction) patch(bridge, port, peer string) {
 	tx.add("--may-exist", "add-port", bridge, port, "--", "set", "Interface", port, "type=patch", "options:peer="+peer)
 }
 
-// tap plugs an instance in.
+// tap plugs an instance in, into a local VLAN if it is not 0.
 func (tx *transaction) tap(i overlay.Instance, vlan uint16) {
-	tx.add("--may-exist", "add-port", overlay.Integration, i.Tap(), fmt.Sprintf("tag=%d", vlan), "--", "set", "Interface", i.Tap(),
+	port := []string{"--may-exist", "add-port", overlay.Integration, i.Tap()}
+	if vlan != 0 {
+		port = append(port, fmt.Sprintf("tag=%d", vlan))
+	}
+	tx.add(append(port, "--", "set", "Interface", i.Tap(),
 		"external_ids:iface-id="+i.PortID(), "external_ids:attached-mac="+quote(i.MAC.String()),
-		"external_ids:iface-status=active", "external_ids:vm-uuid="+i.VMID())
+		"external_ids:iface-status=active", "external_ids:vm-uuid="+i.VMID())...)
 }
 
 // quote keeps a colon from being taken for syntax (ovs-vsctl(8), database values).
@@ -272,67 +295,6 @@ func (hv hypervisor) knowNeighbours(ctx context.Context) error {
 		}
 	}
 	return runAll(ctx, steps)
-}
-
-// flowsFile is where a hypervisor keeps the flows that the controller installed on a bridge:
-// "ovs-ofctl diff-flows BRIDGE FILE" tells what changed since, and breaks start from it.
-func flowsFile(bridge string) string { return filepath.Join(toolsDir, bridge+".flows") }
-
-// portsFile is where a hypervisor keeps the port numbers that those flows use, as JSON.
-const portsFile = toolsDir + "/ports.json"
-
-// installFlows asks for the port numbers and installs each bridge's flows in one bundle.
-func (hv hypervisor) installFlows(ctx context.Context) error {
-	ports, err := hv.ports(ctx)
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(ports)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(portsFile, text, 0o644); err != nil {
-		return err
-	}
-	for bridge, flows := range map[string]string{
-		overlay.Integration: hv.spec.IntegrationFlows(hv.host.Name, ports),
-		overlay.Tunnel:      hv.spec.TunnelFlows(hv.host.Name, ports),
-	} {
-		file := flowsFile(bridge)
-		if err := os.WriteFile(file, []byte(flows), 0o644); err != nil {
-			return err
-		}
-		if err := run(ctx, nil, "ovs-ofctl", "--bundle", "add-flows", bridge, file); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (hv hypervisor) ports(ctx context.Context) (overlay.Ports, error) {
-	out, err := output(ctx, nil, "ovs-vsctl", "--timeout=30", "--bare", "--no-headings", "--format=csv",
-		"--columns=name,ofport", "list", "Interface")
-	if err != nil {
-		return overlay.Ports{}, err
-	}
-	numbers := make(map[string]int)
-	for line := range strings.Lines(string(out)) {
-		name, number, _ := strings.Cut(strings.TrimSpace(line), ",")
-		if numbers[name], err = strconv.Atoi(number); err != nil || numbers[name] < 1 && name != physical {
-			return overlay.Ports{}, fmt.Errorf("interface %s: ofport %q: Open vSwitch could not open it", name, number)
-		}
-	}
-	p := overlay.Ports{
-		PatchTun: numbers[overlay.PatchTun], PatchInt: numbers[overlay.PatchInt],
-		Taps: make(map[string]int), Tunnels: make(map[string]int),
-	}
-	for _, i := range hv.spec.On(hv.host.Name) {
-		p.Taps[i.Name] = numbers[i.Tap()]
-	}
-	for _, t := range hv.spec.Tunnels(hv.host.Name) {
-		p.Tunnels[t.Port()] = numbers[t.Port()]
-	}
-	return p, nil
 }
 
 func runAll(ctx context.Context, commands [][]string) error {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -22,8 +24,11 @@ const (
 )
 
 // tmpfsDirs are the directories that every node has to itself; FRR keeps what it would say of a
-// crash in the last.
-var tmpfsDirs = []string{"/run", "/etc/openvswitch", "/var/lib/openvswitch", "/var/log/openvswitch", "/var/tmp"}
+// crash in the last. Those of ovnDirs it has where the host has them: with OVN installed.
+var (
+	tmpfsDirs = []string{"/run", "/etc/openvswitch", "/var/lib/openvswitch", "/var/log/openvswitch", "/var/tmp"}
+	ovnDirs   = []string{ovnDB, ovnLog}
+)
 
 // toolsDir is where a node finds what the lab gives it; its bin is first in PATH.
 const toolsDir = "/run/dyetrace-lab"
@@ -124,8 +129,12 @@ func makeNode(cfg initConfig) error {
 		defer f.Close()
 		sources[i] = f
 	}
-	for _, dir := range tmpfsDirs {
-		if err := mountTmpfs(dir); err != nil {
+	for _, dir := range slices.Concat(tmpfsDirs, ovnDirs) {
+		err := mountTmpfs(dir)
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(ovnDirs, dir) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}

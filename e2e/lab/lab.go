@@ -275,7 +275,7 @@ func prepare(opts *Options) (*Lab, error) {
 	if err := l.load(files, opts.Topology); err != nil {
 		return nil, err
 	}
-	return l, l.checkRouting()
+	return l, errors.Join(l.checkRouting(), l.checkOVN())
 }
 
 // checkTools looks for the programs that a lab runs, and names the Debian packages of those

@@ -124,7 +124,7 @@ func TestUp(t *testing.T) {
 		t.Errorf("Up of a lab that is up: %v, want %v", err, ErrExists)
 	}
 	t.Run("pairs", func(t *testing.T) { testPairs(t, l) })
-	t.Run("isolation", func(t *testing.T) { testIsolation(t, l) })
+	t.Run("isolation", func(t *testing.T) { testIsolation(t, l, 32) })
 	t.Run("tcp", func(t *testing.T) { testTCP(t, l) })
 	t.Run("flows", func(t *testing.T) { testFlowsAccepted(t, l) })
 	t.Run("golden", func(t *testing.T) { testGolden(t, l) })
@@ -180,15 +180,15 @@ func checkPairs(t *testing.T, l *Lab, v overlay.Version) {
 
 // testIsolation checks that nothing of one tenant arrives at another, although the addresses
 // are the same.
-func testIsolation(t *testing.T, l *Lab) {
+func testIsolation(t *testing.T, l *Lab, want int) {
 	var foreign []overlay.Pair
 	for _, p := range allPairs(l.Overlay()) {
 		if !l.Overlay().Joined(p.Src.Network, p.Dst.Network) {
 			foreign = append(foreign, p)
 		}
 	}
-	if len(foreign) != 32 {
-		t.Fatalf("%d foreign pairs, want 32", len(foreign))
+	if len(foreign) != want {
+		t.Fatalf("%d foreign pairs, want %d", len(foreign), want)
 	}
 	for _, v := range overlay.Versions() {
 		checkIsolated(t, l, v, foreign)

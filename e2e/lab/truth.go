@@ -12,7 +12,7 @@ import (
 const (
 	FromInstance = "from-instance" // br-int, from a tap
 	ToTunnel     = "to-tunnel"     // br-tun, from patch-int
-	FromTunnel   = "from-tunnel"   // br-tun, from a tunnel; br-int, from patch-tun
+	FromTunnel   = "from-tunnel"   // from a tunnel; br-int, from patch-tun
 )
 
 // Ways of a packet of a probe.
@@ -122,6 +122,8 @@ type leg struct {
 	answer   bool
 	// Bare-metal instances are behind a switch, where there are no points.
 	fromBare, toBare bool
+	// single says that hypervisors have the tunnels on br-int, and no other bridge.
+	single bool
 }
 
 // crosses reports whether the leg leaves its host.
@@ -157,11 +159,15 @@ func (l leg) passages() []passage {
 	var passages []passage
 	if !l.fromBare {
 		passages = append(passages, point(l.from, overlay.Integration, FromInstance, atEntry))
-		if l.crosses() {
+		if l.crosses() && !l.single {
 			passages = append(passages, point(l.from, overlay.Tunnel, ToTunnel, inSwitch))
 		}
 	}
-	if !l.toBare && l.crosses() {
+	switch {
+	case l.toBare || !l.crosses():
+	case l.single:
+		passages = append(passages, point(l.to, overlay.Integration, FromTunnel, onWire))
+	default:
 		passages = append(passages,
 			point(l.to, overlay.Tunnel, FromTunnel, onWire),
 			point(l.to, overlay.Integration, FromTunnel, atIngress))
@@ -189,8 +195,9 @@ type ending struct {
 
 // probe walks a probe of a pair through the lab: the request, then the answer.
 func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending {
-	request := leg{t, p.Src, p.Dst, false, s.Bare(p.Src), s.Bare(p.Dst)}
-	answer := leg{t, p.Dst, p.Src, true, request.toBare, request.fromBare}
+	single := s.TunnelBridge() == overlay.Integration
+	request := leg{t, p.Src, p.Dst, false, s.Bare(p.Src), s.Bare(p.Dst), single}
+	answer := leg{t, p.Dst, p.Src, true, request.toBare, request.fromBare, single}
 	died, outcome := request.earliest(breaks)
 	path, passed := request.points(died)
 	if died != unharmed {

@@ -25,4 +25,9 @@
 // Registers, as in Neutron: reg5 is the OpenFlow port of the instance that a packet comes
 // from (71–73) or goes to (81, 82); reg6 is the host's local VLAN of its network. The zone of
 // a connection is that VLAN.
+//
+// # OVN
+//
+// Where a specification has OVN, that is the network controller, and this package computes no flows:
+// Northbound describes the same overlay to it.
 package overlay

@@ -76,6 +76,8 @@ instances:
   - {name: red-1, network: red, mac: "fa:16:3e:00:01:0b", ip: 10.0.1.11, host: hv2}
 `
 
+const ovnAnd = "ovn: {central: central, address: 203.0.113.9}\n"
+
 const evpnAnd = "evpn: {as: 65000, reflectors: [{name: spine, address: 192.0.2.250}]}\n"
 
 // TestParseBare refuses bare-metal instances that no switch could serve.
@@ -126,6 +128,11 @@ func TestParse(t *testing.T) {
 		{"10.0.1.12, host: hv2", `[10.0.1.12, 10.0.1.13], host: hv2`, "10.0.1.13: want at most one address of each version"},
 		{"10.0.1.12, host: hv2", `"::ffff:10.0.1.12", host: hv2`, "::ffff:10.0.1.12: want an IPv4 or an IPv6 address, with no zone"},
 		{"underlay:", "overlay: x\nunderlay:", "field overlay not found"},
+		{"hosts:", ovnAnd + "hosts:", `networks: blue: encap: "gre": want geneve`},
+		{"hosts:", "ovn: {central: central}\nhosts:", "ovn: address: want one outside of"},
+		{"hosts:", "ovn: {central: central, address: 192.0.2.9}\nhosts:", "ovn: address: want one outside of"},
+		{"hosts:", "ovn: {address: 203.0.113.9}\nhosts:", "ovn: central: want the name of the node"},
+		{"hosts:", ovnAnd + evpnAnd + "hosts:", "ovn: want either it or evpn"},
 		{"hosts:", "switches: [{name: leaf, vtep: 192.0.2.200/32}]\nhosts:", "evpn: want it, or no switches"},
 		{"hosts:", evpnAnd + "switches: [{name: hv1, vtep: 192.0.2.200/32}]\nhosts:", "hosts: hv1 is there twice"},
 		{"hosts:", evpnAnd + "switches: [{name: leaf, vtep: 192.0.2.1/32}]\nhosts:", "vtep: 192.0.2.1 is there twice"},

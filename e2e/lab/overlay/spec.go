@@ -10,14 +10,16 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // Encapsulations that a network can have.
 const (
-	GRE   = "gre"
-	VXLAN = "vxlan"
+	GRE    = "gre"
+	VXLAN  = "vxlan"
+	Geneve = "geneve" // of OVN's networks, and of no others
 )
 
 // MAC is an Ethernet address, written aa:bb:cc:dd:ee:ff.
@@ -43,6 +45,7 @@ func (m *MAC) UnmarshalText(text []byte) error {
 type Spec struct {
 	Underlay  netip.Prefix `yaml:"underlay"` // holds every VTEP; each host routes it to its gateway
 	EVPN      *EVPN        `yaml:"evpn,omitempty"`
+	OVN       *OVN         `yaml:"ovn,omitempty"`
 	Hosts     []Host       `yaml:"hosts"`
 	Switches  []Host       `yaml:"switches,omitempty"` // only where there is EVPN
 	Networks  []Network    `yaml:"networks"`
@@ -62,6 +65,21 @@ type Reflector struct {
 	// Dials is a listener that waits to be dialed, by its management address. All others dial.
 	Dials netip.Addr `yaml:"dials,omitempty"`
 }
+
+// OVN is the network controller, in place of the flows that this package computes (ovn-architecture(7)).
+type OVN struct {
+	Central string     `yaml:"central"` // the node with its databases
+	Address netip.Addr `yaml:"address"` // by which hypervisors reach that, not over the underlay
+}
+
+// southboundPort is that of OVN's southbound database (ovn-sb(5), Debian's ovn-ctl).
+const southboundPort = 6642
+
+// Southbound returns where the southbound database is, as ovn-remote has it.
+func (o OVN) Southbound() string { return fmt.Sprintf("tcp:%s", o.SouthboundAddress()) }
+
+// SouthboundAddress returns ADDRESS:PORT of the southbound database.
+func (o OVN) SouthboundAddress() netip.AddrPort { return netip.AddrPortFrom(o.Address, southboundPort) }
 
 // Host is a tunnel end: a hypervisor, or a switch with bare-metal instances behind it.
 type Host struct {
@@ -83,7 +101,7 @@ type Network struct {
 	CIDR         Prefixes `yaml:"cidr"`
 	Gateway      *Gateway `yaml:"gateway,omitempty"` // set exactly if Router is
 	Router       string   `yaml:"router,omitempty"`  // networks with the same router reach each other
-	Encap        string   `yaml:"encap"`             // GRE or VXLAN
+	Encap        string   `yaml:"encap"`             // GRE or VXLAN; with OVN Geneve
 	Segmentation uint32   `yaml:"segmentation_id"`   // GRE key or VNI, 1 to 2²⁴−1
 }
 
@@ -164,10 +182,13 @@ func (s *Spec) Validate() error {
 	if err := s.validateEVPN(); err != nil {
 		bad("evpn: %w", err)
 	}
+	if err := s.validateOVN(); err != nil {
+		bad("ovn: %w", err)
+	}
 	for _, n := range s.Networks {
 		once("networks", n.Name)
 		once("segmentation_id", fmt.Sprintf("%s %d", n.Encap, n.Segmentation))
-		if err := n.validate(); err != nil {
+		if err := n.validate(s.encaps()); err != nil {
 			bad("networks: %s: %w", n.Name, err)
 		}
 	}
@@ -200,6 +221,36 @@ func (s *Spec) validateEVPN() error {
 	return nil
 }
 
+func (s *Spec) validateOVN() error {
+	switch o := s.OVN; {
+	case o == nil:
+		return nil
+	case s.EVPN != nil:
+		return errors.New("want either it or evpn")
+	case o.Central == "":
+		return errors.New("central: want the name of the node with the databases")
+	case !o.Address.IsValid() || s.Underlay.Contains(o.Address):
+		return fmt.Errorf("address: want one outside of %s, which breaks may cut", s.Underlay)
+	}
+	return nil
+}
+
+// encaps returns what networks may be encapsulated by.
+func (s *Spec) encaps() []string {
+	if s.OVN != nil {
+		return []string{Geneve}
+	}
+	return []string{GRE, VXLAN}
+}
+
+// TunnelBridge returns the bridge of a hypervisor that has the tunnels.
+func (s *Spec) TunnelBridge() string {
+	if s.OVN != nil {
+		return Integration
+	}
+	return Tunnel
+}
+
 func (h Host) validate(underlay netip.Prefix) error {
 	switch {
 	case h.Uplink == "":
@@ -212,7 +263,7 @@ func (h Host) validate(underlay netip.Prefix) error {
 	return nil
 }
 
-func (n Network) validate() error {
+func (n Network) validate(encaps []string) error {
 	for _, cidr := range n.CIDR.All() {
 		if cidr != cidr.Masked() {
 			return fmt.Errorf("cidr: %s: want a prefix with no host bits", cidr)
@@ -221,8 +272,8 @@ func (n Network) validate() error {
 	switch {
 	case len(n.CIDR.All()) == 0:
 		return errors.New("cidr: want an IPv4 prefix, an IPv6 prefix, or a list of both")
-	case n.Encap != GRE && n.Encap != VXLAN:
-		return fmt.Errorf("encap: %q: want %s or %s", n.Encap, GRE, VXLAN)
+	case !slices.Contains(encaps, n.Encap):
+		return fmt.Errorf("encap: %q: want %s", n.Encap, strings.Join(encaps, " or "))
 	case n.Segmentation == 0 || n.Segmentation >= 1<<24:
 		return fmt.Errorf("segmentation_id: %d: want 1 to %d", n.Segmentation, 1<<24-1)
 	case (n.Gateway != nil) != (n.Router != ""):
@@ -306,10 +357,13 @@ type TunnelEnd struct {
 	Host
 }
 
-// Tunnels returns where a hypervisor has tunnels to: by each encapsulation to every other one, by
-// VXLAN to every switch.
+// Tunnels returns where a hypervisor has tunnels to that nobody makes but the lab: by each
+// encapsulation to every other one, by VXLAN to every switch; none with OVN, which makes its own.
 func (s *Spec) Tunnels(host string) []TunnelEnd {
 	var tunnels []TunnelEnd
+	if s.OVN != nil {
+		return nil
+	}
 	for _, o := range s.Hosts {
 		if o.Name != host {
 			tunnels = append(tunnels, TunnelEnd{GRE, o}, TunnelEnd{VXLAN, o})

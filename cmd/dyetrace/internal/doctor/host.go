@@ -42,6 +42,7 @@ func Lab() []Check {
 		{group, "root", "run it as root (sudo)", root},
 		{group, "tools", "make setup, or apt-get install openvswitch-switch iproute2 ethtool nftables util-linux",
 			tools("ovsdb-server", "ovs-vswitchd", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ip", "ethtool", "nft", "nsenter")},
+		{group, "OVN", "", toolsOf("ovn", "ovn-central ovn-host", "ovn-northd", "ovn-nbctl", "ovn-sbctl", "ovn-controller")},
 		{group, "namespaces", "a machine, or a container with CAP_SYS_ADMIN, that may make network, mount, pid and uts namespaces", namespaces},
 		{group, "veth", "a kernel with CONFIG_VETH", veth},
 		{group, "tun", "a kernel with CONFIG_TUN; in a container also the device /dev/net/tun", tun},
@@ -106,6 +107,18 @@ func tools(names ...string) func(context.Context) (string, error) {
 			return "", fmt.Errorf("%s not found in PATH", strings.Join(missing, ", "))
 		}
 		return strings.Join(names, ", "), nil
+	}
+}
+
+// toolsOf looks for what one topology alone needs.
+func toolsOf(topology, packages string, names ...string) func(context.Context) (string, error) {
+	look := tools(names...)
+	return func(ctx context.Context) (string, error) {
+		found, err := look(ctx)
+		if err != nil {
+			return "", warn("for topology "+topology+": make setup, or apt-get install "+packages, "%v", err)
+		}
+		return found, nil
 	}
 }
 
