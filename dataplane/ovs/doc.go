@@ -10,6 +10,7 @@
 //
 //	ovsdb-server  ◀── libovsdb: bridges, ports and their numbers; dye ports
 //	ovs-vswitchd  ◀── ovs-ofctl:  flows in bundles, port flags (BRIDGE.mgmt in RunDir)
+//	              ──▶ ovs-ofctl:  changes of flows, a monitor a bridge that runs on
 //	              ◀── ovs-appctl: ofproto/trace                (ovs-vswitchd.PID.ctl)
 //
 // Port flags go through go-openvswitch. Flows do not: its flows have no hard

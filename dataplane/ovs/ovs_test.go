@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -40,6 +41,7 @@ type daemon struct {
 var (
 	dbServer = daemon{name: "ovsdb-server", args: []string{stateDir + "/conf.db", "--remote=punix:" + DefaultRunDir + "/db.sock", "--pidfile", "--log-file=" + stateDir + "/ovsdb.log"}}
 	vswitchd = daemon{name: "ovs-vswitchd", args: []string{"unix:" + DefaultRunDir + "/db.sock", "--pidfile", "--log-file=" + stateDir + "/vswitchd.log"}}
+	starting sync.Mutex
 	running  bool
 )
 
@@ -66,6 +68,8 @@ func (d *daemon) kill(t testing.TB) {
 // startSwitch starts the shared switch, once.
 func startSwitch(t testing.TB) {
 	t.Helper()
+	starting.Lock()
+	defer starting.Unlock()
 	if running {
 		return
 	}
