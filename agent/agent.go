@@ -143,7 +143,9 @@ func (a *Agent) counters() *dyetracev1.AgentCounters {
 	c.Lost = a.hooks.taps.lostSamples()
 	for _, b := range a.hooks.all() {
 		c.Lost += b.lostSamples()
-		c.HookRepairs += b.state.Load().gaps
+		s := b.state.Load()
+		c.HookRepairs += s.gaps
+		c.HookWipes += s.wipes
 	}
 	return c
 }

@@ -33,6 +33,7 @@ type Switch interface {
 	Apply(ctx context.Context, bridge string, add, del []flows.Flow) error
 	Renew(ctx context.Context, bridge string, ours []flows.Flow) error
 	Settle(ctx context.Context) error
+	Watch(ctx context.Context, bridge string) (*ovs.Watch, error)
 	Trace(ctx context.Context, bridge string, req ovs.TraceRequest) (ovs.Trace, error)
 }
 
@@ -50,6 +51,8 @@ type bridge struct {
 	// ring has no more for now. Both are called by the receive loop alone.
 	sink func(b *bridge, frame []byte, atNs int64)
 	done func(b *bridge)
+	// poke has the reconciler look at disturbed bridges.
+	poke func()
 	// armed returns the names of the ports whose answers are to be known by their ports
 	// alone, and echoes if replies to those are to be expected.
 	armed func(bridge string, now time.Time) []string
@@ -61,8 +64,20 @@ type bridge struct {
 	want    []flows.Flow
 	dye     ovs.DyePort
 	renewed time.Time
-	read    time.Time // when all of the bridge's flows were last read
+	read    time.Time     // when all of the bridge's flows were last read
+	reading time.Duration // how long that took
+	audited time.Time     // when our own were
 	ports   []flows.Port
+	fight   fight
+	switchd string // under which the hook was installed
+
+	// What the watch of the bridge's flows and the reconciler share.
+	watched      atomic.Pointer[ovs.Watch]   // nil while there is none
+	guard        atomic.Pointer[flows.Guard] // of the hook that is there; nil while there is none
+	disturbed    atomic.Uint32               // disturbances
+	told         atomic.Uint64               // changes
+	stopWatching context.CancelFunc
+	watcher      sync.WaitGroup
 
 	// state is what others may know; replaced as a whole.
 	state atomic.Pointer[bridgeState]
@@ -86,7 +101,9 @@ type bridgeState struct {
 	table  uint8
 	mark   string
 	kinds  []dyetracev1.PointKind
-	absent string // why there is no to-instance point; empty if there is
+	wipes  uint64
+	held   time.Duration // the pause that the hook is in, if it is left alone
+	absent string        // why there is no to-instance point; empty if there is
 	arms
 	// unsampled are the ports where there is none all the same, each with the reason.
 	unsampled map[string]string
@@ -109,28 +126,41 @@ type gather struct {
 	batches []*batch
 }
 
-// How often all flows of a bridge are read again to see whether the mark and
-// the table are still free. Reading 10,000 flows takes ovs-ofctl about 0.1 s,
-// so this costs a large bridge about one percent of a core; a foreign flow that
-// sits in our hook's place is seen at every audit.
+// How often the flows of a bridge that is not watched are all read again, to see whether
+// the mark and the table are still free. Reading 10,000 flows takes ovs-ofctl about 0.1 s,
+// so this costs a large bridge about one percent of a core; a foreign flow that sits in
+// our hook's place is seen at every audit.
 const rereadEvery = 10 * time.Second
 
+// Of a bridge that is watched, all is read again when the watch tells of a change that may
+// matter, and for that which no watch tells of: a group's buckets, which may read the mark.
+const rereadWatched = time.Minute
+
+// Reading again for doubts alone takes at most one part in so many of the time.
+const rereadShare = 20
+
+// auditWatched is how often the hook of a bridge that is watched is audited while nobody
+// asks: its lease is renewed about as often, and nothing tells us if that was of no use.
+const auditWatched = 20 * time.Second
+
 func newBridge(name string, sw Switch, taps *taps, st stain.Stain, lease time.Duration, log *slog.Logger) *bridge {
-	b := &bridge{name: name, sw: sw, taps: taps, stain: st, lease: lease, log: log.With("bridge", name)}
+	b := &bridge{name: name, sw: sw, taps: taps, stain: st, lease: lease, log: log.With("bridge", name), poke: func() {}}
 	b.gather.bridge = b
 	b.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_ABSENT, reason: "not installed yet"})
 	return b
 }
 
 // reconcile brings the bridge to the state that we want and says what it found.
-// It is safe to call at any time, from anywhere, as often as one likes.
-func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time.Time) {
+// It is safe to call at any time, from anywhere, as often as one likes. Where nothing
+// tells of a change it only looks if attest is true: somebody is to be told that the
+// hook is live.
+func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest bool, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := *b.state.Load()
 	next := old
 	// Asked under the lock: one who armed a port and then called us finds it armed.
-	changed, err := b.sync(ctx, found, armsOf(found, b.armed(b.name, now)), now)
+	changed, err := b.sync(ctx, found, armsOf(found, b.armed(b.name, now)), attest, now)
 	tapped := false // to-instance is not where it was, so its absences prove nothing
 	if err == nil {
 		tapped, next.absent, next.unsampled = b.taps.keep(b, found, now)
@@ -147,6 +177,10 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, now time
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_REFUSED, err.Error()
 	default:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_ABSENT, err.Error()
+	}
+	next.wipes, next.held = b.fight.total, 0
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		next.held = held.pause
 	}
 	gap := changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil)
 	if gap || tapped {
@@ -173,65 +207,145 @@ func refused(err error) bool {
 
 // sync does the work of reconcile; changed says that the hook was not as it
 // should have been, or has changed in more than its arms. Caller holds mu.
-func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, now time.Time) (changed bool, err error) {
-	dye, err := b.sw.EnsureDyePort(ctx, b.name)
+func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, attest bool, now time.Time) (changed bool, err error) {
+	changed, err = b.syncDyePort(ctx)
 	if err != nil {
-		return false, fmt.Errorf("dye port: %w", err)
+		return changed, err
 	}
-	if dye != b.dye {
-		b.closePort()
-		b.dye, b.read = dye, time.Time{}
-		changed = true
+	if err := b.fight.err(now); err != nil && b.want == nil {
+		return false, err
 	}
-	if b.port.Load() == nil {
-		if err := b.openPort(); err != nil {
-			return true, err
-		}
-		changed = true
+	ports := flowPorts(found, b.dye.OFPort)
+	same := !changed && b.want != nil && slices.Equal(ports, b.ports) && want.equal(b.arms)
+	if same && !attest && b.quiet(now) {
+		return false, b.renew(ctx, now)
 	}
-	ports := flowPorts(found, dye.OFPort)
+	disturbed, watched := b.settled(ctx)
+	told := b.told.Load()
+	reread := !same || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest, now)
+	have, err := b.dump(ctx, reread, now)
+	if err != nil {
+		return changed, err
+	}
 	was, wanted := b.hook, b.want
-	reread := now.Sub(b.read) >= rereadEvery || !slices.Equal(ports, b.ports) || !want.equal(b.arms)
-	var have []flows.Flow
+	wiped := disturbed.has(flows.Wiped) || wanted != nil && !installed(have, wanted)
+	if switchd := b.sw.Snapshot().Switchd; wiped || disturbed.has(flows.Taken) {
+		changed = true
+		if switchd == b.switchd { // else the switch lost all flows, which is nobody's will
+			b.fight.wiped(now)
+		}
+		b.switchd = switchd
+	}
+	if err := b.fight.err(now); err != nil {
+		time.AfterFunc(b.fight.held(now), b.poke)
+		return true, errors.Join(err, b.clear(ctx, have))
+	}
 	if reread {
+		if err := b.choose(ctx, have, ports, want); err != nil {
+			return changed, errors.Join(err, b.clear(ctx, have))
+		}
+		b.ports, b.arms = ports, want
+	}
+	// Bundles are atomic: what was there all along is not touched by other answers.
+	changed = changed || wanted == nil || !rearmed(was, b.hook)
+	if old := b.guard.Load(); old == nil || !installed(was.Flows(), b.hook.Flows()) {
+		b.guard.Store(b.hook.Guard()) // before the watch tells of flows of ours that go
+		if (old == nil || was.Place != b.hook.Place) && b.told.Load() != told {
+			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
+		}
+	}
+	return changed, b.install(ctx, have, now)
+}
+
+// quiet tells whether the hook can be taken to be as it was found: it is watched, and of
+// nothing that matters was told. Caller holds mu.
+func (b *bridge) quiet(now time.Time) bool {
+	return b.watched.Load() != nil && b.disturbed.Load() == 0 && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
+}
+
+// stale tells whether all of the bridge's flows are to be read again. A doubt that must
+// wait wakes the reconciler when its time has come. Caller holds mu.
+func (b *bridge) stale(d disturbances, watched, attest bool, now time.Time) bool {
+	since := now.Sub(b.read)
+	switch {
+	case !watched:
+		return since >= rereadEvery
+	case !d.has(flows.Doubtful):
+		return since >= rereadWatched
+	case attest || since >= rereadShare*b.reading:
+		return true
+	}
+	// Not lost: the next one who asks reads, and else the timer sees to it.
+	b.disturbed.Or(1 << flows.Doubtful)
+	time.AfterFunc(rereadShare*b.reading-since, b.poke)
+	return false
+}
+
+// dump returns the bridge's flows, all or ours. Caller holds mu.
+func (b *bridge) dump(ctx context.Context, all bool, now time.Time) (have []flows.Flow, err error) {
+	begun := time.Now()
+	if all {
 		have, err = b.sw.DumpFlows(ctx, b.name)
 	} else {
 		have, err = b.sw.DumpOurs(ctx, b.name)
 	}
 	if err != nil {
-		return changed, fmt.Errorf("reading flows: %w", err)
+		return nil, fmt.Errorf("reading flows: %w", err)
 	}
-	if reread {
-		groups, err := b.sw.DumpGroups(ctx, b.name)
-		if err != nil {
-			return changed, fmt.Errorf("reading groups: %w", err)
-		}
-		if err := b.choose(have, groups, ports, want); err != nil {
-			return changed, err
-		}
-		b.read, b.ports, b.arms = now, ports, want
+	if all {
+		b.read, b.reading = now, time.Since(begun)
 	}
+	b.audited = now
+	return have, nil
+}
+
+// install makes the bridge, which has the flows have, have those that we want. Caller
+// holds mu.
+func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) error {
 	add, del, err := flows.Diff(have, b.want)
 	if err != nil {
-		return changed, err
+		return errors.Join(err, b.clear(ctx, have))
 	}
 	if len(add)+len(del) > 0 {
 		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
-			return true, fmt.Errorf("installing %d flows: %w", len(add), err)
+			return fmt.Errorf("installing %d flows: %w", len(add), err)
 		}
 		if len(add) == len(b.want) {
 			b.renewed = now // else the leases of the others run on
 		}
-		// Bundles are atomic: what was there all along is not touched by other answers.
-		changed = changed || wanted == nil || !installed(have, wanted) || !rearmed(was, b.hook)
-	}
-	if now.Sub(b.renewed) >= b.lease/3 {
-		if err := b.sw.Renew(ctx, b.name, b.want); err != nil {
-			return changed, fmt.Errorf("renewing the lease: %w", err)
+		b.switchd = b.sw.Snapshot().Switchd
+		if w := b.watched.Load(); w != nil {
+			_ = w.Barrier(ctx) // what it has told of is our own doing; if it failed, the watch begins anew
 		}
-		b.renewed = now
 	}
-	return changed, nil
+	return b.renew(ctx, now)
+}
+
+// renew renews the lease of the flows if it is time. Caller holds mu.
+func (b *bridge) renew(ctx context.Context, now time.Time) error {
+	if now.Sub(b.renewed) < b.lease/3 {
+		return nil
+	}
+	if err := b.sw.Renew(ctx, b.name, b.want); err != nil {
+		return fmt.Errorf("renewing the lease: %w", err)
+	}
+	b.renewed = now
+	return nil
+}
+
+// clear takes our flows off a bridge where there is to be no hook for now: half a hook is
+// of no use, and one whose mark others read does harm. Caller holds mu.
+func (b *bridge) clear(ctx context.Context, have []flows.Flow) error {
+	b.guard.Store(nil)
+	b.want, b.hook, b.arms = nil, flows.Hook{}, arms{}
+	ours := slices.DeleteFunc(slices.Clone(have), func(f flows.Flow) bool { return !f.Ours() })
+	if len(ours) == 0 {
+		return nil
+	}
+	if err := b.sw.Apply(ctx, b.name, nil, ours); err != nil {
+		return fmt.Errorf("removing %d flows: %w", len(ours), err)
+	}
+	return nil
 }
 
 // rearmed tells whether two hooks differ in their arms only.
@@ -262,8 +376,12 @@ func armsOf(found dataplane.Bridge, names []string) (a arms) {
 }
 
 // choose decides on the hook's place from all the flows of the bridge, and sets
-// what we want of it.
-func (b *bridge) choose(have []flows.Flow, groups []string, ports []flows.Port, want arms) error {
+// what we want of it. Caller holds mu.
+func (b *bridge) choose(ctx context.Context, have []flows.Flow, ports []flows.Port, want arms) error {
+	groups, err := b.sw.DumpGroups(ctx, b.name)
+	if err != nil {
+		return fmt.Errorf("reading groups: %w", err)
+	}
 	var keep *flows.Place
 	if b.want != nil {
 		keep = &b.hook.Place
@@ -320,71 +438,6 @@ func kindsOf(h flows.Hook, delivery bool) []dyetracev1.PointKind {
 	return kinds
 }
 
-// openPort starts to read the dye port. Caller holds mu.
-func (b *bridge) openPort() error {
-	port, err := packetio.Open(b.dye.Name, packetio.Options{})
-	if err != nil {
-		return fmt.Errorf("dye port: %w", err)
-	}
-	b.port.Store(port)
-	b.receivers.Go(func() { b.receive(port) })
-	return nil
-}
-
-// receive hands copies to the sink until the port is closed.
-func (b *bridge) receive(port *packetio.Port) {
-	for {
-		err := port.Receive(func(frame []byte, atNs int64) { b.sink(b, frame, atNs) })
-		b.done(b)
-		switch {
-		case err == nil:
-		case errors.Is(err, packetio.ErrClosed):
-			return
-		default:
-			// The device went away or is down: reconcile opens it again.
-			b.log.Warn("reading the dye port", "err", err)
-			b.mu.Lock()
-			if b.port.Load() == port {
-				b.dropPort(port)
-			}
-			b.mu.Unlock()
-			return
-		}
-	}
-}
-
-// closePort ends reading and waits for the reader. Caller holds mu.
-func (b *bridge) closePort() {
-	port := b.port.Load()
-	if port == nil {
-		return
-	}
-	b.dropPort(port)
-	// The reader takes mu when a read fails, so let it have it.
-	b.mu.Unlock()
-	b.receivers.Wait()
-	b.mu.Lock()
-}
-
-func (b *bridge) dropPort(port *packetio.Port) {
-	_, dropped := port.Stats()
-	b.ring.Add(dropped)
-	b.port.Store(nil)
-	if err := port.Close(); err != nil {
-		b.log.Warn("closing the dye port", "err", err)
-	}
-}
-
-// lostSamples counts the samples of this bridge's dye port that were lost on our side.
-func (b *bridge) lostSamples() uint64 {
-	n := b.lost.Load() + b.ring.Load()
-	if port := b.port.Load(); port != nil {
-		_, dropped := port.Stats()
-		n += dropped
-	}
-	return n
-}
-
 // window is what we can attest of the hook by the last audit.
 func (b *bridge) window() *dyetracev1.HookWindow {
 	s := b.state.Load()
@@ -399,6 +452,7 @@ func (b *bridge) window() *dyetracev1.HookWindow {
 
 // remove takes our flows and our port off the bridge.
 func (b *bridge) remove(ctx context.Context) error {
+	b.stopWatch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closePort()
@@ -415,11 +469,13 @@ func (b *bridge) remove(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("bridge %s: removing the dye port: %w", b.name, err))
 	}
 	b.dye, b.want = ovs.DyePort{}, nil
+	b.guard.Store(nil)
 	return errors.Join(errs...)
 }
 
 // close ends reading but leaves the bridge as it is.
 func (b *bridge) close() {
+	b.stopWatch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closePort()

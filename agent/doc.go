@@ -6,7 +6,9 @@
 // # Parts
 //
 //   - Agent ties them together and keeps the session with the controller (session.go);
-//   - hooks reconciles every bridge's hook with what is wanted, and attests to it (hooks.go, bridge.go);
+//   - hooks reconciles every bridge's hook with what is wanted, and attests to it (hooks.go, bridge.go),
+//     woken by a watch of what others do to the bridge's flows (watch.go), until they do it too often (fight.go);
+//   - dye.go reads the dye port of a bridge;
 //   - taps samples what leaves for instances, and withholds it (taps.go, withhold.go);
 //   - runs knows the keys of the runs under way and turns copies into samples (runs.go);
 //   - inject.go, arm.go and explain.go answer the controller's requests.
@@ -28,6 +30,18 @@
 // A sampler that fails is opened again after a while, with all leases. Nobody takes
 // what it missed for losses: to-instance is declared absent meanwhile, both changes
 // start a new epoch, and a loss is counted.
+//
+// # Living beside others
+//
+// The watch (ovs.Watch) sets flags and wakes the reconciler, and never waits for it; the
+// reconciler waits for barriers of the watch, and does what the flags say: put back what
+// was deleted, within a tenth of a second; read all flows again where a change may be in the
+// hook's way, at once if somebody is to be told that the hook is live, else not for more
+// than a twentieth of the time; move the hook if its mark or table was taken. Each of these
+// starts a new epoch but for a doubt that was none. A hook that is deleted or overruled for
+// the fourth time within two minutes is taken off altogether and left alone for 5 s, then
+// for twice as long each time. Where there is no hook, by that or because there can be
+// none, no flow of ours stays.
 //
 // # Ordering and backpressure
 //

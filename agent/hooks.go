@@ -16,11 +16,11 @@ import (
 	"github.com/dyetrace/dyetrace/stain"
 )
 
-// auditEvery is how long a hook that somebody removed may stay unnoticed while
-// nobody uses it: every run audits before and after, and repairs what it finds.
-// An audit starts one ovs-ofctl a bridge, 5 ms of CPU here and a turn of
-// ovs-vswitchd's main thread, which on the userspace datapath also forwards:
-// once a second cost a saturated two-core lab some percent of its throughput.
+// auditEvery is how long a hook that somebody removed may stay unnoticed where the
+// bridge cannot be watched and nobody uses it: every run audits before and after, and
+// repairs what it finds. An audit starts one ovs-ofctl a bridge, 5 ms of CPU here and a
+// turn of ovs-vswitchd's main thread, which on the userspace datapath also forwards: once
+// a second cost a saturated two-core lab some percent of its throughput.
 const auditEvery = 5 * time.Second
 
 // hooks keeps the hooks of all the host's bridges.
@@ -36,6 +36,7 @@ type hooks struct {
 	answers func(bridge string, now time.Time) []string
 
 	changed chan struct{} // capacity 1: the state changed since it was last read
+	poked   chan struct{} // capacity 1: a bridge was disturbed
 
 	mu       sync.Mutex
 	stain    *stain.Stain // nil until a controller told
@@ -48,6 +49,7 @@ func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *
 		sw: sw, taps: newTaps(log), only: only, lease: lease, log: log,
 		answers:  func(string, time.Time) []string { return nil },
 		changed:  make(chan struct{}, 1),
+		poked:    make(chan struct{}, 1),
 		bridges:  make(map[string]*bridge),
 		reported: make(map[string]string),
 	}
@@ -81,6 +83,7 @@ func (h *hooks) run(ctx context.Context) error {
 			return nil
 		case <-h.sw.Changed():
 			switched = true
+		case <-h.poked:
 		case <-tick.C:
 		}
 		h.reconcile(ctx)
@@ -90,8 +93,20 @@ func (h *hooks) run(ctx context.Context) error {
 	}
 }
 
+// poke has run reconcile soon.
+func (h *hooks) poke() {
+	select {
+	case h.poked <- struct{}{}:
+	default:
+	}
+}
+
 // reconcile brings all bridges to the wanted state, at once.
-func (h *hooks) reconcile(ctx context.Context) {
+func (h *hooks) reconcile(ctx context.Context) { h.look(ctx, false) }
+
+// look is reconcile; with attest, it looks at every hook even where nothing tells of a
+// change.
+func (h *hooks) look(ctx context.Context, attest bool) {
 	now := time.Now()
 	snap := h.sw.Snapshot()
 	var wg sync.WaitGroup
@@ -100,7 +115,7 @@ func (h *hooks) reconcile(ctx context.Context) {
 		wg.Go(func() {
 			bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
-			b.reconcile(bctx, found, now)
+			b.reconcile(bctx, found, attest, now)
 		})
 	}
 	wg.Wait()
@@ -114,7 +129,7 @@ func (h *hooks) notify() {
 	fresh := make(map[string]string, len(h.bridges))
 	for name, b := range h.bridges {
 		s := *b.state.Load()
-		fresh[name] = fmt.Sprintf("%v %v %v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds, s.absent, s.unsampled)
+		fresh[name] = fmt.Sprintf("%v %v %v %v %v %v %v %v %v", s.hook, s.reason, s.epoch, s.dye, s.kinds, s.absent, s.unsampled, s.wipes, b.watched.Load() != nil)
 	}
 	if len(fresh) == len(h.reported) {
 		same := true
@@ -166,7 +181,8 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		b := h.bridges[name]
 		if b == nil {
 			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.log)
-			b.sink, b.done, b.armed = h.sink, h.done, h.answers
+			b.sink, b.done, b.armed, b.poke = h.sink, h.done, h.answers, h.poke
+			b.startWatch()
 			h.bridges[name] = b
 		}
 		all = append(all, b)
@@ -227,7 +243,7 @@ func (h *hooks) countAnswers() int {
 
 // audit looks at every bridge now, and attests.
 func (h *hooks) audit(ctx context.Context) []*dyetracev1.HookWindow {
-	h.reconcile(ctx)
+	h.look(ctx, true)
 	var windows []*dyetracev1.HookWindow
 	for _, b := range h.all() {
 		windows = append(windows, b.window())
@@ -287,6 +303,7 @@ func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
 		DyePort:      s.dye.Name, DyeOfport: uint32(s.dye.OFPort),
 		Table: uint32(s.table), Mark: s.mark,
 		Epoch: s.epoch, Lost: b.lostSamples() + b.taps.lostSamples(), Gaps: s.gaps,
+		Watched: b.watched.Load() != nil, Wipes: s.wipes, HeldMs: uint32(s.held / time.Millisecond),
 	}
 	if slices.Contains(s.kinds, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE) && s.absent != "" {
 		m.Absent = append(m.Absent, &dyetracev1.AbsentPoint{

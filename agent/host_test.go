@@ -320,7 +320,20 @@ func vsctl(t testing.TB, args ...string) string {
 	return strings.TrimSpace(sandbox.Command(t, "ovs-vsctl", append([]string{"--timeout=20"}, args...)...))
 }
 
+// pipe runs a program with text for its input.
+func pipe(t testing.TB, text, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
 func testLog(t testing.TB) *slog.Logger {
+	if _, measures := t.(*testing.B); measures {
+		return slog.New(slog.DiscardHandler)
+	}
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 

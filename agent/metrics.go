@@ -25,6 +25,17 @@ func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
 		connected:  prometheus.NewGauge(gauge("connected", "1 while there is a session with the controller.")),
 	}
 	if reg != nil {
+		reg.MustRegister(
+			prometheus.NewCounterFunc(prometheus.CounterOpts(gauge("hook_wipes_total", "Times that flows of a hook were deleted, or its mark or table taken, by somebody else.")),
+				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return float64(s.wipes) }) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts(gauge("hook_gaps_total", "Times that a hook which was live was found missing or changed.")),
+				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return float64(s.gaps) }) }),
+			prometheus.NewGaugeFunc(gauge("hooks_held", "Hooks that are left alone for a while because somebody else keeps deleting them."),
+				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return count(s.held > 0) }) }),
+			prometheus.NewGaugeFunc(gauge("bridges_watched", "Bridges whose flows are watched; of others, audits see to the hooks."),
+				func() float64 {
+					return h.sum(func(b *bridge, s *bridgeState) float64 { return count(b.watched.Load() != nil) })
+				}))
 		reg.MustRegister(m.injected, m.samples, m.rejected, m.lost, m.reconnects, m.refused, m.connected,
 			prometheus.NewGaugeFunc(gauge("armed_ports", "Ports where TCP answers are known by their ports alone; they cost megaflows."),
 				func() float64 { return float64(h.countAnswers()) }),
@@ -32,4 +43,19 @@ func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
 				func() float64 { return float64(h.taps.countWithheld()) }))
 	}
 	return m
+}
+
+// sum adds up something of all bridges.
+func (h *hooks) sum(of func(*bridge, *bridgeState) float64) (n float64) {
+	for _, b := range h.all() {
+		n += of(b, b.state.Load())
+	}
+	return n
+}
+
+func count(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }

@@ -138,8 +138,11 @@ func newHooksCmd() *cobra.Command {
 		Use:   "hooks",
 		Short: "List bridges and the hooks on them",
 		Long: `Hooks prints, for each bridge, whether its hook is live, the OpenFlow table that holds it, the
-bit by which hooked packets are marked, the dye port, and how often the hook was found missing and
-was restored (gaps) since the agent's start.`,
+bit by which hooked packets are marked, the dye port, how often the hook was found missing or changed
+and was restored (gaps) since the agent's start, and how often that was somebody else's doing
+(wipes). A hook that others keep deleting is left alone for a while; the reason says so. A bridge
+that cannot be watched is marked with "audited": there a wiped hook is noticed within seconds, or
+when somebody probes.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			hosts, err := fetchHosts(cmd, &ctl)
@@ -162,11 +165,14 @@ was restored (gaps) since the agent's start.`,
 }
 
 func hooksTable(cmd *cobra.Command, hooks []hookView) error {
-	t := newTable(cmd, "host", "bridge", "datapath", "hook", "table", "mark", "dye port", "sampling points", "gaps", "lost", "why")
+	t := newTable(cmd, "host", "bridge", "datapath", "hook", "table", "mark", "dye port", "sampling points", "gaps", "wipes", "lost", "why")
 	for _, h := range hooks {
 		hook := h.Hook
 		if !h.Connected {
 			hook += " when last seen"
+		}
+		if h.Hook == "live" && !h.Watched {
+			hook += ", audited"
 		}
 		dye := dash(h.DyePort)
 		if h.DyeOFPort != 0 {
@@ -177,7 +183,7 @@ func hooksTable(cmd *cobra.Command, hooks []hookView) error {
 			table = fmt.Sprint(h.Table)
 		}
 		t.AppendRow([]any{h.Host, h.Name, h.DatapathType, hook, table, dash(h.Mark), dye,
-			dash(strings.Join(h.Kinds, " ")), h.Gaps, h.Lost, h.Reason})
+			dash(strings.Join(h.Kinds, " ")), h.Gaps, h.Wipes, h.Lost, h.Reason})
 	}
 	t.Render()
 	return nil

@@ -383,7 +383,16 @@ type Bridge struct {
 	// Gaps since the agent's start: the hook was found missing, and restored.
 	Gaps uint64 `protobuf:"varint,14,opt,name=gaps,proto3" json:"gaps,omitempty"`
 	// Points that are absent, each with its reason.
-	Absent        []*AbsentPoint `protobuf:"bytes,15,rep,name=absent,proto3" json:"absent,omitempty"`
+	Absent []*AbsentPoint `protobuf:"bytes,15,rep,name=absent,proto3" json:"absent,omitempty"`
+	// Whether changes of the bridge's flows are told at once (a flow monitor); else
+	// they are noticed by audits.
+	Watched bool `protobuf:"varint,16,opt,name=watched,proto3" json:"watched,omitempty"`
+	// Times since the agent's start that flows of the hook were found deleted, or its
+	// mark or table taken, by somebody else.
+	Wipes uint64 `protobuf:"varint,17,opt,name=wipes,proto3" json:"wipes,omitempty"`
+	// How long the hook is left alone after the last of them so as not to fight,
+	// milliseconds; 0 where it is not. Bridge.reason says so, too.
+	HeldMs        uint32 `protobuf:"varint,18,opt,name=held_ms,json=heldMs,proto3" json:"held_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +530,27 @@ func (x *Bridge) GetAbsent() []*AbsentPoint {
 		return x.Absent
 	}
 	return nil
+}
+
+func (x *Bridge) GetWatched() bool {
+	if x != nil {
+		return x.Watched
+	}
+	return false
+}
+
+func (x *Bridge) GetWipes() uint64 {
+	if x != nil {
+		return x.Wipes
+	}
+	return 0
+}
+
+func (x *Bridge) GetHeldMs() uint32 {
+	if x != nil {
+		return x.HeldMs
+	}
+	return 0
 }
 
 // AbsentPoint is a sampling point that a bridge does not offer.
@@ -763,6 +793,8 @@ type AgentCounters struct {
 	// Samples lost by the ring, a full queue or the cap.
 	Lost        uint64 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	HookRepairs uint64 `protobuf:"varint,5,opt,name=hook_repairs,json=hookRepairs,proto3" json:"hook_repairs,omitempty"`
+	// Sum of Bridge.wipes.
+	HookWipes uint64 `protobuf:"varint,6,opt,name=hook_wipes,json=hookWipes,proto3" json:"hook_wipes,omitempty"`
 	// Underlay datagrams: sent as probes; answered for others; dropped because they were
 	// not authentic; not answered because of the rate.
 	UnderlaySent     uint64 `protobuf:"varint,8,opt,name=underlay_sent,json=underlaySent,proto3" json:"underlay_sent,omitempty"`
@@ -834,6 +866,13 @@ func (x *AgentCounters) GetLost() uint64 {
 func (x *AgentCounters) GetHookRepairs() uint64 {
 	if x != nil {
 		return x.HookRepairs
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetHookWipes() uint64 {
+	if x != nil {
+		return x.HookWipes
 	}
 	return 0
 }
@@ -1124,7 +1163,7 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x05Point\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12*\n" +
-	"\x04kind\x18\x03 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\"\xdd\x03\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\"\xa6\x04\n" +
 	"\x06Bridge\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\rdatapath_type\x18\x02 \x01(\tR\fdatapathType\x12,\n" +
@@ -1142,7 +1181,10 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x05epoch\x18\f \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04lost\x18\r \x01(\x04R\x04lost\x12\x12\n" +
 	"\x04gaps\x18\x0e \x01(\x04R\x04gaps\x120\n" +
-	"\x06absent\x18\x0f \x03(\v2\x18.dyetrace.v1.AbsentPointR\x06absent\"Q\n" +
+	"\x06absent\x18\x0f \x03(\v2\x18.dyetrace.v1.AbsentPointR\x06absent\x12\x18\n" +
+	"\awatched\x18\x10 \x01(\bR\awatched\x12\x14\n" +
+	"\x05wipes\x18\x11 \x01(\x04R\x05wipes\x12\x17\n" +
+	"\aheld_ms\x18\x12 \x01(\rR\x06heldMs\"Q\n" +
 	"\vAbsentPoint\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x80\x01\n" +
@@ -1160,13 +1202,15 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
 	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
-	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xc0\x02\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xdf\x02\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
 	"\brejected\x18\x03 \x01(\x04R\brejected\x12\x12\n" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12!\n" +
-	"\fhook_repairs\x18\x05 \x01(\x04R\vhookRepairs\x12#\n" +
+	"\fhook_repairs\x18\x05 \x01(\x04R\vhookRepairs\x12\x1d\n" +
+	"\n" +
+	"hook_wipes\x18\x06 \x01(\x04R\thookWipes\x12#\n" +
 	"\runderlay_sent\x18\b \x01(\x04R\funderlaySent\x12+\n" +
 	"\x11underlay_answered\x18\t \x01(\x04R\x10underlayAnswered\x12)\n" +
 	"\x10underlay_refused\x18\n" +

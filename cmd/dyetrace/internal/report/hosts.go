@@ -36,6 +36,9 @@ type Bridge struct {
 	Epoch        uint64        `json:"epoch"`
 	Lost         uint64        `json:"lost"`
 	Gaps         uint64        `json:"gaps"`
+	Watched      bool          `json:"watched"`
+	Wipes        uint64        `json:"wipes"`
+	HeldMs       uint32        `json:"held_ms"`
 	Absent       []AbsentPoint `json:"absent"`
 }
 
@@ -135,7 +138,8 @@ func newBridge(b *dyetracev1.Bridge) Bridge {
 		Name: b.GetName(), DatapathType: b.GetDatapathType(), Hook: Hook(b.GetState()), Reason: b.GetReason(),
 		Kinds: []string{}, UplinkBridge: b.GetUplinkBridge(), Tunnels: []Tunnel{},
 		DyePort: b.GetDyePort(), DyeOFPort: b.GetDyeOfport(), Table: b.GetTable(), Mark: b.GetMark(),
-		Epoch: b.GetEpoch(), Lost: b.GetLost(), Gaps: b.GetGaps(), Absent: []AbsentPoint{},
+		Epoch: b.GetEpoch(), Lost: b.GetLost(), Gaps: b.GetGaps(),
+		Watched: b.GetWatched(), Wipes: b.GetWipes(), HeldMs: b.GetHeldMs(), Absent: []AbsentPoint{},
 	}
 	for _, k := range b.GetKinds() {
 		v.Kinds = append(v.Kinds, Kind(k))

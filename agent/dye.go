@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/dyetrace/dyetrace/dataplane/packetio"
+)
+
+// syncDyePort sees to it that there is a dye port and that it is read; changed says that
+// it was not, or is another one. Caller holds mu.
+func (b *bridge) syncDyePort(ctx context.Context) (changed bool, err error) {
+	dye, err := b.sw.EnsureDyePort(ctx, b.name)
+	if err != nil {
+		return false, fmt.Errorf("dye port: %w", err)
+	}
+	if dye != b.dye {
+		b.closePort()
+		b.dye, b.read = dye, time.Time{}
+		changed = true
+	}
+	if b.port.Load() == nil {
+		if err := b.openPort(); err != nil {
+			return true, err
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+// openPort starts to read the dye port. Caller holds mu.
+func (b *bridge) openPort() error {
+	port, err := packetio.Open(b.dye.Name, packetio.Options{})
+	if err != nil {
+		return fmt.Errorf("dye port: %w", err)
+	}
+	b.port.Store(port)
+	b.receivers.Go(func() { b.receive(port) })
+	return nil
+}
+
+// receive hands copies to the sink until the port is closed.
+func (b *bridge) receive(port *packetio.Port) {
+	for {
+		err := port.Receive(func(frame []byte, atNs int64) { b.sink(b, frame, atNs) })
+		b.done(b)
+		switch {
+		case err == nil:
+		case errors.Is(err, packetio.ErrClosed):
+			return
+		default:
+			// The device went away or is down: reconcile opens it again.
+			b.log.Warn("reading the dye port", "err", err)
+			b.mu.Lock()
+			if b.port.Load() == port {
+				b.dropPort(port)
+			}
+			b.mu.Unlock()
+			return
+		}
+	}
+}
+
+// closePort ends reading and waits for the reader. Caller holds mu.
+func (b *bridge) closePort() {
+	port := b.port.Load()
+	if port == nil {
+		return
+	}
+	b.dropPort(port)
+	// The reader takes mu when a read fails, so let it have it.
+	b.mu.Unlock()
+	b.receivers.Wait()
+	b.mu.Lock()
+}
+
+func (b *bridge) dropPort(port *packetio.Port) {
+	_, dropped := port.Stats()
+	b.ring.Add(dropped)
+	b.port.Store(nil)
+	if err := port.Close(); err != nil {
+		b.log.Warn("closing the dye port", "err", err)
+	}
+}
+
+// lostSamples counts the samples of this bridge's dye port that were lost on our side.
+func (b *bridge) lostSamples() uint64 {
+	n := b.lost.Load() + b.ring.Load()
+	if port := b.port.Load(); port != nil {
+		_, dropped := port.Stats()
+		n += dropped
+	}
+	return n
+}
