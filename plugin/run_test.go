@@ -119,7 +119,7 @@ func TestRunFaults(t *testing.T) {
 				}
 				return seen
 			},
-			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 2, cause: "1 of 2 probes lost",
+			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 24, cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes",
 		},
 		{
 			name: "hook gone meanwhile", rule: at(pair, 2, gone),

@@ -207,6 +207,8 @@ func TestProbeFlags(t *testing.T) {
 		{"--scheme auto --ip auto", &dyetracev1.ProbeOptions{}, "done)"},
 		{"--scheme tcp --ip 4", &dyetracev1.ProbeOptions{Scheme: tcp, IpVersion: dyetracev1.IPVersion_IP_VERSION_4}, "done, --scheme tcp --ip 4)"},
 		{"--scheme icmp", &dyetracev1.ProbeOptions{Scheme: icmp}, "done, --scheme icmp)"},
+		{"--loss --max-loss 0.5", &dyetracev1.ProbeOptions{Loss: true, MaxLoss: 0.005}, "done, --loss --max-loss 0.5)"},
+		{"--max-loss 5", &dyetracev1.ProbeOptions{MaxLoss: 0.05}, "done, --max-loss 5)"},
 		{"--ip 6 --no-touch", &dyetracev1.ProbeOptions{IpVersion: dyetracev1.IPVersion_IP_VERSION_6, NoTouch: true}, "done, --ip 6 --no-touch)"},
 	} {
 		t.Run("check "+tt.flags, func(t *testing.T) {

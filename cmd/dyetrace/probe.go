@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +16,8 @@ type probeFlags struct {
 	scheme  scheme
 	ip      ipVersion
 	noTouch bool
+	loss    bool
+	maxLoss percent
 }
 
 func (p *probeFlags) flags(cmd *cobra.Command) {
@@ -21,6 +25,9 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 	f.Var(&p.scheme, "scheme", "`SCHEME` of the probes: auto (tcp first, icmp where that is not healthy), tcp or icmp")
 	f.Var(&p.ip, "ip", "`VERSION` of IP to probe with: auto (4 where both ends have it, else 6), 4 or 6")
 	f.BoolVar(&p.noTouch, "no-touch", false, "let no guest see a probe: drop it where it would leave the switch, and check the way back by a probe of its own")
+	f.BoolVar(&p.loss, "loss", false, "measure what each pair loses and how long packets take, though its first probe arrives")
+	f.Var(&p.maxLoss, "max-loss", "call a pair faulty that loses this `PERCENT` of probes, and healthy one that loses a tenth of it (default 20, with --loss 1)")
+	must(cmd.RegisterFlagCompletionFunc("max-loss", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions([]cobra.Completion{
 		cobra.CompletionWithDesc("auto", "tcp, and icmp for pairs that are not healthy by it"),
 		cobra.CompletionWithDesc("tcp", "a SYN to port 11"),
@@ -37,6 +44,7 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 func (p *probeFlags) options() *dyetracev1.ProbeOptions {
 	return &dyetracev1.ProbeOptions{
 		Scheme: dyetracev1.Scheme(p.scheme), IpVersion: dyetracev1.IPVersion(p.ip), NoTouch: p.noTouch,
+		Loss: p.loss, MaxLoss: float64(p.maxLoss),
 	}
 }
 
@@ -49,6 +57,27 @@ func heard(run *dyetracev1.Run, asked *dyetracev1.ProbeOptions) error {
 	}
 	return fmt.Errorf("%s: the controller is too old for it, and began to probe without; want a newer one (dyetrace status shows its version)", want)
 }
+
+// percent is a share, written in percent, with or without the sign; the zero value is none.
+type percent float64
+
+func (p *percent) String() string {
+	if *p == 0 {
+		return ""
+	}
+	return report.Percent(float64(*p))
+}
+
+func (p *percent) Set(word string) error {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(word, "%"), 64)
+	if err != nil || !(n >= 0.1 && n <= 90) {
+		return fmt.Errorf("%q is no share; want a number of percent from 0.1 to 90, such as 1", word)
+	}
+	*p = percent(n / 100)
+	return nil
+}
+
+func (*percent) Type() string { return "PERCENT" }
 
 // scheme is auto, tcp or icmp; the zero value is auto.
 type scheme dyetracev1.Scheme

@@ -38,13 +38,15 @@ func (x *execution) wantsArms(number uint32) bool {
 func (x *execution) unheard(number uint32) bool {
 	track := x.ledger.of(number)
 	path := x.ledger.path(track)
-	for ; number != x.ledger.number(track, 0); number -= uint32(len(x.ledger.tracks)) {
-		before := x.ledger.attempt(number - uint32(len(x.ledger.tracks)))
-		if before.Armed || verdict.Unanswered(path, &before) || verdict.Unrecognised(path, &before) {
-			return true
+	heard := true
+	x.ledger.each(track, func(before uint32) {
+		if before == number || !heard {
+			return
 		}
-	}
-	return false
+		at := x.ledger.attempt(before)
+		heard = !at.Armed && !verdict.Unanswered(path, &at) && !verdict.Unrecognised(path, &at)
+	})
+	return !heard
 }
 
 // armable says that the destination's port is known: its host is asked for no other, since an agent
@@ -115,6 +117,11 @@ func (x *execution) arm(numbers []uint32, now time.Time) (ready []uint32) {
 		p := x.ledger.path(x.ledger.of(number))
 		if p.NoTouch {
 			x.withhold(round, p, number, now)
+			continue
+		}
+		if x.ledger.armedBefore(number) { // until the run ends
+			x.ledger.probes[number].armed = true
+			ready = append(ready, number)
 			continue
 		}
 		host := slices.Index(x.ledger.hosts, p.To.Host)

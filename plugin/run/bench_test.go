@@ -71,7 +71,7 @@ func (b oneBook) Snapshot() *inventory.Snapshot { return b.snap }
 func BenchmarkSee(b *testing.B) {
 	_, paths := pathsOf(b, site(b, 101), allPairs)
 	c := newCast(paths)
-	l := newLedger(c.spec.Key, c.ps, c.tracks)
+	l := newLedger(c.spec.Key, c.ps, c.tracks, 0)
 	c.spec.Hosts = l.hosts
 	numbers := make([]uint32, len(paths))
 	for i := range numbers {

@@ -9,8 +9,9 @@
 //	  - preparing: all hosts on any path hear of the run, and answer with an audit of their hooks.
 //	  - probing: probes go out as the pace allows. A pair whose points have all been seen is judged
 //	    at once. One that arrived with a sample missing is judged when it has settled. Any other is
-//	    tried again, up to [maxAttempts] probes, and then waits. If tcp does not come through, icmp
-//	    is tried where nobody asked for either.
+//	    tried again: if [hardAttempts] are lost, it waits; if some arrive, until a sequential test
+//	    has decided whether it loses too much. If tcp does not come through, icmp is tried where
+//	    nobody asked for either.
 //	  - closing: the agents attest their hooks a second time, after their last sample. If no pair
 //	    waits, nobody waits for that either.
 //	  - explaining: where the verdict asks for it, the host that saw the probe last replays it.

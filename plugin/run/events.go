@@ -104,7 +104,7 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 		}
 		bridges[i] = b
 	}
-	var fates [forged + 1]int
+	var fates [spent + 1]int
 	late := 0
 	for i, number := range m.Index {
 		track, pair := x.ledger.of(number), x.pairOf(number)
@@ -114,8 +114,15 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 		}
 		f := x.ledger.see(host, bridges[m.Bridge[i]], m, i)
 		fates[f]++
+		if f == spent {
+			continue
+		}
 		if x.progress[pair].holds == number+1 && x.ledger.arrived(number) && !x.halfOpen(track) {
 			x.free(number)
+		}
+		if f == completed && x.ledger.tests[track] != nil {
+			x.next(track, number)
+			continue
 		}
 		if f != completed || x.ledger.attempts(track) > 1 || x.progress[pair].scheme > 0 {
 			continue
@@ -131,6 +138,9 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 func (x *execution) evidence(track int) verdict.Evidence {
 	e := x.ledger.evidence(track)
 	e.Gone = x.gone
+	if x.ledger.tests[track] != nil {
+		e.Test = &x.options.test
+	}
 	if x.stage >= explaining {
 		e.Hooks = x.hooks
 	}

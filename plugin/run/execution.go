@@ -67,12 +67,13 @@ type execution struct {
 	pace     *pace
 	metrics  *metrics
 
-	pairs  []plan.Pair
-	lanes  []lane
-	seq    []uint32 // of each pair, in the run's plan
-	layout layout
-	ledger *ledger
-	agents agents
+	pairs   []plan.Pair
+	lanes   []lane
+	seq     []uint32 // of each pair, in the run's plan
+	layout  layout
+	options options
+	ledger  *ledger
+	agents  agents
 
 	stage    stage
 	since    time.Time // when the stage began
@@ -139,7 +140,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	lay, ps, tracks := o.layout(paths)
 	x := &execution{
 		log: log, settle: cfg.Settle, withdraw: cfg.Settle / 2, pace: p, metrics: m,
-		pairs: pairs, seq: seq, layout: lay, ledger: newLedger(key, ps, tracks),
+		pairs: pairs, seq: seq, layout: lay, options: o, ledger: newLedger(key, ps, tracks, o.room(len(tracks))),
 		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
@@ -149,7 +150,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	x.host = make([]hostState, len(x.ledger.hosts))
 	x.lanes = p.join(pairs, now)
 	x.agents = begin(fleet.Spec{
-		Hosts: x.ledger.hosts, Key: key, Total: uint32(maxAttempts * len(tracks)),
+		Hosts: x.ledger.hosts, Key: key, Total: uint32(hardAttempts*len(tracks) + o.room(len(tracks))),
 		Expires: timeout + answerTimeout,
 	})
 	for pair := range pairs {

@@ -1,15 +1,14 @@
 package run
 
 import (
+	"slices"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
 )
-
-// maxAttempts is how many probes a track may take: two losses in a row may be chance on a path
-// that loses 1 %, three are not (one in a million).
-const maxAttempts = 3
 
 // maxOdd bounds the duplicates, and the sightings off the way, that are kept of one probe: enough
 // to recognise a loop or a flood, not enough to be harmed by one.
@@ -18,7 +17,9 @@ const maxOdd = 8
 // ledger is what is known of the probes of a run: which left, and where they were seen. It is
 // columns, not a tree, since a run may have 100,000 pairs of ten points. It knows no time.
 //
-// The probe number attempt·tracks + track is the attempt-th of a track.
+// The probe number attempt·tracks + track is the attempt-th of a track, up to [hardAttempts] of each.
+// Tests of loss take more: those are numbered as they come, see extra. What arrived of them is
+// counted and forgotten, so that a long test takes no more memory than a short one.
 type ledger struct {
 	tracks []track
 	paths  []*plan.Path
@@ -32,6 +33,10 @@ type ledger struct {
 
 	probes   []probe
 	slots    []slot                        // of the probes that were asked for, a path's points each
+	spare    map[int][]uint32              // by number of points: slots of probes that are forgotten
+	extra    []int32                       // tracks of the probes beyond hardAttempts of each
+	room     int                           // for so many of them
+	tests    map[int]*test                 // by track, of those that are tested for loss
 	failures map[uint32]string             // by probe: why it did not leave
 	doubles  map[uint32][]verdict.Sample   // by probe: second and later samples of a point
 	strays   map[uint32][]verdict.Sighting // by probe: samples off the way
@@ -67,6 +72,18 @@ type probe struct {
 	state      probeState
 	portAbsent bool
 	armed      bool // a port-only hook shows the destination's answers
+	looked     bool // what follows it is decided
+	forgotten  bool // it arrived, is counted, and has no slots any more
+	cut        bool // the run's time was up before it had settled: it proves no loss
+}
+
+// test is a track that is tested for loss.
+type test struct {
+	asked   int      // probes asked for
+	arrived int      // of them forgotten
+	kept    []uint32 // of the extra ones: not forgotten
+	last    uint32   // probe asked for
+	legs    []verdict.Latency
 }
 
 // slot is one sample, or none.
@@ -90,15 +107,18 @@ const (
 	doubled
 	stray
 	forged // of a probe that was not sent, of another scheme, or with other addresses
+	spent  // of a probe that arrived and was forgotten
 )
 
-// newLedger returns the ledger of probes that take these paths, by these tracks.
-func newLedger(key stain.Key, paths []*plan.Path, tracks []track) *ledger {
+// newLedger returns the ledger of probes that take these paths, by these tracks, with room for so
+// many beyond hardAttempts of each.
+func newLedger(key stain.Key, paths []*plan.Path, tracks []track, room int) *ledger {
 	n := len(paths)
 	l := &ledger{
 		tracks: tracks, paths: paths, bridges: map[string]int32{},
 		first: make([]uint32, n+1), there: make([]uint64, n), back: make([]uint64, n),
-		probes:   make([]probe, maxAttempts*len(tracks)),
+		probes: make([]probe, hardAttempts*len(tracks)),
+		spare:  map[int][]uint32{}, room: room, tests: map[int]*test{},
 		failures: map[uint32]string{}, doubles: map[uint32][]verdict.Sample{}, strays: map[uint32][]verdict.Sighting{},
 	}
 	hosts := map[string]int32{}
@@ -126,7 +146,12 @@ func newLedger(key stain.Key, paths []*plan.Path, tracks []track) *ledger {
 }
 
 // of returns the track that a probe belongs to.
-func (l *ledger) of(probe uint32) int { return int(probe) % len(l.tracks) }
+func (l *ledger) of(probe uint32) int {
+	if hard := uint32(hardAttempts * len(l.tracks)); probe >= hard {
+		return int(l.extra[probe-hard])
+	}
+	return int(probe) % len(l.tracks)
+}
 
 // path returns the path of a track.
 func (l *ledger) path(track int) *plan.Path { return l.paths[l.tracks[track].path] }
@@ -142,25 +167,157 @@ func (l *ledger) number(track, attempt int) uint32 { return uint32(attempt*len(l
 
 // attempts returns how many probes of a track were asked for.
 func (l *ledger) attempts(track int) int {
+	if t := l.tests[track]; t != nil {
+		return t.asked
+	}
 	n := 0
-	for n < maxAttempts && l.probes[l.number(track, n)].state != unsent {
+	for n < hardAttempts && l.probes[l.number(track, n)].state != unsent {
 		n++
 	}
 	return n
 }
 
+// last returns the probe of a track that was asked for last, of which there must be one.
+func (l *ledger) last(track int) uint32 {
+	if t := l.tests[track]; t != nil {
+		return t.last
+	}
+	return l.number(track, l.attempts(track)-1)
+}
+
+// begin has a track be tested for loss, from its first probe on or from any later one.
+func (l *ledger) begin(track int) *test {
+	t := l.tests[track]
+	if t == nil {
+		t = &test{asked: l.attempts(track)}
+		if t.asked > 0 {
+			t.last = l.number(track, t.asked-1)
+		}
+		for _, leg := range verdict.Legs(l.path(track)) {
+			t.legs = append(t.legs, verdict.Latency{Leg: leg, Digest: &sequential.Digest{}})
+		}
+		l.tests[track] = t
+	}
+	return t
+}
+
+// another returns the probe of a track that comes after those that were asked for; false if there
+// is no room for it.
+func (l *ledger) another(track int) (number uint32, ok bool) {
+	if n := l.attempts(track); n < hardAttempts {
+		return l.number(track, n), true
+	}
+	if len(l.extra) == l.room {
+		return 0, false
+	}
+	number = uint32(hardAttempts*len(l.tracks) + len(l.extra))
+	l.extra = append(l.extra, int32(track))
+	l.probes = append(l.probes, probe{})
+	return number, true
+}
+
+// armedBefore says of a probe of a long test that what it needs is in place, since it was for one of
+// the first of its track.
+func (l *ledger) armedBefore(number uint32) bool {
+	if number < uint32(hardAttempts*len(l.tracks)) {
+		return false
+	}
+	for a := range hardAttempts {
+		if l.probes[l.number(l.of(number), a)].armed {
+			return true
+		}
+	}
+	return false
+}
+
+// each calls f with the probes of a track that were asked for and are not forgotten, in order.
+func (l *ledger) each(track int, f func(number uint32)) {
+	for a := range min(l.attempts(track), hardAttempts) {
+		f(l.number(track, a))
+	}
+	if t := l.tests[track]; t != nil {
+		for _, number := range t.kept {
+			f(number)
+		}
+	}
+}
+
 // ask marks a probe as asked for: from now on it may be seen.
 func (l *ledger) ask(number uint32) {
-	from, to := l.span(l.of(number))
+	track := l.of(number)
+	from, to := l.span(track)
 	p := &l.probes[number]
 	p.state = asked
-	p.slot = uint32(len(l.slots))
+	if free := l.spare[to-from]; len(free) > 0 {
+		p.slot = free[len(free)-1]
+		l.spare[to-from] = free[:len(free)-1]
+		clear(l.slots[p.slot : int(p.slot)+to-from])
+	} else {
+		p.slot = uint32(len(l.slots))
+		l.slots = append(l.slots, make([]slot, to-from)...)
+	}
 	for _, pt := range l.points[from:to] {
 		if !pt.absent {
 			p.missing++
 		}
-		l.slots = append(l.slots, slot{})
 	}
+	if t := l.tests[track]; t != nil {
+		t.asked++
+		t.last = number
+		if number >= uint32(hardAttempts*len(l.tracks)) {
+			t.kept = append(t.kept, number)
+		}
+	}
+}
+
+// look notes that what follows a probe of a tested track is decided: its latencies are counted, and
+// if it is an extra one that arrived it is forgotten.
+func (l *ledger) look(number uint32) {
+	p, track := &l.probes[number], l.of(number)
+	p.looked = true
+	t := l.tests[track]
+	if t == nil || !l.arrived(number) {
+		return
+	}
+	at := func(point int) (int64, bool) {
+		s := &l.slots[int(p.slot)+point]
+		return int64(s.atNs), s.seen
+	}
+	for i := range t.legs {
+		if d, ok := t.legs[i].Leg.Of(at); ok {
+			t.legs[i].Digest.Add(d)
+		}
+	}
+	if number < uint32(hardAttempts*len(l.tracks)) {
+		return
+	}
+	from, to := l.span(track)
+	l.spare[to-from] = append(l.spare[to-from], p.slot)
+	p.forgotten = true
+	t.arrived++
+	t.kept = slices.DeleteFunc(t.kept, func(n uint32) bool { return n == number })
+	delete(l.doubles, number)
+	delete(l.strays, number)
+}
+
+// score returns how many probes of a track arrived, and how many left and have not, of those about
+// which it is decided what follows. One whose answer may have been there, and not been known, is
+// neither.
+func (l *ledger) score(track int) (arrived, lost int) {
+	if t := l.tests[track]; t != nil {
+		arrived = t.arrived
+	}
+	l.each(track, func(number uint32) {
+		switch p := &l.probes[number]; {
+		case l.arrived(number):
+			arrived++
+		case p.looked && p.state == left:
+			if at := l.attempt(number); at.Armed || !verdict.Unanswered(l.path(track), &at) {
+				lost++
+			}
+		}
+	})
+	return arrived, lost
 }
 
 // leave records that a probe left; false if it was not on its way.
@@ -197,7 +354,13 @@ func (l *ledger) fail(number uint32, why string, portAbsent bool) bool {
 // in l.bridges, -1 if no path has it.
 func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate {
 	number := m.Index[i]
+	if int(number) >= len(l.probes) {
+		return forged
+	}
 	p := &l.probes[number]
+	if p.forgotten {
+		return spent
+	}
 	t := l.tracks[l.of(number)]
 	direction, tag := plan.Forward, l.there[t.path]
 	if m.Reply[i] {
@@ -251,8 +414,8 @@ func (s *slot) sample(point int) verdict.Sample {
 // more need be waited for to call the pair healthy.
 func (l *ledger) arrived(number uint32) bool {
 	p := &l.probes[number]
-	if p.state == unsent {
-		return false
+	if p.state == unsent || p.forgotten {
+		return p.forgotten
 	}
 	from, to := l.span(l.of(number))
 	for k := to - from - 1; k >= 0; k-- {
@@ -267,8 +430,13 @@ func (l *ledger) arrived(number uint32) bool {
 // caller to add.
 func (l *ledger) evidence(track int) verdict.Evidence {
 	e := verdict.Evidence{Path: l.path(track), Scheme: l.tracks[track].scheme}
-	for a := range l.attempts(track) {
-		e.Attempts = append(e.Attempts, l.attempt(l.number(track, a)))
+	l.each(track, func(number uint32) {
+		if !l.probes[number].cut || l.arrived(number) {
+			e.Attempts = append(e.Attempts, l.attempt(number))
+		}
+	})
+	if t := l.tests[track]; t != nil {
+		e.Arrived, e.Latencies = t.arrived, t.legs
 	}
 	return e
 }

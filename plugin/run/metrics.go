@@ -54,10 +54,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 // count counts what became of samples.
-func (m *metrics) count(fates [forged + 1]int, late int) {
+func (m *metrics) count(fates [spent + 1]int, late int) {
 	for label, n := range map[string]int{
 		"used": fates[used] + fates[completed], "duplicate": fates[doubled], "stray": fates[stray],
-		"rejected": fates[forged], "late": late,
+		"rejected": fates[forged], "late": late + fates[spent],
 	} {
 		if n > 0 {
 			m.samples.WithLabelValues(label).Add(float64(n))

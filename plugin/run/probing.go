@@ -157,6 +157,9 @@ func (x *execution) hold(why string) {
 			x.ledger.fail(number, fmt.Sprintf("%s had not said that it is ready for the probe when the run's time was up", name), false)
 		}
 	}
+	for _, s := range x.settling {
+		x.ledger.probes[s.number].cut = x.ledger.tests[x.ledger.of(s.number)] != nil && x.arrived(x.ledger.of(s.number))
+	}
 	x.queue, x.settling = nil, nil
 	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
 }

@@ -107,7 +107,7 @@ func wholeCast(t *testing.T, snap *inventory.Snapshot) func(fleet.Spec) agents {
 	_, one := pathsOf(t, snap, plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
 	return func(spec fleet.Spec) agents {
 		paths := both
-		if c := newCastOf(one, options{}); spec.Total == uint32(maxAttempts*len(c.tracks)) {
+		if c := newCastOf(one, options{}); spec.Total == uint32(hardAttempts*len(c.tracks)) {
 			paths = one
 		}
 		return newCastOf(paths, options{}).begin(spec)

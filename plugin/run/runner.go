@@ -155,8 +155,12 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetr
 	if len(pairs) > r.cfg.MaxPairs {
 		return nil, fmt.Errorf("%w: %d pairs in one run (at most %d: choose a network or a host, or raise run.max_pairs)", ErrBusy, len(pairs), r.cfg.MaxPairs)
 	}
+	if n := len(pairs) * o.ways() * o.test.Max; o.measure && n > maxExtra {
+		return nil, fmt.Errorf("%w: to measure the loss of %d pairs may take %d probes (at most %d: choose a network or a host, or a larger options.max_loss)",
+			ErrBusy, len(pairs), n, maxExtra)
+	}
 	if timeout == 0 {
-		timeout = r.cfg.Timeout + r.pace.needs(pairs, o.ways())
+		timeout = r.cfg.Timeout + r.pace.needs(pairs, o.each())
 	}
 	if err := r.reserve(); err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -13,6 +14,10 @@ type options struct {
 	// scheme is the one that was asked for; 0 is auto.
 	scheme stain.Scheme
 	plan   plan.Options
+	// test decides what share of probes may be lost; measure says that all pairs are tested, and
+	// not only those whose first probe is lost.
+	test    sequential.Plan
+	measure bool
 }
 
 // optionsFromProto reads a request's options, which are valid; nil is the zero value.
@@ -20,6 +25,7 @@ func optionsFromProto(m *dyetracev1.ProbeOptions) options {
 	return options{
 		scheme: stain.Scheme(m.GetScheme()),
 		plan:   plan.Options{Version: inventory.IPVersion(m.GetIpVersion()), NoTouch: m.GetNoTouch()},
+		test:   testOf(m), measure: m.GetLoss(),
 	}
 }
 
@@ -38,15 +44,6 @@ func (o options) schemes() []stain.Scheme {
 		return []stain.Scheme{stain.TCP, stain.ICMP}
 	}
 	return []stain.Scheme{o.scheme}
-}
-
-// tries is how many probes a track takes at the most: what comes after another scheme explains
-// that one's verdict, or takes its place, and needs no proof of a loss.
-func (l layout) tries(track int) int {
-	if l.scheme(track) > 0 {
-		return maxAttempts - 1
-	}
-	return maxAttempts
 }
 
 // layout says which tracks are whose. Those of a pair are in a row: by scheme, and in no-touch the
@@ -101,6 +98,8 @@ type progress struct {
 	scheme uint8
 	// over are the tracks that take no further probe, healthy those that are so beyond doubt.
 	over, healthy uint8
+	// lossy says that a test found one that loses too much.
+	lossy bool
 	// questions are those that are not answered.
 	questions uint8
 }
@@ -131,39 +130,65 @@ func (x *execution) start(pair, scheme int) {
 	x.progress[pair].scheme = uint8(scheme)
 	from, to := x.layout.group(pair, scheme)
 	for track := from; track < to; track++ {
+		if x.options.measure {
+			x.ledger.begin(track)
+		}
 		x.queue = append(x.queue, x.ledger.number(track, 0))
 	}
 }
 
-// next decides what follows a probe of a track that has settled: another one, another scheme, or
-// nothing. Then it waits for the end, when both audits of the hooks are there.
+// next decides what follows a probe of a track that arrived or has settled: another one, another
+// scheme, or nothing. Then it waits for the end, when both audits of the hooks are there.
 func (x *execution) next(track int, number uint32) {
-	last := x.ledger.attempts(track) - 1
-	if number != x.ledger.number(track, last) {
+	p := &x.progress[x.layout.pair(track)]
+	if x.ledger.probes[number].looked || p.over&x.layout.bit(track) != 0 {
+		return
+	}
+	x.ledger.look(number)
+	if number != x.ledger.last(track) {
 		return
 	}
 	absent := x.ledger.probes[number].portAbsent
-	more := !x.arrived(track) && last+1 < x.layout.tries(track)
-	if last == 0 && x.ledger.tracks[track].scheme == stain.TCP && !more {
+	decision := x.verdictOn(track)
+	more := decision == sequential.More
+	if x.ledger.attempts(track) == 1 && x.ledger.tracks[track].scheme == stain.TCP && !more {
 		at := x.ledger.attempt(number)
 		path := x.ledger.path(track)
 		more = armable(path) && verdict.Unrecognised(path, &at) // healthy, but the way should be shown
 	}
 	if more && !absent {
-		x.queue = append(x.queue, x.ledger.number(track, last+1))
-		return
+		if another, ok := x.ledger.another(track); ok {
+			if !x.arrived(track) || x.ledger.attempts(track) > 1 {
+				x.ledger.begin(track)
+			}
+			x.queue = append(x.queue, another)
+			return
+		}
 	}
+	x.finished(track, decision, absent)
+}
+
+// finished ends a track, and with the last of its scheme goes on to the next scheme or to none.
+func (x *execution) finished(track int, decision sequential.Decision, absent bool) {
 	pair := x.layout.pair(track)
 	p := &x.progress[pair]
 	p.over |= x.layout.bit(track)
+	if x.ledger.tests[track] != nil && decision != sequential.Above {
+		if _, lost := x.ledger.score(track); lost == 0 {
+			if r := verdict.Judge(x.evidence(track)); r.Verdict == verdict.Healthy && p.scheme == 0 {
+				x.healthy(pair, track, r)
+			}
+		}
+	}
+	p.lossy = p.lossy || decision == sequential.Above && x.arrived(track)
 	from, to := x.layout.group(pair, int(p.scheme))
-	through := true
+	through := !p.lossy
 	for t := from; t < to; t++ {
 		if p.over&x.layout.bit(t) == 0 {
 			return
 		}
 		through = through && x.arrived(t)
-		absent = absent || x.ledger.probes[x.ledger.number(t, x.ledger.attempts(t)-1)].portAbsent
+		absent = absent || x.ledger.probes[x.ledger.last(t)].portAbsent
 	}
 	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
 		x.start(pair, int(p.scheme)+1)

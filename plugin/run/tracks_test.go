@@ -117,7 +117,8 @@ func TestScheme(t *testing.T) {
 		}, {
 			name: "auto, one probe is lost on the way", options: auto,
 			cast: []func(*cast){func(c *cast) { c.lost = func(s shot) bool { return s.attempt == 0 && s.point > leftHost } }},
-			log:  lostThree[:2], took: 500 * time.Millisecond, said: "healthy by tcp (tcp is answered), 2 probes", cause: "1 of 2 probes lost",
+			log:  append(slices.Clone(lostThree[:2]), "…"), took: 1810 * time.Millisecond,
+			said: "healthy by tcp (tcp is answered), 24 probes", cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, less than 20 %",
 		}, {
 			name: "auto, the port is gone", options: auto, cast: []func(*cast){func(c *cast) { c.absent["tap0"] = true }},
 			log: lostThree[:1], took: 250 * time.Millisecond,
@@ -146,7 +147,7 @@ func TestScheme(t *testing.T) {
 					f(c)
 				}
 				got, took, whole := play(t.Context(), testConfig, c, pairs, 30*time.Second)
-				if !slices.Equal(c.log, tt.log) {
+				if !logged(c.log, tt.log) {
 					t.Errorf("asked for\n%q, want\n%q", c.log, tt.log)
 				}
 				r := got[100]
@@ -163,6 +164,17 @@ func TestScheme(t *testing.T) {
 
 // TestAnswers has guests whose answers do not bear the stain's ToS: an attempt for which their ports
 // were armed shows them.
+// logged compares what agents were asked for; "…" at the end of want is any number of probes more.
+func logged(got, want []string) bool {
+	if n := len(want) - 1; n >= 0 && want[n] == "…" {
+		if len(got) < n || slices.ContainsFunc(got[n:], func(s string) bool { return !strings.HasSuffix(s, " tcp") }) {
+			return false
+		}
+		got, want = got[:n], want[:n]
+	}
+	return slices.Equal(got, want)
+}
+
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	bare := func(c *cast) { c.lost = func(s shot) bool { return s.point > atGuest && !s.armed } }
@@ -196,7 +208,7 @@ func TestAnswers(t *testing.T) {
 		{
 			name: "the armed attempt shows the answer", pairs: to1, cast: []func(*cast){bare},
 			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp"},
-			took: 500 * time.Millisecond, said: []string{"healthy by tcp (), 2 probes"},
+			took: 250 * time.Millisecond, said: []string{"healthy by tcp (), 2 probes"},
 		}, {
 			name: "the answer was not recognised all the way", pairs: to1,
 			cast: []func(*cast){func(c *cast) {
@@ -215,11 +227,11 @@ func TestAnswers(t *testing.T) {
 			name: "the answer was recognised, and the second attempt is lost", pairs: to1,
 			cast: []func(*cast){func(c *cast) {
 				c.lost = func(s shot) bool {
-					return s.attempt == 0 && s.point > atGuest && s.point < lastOfAll || s.attempt > 0 && s.point > leftHost
+					return s.attempt == 0 && s.point > atGuest && s.point < lastOfAll || s.attempt == 1 && s.point > leftHost
 				}
 			}},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp"},
-			took: 500 * time.Millisecond, said: []string{"healthy by tcp (), 2 probes"}, cause: "1 of 2 probes lost",
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "…"},
+			took: 1959 * time.Millisecond, said: []string{"healthy by tcp (), 24 probes"}, cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes",
 		}, {
 			name: "an armed attempt is lost on the way: the next one is armed, too", pairs: to1,
 			cast: []func(*cast){func(c *cast) {
@@ -227,8 +239,8 @@ func TestAnswers(t *testing.T) {
 					return s.attempt == 0 && s.point > atGuest || s.attempt == 1 && s.point > leftHost
 				}
 			}},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp"},
-			took: 750 * time.Millisecond, said: []string{"healthy by tcp (), 3 probes"},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "…"},
+			took: 2060 * time.Millisecond, said: []string{"healthy by tcp (), 25 probes"},
 		}, {
 			name: "once per host and round", pairs: []string{"i0 i1", "i2 i1", "i0 i5", "i2 i3"}, cast: []func(*cast){bare},
 			log: []string{
@@ -236,7 +248,7 @@ func TestAnswers(t *testing.T) {
 				"250ms hv2 answers tap1, answers tap5", "250ms hv4 answers tap3",
 				"250ms 0 tcp", "250ms 2 tcp", "250ms 1 tcp", "250ms 3 tcp",
 			},
-			took: 500 * time.Millisecond,
+			took: 250 * time.Millisecond,
 			said: []string{"healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes"},
 		}, {
 			name: "not armed: what is not seen proves nothing", pairs: to1, cast: []func(*cast){silent, func(c *cast) { c.refuses["hv2"] = true }},
@@ -306,7 +318,7 @@ func TestAnswers(t *testing.T) {
 					tt.timeout = 30 * time.Second
 				}
 				got, took, whole := play(t.Context(), testConfig, c, pairs, tt.timeout)
-				if !slices.Equal(c.log, tt.log) {
+				if !logged(c.log, tt.log) {
 					t.Errorf("asked for\n%q, want\n%q", c.log, tt.log)
 				}
 				for i, want := range tt.said {
@@ -701,7 +713,7 @@ func TestLedgerScheme(t *testing.T) {
 	_, paths := pathsBy(t, shownSite(t, 2), probed("i0", "i1"), untouched.plan)
 	c := newCastOf(paths, untouched)
 	c.spec = fleet.Spec{Hosts: []string{"hv1", "hv2"}, Key: stain.Key{7}}
-	l := newLedger(c.spec.Key, c.ps, c.tracks)
+	l := newLedger(c.spec.Key, c.ps, c.tracks, 0)
 	numbers := []uint32{0, 1, 2, 3} // tcp there and back, icmp there and back
 	for _, n := range numbers {
 		l.ask(n)

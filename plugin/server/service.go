@@ -79,6 +79,9 @@ func checkOptions(o *dyetracev1.ProbeOptions) error {
 	if _, ok := dyetracev1.IPVersion_name[int32(o.GetIpVersion())]; !ok {
 		return invalid("options.ip_version: %d is unknown, want IP_VERSION_4, IP_VERSION_6, or 0 for IPv4 where both ends have it", o.GetIpVersion())
 	}
+	if p := o.GetMaxLoss(); p != 0 && !(p >= run.MinLoss && p <= run.MaxLoss) { // NaN is neither
+		return invalid("options.max_loss: %g, want a share from %g to %g, or 0 for the default", p, run.MinLoss, run.MaxLoss)
+	}
 	return nil
 }
 

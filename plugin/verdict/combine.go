@@ -29,6 +29,8 @@ type Track struct {
 //     probes by tcp between two instances are one connection to what tracks connections, which
 //     drops answers that do not fit what it remembers. An echo is a connection of its own. By tcp
 //     alone such a pair is unknown.
+//     What tcp loses in part, as a share of its probes, is the same: icmp is tested too then, and
+//     only what both lose inside a switch is a fault.
 //   - tcp silent, icmp healthy is healthy: the guest is there, and drops what is for that port.
 //     Otherwise it is silent.
 //   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
@@ -102,6 +104,7 @@ func bothWays(tracks []Track) Result {
 		r.Scheme = other.Scheme
 	}
 	r.Samples = append(append([]Aligned(nil), there.Samples...), back.Samples...)
+	r.Latencies = append(append([]Latency(nil), there.Latencies...), back.Latencies...)
 	r.Duplicates = there.Duplicates + back.Duplicates
 	r.RTTNs = 0
 	return r
@@ -132,6 +135,14 @@ func backward(r Result) Result {
 		samples[i] = a
 	}
 	r.Samples = samples
+	latencies := make([]Latency, len(r.Latencies))
+	for i, l := range r.Latencies {
+		from := *l.from
+		from.Direction = plan.Reply
+		l.from = &from
+		latencies[i] = l
+	}
+	r.Latencies = latencies
 	return r
 }
 

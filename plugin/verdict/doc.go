@@ -22,7 +22,9 @@
 //     where a security rule dropped it; delivered is silent; no explanation is unknown.
 //   - That a port is not on its bridge is a fact, as good as a sample.
 //
-// All else is unknown. With several probes of one pair, one that arrived is enough for healthy;
+// All else is unknown. With several probes of one pair, one that arrived is enough for healthy,
+// unless a test of the pair's loss (package sequential) says that so many others were provably lost
+// that it is faulty; which of them were not provably lost does not count.
 // if none arrived, the one that came furthest is judged, since it proves the others' segments
 // passable. Of those that came equally far, one whose answer would have been seen is judged.
 //

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -15,6 +16,13 @@ type Evidence struct {
 	Scheme stain.Scheme
 	// Attempts are the probes spent on the pair, in the order of their injection.
 	Attempts []Attempt
+	// Arrived are further probes, all of which came back whole. There are none unless one of
+	// Attempts did.
+	Arrived int
+	// Test is the test of loss that the attempts were for; nil if one that arrived was enough.
+	Test *sequential.Plan
+	// Latencies are of the probes that arrived, for the result.
+	Latencies []Latency
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was
 	// not audited. May be shared between pairs, and nil while only presence counts.
 	Hooks map[Place]Window

@@ -72,6 +72,10 @@ type Result struct {
 	Samples []Aligned
 	// Probes spent, the judged one included.
 	Probes int
+	// Loss is what the test of it says; nil where there was none. Latencies are of all that
+	// arrived.
+	Loss      *Loss
+	Latencies []Latency
 	// Duplicates are the samples of the judged probe beyond the first at each point.
 	Duplicates int
 	// Flow that dropped it and Command that shows it, where known.
@@ -192,7 +196,7 @@ func Judge(e Evidence) Result {
 	if notes := j.asides(); len(notes) > 0 {
 		r.Cause, r.Kind = join(append([]string{r.Cause}, notes...)...), cmp.Or(r.Kind, CauseInventory)
 	}
-	r.Probes = len(e.Attempts)
+	r.Probes, r.Latencies = len(e.Attempts)+e.Arrived, shown(e.Path, e.Latencies)
 	r.Src, r.Dst, r.NoTouch = e.Path.Src, e.Path.Dst, e.Path.NoTouch
 	for i := range e.Attempts {
 		if a := &e.Attempts[i]; a.Injected || len(a.Seen) > 0 {
@@ -312,8 +316,7 @@ func (j *judgement) whole() Result {
 	if r, doubtful := j.byWhom(); doubtful {
 		return r
 	}
-	notes, kind := j.notes()
-	r := Result{Verdict: Healthy, Cause: strings.Join(notes, "; "), Kind: kind}
+	r, notes := j.healthy()
 	first, seenFirst := j.t.sample(0)
 	last, _ := j.t.sample(j.t.last)
 	if seenFirst && j.Path.Points[0].Host == j.Path.From.Host {
@@ -337,17 +340,27 @@ func (j *judgement) whole() Result {
 	return r
 }
 
+// healthy is the verdict that a probe which arrived stands for, unless so many others were lost
+// that it is not.
+func (j *judgement) healthy() (r Result, notes []string) {
+	r = Result{Verdict: Healthy, Loss: j.lossOf()}
+	notes, r.Kind = j.notes(r.Loss)
+	if r, is := j.partial(r); is {
+		return r, nil
+	}
+	r.Cause = strings.Join(notes, "; ")
+	return r, notes
+}
+
 // handed judges a probe in no-touch that was seen where it left for the destination's guest.
 func (j *judgement) handed() Result {
-	notes, kind := j.notes()
-	r := Result{Verdict: Healthy, Kind: kind}
+	r, notes := j.healthy()
 	if to := &j.Path.To; to.LinkDown {
 		// As in an ordinary probe of which no answer comes: a port that is down delivers nothing.
 		r.Verdict, r.Host, r.Kind = Silent, to.Host, CauseGuestDown
 		r.Segment = j.segment(j.t.last-1, j.t.last)
-		notes = append([]string{off(to, j.Path.Pair.Dst.Name)}, notes...)
+		r.Cause = strings.Join(append([]string{off(to, j.Path.Pair.Dst.Name)}, notes...), "; ")
 	}
-	r.Cause = strings.Join(notes, "; ")
 	return r
 }
 

@@ -5,8 +5,8 @@ import (
 )
 
 // notes are what was odd about a probe that arrived, and of what sort that is: the network's, if
-// some of it was.
-func (j *judgement) notes() (notes []string, kind CauseKind) {
+// some of it was. loss is what a test says of the others.
+func (j *judgement) notes(loss *Loss) (notes []string, kind CauseKind) {
 	note := func(k CauseKind, text string) {
 		if text == "" {
 			return
@@ -16,8 +16,11 @@ func (j *judgement) notes() (notes []string, kind CauseKind) {
 			kind = k
 		}
 	}
-	lost, text := j.others()
-	note(lost, text)
+	if lost := loss.note(); lost != "" {
+		note(CauseLoss, lost)
+	} else {
+		note(j.others())
+	}
 	missing, first, bare := 0, -1, false
 	for i := range j.t.last {
 		if _, seen := j.t.sample(i); seen || j.Path.Points[i].Absent != "" {
@@ -65,7 +68,7 @@ func (j *judgement) others() (CauseKind, string) {
 			unclear++
 		}
 	}
-	all := len(j.trails)
+	all := len(j.trails) + j.Arrived
 	switch {
 	case lost > 0 && first.next >= 0:
 		return CauseLoss, fmt.Sprintf("%d of %d probes lost, between %s and %s", lost, all, j.Path.Points[first.last], j.Path.Points[first.next])

@@ -14,6 +14,8 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Src:     &dyetracev1.InstanceRef{Name: pair.Src.Name, Network: pair.Src.Network},
 		Dst:     &dyetracev1.InstanceRef{Name: pair.Dst.Name, Network: pair.Dst.Network},
 		Verdict: dyetracev1.Verdict(r.Verdict),
+		Segment: r.Segment.proto(),
+		Loss:    r.Loss.Proto(),
 		Host:    r.Host,
 		Cause:   r.Cause,
 		RttNs:   r.RTTNs,
@@ -27,15 +29,24 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Scheme: dyetracev1.Scheme(r.Scheme), SchemeReason: r.SchemeReason, NoTouch: r.NoTouch,
 		SrcIp: text(r.Src), DstIp: text(r.Dst), CauseKind: dyetracev1.CauseKind(r.Kind),
 	}
-	if r.Segment != nil {
-		m.Segment = &dyetracev1.Segment{To: point(&r.Segment.To), Direction: dyetracev1.Direction(r.Segment.To.Direction)}
-		if r.Segment.From != nil {
-			m.Segment.From = point(r.Segment.From)
-			m.Segment.Direction = dyetracev1.Direction(r.Segment.From.Direction)
-		}
-	}
 	for i := range r.Samples {
 		m.Samples[i] = r.Samples[i].proto()
+	}
+	for i := range r.Latencies {
+		m.Latencies = append(m.Latencies, r.Latencies[i].proto())
+	}
+	return m
+}
+
+// proto returns the segment as users get it; nil for none.
+func (s *Segment) proto() *dyetracev1.Segment {
+	if s == nil {
+		return nil
+	}
+	m := &dyetracev1.Segment{To: point(&s.To), Direction: dyetracev1.Direction(s.To.Direction)}
+	if s.From != nil {
+		m.From = point(s.From)
+		m.Direction = dyetracev1.Direction(s.From.Direction)
 	}
 	return m
 }

@@ -1058,6 +1058,105 @@ func (x *Ready) GetWindows() []*HookWindow {
 	return nil
 }
 
+// Audit asks for an audit of the hooks in the middle of a run. An agent that does not
+// know the question does not answer, and then nothing is attested.
+type Audit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Audit) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+// Audited answers Audit.
+type Audited struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Windows       []*HookWindow          `protobuf:"bytes,2,rep,name=windows,proto3" json:"windows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audited) Reset() {
+	*x = Audited{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audited) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audited) ProtoMessage() {}
+
+func (x *Audited) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audited.ProtoReflect.Descriptor instead.
+func (*Audited) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Audited) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Audited) GetWindows() []*HookWindow {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
 // HookWindow is what an agent can attest of one bridge's hook. The hook was
 // live between two windows if both are live and have equal epochs; it lost
 // nothing if lost is equal too.
@@ -1078,7 +1177,7 @@ type HookWindow struct {
 
 func (x *HookWindow) Reset() {
 	*x = HookWindow{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1189,7 @@ func (x *HookWindow) String() string {
 func (*HookWindow) ProtoMessage() {}
 
 func (x *HookWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1202,7 @@ func (x *HookWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HookWindow.ProtoReflect.Descriptor instead.
 func (*HookWindow) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HookWindow) GetBridge() string {
@@ -1173,7 +1272,7 @@ type Inject struct {
 
 func (x *Inject) Reset() {
 	*x = Inject{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1284,7 @@ func (x *Inject) String() string {
 func (*Inject) ProtoMessage() {}
 
 func (x *Inject) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1297,7 @@ func (x *Inject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inject.ProtoReflect.Descriptor instead.
 func (*Inject) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Inject) GetRun() uint64 {
@@ -1315,7 +1414,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1426,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1439,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Arm) GetRun() uint64 {
@@ -1412,7 +1511,7 @@ type Armed struct {
 
 func (x *Armed) Reset() {
 	*x = Armed{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1523,7 @@ func (x *Armed) String() string {
 func (*Armed) ProtoMessage() {}
 
 func (x *Armed) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1536,7 @@ func (x *Armed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Armed.ProtoReflect.Descriptor instead.
 func (*Armed) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Armed) GetRun() uint64 {
@@ -1472,7 +1571,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1583,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1596,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1528,7 +1627,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1639,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1652,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1597,7 +1696,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1708,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1721,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -1682,7 +1781,7 @@ type Samples struct {
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1793,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1806,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -1818,7 +1917,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1929,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1942,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -1864,7 +1963,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +1975,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +1988,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -1935,7 +2034,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2046,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2059,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -2083,7 +2182,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2194,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2207,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -2203,7 +2302,7 @@ type ProbeUnderlay struct {
 
 func (x *ProbeUnderlay) Reset() {
 	*x = ProbeUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2314,7 @@ func (x *ProbeUnderlay) String() string {
 func (*ProbeUnderlay) ProtoMessage() {}
 
 func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2327,7 @@ func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
 func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProbeUnderlay) GetId() uint64 {
@@ -2356,7 +2455,7 @@ type UnderlayReport struct {
 
 func (x *UnderlayReport) Reset() {
 	*x = UnderlayReport{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2467,7 @@ func (x *UnderlayReport) String() string {
 func (*UnderlayReport) ProtoMessage() {}
 
 func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2480,7 @@ func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
 func (*UnderlayReport) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UnderlayReport) GetId() uint64 {
@@ -2568,6 +2667,11 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"expires_ms\x18\x04 \x01(\rR\texpiresMs\"L\n" +
 	"\x05Ready\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\x19\n" +
+	"\x05Audit\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\"N\n" +
+	"\aAudited\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
 	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"z\n" +
 	"\n" +
 	"HookWindow\x12\x16\n" +
@@ -2719,7 +2823,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -2733,76 +2837,79 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Heartbeat)(nil),       // 9: dyetrace.v1.Heartbeat
 	(*Prepare)(nil),         // 10: dyetrace.v1.Prepare
 	(*Ready)(nil),           // 11: dyetrace.v1.Ready
-	(*HookWindow)(nil),      // 12: dyetrace.v1.HookWindow
-	(*Inject)(nil),          // 13: dyetrace.v1.Inject
-	(*Arm)(nil),             // 14: dyetrace.v1.Arm
-	(*Armed)(nil),           // 15: dyetrace.v1.Armed
-	(*PortRef)(nil),         // 16: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 17: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 18: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 19: dyetrace.v1.Samples
-	(*Finish)(nil),          // 20: dyetrace.v1.Finish
-	(*Finished)(nil),        // 21: dyetrace.v1.Finished
-	(*Explain)(nil),         // 22: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 23: dyetrace.v1.Explanation
-	(*ProbeUnderlay)(nil),   // 24: dyetrace.v1.ProbeUnderlay
-	(*UnderlayReport)(nil),  // 25: dyetrace.v1.UnderlayReport
-	(*Stain)(nil),           // 26: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 27: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 28: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 29: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 30: dyetrace.v1.AgentCounters
-	(Scheme)(0),             // 31: dyetrace.v1.Scheme
-	(PointKind)(0),          // 32: dyetrace.v1.PointKind
-	(*FlowRef)(nil),         // 33: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 34: dyetrace.v1.UnderlayError
+	(*Audit)(nil),           // 12: dyetrace.v1.Audit
+	(*Audited)(nil),         // 13: dyetrace.v1.Audited
+	(*HookWindow)(nil),      // 14: dyetrace.v1.HookWindow
+	(*Inject)(nil),          // 15: dyetrace.v1.Inject
+	(*Arm)(nil),             // 16: dyetrace.v1.Arm
+	(*Armed)(nil),           // 17: dyetrace.v1.Armed
+	(*PortRef)(nil),         // 18: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 19: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 20: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 21: dyetrace.v1.Samples
+	(*Finish)(nil),          // 22: dyetrace.v1.Finish
+	(*Finished)(nil),        // 23: dyetrace.v1.Finished
+	(*Explain)(nil),         // 24: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 25: dyetrace.v1.Explanation
+	(*ProbeUnderlay)(nil),   // 26: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 27: dyetrace.v1.UnderlayReport
+	(*Stain)(nil),           // 28: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 29: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 30: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 31: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 32: dyetrace.v1.AgentCounters
+	(Scheme)(0),             // 33: dyetrace.v1.Scheme
+	(PointKind)(0),          // 34: dyetrace.v1.PointKind
+	(*FlowRef)(nil),         // 35: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 36: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
 	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
 	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	17, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	19, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	21, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	23, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	19, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	21, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	23, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	25, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
-	15, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	25, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	17, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
+	27, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	4,  // 11: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
 	5,  // 12: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
 	10, // 13: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	13, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	20, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	22, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	15, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	22, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	24, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
 	7,  // 17: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	14, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	24, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
-	26, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	27, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	28, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	29, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	30, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	12, // 25: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	16, // 26: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	31, // 27: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	16, // 28: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	16, // 29: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	18, // 30: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	32, // 31: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	31, // 32: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	12, // 33: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	31, // 34: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 35: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	33, // 36: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	34, // 37: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	1,  // 38: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 39: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	39, // [39:40] is the sub-list for method output_type
-	38, // [38:39] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	16, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	26, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	28, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	29, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	30, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	31, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	32, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	14, // 25: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	14, // 26: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
+	18, // 27: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	33, // 28: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	18, // 29: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	18, // 30: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	20, // 31: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	34, // 32: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	33, // 33: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	14, // 34: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	33, // 35: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 36: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	35, // 37: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	36, // 38: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	1,  // 39: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 40: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	40, // [40:41] is the sub-list for method output_type
+	39, // [39:40] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -2841,7 +2948,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -348,6 +348,123 @@ func (CauseKind) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
 }
 
+// LossDecision is how a sequential test of loss ended.
+type LossDecision int32
+
+const (
+	LossDecision_LOSS_DECISION_UNSPECIFIED LossDecision = 0
+	// It loses less than is too much.
+	LossDecision_LOSS_DECISION_WITHIN LossDecision = 1
+	// It loses more than is allowed.
+	LossDecision_LOSS_DECISION_ABOVE LossDecision = 2
+	// The probes, or the time, did not suffice to tell.
+	LossDecision_LOSS_DECISION_OPEN LossDecision = 3
+)
+
+// Enum value maps for LossDecision.
+var (
+	LossDecision_name = map[int32]string{
+		0: "LOSS_DECISION_UNSPECIFIED",
+		1: "LOSS_DECISION_WITHIN",
+		2: "LOSS_DECISION_ABOVE",
+		3: "LOSS_DECISION_OPEN",
+	}
+	LossDecision_value = map[string]int32{
+		"LOSS_DECISION_UNSPECIFIED": 0,
+		"LOSS_DECISION_WITHIN":      1,
+		"LOSS_DECISION_ABOVE":       2,
+		"LOSS_DECISION_OPEN":        3,
+	}
+)
+
+func (x LossDecision) Enum() *LossDecision {
+	p := new(LossDecision)
+	*p = x
+	return p
+}
+
+func (x LossDecision) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LossDecision) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
+}
+
+func (LossDecision) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[4]
+}
+
+func (x LossDecision) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LossDecision.Descriptor instead.
+func (LossDecision) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+}
+
+// LatencyKind says what a latency is of.
+type LatencyKind int32
+
+const (
+	LatencyKind_LATENCY_KIND_UNSPECIFIED LatencyKind = 0
+	// From the first point on the source's host, and back to the last.
+	LatencyKind_LATENCY_KIND_RTT LatencyKind = 1
+	// Between two neighbouring points of one host.
+	LatencyKind_LATENCY_KIND_SWITCH LatencyKind = 2
+	// From the last point before the guest to the first that sees its answer.
+	LatencyKind_LATENCY_KIND_GUEST LatencyKind = 3
+	// Between the hosts, there and back together: what the source's host waits for the
+	// answer, less what the destination's has it.
+	LatencyKind_LATENCY_KIND_TUNNEL LatencyKind = 4
+)
+
+// Enum value maps for LatencyKind.
+var (
+	LatencyKind_name = map[int32]string{
+		0: "LATENCY_KIND_UNSPECIFIED",
+		1: "LATENCY_KIND_RTT",
+		2: "LATENCY_KIND_SWITCH",
+		3: "LATENCY_KIND_GUEST",
+		4: "LATENCY_KIND_TUNNEL",
+	}
+	LatencyKind_value = map[string]int32{
+		"LATENCY_KIND_UNSPECIFIED": 0,
+		"LATENCY_KIND_RTT":         1,
+		"LATENCY_KIND_SWITCH":      2,
+		"LATENCY_KIND_GUEST":       3,
+		"LATENCY_KIND_TUNNEL":      4,
+	}
+)
+
+func (x LatencyKind) Enum() *LatencyKind {
+	p := new(LatencyKind)
+	*p = x
+	return p
+}
+
+func (x LatencyKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LatencyKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
+}
+
+func (LatencyKind) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[5]
+}
+
+func (x LatencyKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LatencyKind.Descriptor instead.
+func (LatencyKind) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+}
+
 // RouteKind is what a route is about.
 type RouteKind int32
 
@@ -392,11 +509,11 @@ func (x RouteKind) String() string {
 }
 
 func (RouteKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[6].Descriptor()
 }
 
 func (RouteKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[4]
+	return &file_dyetrace_v1_controller_proto_enumTypes[6]
 }
 
 func (x RouteKind) Number() protoreflect.EnumNumber {
@@ -405,7 +522,7 @@ func (x RouteKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteKind.Descriptor instead.
 func (RouteKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 // RouteState is what is known of an address.
@@ -447,11 +564,11 @@ func (x RouteState) String() string {
 }
 
 func (RouteState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[7].Descriptor()
 }
 
 func (RouteState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[5]
+	return &file_dyetrace_v1_controller_proto_enumTypes[7]
 }
 
 func (x RouteState) Number() protoreflect.EnumNumber {
@@ -460,7 +577,7 @@ func (x RouteState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteState.Descriptor instead.
 func (RouteState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
 }
 
 // PeerState is the state of a session (RFC 4271, section 8.2.2).
@@ -509,11 +626,11 @@ func (x PeerState) String() string {
 }
 
 func (PeerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[6].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[8].Descriptor()
 }
 
 func (PeerState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[6]
+	return &file_dyetrace_v1_controller_proto_enumTypes[8]
 }
 
 func (x PeerState) Number() protoreflect.EnumNumber {
@@ -522,7 +639,7 @@ func (x PeerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PeerState.Descriptor instead.
 func (PeerState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 // Scope says which pairs to check.
@@ -770,6 +887,19 @@ type ProbeOptions struct {
 	// The destination's guest never sees a probe: it is sampled and dropped as it
 	// would leave the switch. The way back is verified by a probe of its own.
 	NoTouch bool `protobuf:"varint,3,opt,name=no_touch,json=noTouch,proto3" json:"no_touch,omitempty"`
+	// Measure what each pair loses, and how long packets take, even if the first probe
+	// arrives: probes go on until a sequential test has decided. Otherwise a pair is
+	// tested only if its first probe is lost.
+	Loss bool `protobuf:"varint,4,opt,name=loss,proto3" json:"loss,omitempty"`
+	// Share of probes, above 0 and below 1: a pair that loses so much is faulty, one
+	// that loses a tenth of it is healthy. 0 is 0.01 with loss or continuous, else 0.2.
+	MaxLoss float64 `protobuf:"fixed64,5,opt,name=max_loss,json=maxLoss,proto3" json:"max_loss,omitempty"`
+	// Go on until the run is cancelled or its time is up: pairs are probed in turn, and a
+	// PairResult is sent whenever the verdict on a pair, or its cause, changes.
+	Continuous bool `protobuf:"varint,6,opt,name=continuous,proto3" json:"continuous,omitempty"`
+	// Probes that an instance takes part in per second, in a continuous run; at most the
+	// controller's own bound, which 0 stands for.
+	Rate float64 `protobuf:"fixed64,7,opt,name=rate,proto3" json:"rate,omitempty"`
 	// Also send packets as large as the instances' MTU allows between the tunnel
 	// addresses of each two hosts on the way, once per run. A pair between hosts where
 	// they are lost is faulty, though its own small probe passed.
@@ -827,6 +957,34 @@ func (x *ProbeOptions) GetNoTouch() bool {
 		return x.NoTouch
 	}
 	return false
+}
+
+func (x *ProbeOptions) GetLoss() bool {
+	if x != nil {
+		return x.Loss
+	}
+	return false
+}
+
+func (x *ProbeOptions) GetMaxLoss() float64 {
+	if x != nil {
+		return x.MaxLoss
+	}
+	return 0
+}
+
+func (x *ProbeOptions) GetContinuous() bool {
+	if x != nil {
+		return x.Continuous
+	}
+	return false
+}
+
+func (x *ProbeOptions) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
 }
 
 func (x *ProbeOptions) GetMtu() bool {
@@ -893,8 +1051,13 @@ type Run struct {
 	Total  uint32  `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
 	Counts *Counts `protobuf:"bytes,7,opt,name=counts,proto3" json:"counts,omitempty"`
 	// Over all pairs: FAULTY before SILENT before POLICY before UNKNOWN before HEALTHY.
-	Verdict       Verdict       `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
-	Options       *ProbeOptions `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
+	Verdict Verdict       `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
+	Options *ProbeOptions `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
+	// Of a continuous run under way: segments that lose more than is allowed, by all pairs
+	// that pass them together.
+	Losses []*SegmentLoss `protobuf:"bytes,13,rep,name=losses,proto3" json:"losses,omitempty"`
+	// Probes sent by a continuous run under way.
+	Probes        uint64 `protobuf:"varint,14,opt,name=probes,proto3" json:"probes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -990,6 +1153,20 @@ func (x *Run) GetOptions() *ProbeOptions {
 		return x.Options
 	}
 	return nil
+}
+
+func (x *Run) GetLosses() []*SegmentLoss {
+	if x != nil {
+		return x.Losses
+	}
+	return nil
+}
+
+func (x *Run) GetProbes() uint64 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
 }
 
 // Counts of pairs by verdict; their sum is the number of pairs judged so far.
@@ -1105,7 +1282,17 @@ type PairResult struct {
 	// What UDP between the tunnel addresses showed, where that was asked for.
 	Underlay *UnderlayCheck `protobuf:"bytes,23,opt,name=underlay,proto3" json:"underlay,omitempty"`
 	// Of what sort the cause is; set wherever there is one.
-	CauseKind     CauseKind `protobuf:"varint,28,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
+	CauseKind CauseKind `protobuf:"varint,28,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
+	// What the sequential test says; absent where one probe was enough.
+	Loss *PairLoss `protobuf:"bytes,18,opt,name=loss,proto3" json:"loss,omitempty"`
+	// Of all probes that arrived, in the order of the path; absent where they were not
+	// measured.
+	Latencies []*Latency `protobuf:"bytes,19,rep,name=latencies,proto3" json:"latencies,omitempty"`
+	// In a continuous run: since when the verdict and its cause are so, what the verdict
+	// was before, and how often they changed.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=since,proto3" json:"since,omitempty"`
+	Before        Verdict                `protobuf:"varint,21,opt,name=before,proto3,enum=dyetrace.v1.Verdict" json:"before,omitempty"`
+	Changes       uint32                 `protobuf:"varint,22,opt,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1273,6 +1460,362 @@ func (x *PairResult) GetCauseKind() CauseKind {
 	return CauseKind_CAUSE_KIND_UNSPECIFIED
 }
 
+func (x *PairResult) GetLoss() *PairLoss {
+	if x != nil {
+		return x.Loss
+	}
+	return nil
+}
+
+func (x *PairResult) GetLatencies() []*Latency {
+	if x != nil {
+		return x.Latencies
+	}
+	return nil
+}
+
+func (x *PairResult) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *PairResult) GetBefore() Verdict {
+	if x != nil {
+		return x.Before
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *PairResult) GetChanges() uint32 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
+// PairLoss is what a pair loses.
+type PairLoss struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Probes that count: those that arrived, and those that were provably lost. Where a
+	// point could not see, a probe that did not arrive does not count.
+	Probes uint32 `protobuf:"varint,1,opt,name=probes,proto3" json:"probes,omitempty"`
+	Lost   uint32 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Interval of the rate, 95 % (Clopper and Pearson), as shares.
+	Low      float64      `protobuf:"fixed64,3,opt,name=low,proto3" json:"low,omitempty"`
+	High     float64      `protobuf:"fixed64,4,opt,name=high,proto3" json:"high,omitempty"`
+	Decision LossDecision `protobuf:"varint,5,opt,name=decision,proto3,enum=dyetrace.v1.LossDecision" json:"decision,omitempty"`
+	// What was tested: this share is allowed, that one too much.
+	Allowed float64 `protobuf:"fixed64,6,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	TooMuch float64 `protobuf:"fixed64,7,opt,name=too_much,json=tooMuch,proto3" json:"too_much,omitempty"`
+	// Where most were lost; absent where none was.
+	Segment       *Segment `protobuf:"bytes,8,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairLoss) Reset() {
+	*x = PairLoss{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairLoss) ProtoMessage() {}
+
+func (x *PairLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
+func (*PairLoss) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PairLoss) GetProbes() uint32 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *PairLoss) GetLost() uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *PairLoss) GetLow() float64 {
+	if x != nil {
+		return x.Low
+	}
+	return 0
+}
+
+func (x *PairLoss) GetHigh() float64 {
+	if x != nil {
+		return x.High
+	}
+	return 0
+}
+
+func (x *PairLoss) GetDecision() LossDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return LossDecision_LOSS_DECISION_UNSPECIFIED
+}
+
+func (x *PairLoss) GetAllowed() float64 {
+	if x != nil {
+		return x.Allowed
+	}
+	return 0
+}
+
+func (x *PairLoss) GetTooMuch() float64 {
+	if x != nil {
+		return x.TooMuch
+	}
+	return 0
+}
+
+func (x *PairLoss) GetSegment() *Segment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+// Latency is how long probes took, each as one host's clock has it: no two hosts' clocks
+// are compared. Quantiles are right within 1 %, nanoseconds.
+type Latency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  LatencyKind            `protobuf:"varint,1,opt,name=kind,proto3,enum=dyetrace.v1.LatencyKind" json:"kind,omitempty"`
+	From  *Point                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To    *Point                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// Of the first end.
+	Direction     Direction `protobuf:"varint,4,opt,name=direction,proto3,enum=dyetrace.v1.Direction" json:"direction,omitempty"`
+	Samples       uint64    `protobuf:"varint,5,opt,name=samples,proto3" json:"samples,omitempty"`
+	P50Ns         int64     `protobuf:"varint,6,opt,name=p50_ns,json=p50Ns,proto3" json:"p50_ns,omitempty"`
+	P90Ns         int64     `protobuf:"varint,7,opt,name=p90_ns,json=p90Ns,proto3" json:"p90_ns,omitempty"`
+	P99Ns         int64     `protobuf:"varint,8,opt,name=p99_ns,json=p99Ns,proto3" json:"p99_ns,omitempty"`
+	MaxNs         int64     `protobuf:"varint,9,opt,name=max_ns,json=maxNs,proto3" json:"max_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Latency) Reset() {
+	*x = Latency{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Latency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Latency) ProtoMessage() {}
+
+func (x *Latency) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Latency.ProtoReflect.Descriptor instead.
+func (*Latency) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Latency) GetKind() LatencyKind {
+	if x != nil {
+		return x.Kind
+	}
+	return LatencyKind_LATENCY_KIND_UNSPECIFIED
+}
+
+func (x *Latency) GetFrom() *Point {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Latency) GetTo() *Point {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Latency) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *Latency) GetSamples() uint64 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *Latency) GetP50Ns() int64 {
+	if x != nil {
+		return x.P50Ns
+	}
+	return 0
+}
+
+func (x *Latency) GetP90Ns() int64 {
+	if x != nil {
+		return x.P90Ns
+	}
+	return 0
+}
+
+func (x *Latency) GetP99Ns() int64 {
+	if x != nil {
+		return x.P99Ns
+	}
+	return 0
+}
+
+func (x *Latency) GetMaxNs() int64 {
+	if x != nil {
+		return x.MaxNs
+	}
+	return 0
+}
+
+// SegmentLoss is what all pairs that pass a segment lose there together.
+type SegmentLoss struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ends of the segment; absent where host alone is what the probes have in common.
+	Segment *Segment `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Host    string   `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Probes  uint64   `protobuf:"varint,3,opt,name=probes,proto3" json:"probes,omitempty"`
+	Lost    uint64   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	// As in PairLoss.
+	Low  float64 `protobuf:"fixed64,5,opt,name=low,proto3" json:"low,omitempty"`
+	High float64 `protobuf:"fixed64,6,opt,name=high,proto3" json:"high,omitempty"`
+	// Pairs that pass it.
+	Pairs         uint32                 `protobuf:"varint,7,opt,name=pairs,proto3" json:"pairs,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SegmentLoss) Reset() {
+	*x = SegmentLoss{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SegmentLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SegmentLoss) ProtoMessage() {}
+
+func (x *SegmentLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SegmentLoss.ProtoReflect.Descriptor instead.
+func (*SegmentLoss) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SegmentLoss) GetSegment() *Segment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+func (x *SegmentLoss) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *SegmentLoss) GetProbes() uint64 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *SegmentLoss) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *SegmentLoss) GetLow() float64 {
+	if x != nil {
+		return x.Low
+	}
+	return 0
+}
+
+func (x *SegmentLoss) GetHigh() float64 {
+	if x != nil {
+		return x.High
+	}
+	return 0
+}
+
+func (x *SegmentLoss) GetPairs() uint32 {
+	if x != nil {
+		return x.Pairs
+	}
+	return 0
+}
+
+func (x *SegmentLoss) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // UnderlayCheck is one exchange of UDP datagrams between two hosts' tunnel addresses.
 type UnderlayCheck struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1302,7 +1845,7 @@ type UnderlayCheck struct {
 
 func (x *UnderlayCheck) Reset() {
 	*x = UnderlayCheck{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1857,7 @@ func (x *UnderlayCheck) String() string {
 func (*UnderlayCheck) ProtoMessage() {}
 
 func (x *UnderlayCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1870,7 @@ func (x *UnderlayCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayCheck.ProtoReflect.Descriptor instead.
 func (*UnderlayCheck) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UnderlayCheck) GetSrcHost() string {
@@ -1440,7 +1983,7 @@ type UnderlaySize struct {
 
 func (x *UnderlaySize) Reset() {
 	*x = UnderlaySize{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1995,7 @@ func (x *UnderlaySize) String() string {
 func (*UnderlaySize) ProtoMessage() {}
 
 func (x *UnderlaySize) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +2008,7 @@ func (x *UnderlaySize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlaySize.ProtoReflect.Descriptor instead.
 func (*UnderlaySize) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UnderlaySize) GetBytes() uint32 {
@@ -1520,7 +2063,7 @@ type InstanceRef struct {
 
 func (x *InstanceRef) Reset() {
 	*x = InstanceRef{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +2075,7 @@ func (x *InstanceRef) String() string {
 func (*InstanceRef) ProtoMessage() {}
 
 func (x *InstanceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +2088,7 @@ func (x *InstanceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRef.ProtoReflect.Descriptor instead.
 func (*InstanceRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InstanceRef) GetName() string {
@@ -1574,7 +2117,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +2129,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +2142,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Segment) GetFrom() *Point {
@@ -1644,7 +2187,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +2199,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +2212,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Sample) GetPoint() *Point {
@@ -1730,7 +2273,7 @@ type WatchRunRequest struct {
 
 func (x *WatchRunRequest) Reset() {
 	*x = WatchRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +2285,7 @@ func (x *WatchRunRequest) String() string {
 func (*WatchRunRequest) ProtoMessage() {}
 
 func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +2298,7 @@ func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunRequest.ProtoReflect.Descriptor instead.
 func (*WatchRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchRunRequest) GetId() string {
@@ -1771,14 +2314,17 @@ type WatchRunResponse struct {
 	//
 	//	*WatchRunResponse_Run
 	//	*WatchRunResponse_Pair
-	Event         isWatchRunResponse_Event `protobuf_oneof:"event"`
+	Event isWatchRunResponse_Event `protobuf_oneof:"event"`
+	// Verdicts of a continuous run that were overtaken by others before this watcher had
+	// read them: the current verdict on every pair follows.
+	Missed        uint64 `protobuf:"varint,4,opt,name=missed,proto3" json:"missed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRunResponse) Reset() {
 	*x = WatchRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +2336,7 @@ func (x *WatchRunResponse) String() string {
 func (*WatchRunResponse) ProtoMessage() {}
 
 func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +2349,7 @@ func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunResponse.ProtoReflect.Descriptor instead.
 func (*WatchRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchRunResponse) GetEvent() isWatchRunResponse_Event {
@@ -1831,6 +2377,13 @@ func (x *WatchRunResponse) GetPair() *PairResult {
 	return nil
 }
 
+func (x *WatchRunResponse) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
 type isWatchRunResponse_Event interface {
 	isWatchRunResponse_Event()
 }
@@ -1856,7 +2409,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +2421,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +2434,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetRunRequest) GetId() string {
@@ -1901,7 +2454,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2466,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2479,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -1955,7 +2508,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2520,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2533,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListRunsRequest) GetLimit() uint32 {
@@ -2006,7 +2559,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2571,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2584,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -2050,7 +2603,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2615,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2628,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResumeRunRequest) GetId() string {
@@ -2094,7 +2647,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2659,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2672,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -2138,7 +2691,7 @@ type CancelRunRequest struct {
 
 func (x *CancelRunRequest) Reset() {
 	*x = CancelRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2703,7 @@ func (x *CancelRunRequest) String() string {
 func (*CancelRunRequest) ProtoMessage() {}
 
 func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2716,7 @@ func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunRequest.ProtoReflect.Descriptor instead.
 func (*CancelRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CancelRunRequest) GetId() string {
@@ -2182,7 +2735,7 @@ type CancelRunResponse struct {
 
 func (x *CancelRunResponse) Reset() {
 	*x = CancelRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2747,7 @@ func (x *CancelRunResponse) String() string {
 func (*CancelRunResponse) ProtoMessage() {}
 
 func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2760,7 @@ func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunResponse.ProtoReflect.Descriptor instead.
 func (*CancelRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CancelRunResponse) GetRun() *Run {
@@ -2225,7 +2778,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2790,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2803,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 type ListHostsResponse struct {
@@ -2262,7 +2815,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2827,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2840,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -2317,7 +2870,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2882,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2895,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Host) GetName() string {
@@ -2418,7 +2971,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2983,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2996,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListInstancesRequest) GetNetwork() string {
@@ -2462,7 +3015,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +3027,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +3040,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -2518,7 +3071,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +3083,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +3096,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Instance) GetName() string {
@@ -2610,7 +3163,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +3175,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +3188,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 type GetStatusResponse struct {
@@ -2662,7 +3215,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2674,7 +3227,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2687,7 +3240,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -2784,7 +3337,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3349,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3362,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRoutesRequest) GetVni() uint32 {
@@ -2865,7 +3418,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3430,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3443,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -2933,7 +3486,7 @@ type RouteVTEP struct {
 
 func (x *RouteVTEP) Reset() {
 	*x = RouteVTEP{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3498,7 @@ func (x *RouteVTEP) String() string {
 func (*RouteVTEP) ProtoMessage() {}
 
 func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3511,7 @@ func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteVTEP.ProtoReflect.Descriptor instead.
 func (*RouteVTEP) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RouteVTEP) GetAddress() string {
@@ -3019,7 +3572,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3584,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3597,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Route) GetKind() RouteKind {
@@ -3200,7 +3753,7 @@ type RouteAnswer struct {
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3765,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3778,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RouteAnswer) GetState() RouteState {
@@ -3298,7 +3851,7 @@ type RouteHistoryRequest struct {
 
 func (x *RouteHistoryRequest) Reset() {
 	*x = RouteHistoryRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3863,7 @@ func (x *RouteHistoryRequest) String() string {
 func (*RouteHistoryRequest) ProtoMessage() {}
 
 func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3876,7 @@ func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryRequest.ProtoReflect.Descriptor instead.
 func (*RouteHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RouteHistoryRequest) GetVni() uint32 {
@@ -3359,7 +3912,7 @@ type RouteHistoryResponse struct {
 
 func (x *RouteHistoryResponse) Reset() {
 	*x = RouteHistoryResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3924,7 @@ func (x *RouteHistoryResponse) String() string {
 func (*RouteHistoryResponse) ProtoMessage() {}
 
 func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3937,7 @@ func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryResponse.ProtoReflect.Descriptor instead.
 func (*RouteHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RouteHistoryResponse) GetStays() []*RouteStay {
@@ -3419,7 +3972,7 @@ type RouteStay struct {
 
 func (x *RouteStay) Reset() {
 	*x = RouteStay{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3984,7 @@ func (x *RouteStay) String() string {
 func (*RouteStay) ProtoMessage() {}
 
 func (x *RouteStay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3997,7 @@ func (x *RouteStay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteStay.ProtoReflect.Descriptor instead.
 func (*RouteStay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RouteStay) GetVni() uint32 {
@@ -3512,7 +4065,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3524,7 +4077,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +4090,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchRoutesRequest) GetVni() uint32 {
@@ -3582,7 +4135,7 @@ type WatchRoutesResponse struct {
 
 func (x *WatchRoutesResponse) Reset() {
 	*x = WatchRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +4147,7 @@ func (x *WatchRoutesResponse) String() string {
 func (*WatchRoutesResponse) ProtoMessage() {}
 
 func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +4160,7 @@ func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesResponse.ProtoReflect.Descriptor instead.
 func (*WatchRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchRoutesResponse) GetChange() *RouteChange {
@@ -3645,7 +4198,7 @@ type RouteChange struct {
 
 func (x *RouteChange) Reset() {
 	*x = RouteChange{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3657,7 +4210,7 @@ func (x *RouteChange) String() string {
 func (*RouteChange) ProtoMessage() {}
 
 func (x *RouteChange) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3670,7 +4223,7 @@ func (x *RouteChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteChange.ProtoReflect.Descriptor instead.
 func (*RouteChange) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RouteChange) GetAt() *timestamppb.Timestamp {
@@ -3737,7 +4290,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +4302,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +4315,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 type ListPeersResponse struct {
@@ -3776,7 +4329,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +4341,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +4354,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListPeersResponse) GetPeers() []*Peer {
@@ -3858,7 +4411,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +4423,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3883,7 +4436,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Peer) GetAddress() string {
@@ -4051,15 +4604,21 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05scope\x18\x01 \x01(\v2\x12.dyetrace.v1.ScopeR\x05scope\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\x123\n" +
-	"\aoptions\x18\x03 \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x9f\x01\n" +
+	"\aoptions\x18\x03 \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x82\x02\n" +
 	"\fProbeOptions\x12+\n" +
 	"\x06scheme\x18\x01 \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x125\n" +
 	"\n" +
 	"ip_version\x18\x02 \x01(\x0e2\x16.dyetrace.v1.IPVersionR\tipVersion\x12\x19\n" +
-	"\bno_touch\x18\x03 \x01(\bR\anoTouch\x12\x10\n" +
+	"\bno_touch\x18\x03 \x01(\bR\anoTouch\x12\x12\n" +
+	"\x04loss\x18\x04 \x01(\bR\x04loss\x12\x19\n" +
+	"\bmax_loss\x18\x05 \x01(\x01R\amaxLoss\x12\x1e\n" +
+	"\n" +
+	"continuous\x18\x06 \x01(\bR\n" +
+	"continuous\x12\x12\n" +
+	"\x04rate\x18\a \x01(\x01R\x04rate\x12\x10\n" +
 	"\x03mtu\x18\f \x01(\bR\x03mtu\"6\n" +
 	"\x10StartRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xfc\x02\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xc6\x03\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.dyetrace.v1.RunStateR\x05state\x12(\n" +
@@ -4069,13 +4628,15 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05total\x18\x06 \x01(\rR\x05total\x12+\n" +
 	"\x06counts\x18\a \x01(\v2\x13.dyetrace.v1.CountsR\x06counts\x12.\n" +
 	"\averdict\x18\b \x01(\x0e2\x14.dyetrace.v1.VerdictR\averdict\x123\n" +
-	"\aoptions\x18\t \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\"\x84\x01\n" +
+	"\aoptions\x18\t \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\x120\n" +
+	"\x06losses\x18\r \x03(\v2\x18.dyetrace.v1.SegmentLossR\x06losses\x12\x16\n" +
+	"\x06probes\x18\x0e \x01(\x04R\x06probes\"\x84\x01\n" +
 	"\x06Counts\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\rR\ahealthy\x12\x16\n" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xba\x05\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\x93\a\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -4100,7 +4661,40 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\bno_touch\x18\x11 \x01(\bR\anoTouch\x126\n" +
 	"\bunderlay\x18\x17 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\bunderlay\x125\n" +
 	"\n" +
-	"cause_kind\x18\x1c \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\"\xf7\x02\n" +
+	"cause_kind\x18\x1c \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\x12)\n" +
+	"\x04loss\x18\x12 \x01(\v2\x15.dyetrace.v1.PairLossR\x04loss\x122\n" +
+	"\tlatencies\x18\x13 \x03(\v2\x14.dyetrace.v1.LatencyR\tlatencies\x120\n" +
+	"\x05since\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +
+	"\x06before\x18\x15 \x01(\x0e2\x14.dyetrace.v1.VerdictR\x06before\x12\x18\n" +
+	"\achanges\x18\x16 \x01(\rR\achanges\"\xf8\x01\n" +
+	"\bPairLoss\x12\x16\n" +
+	"\x06probes\x18\x01 \x01(\rR\x06probes\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\rR\x04lost\x12\x10\n" +
+	"\x03low\x18\x03 \x01(\x01R\x03low\x12\x12\n" +
+	"\x04high\x18\x04 \x01(\x01R\x04high\x125\n" +
+	"\bdecision\x18\x05 \x01(\x0e2\x19.dyetrace.v1.LossDecisionR\bdecision\x12\x18\n" +
+	"\aallowed\x18\x06 \x01(\x01R\aallowed\x12\x19\n" +
+	"\btoo_much\x18\a \x01(\x01R\atooMuch\x12.\n" +
+	"\asegment\x18\b \x01(\v2\x14.dyetrace.v1.SegmentR\asegment\"\xaf\x02\n" +
+	"\aLatency\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.LatencyKindR\x04kind\x12&\n" +
+	"\x04from\x18\x02 \x01(\v2\x12.dyetrace.v1.PointR\x04from\x12\"\n" +
+	"\x02to\x18\x03 \x01(\v2\x12.dyetrace.v1.PointR\x02to\x124\n" +
+	"\tdirection\x18\x04 \x01(\x0e2\x16.dyetrace.v1.DirectionR\tdirection\x12\x18\n" +
+	"\asamples\x18\x05 \x01(\x04R\asamples\x12\x15\n" +
+	"\x06p50_ns\x18\x06 \x01(\x03R\x05p50Ns\x12\x15\n" +
+	"\x06p90_ns\x18\a \x01(\x03R\x05p90Ns\x12\x15\n" +
+	"\x06p99_ns\x18\b \x01(\x03R\x05p99Ns\x12\x15\n" +
+	"\x06max_ns\x18\t \x01(\x03R\x05maxNs\"\xeb\x01\n" +
+	"\vSegmentLoss\x12.\n" +
+	"\asegment\x18\x01 \x01(\v2\x14.dyetrace.v1.SegmentR\asegment\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
+	"\x06probes\x18\x03 \x01(\x04R\x06probes\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x10\n" +
+	"\x03low\x18\x05 \x01(\x01R\x03low\x12\x12\n" +
+	"\x04high\x18\x06 \x01(\x01R\x04high\x12\x14\n" +
+	"\x05pairs\x18\a \x01(\rR\x05pairs\x120\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf7\x02\n" +
 	"\rUnderlayCheck\x12\x19\n" +
 	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
 	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
@@ -4140,10 +4734,11 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\atun_src\x18\x06 \x01(\tR\x06tunSrc\x12\x15\n" +
 	"\x06tun_id\x18\a \x01(\rR\x05tunId\"!\n" +
 	"\x0fWatchRunRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"p\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x88\x01\n" +
 	"\x10WatchRunResponse\x12$\n" +
 	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunH\x00R\x03run\x12-\n" +
-	"\x04pair\x18\x02 \x01(\v2\x17.dyetrace.v1.PairResultH\x00R\x04pairB\a\n" +
+	"\x04pair\x18\x02 \x01(\v2\x17.dyetrace.v1.PairResultH\x00R\x04pair\x12\x16\n" +
+	"\x06missed\x18\x04 \x01(\x04R\x06missedB\a\n" +
 	"\x05event\"\x1f\n" +
 	"\rGetRunRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"c\n" +
@@ -4361,7 +4956,18 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x11CAUSE_KIND_UNSEEN\x10,\x12\x1a\n" +
 	"\x16CAUSE_KIND_UNEXPLAINED\x10-\x12\x18\n" +
 	"\x14CAUSE_KIND_INVENTORY\x10.\x12\x18\n" +
-	"\x14CAUSE_KIND_CONNTRACK\x10/*\x80\x01\n" +
+	"\x14CAUSE_KIND_CONNTRACK\x10/*x\n" +
+	"\fLossDecision\x12\x1d\n" +
+	"\x19LOSS_DECISION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14LOSS_DECISION_WITHIN\x10\x01\x12\x17\n" +
+	"\x13LOSS_DECISION_ABOVE\x10\x02\x12\x16\n" +
+	"\x12LOSS_DECISION_OPEN\x10\x03*\x8b\x01\n" +
+	"\vLatencyKind\x12\x1c\n" +
+	"\x18LATENCY_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10LATENCY_KIND_RTT\x10\x01\x12\x17\n" +
+	"\x13LATENCY_KIND_SWITCH\x10\x02\x12\x16\n" +
+	"\x12LATENCY_KIND_GUEST\x10\x03\x12\x17\n" +
+	"\x13LATENCY_KIND_TUNNEL\x10\x04*\x80\x01\n" +
 	"\tRouteKind\x12\x1a\n" +
 	"\x16ROUTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eROUTE_KIND_MAC\x10\x01\x12\x18\n" +
@@ -4410,172 +5016,190 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_controller_proto_rawDescData
 }
 
-var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
 	(Direction)(0),                // 2: dyetrace.v1.Direction
 	(CauseKind)(0),                // 3: dyetrace.v1.CauseKind
-	(RouteKind)(0),                // 4: dyetrace.v1.RouteKind
-	(RouteState)(0),               // 5: dyetrace.v1.RouteState
-	(PeerState)(0),                // 6: dyetrace.v1.PeerState
-	(*Scope)(nil),                 // 7: dyetrace.v1.Scope
-	(*PairScope)(nil),             // 8: dyetrace.v1.PairScope
-	(*StartRunRequest)(nil),       // 9: dyetrace.v1.StartRunRequest
-	(*ProbeOptions)(nil),          // 10: dyetrace.v1.ProbeOptions
-	(*StartRunResponse)(nil),      // 11: dyetrace.v1.StartRunResponse
-	(*Run)(nil),                   // 12: dyetrace.v1.Run
-	(*Counts)(nil),                // 13: dyetrace.v1.Counts
-	(*PairResult)(nil),            // 14: dyetrace.v1.PairResult
-	(*UnderlayCheck)(nil),         // 15: dyetrace.v1.UnderlayCheck
-	(*UnderlaySize)(nil),          // 16: dyetrace.v1.UnderlaySize
-	(*InstanceRef)(nil),           // 17: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 18: dyetrace.v1.Segment
-	(*Sample)(nil),                // 19: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 20: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 21: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 22: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 23: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 24: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 25: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 26: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 27: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 28: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 29: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 30: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 31: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 32: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 33: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 34: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 35: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 36: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 37: dyetrace.v1.GetStatusResponse
-	(*ListRoutesRequest)(nil),     // 38: dyetrace.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 39: dyetrace.v1.ListRoutesResponse
-	(*RouteVTEP)(nil),             // 40: dyetrace.v1.RouteVTEP
-	(*Route)(nil),                 // 41: dyetrace.v1.Route
-	(*RouteAnswer)(nil),           // 42: dyetrace.v1.RouteAnswer
-	(*RouteHistoryRequest)(nil),   // 43: dyetrace.v1.RouteHistoryRequest
-	(*RouteHistoryResponse)(nil),  // 44: dyetrace.v1.RouteHistoryResponse
-	(*RouteStay)(nil),             // 45: dyetrace.v1.RouteStay
-	(*WatchRoutesRequest)(nil),    // 46: dyetrace.v1.WatchRoutesRequest
-	(*WatchRoutesResponse)(nil),   // 47: dyetrace.v1.WatchRoutesResponse
-	(*RouteChange)(nil),           // 48: dyetrace.v1.RouteChange
-	(*ListPeersRequest)(nil),      // 49: dyetrace.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 50: dyetrace.v1.ListPeersResponse
-	(*Peer)(nil),                  // 51: dyetrace.v1.Peer
-	(Scheme)(0),                   // 52: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 53: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 54: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 55: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),         // 56: dyetrace.v1.UnderlayError
-	(*Point)(nil),                 // 57: dyetrace.v1.Point
-	(*Bridge)(nil),                // 58: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 59: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 60: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 61: dyetrace.v1.Stain
+	(LossDecision)(0),             // 4: dyetrace.v1.LossDecision
+	(LatencyKind)(0),              // 5: dyetrace.v1.LatencyKind
+	(RouteKind)(0),                // 6: dyetrace.v1.RouteKind
+	(RouteState)(0),               // 7: dyetrace.v1.RouteState
+	(PeerState)(0),                // 8: dyetrace.v1.PeerState
+	(*Scope)(nil),                 // 9: dyetrace.v1.Scope
+	(*PairScope)(nil),             // 10: dyetrace.v1.PairScope
+	(*StartRunRequest)(nil),       // 11: dyetrace.v1.StartRunRequest
+	(*ProbeOptions)(nil),          // 12: dyetrace.v1.ProbeOptions
+	(*StartRunResponse)(nil),      // 13: dyetrace.v1.StartRunResponse
+	(*Run)(nil),                   // 14: dyetrace.v1.Run
+	(*Counts)(nil),                // 15: dyetrace.v1.Counts
+	(*PairResult)(nil),            // 16: dyetrace.v1.PairResult
+	(*PairLoss)(nil),              // 17: dyetrace.v1.PairLoss
+	(*Latency)(nil),               // 18: dyetrace.v1.Latency
+	(*SegmentLoss)(nil),           // 19: dyetrace.v1.SegmentLoss
+	(*UnderlayCheck)(nil),         // 20: dyetrace.v1.UnderlayCheck
+	(*UnderlaySize)(nil),          // 21: dyetrace.v1.UnderlaySize
+	(*InstanceRef)(nil),           // 22: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 23: dyetrace.v1.Segment
+	(*Sample)(nil),                // 24: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 25: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 26: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 27: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 28: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 29: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 30: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 31: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 32: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 33: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 34: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 35: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 36: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 37: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 38: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 39: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 40: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 41: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 42: dyetrace.v1.GetStatusResponse
+	(*ListRoutesRequest)(nil),     // 43: dyetrace.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 44: dyetrace.v1.ListRoutesResponse
+	(*RouteVTEP)(nil),             // 45: dyetrace.v1.RouteVTEP
+	(*Route)(nil),                 // 46: dyetrace.v1.Route
+	(*RouteAnswer)(nil),           // 47: dyetrace.v1.RouteAnswer
+	(*RouteHistoryRequest)(nil),   // 48: dyetrace.v1.RouteHistoryRequest
+	(*RouteHistoryResponse)(nil),  // 49: dyetrace.v1.RouteHistoryResponse
+	(*RouteStay)(nil),             // 50: dyetrace.v1.RouteStay
+	(*WatchRoutesRequest)(nil),    // 51: dyetrace.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),   // 52: dyetrace.v1.WatchRoutesResponse
+	(*RouteChange)(nil),           // 53: dyetrace.v1.RouteChange
+	(*ListPeersRequest)(nil),      // 54: dyetrace.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 55: dyetrace.v1.ListPeersResponse
+	(*Peer)(nil),                  // 56: dyetrace.v1.Peer
+	(Scheme)(0),                   // 57: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 58: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 60: dyetrace.v1.FlowRef
+	(*Point)(nil),                 // 61: dyetrace.v1.Point
+	(*UnderlayError)(nil),         // 62: dyetrace.v1.UnderlayError
+	(*Bridge)(nil),                // 63: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 64: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 65: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 66: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
-	8,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
-	7,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
-	10, // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	52, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	53, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
-	12, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
+	10, // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
+	9,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
+	12, // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
+	57, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	58, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	14, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
 	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
-	7,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	54, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	54, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
-	13, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
+	9,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
+	59, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	59, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	15, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
 	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
-	10, // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
-	17, // 13: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	17, // 14: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
-	1,  // 15: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	18, // 16: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	19, // 17: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	55, // 18: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	52, // 19: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	15, // 20: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
-	3,  // 21: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
-	16, // 22: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
-	56, // 23: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
-	57, // 24: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	57, // 25: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	2,  // 26: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	57, // 27: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	2,  // 28: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	12, // 29: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	14, // 30: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	12, // 31: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	14, // 32: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	12, // 33: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	12, // 34: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	12, // 35: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	32, // 36: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	54, // 37: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	58, // 38: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	59, // 39: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	60, // 40: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	35, // 41: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	59, // 42: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	54, // 43: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	61, // 44: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	41, // 45: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
-	42, // 46: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
-	4,  // 47: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
-	40, // 48: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	54, // 49: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
-	5,  // 50: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
-	40, // 51: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	54, // 52: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
-	45, // 53: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	54, // 54: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
-	40, // 55: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	54, // 56: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	54, // 57: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
-	48, // 58: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	54, // 59: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
-	40, // 60: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
-	40, // 61: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
-	51, // 62: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
-	6,  // 63: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	54, // 64: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	54, // 65: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	54, // 66: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	54, // 67: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	9,  // 68: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	20, // 69: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	22, // 70: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	24, // 71: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	26, // 72: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	28, // 73: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	30, // 74: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	33, // 75: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	36, // 76: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	38, // 77: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	43, // 78: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	46, // 79: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	49, // 80: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	11, // 81: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	21, // 82: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	23, // 83: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	25, // 84: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	27, // 85: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	29, // 86: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	31, // 87: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	34, // 88: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	37, // 89: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	39, // 90: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	44, // 91: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	47, // 92: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	50, // 93: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	81, // [81:94] is the sub-list for method output_type
-	68, // [68:81] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	12, // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
+	19, // 13: dyetrace.v1.Run.losses:type_name -> dyetrace.v1.SegmentLoss
+	22, // 14: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	22, // 15: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	1,  // 16: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
+	23, // 17: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	24, // 18: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	60, // 19: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	57, // 20: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	20, // 21: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
+	3,  // 22: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
+	17, // 23: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
+	18, // 24: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
+	59, // 25: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
+	1,  // 26: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
+	4,  // 27: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
+	23, // 28: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
+	5,  // 29: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
+	61, // 30: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
+	61, // 31: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
+	2,  // 32: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
+	23, // 33: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
+	59, // 34: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
+	21, // 35: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
+	62, // 36: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	61, // 37: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	61, // 38: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	2,  // 39: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	61, // 40: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	2,  // 41: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	14, // 42: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	16, // 43: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	14, // 44: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	16, // 45: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	14, // 46: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	14, // 47: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	14, // 48: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	37, // 49: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	59, // 50: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	63, // 51: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	64, // 52: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	65, // 53: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	40, // 54: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	64, // 55: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	59, // 56: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	66, // 57: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	46, // 58: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	47, // 59: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	6,  // 60: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	45, // 61: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	59, // 62: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	7,  // 63: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	45, // 64: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	59, // 65: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	50, // 66: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	59, // 67: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	45, // 68: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	59, // 69: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	59, // 70: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	53, // 71: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	59, // 72: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	45, // 73: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	45, // 74: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	56, // 75: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	8,  // 76: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	59, // 77: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	59, // 78: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	59, // 79: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	59, // 80: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	11, // 81: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	25, // 82: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	27, // 83: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	29, // 84: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	31, // 85: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	33, // 86: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	35, // 87: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	38, // 88: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	41, // 89: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	43, // 90: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	48, // 91: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	51, // 92: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	54, // 93: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	13, // 94: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	26, // 95: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	28, // 96: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	30, // 97: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	32, // 98: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	34, // 99: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	36, // 100: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	39, // 101: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	42, // 102: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	44, // 103: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	49, // 104: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	52, // 105: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	55, // 106: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	94, // [94:107] is the sub-list for method output_type
+	81, // [81:94] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -4590,7 +5214,7 @@ func file_dyetrace_v1_controller_proto_init() {
 		(*Scope_Network)(nil),
 		(*Scope_Host)(nil),
 	}
-	file_dyetrace_v1_controller_proto_msgTypes[14].OneofWrappers = []any{
+	file_dyetrace_v1_controller_proto_msgTypes[17].OneofWrappers = []any{
 		(*WatchRunResponse_Run)(nil),
 		(*WatchRunResponse_Pair)(nil),
 	}
@@ -4599,8 +5223,8 @@ func file_dyetrace_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   45,
+			NumEnums:      9,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,11 +36,19 @@ type Options struct {
 	// IP is auto, 4 or 6.
 	IP      string `json:"ip"`
 	NoTouch bool   `json:"no_touch"`
+	// Loss: the loss of every pair is measured. MaxLoss is the share that is too much; 0 is the
+	// default.
+	Loss    bool    `json:"loss"`
+	MaxLoss float64 `json:"max_loss"`
+	// Continuous: until it is cancelled, or its time is up; Rate is in probes a second, 0 the
+	// controller's.
+	Continuous bool    `json:"continuous"`
+	Rate       float64 `json:"rate"`
 }
 
 // NewOptions returns the view of options; nil is all found out.
 func NewOptions(o *dyetracev1.ProbeOptions) Options {
-	return Options{Scheme(o.GetScheme(), Auto), IPVersion(o.GetIpVersion()), o.GetNoTouch()}
+	return Options{Scheme(o.GetScheme(), Auto), IPVersion(o.GetIpVersion()), o.GetNoTouch(), o.GetLoss(), o.GetMaxLoss(), o.GetContinuous(), o.GetRate()}
 }
 
 // String writes options as flags of check; those that are the default are left out.
@@ -54,6 +62,18 @@ func (o Options) String() string {
 	}
 	if o.NoTouch {
 		flags = append(flags, "--no-touch")
+	}
+	if o.Loss {
+		flags = append(flags, "--loss")
+	}
+	if o.MaxLoss != 0 {
+		flags = append(flags, "--max-loss "+Percent(o.MaxLoss))
+	}
+	if o.Continuous {
+		flags = append(flags, "--continuous")
+	}
+	if o.Rate != 0 {
+		flags = append(flags, fmt.Sprintf("--rate %g", o.Rate))
 	}
 	return strings.Join(flags, " ")
 }
@@ -110,6 +130,10 @@ type Pair struct {
 	Flow       *Flow    `json:"flow"`
 	Command    string   `json:"command"`
 	Samples    []Sample `json:"samples"`
+	// Loss is what a test of it says; nil where one probe was enough. Latencies are of all probes
+	// that arrived, where they were measured.
+	Loss      *Loss     `json:"loss"`
+	Latencies []Latency `json:"latencies"`
 }
 
 // Point is a sampling point.
@@ -202,6 +226,11 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		Duplicates: p.GetDuplicates(),
 		Command:    p.GetCommand(),
 		Samples:    make([]Sample, 0, len(p.GetSamples())),
+		Loss:       newLoss(p.GetLoss()),
+		Latencies:  make([]Latency, 0, len(p.GetLatencies())),
+	}
+	for _, l := range p.GetLatencies() {
+		v.Latencies = append(v.Latencies, newLatency(l))
 	}
 	if s := p.GetSegment(); s != nil {
 		v.SegmentFrom, v.SegmentTo = newPoint(s.GetFrom()), newPoint(s.GetTo())

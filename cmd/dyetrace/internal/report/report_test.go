@@ -108,6 +108,8 @@ func TestWords(t *testing.T) {
 	check("hook", dyetracev1.HookState_name, func(v int32) string { return Hook(dyetracev1.HookState(v)) })
 	check("scheme", dyetracev1.Scheme_name, func(v int32) string { return Scheme(dyetracev1.Scheme(v), "") })
 	check("IP version", dyetracev1.IPVersion_name, func(v int32) string { return IPVersion(dyetracev1.IPVersion(v)) })
+	check("decision", dyetracev1.LossDecision_name, func(v int32) string { return LossDecision(dyetracev1.LossDecision(v)) })
+	check("latency", dyetracev1.LatencyKind_name, func(v int32) string { return LatencyKind(dyetracev1.LatencyKind(v)) })
 	check("direction", dyetracev1.Direction_name, func(v int32) string { return Direction(dyetracev1.Direction(v)) })
 	if w := Verdict(dyetracev1.Verdict_VERDICT_HEALTHY); w != "healthy" {
 		t.Errorf("healthy is %q", w)

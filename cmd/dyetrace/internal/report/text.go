@@ -35,9 +35,10 @@ func (c Check) Text(w io.Writer, o TextOptions) error {
 		// Who asks for one pair wants to see its way.
 		t.headline(healthy[0], "")
 		t.path(healthy[0])
-	case o.Verbose:
+		t.measured(healthy[0])
+	case o.Verbose || c.Options.Loss: // who asks for figures wants to see them
 		for _, p := range healthy {
-			t.headline(p, t.scheme(p))
+			t.headline(p, strings.TrimSpace(t.scheme(p)+spaced(p.line())))
 		}
 	}
 	drawn := len(failed)
@@ -49,6 +50,7 @@ func (c Check) Text(w io.Writer, o TextOptions) error {
 		t.headline(p, "")
 		t.path(p)
 		t.facts(p)
+		t.measured(p)
 	}
 	t.folded(failed[drawn:])
 	return t.w.Flush()

@@ -1,0 +1,140 @@
+package report
+
+import (
+	"fmt"
+	"strconv"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// Loss is what a pair loses.
+type Loss struct {
+	// Probes that count, and those of them that were lost.
+	Probes uint32 `json:"probes"`
+	Lost   uint32 `json:"lost"`
+	// Rate is their share, Low and High the ends of its interval, 95 %.
+	Rate float64 `json:"rate"`
+	Low  float64 `json:"low"`
+	High float64 `json:"high"`
+	// Decision is within, above or open. Allowed and TooMuch are the shares that were told apart.
+	Decision string  `json:"decision"`
+	Allowed  float64 `json:"allowed"`
+	TooMuch  float64 `json:"too_much"`
+	// Segment is where most were lost, in words; nil where none was.
+	Segment *string `json:"segment"`
+}
+
+// Latency is how long probes took for a part of their way, nanoseconds.
+type Latency struct {
+	// Kind is rtt, switch, guest or tunnel.
+	Kind      string `json:"kind"`
+	From      *Point `json:"from"`
+	To        *Point `json:"to"`
+	Direction string `json:"direction"`
+	Samples   uint64 `json:"samples"`
+	P50       int64  `json:"p50_ns"`
+	P90       int64  `json:"p90_ns"`
+	P99       int64  `json:"p99_ns"`
+	Max       int64  `json:"max_ns"`
+}
+
+func newLoss(l *dyetracev1.PairLoss) *Loss {
+	if l == nil {
+		return nil
+	}
+	v := &Loss{
+		Probes: l.GetProbes(), Lost: l.GetLost(), Low: l.GetLow(), High: l.GetHigh(),
+		Decision: LossDecision(l.GetDecision()), Allowed: l.GetAllowed(), TooMuch: l.GetTooMuch(),
+	}
+	if v.Probes > 0 {
+		v.Rate = float64(v.Lost) / float64(v.Probes)
+	}
+	if s := l.GetSegment(); s != nil {
+		words := segmentWords(newPoint(s.GetFrom()), newPoint(s.GetTo()))
+		v.Segment = &words
+	}
+	return v
+}
+
+func newLatency(l *dyetracev1.Latency) Latency {
+	return Latency{
+		Kind: LatencyKind(l.GetKind()), From: newPoint(l.GetFrom()), To: newPoint(l.GetTo()), Direction: Direction(l.GetDirection()),
+		Samples: l.GetSamples(), P50: l.GetP50Ns(), P90: l.GetP90Ns(), P99: l.GetP99Ns(), Max: l.GetMaxNs(),
+	}
+}
+
+// LossDecision returns within, above or open.
+func LossDecision(d dyetracev1.LossDecision) string { return word(d.String(), "LOSS_DECISION_", "") }
+
+// LatencyKind returns rtt, switch, guest or tunnel.
+func LatencyKind(k dyetracev1.LatencyKind) string { return word(k.String(), "LATENCY_KIND_", "") }
+
+// Percent writes a share in percent, without the sign.
+func Percent(share float64) string {
+	return strconv.FormatFloat(100*share, 'g', 2, 64)
+}
+
+// String writes a loss in one line.
+func (l *Loss) String() string {
+	s := fmt.Sprintf("%s %% (%s-%s %%, 95 %%) of %d probes", Percent(l.Rate), Percent(l.Low), Percent(l.High), l.Probes)
+	switch l.Decision {
+	case "within":
+		return s + fmt.Sprintf(": less than %s %%", Percent(l.TooMuch))
+	case "above":
+		return s + fmt.Sprintf(": more than %s %%", Percent(l.Allowed))
+	}
+	return s + fmt.Sprintf(": too few to tell whether it is more than %s %%", Percent(l.Allowed))
+}
+
+// rtt returns the latencies of the whole way; false where they were not measured.
+func (p Pair) rtt() (Latency, bool) {
+	for _, l := range p.Latencies {
+		if l.Kind == "rtt" {
+			return l, true
+		}
+	}
+	return Latency{}, false
+}
+
+// part names what a latency is of.
+func (l Latency) part() string {
+	switch l.Kind {
+	case "rtt":
+		return "round trip"
+	case "guest":
+		return "guest"
+	case "tunnel":
+		return fmt.Sprintf("between %s and %s, both ways", l.From.Host, l.To.Host)
+	}
+	return fmt.Sprintf("%s, %s → %s", l.From.Host, l.From.Bridge+" "+l.From.Kind, l.To.Bridge+" "+l.To.Kind)
+}
+
+// measured writes what a pair loses and how long it takes.
+func (t *text) measured(p Pair) {
+	if p.Loss != nil && (p.Verdict == "healthy" || len(p.Latencies) > 0) {
+		t.fact("loss", p.Loss.String())
+	}
+	if len(p.Latencies) == 0 {
+		return
+	}
+	width := 0
+	for _, l := range p.Latencies {
+		width = max(width, len([]rune(l.part())))
+	}
+	t.printf("    %s\n", t.paint(dim, fmt.Sprintf("%-*s  %9s  %9s  %9s  %9s", width, "latency", "p50", "p90", "p99", "max")))
+	for _, l := range p.Latencies {
+		t.printf("    %-*s  %9s  %9s  %9s  %9s\n", width, l.part(), duration(l.P50), duration(l.P90), duration(l.P99), duration(l.Max))
+	}
+}
+
+// line is what was measured of a healthy pair, in a few words; empty where nothing was.
+func (p Pair) line() string {
+	if p.Loss == nil || len(p.Latencies) == 0 {
+		return ""
+	}
+	s := fmt.Sprintf("loses %s %% (up to %s %%) of %d", Percent(p.Loss.Rate), Percent(p.Loss.High), p.Loss.Probes)
+	if l, ok := p.rtt(); ok {
+		s += fmt.Sprintf(", round trip p50 %s, p99 %s", duration(l.P50), duration(l.P99))
+	}
+	return s
+}

@@ -1,0 +1,97 @@
+package run
+
+import (
+	"math"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
+)
+
+// Loss that is not total. A pair whose first probe arrives is healthy, and takes no other. One that is
+// lost begins a test: if all are lost, the fault is hard; if some arrive, a sequential test decides
+// whether the share that is lost is too much.
+const (
+	// hardAttempts is sequential.AllLost(0.01, 1e-6), which a test holds: on a path that loses 1 % of
+	// its probes, three in a row are lost once in a million pairs; at 0.1 %, once in 10⁹.
+	hardAttempts = 3
+	// afterScheme is how many probes a scheme takes that is tried after another: it explains that
+	// one's verdict, or takes its place, and needs no proof of a loss.
+	afterScheme = 2
+	// maxExtra bounds the probes of a run beyond hardAttempts of each track: a sample that nobody
+	// sent fits one by chance once in 4,000 guesses, and has to fit its addresses and state as well.
+	maxExtra = 1 << 20
+	// maxQuick is the share of maxExtra that a run takes which nobody asked to measure loss.
+	maxQuick = 1 << 17
+)
+
+// Rates that are too much where nobody says otherwise. A plain check has seen one probe lost and
+// wants to know soon whether it was chance; who asks for loss wants to know how much.
+const (
+	quickLoss = 0.2
+	someLoss  = 0.01
+)
+
+// MinLoss and MaxLoss bound what may be asked for: a test of 0.1 % takes up to 30,000 probes, most of
+// an hour at the default pace; a share of 90 % is hardly told from a hard fault.
+const MinLoss, MaxLoss = 0.001, 0.9
+
+// testOf returns the test that options ask for. A tenth of what is too much is allowed.
+//
+// Measured by the exact distribution (package sequential): the quick one takes 23 probes that
+// arrive after a first that was lost, and 80 at the most; of pairs that lose 20 % it finds 9 in 10
+// that it looks at. The one for 1 % takes 509 probes where nothing is lost, 970 on average at 1 %,
+// and 3,000 at the most. Its false alarms at 0.1 % are below one in a million.
+func testOf(o *dyetracev1.ProbeOptions) sequential.Plan {
+	if o.GetLoss() || o.GetContinuous() {
+		p1 := o.GetMaxLoss()
+		if p1 == 0 {
+			p1 = someLoss
+		}
+		return sequential.Plan{P0: p1 / 10, P1: p1, Alpha: 1e-6, Beta: 0.01, Max: int(math.Ceil(30/p1 - 1e-9))}
+	}
+	p1 := o.GetMaxLoss()
+	if p1 == 0 {
+		p1 = quickLoss
+	}
+	return sequential.Plan{P0: p1 / 10, P1: p1, Alpha: 1e-7, Beta: 0.1, Max: int(math.Ceil(16/p1 - 1e-9))}
+}
+
+// tries is how many probes a track may take until one arrives.
+func (l layout) tries(track int) int {
+	if l.scheme(track) > 0 {
+		return afterScheme
+	}
+	return hardAttempts
+}
+
+// room is how many probes beyond hardAttempts of each track a run of so many tracks may take.
+func (o options) room(tracks int) int {
+	if o.measure {
+		return min(tracks*o.test.Max, maxExtra)
+	}
+	return min(tracks*o.test.Max, maxQuick)
+}
+
+// each is how many probes a pair takes where nothing is wrong: what the default timeout allows for.
+// A test that is not decided then is open.
+func (o options) each() int {
+	if o.measure {
+		return o.ways() * o.test.Max
+	}
+	return o.ways()
+}
+
+// verdictOn says what the test makes of a track by now: sequential.More is that another probe is
+// needed. A track of which nothing arrived is not tested for its share.
+func (x *execution) verdictOn(track int) sequential.Decision {
+	arrived, lost := x.ledger.score(track)
+	switch {
+	case arrived == 0 && x.ledger.attempts(track) < x.layout.tries(track):
+		return sequential.More
+	case arrived == 0:
+		return sequential.Above
+	case lost == 0 && !x.options.measure:
+		return sequential.Within
+	}
+	return x.options.test.Decide(arrived+lost, lost)
+}

@@ -1,0 +1,211 @@
+package run
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
+)
+
+// The constant is what the test of package sequential computes.
+func TestHardAttempts(t *testing.T) {
+	t.Parallel()
+	if n := sequential.AllLost(0.01, 1e-6); n != hardAttempts {
+		t.Errorf("%d probes in a row prove a hard fault, want %d", hardAttempts, n)
+	}
+	for _, o := range []*dyetracev1.ProbeOptions{nil, {Loss: true}, {Loss: true, MaxLoss: MinLoss}, {MaxLoss: MaxLoss}, {Continuous: true}} {
+		if err := testOf(o).Validate(); err != nil {
+			t.Errorf("%v: %v", o, err)
+		}
+	}
+	// As the command line's help and docs/loss.md have it.
+	if p := testOf(&dyetracev1.ProbeOptions{Loss: true}); p.Decide(508, 0) != sequential.More || p.Decide(509, 0) != sequential.Within || p.Max != 3000 {
+		t.Errorf("%+v does not take 509 probes where nothing is lost", p)
+	}
+	for _, tt := range []struct {
+		rate           float64
+		none, most     int
+		average, about float64
+	}{{0.01, 509, 3000, 970, 5}, {0.05, 100, 600, 190, 5}, {0.2, 23, 150, 43, 3}} {
+		p := testOf(&dyetracev1.ProbeOptions{Loss: true, MaxLoss: tt.rate})
+		if p.Decide(tt.none-1, 0) != sequential.More || p.Decide(tt.none, 0) != sequential.Within || p.Max != tt.most {
+			t.Errorf("%g: not %d probes where nothing is lost, or not %d at the most: %+v", tt.rate, tt.none, tt.most, p)
+		}
+		if e := p.Expected(tt.rate); e < tt.average-tt.about || e > tt.average+tt.about {
+			t.Errorf("%g: %g probes on average, docs/loss.md has %g", tt.rate, e, tt.average)
+		}
+	}
+	if p := testOf(nil); p.Decide(23, 1) != sequential.More || p.Decide(24, 1) != sequential.Within || p.Max != 80 {
+		t.Errorf("%+v does not take 24 probes where one is lost", p)
+	}
+}
+
+// TestLoss has one pair lose some of its probes in the tunnel, or elsewhere.
+func TestLoss(t *testing.T) {
+	t.Parallel()
+	every := func(n int, at int) func(*cast) {
+		return func(c *cast) { c.lost = func(s shot) bool { return s.attempt%n == 0 && s.point > at } }
+	}
+	loss := &dyetracev1.ProbeOptions{Loss: true}
+	tests := []struct {
+		name    string
+		asks    *dyetracev1.ProbeOptions
+		options options
+		cast    []func(*cast)
+		timeout time.Duration
+		verdict dyetracev1.Verdict
+		cause   string
+		probes  uint32
+		counted string
+	}{
+		{
+			name: "nothing", asks: loss, options: byTCP, verdict: dyetracev1.Verdict_VERDICT_HEALTHY,
+			probes: 509, counted: "0 of 509, within",
+		}, {
+			name: "half, a plain check", options: byTCP, cast: []func(*cast){every(2, leftHost)}, verdict: dyetracev1.Verdict_VERDICT_FAULTY,
+			cause:  "loses 53 % (27-79 %, 95 %) of 15 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel",
+			probes: 15, counted: "8 of 15, above",
+		}, {
+			name: "one in thirty", asks: loss, options: byTCP, cast: []func(*cast){every(30, leftHost)}, verdict: dyetracev1.Verdict_VERDICT_FAULTY,
+			cause:  "between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel",
+			probes: 181, counted: "7 of 181, above",
+		}, {
+			name: "one in fifty, of which less is allowed", asks: &dyetracev1.ProbeOptions{Loss: true, MaxLoss: 0.2}, options: byTCP,
+			cast: []func(*cast){every(50, leftHost)}, verdict: dyetracev1.Verdict_VERDICT_HEALTHY, cause: "from-tunnel, less than 20 %",
+			probes: 36, counted: "1 of 36, within",
+		}, {
+			name: "in a switch, by tcp", asks: loss, options: byTCP, cast: []func(*cast){every(10, 0)}, verdict: dyetracev1.Verdict_VERDICT_UNKNOWN,
+			cause: "icmp would tell", probes: 61, counted: "7 of 61, above",
+		}, {
+			name: "in a switch, by tcp and icmp", asks: loss, options: auto, cast: []func(*cast){every(10, 0)}, verdict: dyetracev1.Verdict_VERDICT_FAULTY,
+			cause: "icmp echo is lost there too", probes: 122, counted: "7 of 61, above",
+		}, {
+			name: "by the guest", asks: loss, options: byTCP, cast: []func(*cast){every(10, atGuest)}, verdict: dyetracev1.Verdict_VERDICT_UNKNOWN,
+			cause: "by the network or by i1 itself", probes: 71, counted: "7 of 70, above",
+		}, {
+			name: "no time to tell", asks: loss, options: byTCP, timeout: 8 * time.Second, verdict: dyetracev1.Verdict_VERDICT_HEALTHY,
+			cast: []func(*cast){every(40, leftHost)}, cause: "too few to tell whether that is more than 0.1 %", probes: 68, counted: "2 of 68, open",
+		}, {
+			name: "samples of ours were lost", asks: loss, options: byTCP, verdict: dyetracev1.Verdict_VERDICT_HEALTHY,
+			cast:  []func(*cast){every(30, leftHost), func(c *cast) { c.drops = true }},
+			cause: "7 of 181 probes could not be followed", probes: 181, counted: "0 of 174, open",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				pairs, paths := pathsBy(t, site(t, 2), probed("i0", "i1"), plan.Options{})
+				c := newCastOf(paths, tt.options)
+				c.asks = tt.asks
+				for _, f := range tt.cast {
+					f(c)
+				}
+				if tt.timeout == 0 {
+					tt.timeout = 10 * time.Minute
+				}
+				got, _, whole := play(t.Context(), testConfig, c, pairs, tt.timeout)
+				r := got[100]
+				l := r.GetLoss()
+				counted := fmt.Sprintf("%d of %d, %s", l.GetLost(), l.GetProbes(), strings.ToLower(strings.TrimPrefix(l.GetDecision().String(), "LOSS_DECISION_")))
+				if !whole || r.GetVerdict() != tt.verdict || !strings.Contains(r.GetCause(), tt.cause) {
+					t.Errorf("%v: %s; want %v: %s", r.GetVerdict(), r.GetCause(), tt.verdict, tt.cause)
+				}
+				if r.GetProbes() != tt.probes || counted != tt.counted {
+					t.Errorf("%d probes, %s lost; want %d, %s", r.GetProbes(), counted, tt.probes, tt.counted)
+				}
+				if tt.asks.GetLoss() && (len(r.Latencies) != 7 || r.Latencies[0].Kind != dyetracev1.LatencyKind_LATENCY_KIND_RTT || r.Latencies[0].P50Ns == 0) {
+					t.Errorf("latencies %v, want the round trip, five parts on hosts and the tunnel", r.Latencies)
+				}
+			})
+		})
+	}
+}
+
+// TestLossMemory has a long test take no more room for samples than a short one.
+func TestLossMemory(t *testing.T) {
+	t.Parallel()
+	_, paths := pathsOf(t, site(t, 2), probed("i0", "i1"))
+	c := newCast(paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks, 5000)
+	c.spec.Hosts = l.hosts
+	l.begin(0)
+	for range 5000 {
+		number, ok := l.another(0)
+		if !ok {
+			t.Fatal("no room")
+		}
+		l.ask(number)
+		l.leave(number)
+		for host, m := range c.see([]uint32{number}) {
+			for i := range m.Index {
+				if f := l.see(host, l.bridges[m.Bridges[m.Bridge[i]]], m, i); f != used && f != completed {
+					t.Fatalf("probe %d: sample %d is %d", number, i, f)
+				}
+			}
+		}
+		l.look(number)
+	}
+	if arrived, lost := l.score(0); arrived != 5000 || lost != 0 {
+		t.Errorf("%d arrived, %d lost", arrived, lost)
+	}
+	if points := len(paths[0].Points); len(l.slots) > (hardAttempts+1)*points {
+		t.Errorf("%d samples are kept of 5000 probes over %d points", len(l.slots), points)
+	}
+	late := c.see([]uint32{4000})[0]
+	if f := l.see(0, l.bridges["br-int"], late, 0); f != spent {
+		t.Errorf("a late sample of a probe that is forgotten: %d", f)
+	}
+}
+
+// TestFalseAlarms simulates pairs on paths that lose 0.1 % and 1 % of their probes, at random: how
+// many a plain check calls anything but healthy. What a check does is decided by the number lost
+// in a row and by the test, so that no agents need be played.
+func TestFalseAlarms(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(2026, 11))
+	p := testOf(nil)
+	for _, rate := range []float64{0.001, 0.01} {
+		pairs, alarms := 3_000_000, 0
+		if testing.Short() {
+			pairs = 100_000
+		}
+		for range pairs {
+			probes, lost := 0, 0
+			for {
+				probes++
+				if rng.Float64() < rate {
+					lost++
+				}
+				if lost == probes && lost < hardAttempts {
+					continue
+				}
+				if lost == 0 {
+					break
+				}
+				d := sequential.Above
+				if lost < probes {
+					d = p.Decide(probes, lost)
+				}
+				if d == sequential.Above {
+					alarms++
+				}
+				if d != sequential.More {
+					break
+				}
+			}
+		}
+		// One in a million is expected of the hard test at 1 %, none at 0.1 %; 12 of three millions
+		// would be chance once in 14,000 runs.
+		if alarms > 12 || rate < 0.01 && alarms > 0 {
+			t.Errorf("%d of %d pairs that lose %g %% are not healthy", alarms, pairs, 100*rate)
+		}
+		t.Logf("%g %%: %d false alarms in %d pairs", 100*rate, alarms, pairs)
+	}
+}

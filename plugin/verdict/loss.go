@@ -1,0 +1,151 @@
+package verdict
+
+import (
+	"fmt"
+	"strings"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// Loss is what the sequential test makes of the probes of a pair of which some arrived.
+type Loss struct {
+	Test sequential.Plan
+	// Probes that count, and those of them that were provably lost. What did not arrive and may
+	// have passed a point that could not see counts neither way.
+	Probes, Lost int
+	// Unclear are the injected probes that count neither way.
+	Unclear  int
+	Interval sequential.Interval
+	// Decision is never More: what was not decided is Open.
+	Decision sequential.Decision
+	// Segment is where most were lost, nil if none was; Elsewhere are those lost in others.
+	Segment   *Segment
+	Elsewhere int
+
+	from, to int // of Segment, in the path
+}
+
+// lossOf counts the attempts by what became of them; nil where there was no test, or nothing to
+// count.
+func (j *judgement) lossOf() *Loss {
+	if j.Test == nil {
+		return nil
+	}
+	l := &Loss{Test: *j.Test, Probes: j.Arrived}
+	type place struct{ from, to int }
+	at := map[place]int{}
+	var most place
+	for i := range j.trails {
+		t := &j.trails[i]
+		switch {
+		case j.arrived(t):
+			l.Probes++
+		case t.last >= 0 && t.next >= 0:
+			l.Probes++
+			l.Lost++
+			p := place{t.last, t.next}
+			if at[p]++; at[p] > at[most] || at[p] == at[most] && (p.from < most.from || p.from == most.from && p.to < most.to) {
+				most = p
+			}
+		case t.Injected:
+			l.Unclear++
+		}
+	}
+	if l.Probes == l.Lost { // nothing arrived: that is no share
+		return nil
+	}
+	if l.Lost > 0 {
+		l.from, l.to = most.from, most.to
+		l.Segment, l.Elsewhere = j.segment(most.from, most.to), l.Lost-at[most]
+	}
+	l.Interval = sequential.Loss(l.Probes, l.Lost)
+	if l.Decision = l.Test.Decide(l.Probes, l.Lost); l.Decision == sequential.More {
+		l.Decision = sequential.Open
+	}
+	return l
+}
+
+// rate words the loss: "4.1 % (2.9-5.8 %, 95 %) of 350 probes".
+func (l *Loss) rate() string {
+	return fmt.Sprintf("%s %% (%s-%s %%, 95 %%) of %d probes", percent(float64(l.Lost)/float64(l.Probes)),
+		percent(l.Interval.Low), percent(l.Interval.High), l.Probes)
+}
+
+// percent writes a share with two digits that say something.
+func percent(share float64) string {
+	switch p := 100 * share; {
+	case p >= 10 || p == 0:
+		return fmt.Sprintf("%.0f", p)
+	case p >= 1:
+		return fmt.Sprintf("%.1f", p)
+	default:
+		return strings.TrimRight(strings.TrimRight(fmt.Sprintf("%.2f", p), "0"), ".")
+	}
+}
+
+// partial judges a pair that loses more than is allowed, though r is what one that arrives would
+// be; false where it does not.
+func (j *judgement) partial(r Result) (Result, bool) {
+	l := r.Loss
+	if l == nil || l.Decision != sequential.Above || r.Verdict != Healthy {
+		return r, false
+	}
+	from, to := &j.Path.Points[l.from], &j.Path.Points[l.to]
+	r.Verdict, r.Segment, r.Host, r.Kind = Faulty, l.Segment, from.Host, CauseLoss
+	r.Cause = fmt.Sprintf("loses %s between %s and %s", l.rate(), from, to)
+	guest := from.Direction == plan.Forward && to.Direction == plan.Reply
+	switch {
+	case guest && from.Kind == stain.ToInstance && to.Kind == stain.FromInstance && to.Host == j.Path.To.Host:
+		r.Verdict, r.Kind = Silent, CauseGuestSilent
+		r.Cause = fmt.Sprintf("%s does not answer %s that were delivered to it", j.Path.Pair.Dst.Name, l.rate())
+	case guest:
+		r.Verdict = Unknown
+		r.Cause += fmt.Sprintf(", by the network or by %s itself", j.Path.Pair.Dst.Name)
+	case from.Host == to.Host && j.scheme() == stain.TCP:
+		r.Passed = true // most of them: what is lost may be what connection tracking remembers
+	}
+	if l.Elsewhere > 0 {
+		r.Cause += fmt.Sprintf("; %d of the %d elsewhere", l.Elsewhere, l.Lost)
+	}
+	if l.Unclear > 0 {
+		r.Cause += fmt.Sprintf("; %d more could not be followed", l.Unclear)
+	}
+	return r, true
+}
+
+// note says of a pair that is healthy what its losses mean; empty if there were none.
+func (l *Loss) note() string {
+	if l == nil || l.Lost == 0 {
+		return ""
+	}
+	note := fmt.Sprintf("loses %s between %s and %s, ", l.rate(), l.Segment.From, l.Segment.To)
+	if l.Decision == sequential.Within {
+		note += fmt.Sprintf("less than %s %%", percent(l.Test.P1))
+	} else {
+		note += fmt.Sprintf("too few to tell whether that is more than %s %%", percent(l.Test.P0))
+	}
+	if l.Unclear > 0 {
+		note += fmt.Sprintf("; %d more could not be followed", l.Unclear)
+	}
+	return note
+}
+
+// Proto returns the loss as users get it; nil for none.
+func (l *Loss) Proto() *dyetracev1.PairLoss {
+	if l == nil {
+		return nil
+	}
+	return &dyetracev1.PairLoss{
+		Probes: uint32(l.Probes), Lost: uint32(l.Lost), Low: l.Interval.Low, High: l.Interval.High,
+		Decision: decisions[l.Decision], Allowed: l.Test.P0, TooMuch: l.Test.P1, Segment: l.Segment.proto(),
+	}
+}
+
+var decisions = map[sequential.Decision]dyetracev1.LossDecision{
+	sequential.Within: dyetracev1.LossDecision_LOSS_DECISION_WITHIN,
+	sequential.Above:  dyetracev1.LossDecision_LOSS_DECISION_ABOVE,
+	sequential.Open:   dyetracev1.LossDecision_LOSS_DECISION_OPEN,
+}
