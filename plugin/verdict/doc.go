@@ -20,6 +20,9 @@
 //   - If the guest lies in the segment, it may be the guest who is silent. What the bridge's
 //     flows do with the very packet (an [Explanation]) decides: dropped is faulty, or policy
 //     where a security rule dropped it; delivered is silent; no explanation is unknown.
+//   - A packet that left for an instance by another OpenFlow port than the instance's proves nothing
+//     by itself, since the port may have been plugged in anew. Where the flows name another port,
+//     too, it was misdirected.
 //   - That a port is not on its bridge is a fact, as good as a sample.
 //
 // All else is unknown. With several probes of one pair, one that arrived is enough for healthy,

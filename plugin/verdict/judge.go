@@ -304,11 +304,19 @@ func (j *judgement) judge() Result {
 		return j.unplaced(CauseInjection, "no probe was sent")
 	case j.t.last < 0:
 		return j.notEntered()
-	case j.t.next < 0:
-		return j.unseen()
-	default:
-		return j.lost(j.t.next)
 	}
+	if i := j.misdelivered(); i >= 0 {
+		return j.delivery(i)
+	}
+	return j.short()
+}
+
+// short judges a probe that did not arrive.
+func (j *judgement) short() Result {
+	if j.t.next < 0 {
+		return j.unseen()
+	}
+	return j.lost(j.t.next)
 }
 
 // whole judges a probe whose answer came back.
