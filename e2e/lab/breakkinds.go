@@ -12,7 +12,7 @@ import (
 
 // breakKinds are the ways to break a lab. dies is the truth, and is what a reader should check
 // against the rest of the entry.
-var breakKinds = []BreakKind{
+var breakKinds = slices.Concat(lossKinds, []BreakKind{
 	{
 		Name: "tunnel-remote", Form: "HOST:HOST:ENCAP", Default: "hv1:hv3:gre", Cause: CauseTunnel,
 		Help: "the first host's tunnel port to the second has a wrong remote address",
@@ -29,6 +29,25 @@ var breakKinds = []BreakKind{
 		edit: func(t target, p overlay.Ports, flows []flow) []flow {
 			return append(flows, drops(t.dst(), 60, 110, fmt.Sprintf("in_port=%d", p.Taps[t.src().Name]))...)
 		},
+	},
+	{
+		Name: "flow-shadowed", Form: "HOST:NETWORK", Default: "hv3:blue", Cause: CauseFlow,
+		Help: "on the host's br-tun a broader flow of higher priority stands over those that send to the network's instances, and drops",
+		dies: func(t target, l leg) segment {
+			return diesIf(t.sends(l) && l.to.Network == t.network().Name, onWire)
+		},
+		at: onTunnel,
+		edit: func(t target, _ overlay.Ports, flows []flow) []flow {
+			vlan := t.spec.LocalVLANs(t.host())[t.network().Name]
+			return append(flows, flow{"0x0", 20, 50, fmt.Sprintf("dl_vlan=%d", vlan), "drop"})
+		},
+	},
+	{
+		Name: "flow-misdirected", Form: "INSTANCE", Default: "blue-2", Cause: CauseMisdirected,
+		Help: "the flows of the instance's br-int hand what is for it to another guest's tap",
+		dies: func(t target, l leg) segment { return diesIf(l.to == t.instance(), atDelivery) },
+		at:   onIntegration(func(t target) string { return t.instance().Host }),
+		edit: misdirect,
 	},
 	{
 		Name: "drop-tun", Form: "HOST:NETWORK", Default: "hv3:green", Cause: CauseFlow,
@@ -241,7 +260,65 @@ var breakKinds = []BreakKind{
 		moves: true, tells: true,
 		follows: func(t target, host string) bool { return host != t.other() },
 	},
+})
+
+// lossKinds are those that lose some packets and pass the others, by chance or by their number; and one
+// that loses none but sends some twice. All of it happens on the port of the rack's switch where a
+// hypervisor is attached.
+var lossKinds = []BreakKind{
+	{
+		Name: "underlay-loss", Form: "HOST:HOST:PERCENT", Default: "hv2:hv4:5", Cause: CauseLoss,
+		Help:  "the first host's leaf drops, at random, that percentage of what its VTEP sends to the second's",
+		loses: func(t target, l leg) segment { return diesIf(t.oneWay(l), onWire) },
+		apply: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			// 32 bits of the kernel's generator for each packet; numgen's "random" is uniform below mod.
+			return []step{nft(leaf, "netdev", lossName(t), fmt.Sprintf(
+				"type filter hook ingress device %s priority 1\n ip saddr %s ip daddr %s numgen random mod 1000 < %d drop",
+				port, t.hosts[0].VTEP.Addr(), t.hosts[1].VTEP.Addr(), t.perMille))}
+		},
+		heal: func(w workshop, t target) []step {
+			leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{nft(leaf, "netdev", lossName(t), "")}
+		},
+	},
+	{
+		Name: "rate-limit", Form: "HOST", Default: "hv4", Cause: CauseLoss,
+		Help:  "the leaf passes 64 kbit/s to the host, and drops what is more than a few packets ahead",
+		loses: func(t target, l leg) segment { return diesIf(t.receives(l), onWire) },
+		apply: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{{where: leaf, argv: []string{"tc", "qdisc", "replace", "dev", port, "root", "tbf",
+				"rate", "64kbit", "burst", "2000", "limit", "2000"}}} // bytes; ten probes or so each
+		},
+		heal: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{{where: leaf, argv: []string{"sh", "-c", "tc qdisc del dev " + port + " root 2>/dev/null || true"}}}
+		},
+	},
+	{
+		Name: "underlay-twice", Form: "HOST:HOST", Default: "hv2:hv3", Cause: CauseTwice,
+		Help: "the first host's leaf sends twice what its VTEP sends to the second's; nothing is lost",
+		dies: func(target, leg) segment { return unharmed },
+		apply: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			// The copy goes to the other host's port, if that is of this leaf, else it comes in as the first did.
+			copied := "ingress mirror dev rack"
+			if leaf2, port2 := w.peer(t.other(), t.hosts[1].Uplink); leaf2 == leaf {
+				copied = "egress mirror dev " + port2
+			}
+			return []step{{where: leaf, argv: []string{"sh", "-e", "-c", fmt.Sprintf("tc qdisc replace dev %[1]s clsact\n"+
+				"tc filter replace dev %[1]s ingress pref 7 protocol ip u32 match ip src %[2]s match ip dst %[3]s action mirred %[4]s",
+				port, t.hosts[0].VTEP.Addr(), t.hosts[1].VTEP.Addr(), copied)}}}
+		},
+		heal: func(w workshop, t target) []step {
+			leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+			return []step{{where: leaf, argv: []string{"sh", "-c", "tc qdisc del dev " + port + " clsact 2>/dev/null || true"}}}
+		},
+	},
 }
+
+func lossName(t target) string { return "lab-loss-" + t.host() + "-" + t.other() }
 
 func onIntegration(host func(target) string) func(target) (string, string) {
 	return func(t target) (string, string) { return host(t), overlay.Integration }
@@ -270,6 +347,29 @@ func rulesOf(t target, p overlay.Ports) func(flow) bool {
 	return func(f flow) bool {
 		return f.Table == 82 && strings.HasPrefix(f.Actions, "conjunction") && f.field("reg5") == port
 	}
+}
+
+// misdirect has the flows that deliver IP to an instance deliver it to another of its host: table 82
+// what comes from elsewhere, table 94 answers of its own host. ARP from elsewhere reaches it still.
+func misdirect(t target, p overlay.Ports, flows []flow) []flow {
+	own, other := p.Taps[t.instance().Name], 0
+	for _, i := range t.spec.On(t.instance().Host) {
+		if i != t.instance() && other == 0 {
+			other = p.Taps[i.Name]
+		}
+	}
+	for n, f := range flows {
+		if f.Table == 82 || f.Table == 94 {
+			actions := strings.Split(f.Actions, ",")
+			for i, a := range actions {
+				if a == fmt.Sprintf("output:%d", own) {
+					actions[i] = fmt.Sprintf("output:%d", other)
+				}
+			}
+			flows[n].Actions = strings.Join(actions, ",")
+		}
+	}
+	return flows
 }
 
 func setRemote(t target, remote netip.Addr) []step {

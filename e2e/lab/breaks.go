@@ -3,7 +3,9 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
@@ -19,6 +21,10 @@ const (
 	CausePort     = "port"       // a port is not on its bridge
 	CauseGuest    = "guest"      // delivered, but the guest does not take it
 	CauseNone     = "none"       // unusual, but nothing is lost
+
+	CauseMisdirected = "misdirected" // a flow sends to another port than it should
+	CauseLoss        = "loss"        // some are lost, some pass
+	CauseTwice       = "twice"       // some come twice, none is lost
 )
 
 // BreakKind is a way to break the lab.
@@ -31,8 +37,10 @@ type BreakKind struct {
 	Topology string `json:"topology"`
 	Cause    string `json:"cause"`
 
-	// dies tells in which segment a packet dies: the declared truth.
-	dies func(t target, l leg) segment
+	// dies tells in which segment a packet dies: the declared truth. For kinds of CauseLoss, loses
+	// tells in which it may.
+	dies  func(t target, l leg) segment
+	loses func(t target, l leg) segment
 	// at and edit are for those that change flows: on which host and bridge, and how.
 	at   func(t target) (host, bridge string)
 	edit func(t target, p overlay.Ports, flows []flow) []flow
@@ -70,7 +78,19 @@ type breakage struct {
 	target target
 }
 
-func (b breakage) dies(l leg) segment { return b.kind.dies(b.target, l) }
+func (b breakage) dies(l leg) segment {
+	if b.kind.dies == nil {
+		return unharmed
+	}
+	return b.kind.dies(b.target, l)
+}
+
+func (b breakage) loses(l leg) segment {
+	if b.kind.loses == nil {
+		return unharmed
+	}
+	return b.kind.loses(b.target, l)
+}
 
 // target is what a break is aimed at. A form fills the fields that it names, in order.
 type target struct {
@@ -80,6 +100,7 @@ type target struct {
 	networks  []overlay.Network
 	instances []overlay.Instance
 	encap     string
+	perMille  int // of PERCENT; 0 where how many depends on how many there are
 }
 
 func (t target) host() string               { return t.hosts[0].Name }
@@ -206,6 +227,10 @@ func (t *target) take(s *overlay.Spec, form, name string) error {
 		t.networks = append(t.networks, n)
 	case "ENCAP":
 		t.encap, ok = name, name == overlay.GRE || name == overlay.VXLAN
+	case "PERCENT":
+		share, err := strconv.ParseFloat(name, 64)
+		t.perMille = int(math.Round(share * 10))
+		ok = err == nil && t.perMille > 0 && t.perMille < 1000
 	default: // INSTANCE, SRC, DST
 		var i overlay.Instance
 		i, ok = s.Instance(name)

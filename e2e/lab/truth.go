@@ -100,6 +100,15 @@ type Truth struct {
 	// answer dies on its last way, between the source's br-int, or the switch before it, and the
 	// source.
 	Unseen []Reach `json:"unseen"`
+	// Losses are pairs of which a share of the probes die, of those that nothing kills for certain.
+	Losses []Loss `json:"losses"`
+}
+
+// Loss is a fate that some probes of its pairs have.
+type Loss struct {
+	Fate
+	// PerMille of the probes, by chance; 0 where it depends on how many there are.
+	PerMille int `json:"per_mille"`
 }
 
 // segment is a part of a packet's way from one instance to another.
@@ -193,11 +202,17 @@ type ending struct {
 	outcome string
 }
 
+// legs returns the two ways of a pair's probe.
+func legs(s *overlay.Spec, t Traffic, p overlay.Pair) (request, answer leg) {
+	single := s.TunnelBridge() == overlay.Integration
+	request = leg{t, p.Src, p.Dst, false, s.Bare(p.Src), s.Bare(p.Dst), single}
+	answer = leg{t, p.Dst, p.Src, true, request.toBare, request.fromBare, single}
+	return request, answer
+}
+
 // probe walks a probe of a pair through the lab: the request, then the answer.
 func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending {
-	single := s.TunnelBridge() == overlay.Integration
-	request := leg{t, p.Src, p.Dst, false, s.Bare(p.Src), s.Bare(p.Dst), single}
-	answer := leg{t, p.Dst, p.Src, true, request.toBare, request.fromBare, single}
+	request, answer := legs(s, t, p)
 	died, outcome := request.earliest(breaks)
 	path, passed := request.points(died)
 	if died != unharmed {
@@ -224,7 +239,7 @@ func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending
 // truthOf works out what breaks do together to every pair that would reach each other, wherever
 // they move instances to.
 func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
-	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}}
+	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}, Losses: []Loss{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
@@ -236,10 +251,38 @@ func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
 			t.Fates = addFate(t.Fates, p, o)
 		case o.outcome != Healthy:
 			t.Unseen = addReach(t.Unseen, p)
+		default:
+			t.Losses = append(t.Losses, losses(s, traffic, p, breaks)...)
 		}
 	}
 	t.Fates, t.Unseen = mergeFates(t.Fates), mergeReaches(t.Unseen)
 	return t
+}
+
+// losses returns where probes of a pair may die, in the order of their way.
+func losses(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) []Loss {
+	request, answer := legs(s, t, p)
+	there, _ := request.points(unharmed)
+	back, _ := answer.points(unharmed)
+	path := append(slices.Clone(there), back...)
+	var all []Loss
+	for _, l := range []leg{request, answer} {
+		for _, b := range breaks {
+			in := b.loses(l)
+			if in == unharmed {
+				continue
+			}
+			_, passed := l.points(in)
+			if l.answer {
+				passed += len(there)
+			}
+			if passed == 0 || passed == len(path) {
+				continue // where no point tells
+			}
+			all = append(all, Loss{Fate{[]string{p.Src.Name}, []string{p.Dst.Name}, &path[passed-1], path[passed], Faulty}, b.target.perMille})
+		}
+	}
+	return all
 }
 
 // addFate adds a pair to the fates, one for each source.

@@ -65,6 +65,10 @@ func truthText(t *testing.T, truth Truth) []byte {
 		text.WriteString("unseen ")
 		line(t, &text, r)
 	}
+	for _, l := range truth.Losses {
+		text.WriteString("loss ")
+		line(t, &text, l)
+	}
 	return text.Bytes()
 }
 
