@@ -209,6 +209,11 @@ func (l *Lab) walk(ctx context.Context, steps []step) error {
 		}
 		touched[s.where] = true
 	}
+	if o := l.Overlay().OVN; o != nil && touched[o.Central] {
+		for _, h := range l.Overlay().Hosts {
+			touched[h.Name] = true // what OVN is told changes flows anywhere
+		}
+	}
 	for where := range maps.Keys(touched) {
 		if err := l.settle(ctx, where); err != nil {
 			return err

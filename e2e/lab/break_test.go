@@ -117,9 +117,20 @@ func snapshotScript(l *Lab, node string) string {
 			}
 		}
 		commands = append(commands,
-			"ovs-vsctl show", "ovs-vsctl --columns=name,type,options,external_ids,ofport,ofport_request list Interface",
-			"ovs-vsctl --columns=name,tag list Port",
-			"ovs-ofctl --no-stats dump-flows br-int", "ovs-ofctl --no-stats dump-flows br-tun")
+			"ovs-vsctl show", "ovs-vsctl --columns=name,type,options,external_ids,ofport_request list Interface",
+			"ovs-vsctl --columns=name,tag list Port")
+		if l.Overlay().OVN == nil { // else flows have names of rows, which are others once made anew
+			commands = append(commands, "ovs-vsctl --columns=name,ofport list Interface",
+				"ovs-ofctl --no-stats dump-flows br-int", "ovs-ofctl --no-stats dump-flows br-tun")
+		}
+	}
+	if o := l.Overlay().OVN; o != nil && o.Central == node {
+		for _, table := range []string{"Logical_Switch_Port name,addresses,port_security,options,type,enabled",
+			"Logical_Router_Port name,mac,networks", "ACL name,direction,match,action,priority", "Logical_Router_Static_Route ip_prefix,nexthop"} {
+			name, columns, _ := strings.Cut(table, " ")
+			commands = append(commands, "ovn-nbctl --columns="+columns+" list "+name)
+		}
+		commands = append(commands, "ovn-sbctl --columns=logical_port,up list Port_Binding", "ovn-sbctl --columns=ip,type list Encap")
 	}
 	var script strings.Builder
 	for _, c := range commands {
@@ -130,6 +141,8 @@ func snapshotScript(l *Lab, node string) string {
 
 var (
 	linkIndex = regexp.MustCompile(`@if\d+`)
+	// OVN says when it saw an interface's flows in place.
+	installed = regexp.MustCompile(`ovn-installed-ts="\d+"`)
 	// A guest that moved away and came back has a new tap, whose own MAC means nothing.
 	tapMAC = regexp.MustCompile(`^(tap[0-9a-f]{8}-\S+ \S+) [0-9a-f:]{17} `)
 )
@@ -139,7 +152,7 @@ func normal(out string) string {
 	var lines []string
 	for line := range strings.Lines(out) {
 		if !strings.Contains(line, fmt.Sprintf("hard_timeout=%d", overlay.LearnedTimeout)) {
-			line = strings.Join(strings.Fields(linkIndex.ReplaceAllString(line, "")), " ")
+			line = strings.Join(strings.Fields(installed.ReplaceAllString(linkIndex.ReplaceAllString(line, ""), "")), " ")
 			lines = append(lines, tapMAC.ReplaceAllString(line, "$1 MAC "))
 		}
 	}
@@ -275,8 +288,10 @@ func portsInto(l *Lab, p Point, src, dst overlay.Instance) []string {
 		return []string{from.Tap()}
 	case p.Kind == ToTunnel:
 		return []string{overlay.PatchInt}
-	case p.Bridge == overlay.Integration:
+	case p.Bridge != l.Overlay().TunnelBridge():
 		return []string{overlay.PatchTun}
+	case l.Overlay().OVN != nil:
+		return []string{"ovn-" + from.Host + "-0"} // of its chassis' name
 	}
 	sender, _ := l.Overlay().End(from.Host)
 	n, _ := l.Overlay().Network(to.Network)
@@ -293,7 +308,7 @@ func counters(t *testing.T, l *Lab, hosts []string) map[string]int {
 	err := all(t.Context(), hosts, func(ctx context.Context, host string) error {
 		// Counters of patch and tunnel ports are brought up to date when cached flows go.
 		out, err := l.Exec(ctx, host, "sh", "-e", "-c",
-			"ovs-appctl revalidator/purge; ovs-ofctl --names dump-ports br-int; ovs-ofctl --names dump-ports br-tun")
+			"ovs-appctl revalidator/purge; ovs-ofctl --names dump-ports br-int; ! ovs-vsctl br-exists br-tun || ovs-ofctl --names dump-ports br-tun")
 		if err != nil {
 			return err
 		}

@@ -114,6 +114,15 @@ func (t target) oneWay(l leg) bool          { return l.from.Host == t.host() && 
 func (t target) sends(l leg) bool           { return l.crosses() && l.from.Host == t.host() }
 func (t target) receives(l leg) bool        { return l.crosses() && l.to.Host == t.host() }
 
+// networkMeant is the network that is named, else the instance's.
+func (t target) networkMeant() overlay.Network {
+	if len(t.networks) > 0 {
+		return t.network()
+	}
+	n, _ := t.spec.Network(t.instance().Network)
+	return n
+}
+
 // request reports whether the leg is a request to the target instance.
 func (t target) request(l leg) bool { return !l.answer && l.to == t.instance() }
 
@@ -127,7 +136,7 @@ func diesIf(hit bool, in segment) segment {
 
 // BreakKinds returns all ways to break a lab.
 func BreakKinds() []BreakKind {
-	kinds := slices.Clone(breakKinds)
+	kinds := slices.Clone(allBreakKinds)
 	for i := range kinds {
 		if kinds[i].Topology == "" {
 			kinds[i].Topology = DefaultName
@@ -141,11 +150,11 @@ var ErrBadBreak = errors.New("bad break")
 
 func findKind(name string) (*BreakKind, error) {
 	var names []string
-	for i := range breakKinds {
-		if breakKinds[i].Name == name {
-			return &breakKinds[i], nil
+	for i := range allBreakKinds {
+		if allBreakKinds[i].Name == name {
+			return &allBreakKinds[i], nil
 		}
-		names = append(names, breakKinds[i].Name)
+		names = append(names, allBreakKinds[i].Name)
 	}
 	return nil, fmt.Errorf("%w: kind %q: want one of %s", ErrBadBreak, name, strings.Join(names, ", "))
 }
@@ -206,7 +215,7 @@ func (t target) validate(k *BreakKind) error {
 		return errors.New("the two do not reach each other anyway")
 	case len(t.hosts) == 1 && len(t.networks) == 1 && !reaches(t.network().Name):
 		return errors.New("the host does not have the network")
-	case k.needsRouter && t.network().Router == "":
+	case k.needsRouter && t.networkMeant().Router == "":
 		return errors.New("the network has no router")
 	case len(t.hosts) == 1 && len(t.instances) == 1 && (t.instance().Host == t.host() || !reaches(t.instance().Network)):
 		return errors.New("the host has no tunnel to the instance")

@@ -83,3 +83,9 @@ func testOVNControls(t *testing.T, l *Lab) {
 		checkPairs(t, l, v)
 	}
 }
+
+// TestOVNBreaks breaks and heals it in every way that needs OVN.
+func TestOVNBreaks(t *testing.T) {
+	t.Parallel()
+	testBreaks(t, upAs(t, "ovn-breaks", withOVN))
+}

@@ -3,6 +3,7 @@ package overlay
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -41,15 +42,13 @@ func (s *Spec) Northbound() [][]string {
 	var everyone []string
 	for _, i := range s.Instances {
 		n, _ := s.Network(i.Network)
-		add("lsp-add", i.Network, i.PortID())
-		add("lsp-set-addresses", i.PortID(), i.LogicalAddresses())
-		add("lsp-set-port-security", i.PortID(), i.PortSecurity())
+		all = append(all, s.LogicalPort(i)...)
 		groups[n.Group()] = append(groups[n.Group()], i.PortID())
 		everyone = append(everyone, i.PortID())
 	}
 	add(append([]string{"pg-add", dropGroup}, everyone...)...)
 	for direction, port := range directions() {
-		add("--type=port-group", "--name=drop-"+port, "acl-add", dropGroup, direction, fmt.Sprint(aclDrop),
+		add("--type=port-group", "acl-add", dropGroup, direction, fmt.Sprint(aclDrop),
 			fmt.Sprintf("%s == @%s && ip", port, dropGroup), "drop")
 	}
 	for _, n := range s.Networks {
@@ -60,11 +59,11 @@ func (s *Spec) Northbound() [][]string {
 		add(append([]string{"pg-add", group}, groups[group]...)...)
 		groups[group] = nil
 		for _, ip := range []string{"ip4", "ip6"} {
-			allow := func(name, direction, match string) {
-				add("--type=port-group", "--name="+name+"-"+ip, "acl-add", group, direction, fmt.Sprint(aclAllow), match, "allow-related")
+			allow := func(direction, match string) {
+				add("--type=port-group", "acl-add", group, direction, fmt.Sprint(aclAllow), match, "allow-related")
 			}
-			allow("out", "from-lport", fmt.Sprintf("inport == @%s && %s", group, ip))
-			allow("in", "to-lport", fmt.Sprintf("outport == @%[1]s && %[2]s && %[2]s.src == $%[1]s_%[2]s", group, ip))
+			allow("from-lport", fmt.Sprintf("inport == @%s && %s", group, ip))
+			allow("to-lport", fmt.Sprintf("outport == @%[1]s && %[2]s && %[2]s.src == $%[1]s_%[2]s", group, ip))
 		}
 	}
 	return all
@@ -77,7 +76,32 @@ func directions() func(yield func(direction, port string) bool) {
 	}
 }
 
-// RouterPort returns the commands that join the network to its router. They fail if it is joined.
+// LogicalPort returns the commands that make the instance's logical port, but for its groups. They
+// may be given twice.
+func (s *Spec) LogicalPort(i Instance) [][]string {
+	return [][]string{
+		{"--may-exist", "lsp-add", i.Network, i.PortID()},
+		{"lsp-set-addresses", i.PortID(), i.LogicalAddresses()},
+		{"lsp-set-port-security", i.PortID(), i.PortSecurity()},
+		{"lsp-set-options", i.PortID(), fmt.Sprintf("requested-tnl-key=%d", s.PortKey(i))},
+	}
+}
+
+// firstPortKey leaves room for the ports of routers, which count from 1.
+const firstPortKey = 101
+
+// PortKey returns the tunnel key of the instance's logical port.
+func (s *Spec) PortKey(i Instance) int {
+	return firstPortKey + slices.IndexFunc(s.Instances, func(o Instance) bool { return o.Name == i.Name })
+}
+
+// Groups returns the names of the port groups that the instance's logical port is in.
+func (s *Spec) Groups(i Instance) []string {
+	n, _ := s.Network(i.Network)
+	return []string{dropGroup, n.Group()}
+}
+
+// RouterPort returns the commands that join the network to its router. They may be given twice.
 func (n Network) RouterPort() [][]string {
 	port, peer := n.RouterPortNames()
 	var prefixes []string
@@ -87,8 +111,8 @@ func (n Network) RouterPort() [][]string {
 		}
 	}
 	return [][]string{
-		append([]string{"lrp-add", n.Router, port, n.Gateway.MAC.String()}, prefixes...),
-		{"lsp-add", n.Name, peer},
+		append([]string{"--may-exist", "lrp-add", n.Router, port, n.Gateway.MAC.String()}, prefixes...),
+		{"--may-exist", "lsp-add", n.Name, peer},
 		{"lsp-set-type", peer, "router"},
 		{"lsp-set-addresses", peer, "router"},
 		{"lsp-set-options", peer, "router-port=" + port},
