@@ -146,6 +146,7 @@ func (a *Agent) counters() *dyetracev1.AgentCounters {
 		s := b.state.Load()
 		c.HookRepairs += s.gaps
 		c.HookWipes += s.wipes
+		c.Unread += b.counts.missing.Load()
 	}
 	return c
 }

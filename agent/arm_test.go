@@ -49,7 +49,7 @@ func TestNoTouch(t *testing.T) {
 			if tt.ipv6 {
 				dst = h.guests[1].ip6
 			}
-			before := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+			before := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 			index, column := columns(dst, 0, tt.probes)
 			if said := h.arm(&dyetracev1.Arm{
 				Run: 1, Withhold: index, WithholdDst: column, WithholdMs: 60_000, WithholdAt: []*dyetracev1.PortRef{h.port(1)},
@@ -73,7 +73,7 @@ func TestNoTouch(t *testing.T) {
 			if stats, err := h.a.hooks.taps.sampler.Stats(); err != nil || stats.Withheld != uint64(tt.probes)*tt.packets {
 				t.Errorf("withheld %d packets, %v; want %d of %d probes", stats.Withheld, err, uint64(tt.probes)*tt.packets, tt.probes)
 			}
-			after := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+			after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 			if !after.Live || after.Epoch != before.Epoch || after.Lost != before.Lost {
 				t.Errorf("the hook was %v, is %v", before, after)
 			}
@@ -302,7 +302,7 @@ func TestRegained(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.begin(1, 2, time.Minute)
-	before := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	before := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 	device, err := net.InterfaceByName(h.guests[1].tap)
 	if err != nil {
 		t.Fatal(err)
@@ -338,11 +338,11 @@ func TestRegained(t *testing.T) {
 	if n := len(programs().Programs); n != 1 {
 		t.Errorf("%d programs on the port after Armed (want 1)", n)
 	}
-	after := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 	if !after.Live || after.Epoch <= before.Epoch {
 		t.Errorf("window %v, after %v (want a higher epoch)", after, before)
 	}
-	if again := windowOf(h.a.hooks.audit(t.Context()), h.bridge); again.Epoch != after.Epoch {
+	if again := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge); again.Epoch != after.Epoch {
 		t.Errorf("epoch %d rose to %d by itself", after.Epoch, again.Epoch)
 	}
 }
@@ -504,9 +504,9 @@ func TestSamplerComesBack(t *testing.T) {
 		t.Fatal(said)
 	}
 	taps, b := h.a.hooks.taps, h.a.hooks.get(h.bridge)
-	before := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	before := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 	taps.fail(taps.sampler, fmt.Errorf("ring: bad record"))
-	failed := windowOf(h.a.hooks.audit(t.Context()), h.bridge)
+	failed := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
 	if why := b.state.Load().absent; why != "ring: bad record" || failed.Epoch <= before.Epoch || failed.Lost <= before.Lost {
 		t.Errorf("absent because of %q, window %v, was %v", why, failed, before)
 	}
@@ -514,7 +514,7 @@ func TestSamplerComesBack(t *testing.T) {
 		h.a.hooks.reconcile(t.Context())
 		return b.state.Load().absent == ""
 	})
-	if back := windowOf(h.a.hooks.audit(t.Context()), h.bridge); back.Epoch <= failed.Epoch || !back.Live {
+	if back := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge); back.Epoch <= failed.Epoch || !back.Live {
 		t.Errorf("window %v after the sampler came back, %v before", back, failed)
 	}
 	frames := h.capture()

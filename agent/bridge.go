@@ -80,10 +80,11 @@ type bridge struct {
 	watcher      sync.WaitGroup
 
 	// state is what others may know; replaced as a whole.
-	state atomic.Pointer[bridgeState]
-	port  atomic.Pointer[packetio.Port]
-	lost  atomic.Uint64 // by us: full queue, cap
-	ring  atomic.Uint64 // by rings of dye ports closed since
+	state  atomic.Pointer[bridgeState]
+	port   atomic.Pointer[packetio.Port]
+	lost   atomic.Uint64 // by us: full queue, cap
+	ring   atomic.Uint64 // by rings of dye ports closed since
+	counts counts
 
 	// gather has the samples of the dye port since the last flush; its receive loop's alone.
 	gather gather
@@ -143,10 +144,10 @@ const rereadShare = 20
 // asks: its lease is renewed about as often, and nothing tells us if that was of no use.
 const auditWatched = 20 * time.Second
 
-func newBridge(name string, sw Switch, taps *taps, st stain.Stain, lease time.Duration, log *slog.Logger) *bridge {
+func newBridge(name string, sw Switch, taps *taps, st stain.Stain, lease time.Duration, epoch uint64, log *slog.Logger) *bridge {
 	b := &bridge{name: name, sw: sw, taps: taps, stain: st, lease: lease, log: log.With("bridge", name), poke: func() {}}
 	b.gather.bridge = b
-	b.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_ABSENT, reason: "not installed yet"})
+	b.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_ABSENT, reason: "not installed yet", epoch: epoch})
 	return b
 }
 
@@ -208,6 +209,9 @@ func refused(err error) bool {
 // sync does the work of reconcile; changed says that the hook was not as it
 // should have been, or has changed in more than its arms. Caller holds mu.
 func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, attest bool, now time.Time) (changed bool, err error) {
+	if b.sw.Snapshot().Waiting {
+		return false, errWaiting
+	}
 	changed, err = b.syncDyePort(ctx)
 	if err != nil {
 		return changed, err
@@ -348,6 +352,9 @@ func (b *bridge) clear(ctx context.Context, have []flows.Flow) error {
 	return nil
 }
 
+// errWaiting is why no hook is live while flows are being restored.
+var errWaiting = errors.New("flow-restore-wait is set: Open vSwitch forwards by no flow until it is unset")
+
 // rearmed tells whether two hooks differ in their arms only.
 func rearmed(was, is flows.Hook) bool {
 	was.Answers, was.Expect = is.Answers, is.Expect
@@ -447,6 +454,7 @@ func (b *bridge) window() *dyetracev1.HookWindow {
 		Reason: s.reason,
 		Epoch:  s.epoch,
 		Lost:   b.lostSamples() + b.taps.lostSamples(),
+		Counts: b.counts.message(s.epoch),
 	}
 }
 

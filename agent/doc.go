@@ -8,7 +8,7 @@
 //   - Agent ties them together and keeps the session with the controller (session.go);
 //   - hooks reconciles every bridge's hook with what is wanted, and attests to it (hooks.go, bridge.go),
 //     woken by a watch of what others do to the bridge's flows (watch.go), until they do it too often (fight.go);
-//   - dye.go reads the dye port of a bridge;
+//   - dye.go reads the dye port of a bridge, and counts.go holds what the hook counted against it;
 //   - taps samples what leaves for instances, and withholds it (taps.go, withhold.go);
 //   - runs knows the keys of the runs under way and turns copies into samples (runs.go);
 //   - inject.go, arm.go and explain.go answer the controller's requests.
@@ -42,6 +42,14 @@
 // the fourth time within two minutes is taken off altogether and left alone for 5 s, then
 // for twice as long each time. Where there is no hook, by that or because there can be
 // none, no flow of ours stays.
+//
+// # Counters
+//
+// A copy can get lost where nobody of ours sees it: between the switch and the ring. So the
+// hook's flows count as well (n_packets), and an audit after a run attests both numbers
+// (PointCount). Counters are late by up to half a second: an audit has the switch bring
+// them up to date, and reads what came out before and after, which bounds the difference;
+// where nothing came by meanwhile it is exact. They begin anew with an epoch.
 //
 // # Ordering and backpressure
 //

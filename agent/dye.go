@@ -44,7 +44,10 @@ func (b *bridge) openPort() error {
 // receive hands copies to the sink until the port is closed.
 func (b *bridge) receive(port *packetio.Port) {
 	for {
-		err := port.Receive(func(frame []byte, atNs int64) { b.sink(b, frame, atNs) })
+		err := port.Receive(func(frame []byte, atNs int64) {
+			b.counts.saw(frame)
+			b.sink(b, frame, atNs)
+		})
 		b.done(b)
 		switch {
 		case err == nil:

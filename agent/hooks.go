@@ -37,10 +37,14 @@ type hooks struct {
 
 	changed chan struct{} // capacity 1: the state changed since it was last read
 	poked   chan struct{} // capacity 1: a bridge was disturbed
+	counter counter
 
-	mu       sync.Mutex
-	stain    *stain.Stain // nil until a controller told
-	bridges  map[string]*bridge
+	mu      sync.Mutex
+	stain   *stain.Stain // nil until a controller told
+	bridges map[string]*bridge
+	// epochs are those of bridges that were let go: one that comes back by the same name begins
+	// a new one, or a run could take it for the one of before.
+	epochs   map[string]uint64
 	reported map[string]string // last state logged or sent, by bridge
 }
 
@@ -51,6 +55,7 @@ func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *
 		changed:  make(chan struct{}, 1),
 		poked:    make(chan struct{}, 1),
 		bridges:  make(map[string]*bridge),
+		epochs:   make(map[string]uint64),
 		reported: make(map[string]string),
 	}
 }
@@ -63,9 +68,9 @@ func (h *hooks) setStain(ctx context.Context, st stain.Stain) error {
 		return nil
 	}
 	var errs []error
-	for name, b := range h.bridges {
+	for _, b := range h.bridges {
 		errs = append(errs, b.remove(ctx))
-		delete(h.bridges, name)
+		h.forget(b)
 	}
 	h.stain = &st
 	h.taps.open(st)
@@ -174,13 +179,13 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		} else {
 			b.close() // the bridge is gone, and all that was ours with it
 		}
-		delete(h.bridges, name)
+		h.forget(b)
 	}
 	var all []*bridge
 	for _, name := range want {
 		b := h.bridges[name]
 		if b == nil {
-			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.log)
+			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.epochs[name], h.log)
 			b.sink, b.done, b.armed, b.poke = h.sink, h.done, h.answers, h.poke
 			b.startWatch()
 			h.bridges[name] = b
@@ -188,6 +193,12 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		all = append(all, b)
 	}
 	return all
+}
+
+// forget drops a bridge that is no longer kept. Caller holds mu.
+func (h *hooks) forget(b *bridge) {
+	h.epochs[b.name] = b.state.Load().epoch
+	delete(h.bridges, b.name)
 }
 
 // currentStain is what the hooks recognise; the zero Stain before a controller told.
@@ -241,9 +252,13 @@ func (h *hooks) countAnswers() int {
 	return n
 }
 
-// audit looks at every bridge now, and attests.
-func (h *hooks) audit(ctx context.Context) []*dyetracev1.HookWindow {
+// audit looks at every bridge now, and attests. Before a run it is enough to have read the hooks'
+// counters once since they last began anew; after one, what the run did must be in them.
+func (h *hooks) audit(ctx context.Context, after bool) []*dyetracev1.HookWindow {
 	h.look(ctx, true)
+	if err := h.count(ctx, after); err != nil && ctx.Err() == nil {
+		h.log.Warn("hooks are attested without their counters", "err", err)
+	}
 	var windows []*dyetracev1.HookWindow
 	for _, b := range h.all() {
 		windows = append(windows, b.window())
@@ -326,9 +341,9 @@ func (h *hooks) remove(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
-	for name, b := range h.bridges {
+	for _, b := range h.bridges {
 		errs = append(errs, b.remove(ctx))
-		delete(h.bridges, name)
+		h.forget(b)
 	}
 	h.stain = nil
 	h.taps.close()

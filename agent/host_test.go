@@ -81,7 +81,11 @@ type guest struct {
 
 var number atomic.Uint32
 
-func newHost(t testing.TB) *host {
+// newHost returns a host whose hook is live.
+func newHost(t testing.TB) *host { return prepareHost(t).install() }
+
+// prepareHost returns a host whose agent has done nothing yet.
+func prepareHost(t testing.TB) *host {
 	t.Helper()
 	if err := startSwitch(); err != nil {
 		t.Fatal(err)
@@ -117,6 +121,13 @@ func newHost(t testing.TB) *host {
 		parts.Wait()
 	})
 	h.a.outbox.open.Store(true)
+	return h
+}
+
+// install has the agent install its hook.
+func (h *host) install() *host {
+	t := h.t
+	t.Helper()
 	if err := h.a.hooks.setStain(t.Context(), stain.Default()); err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,10 @@ func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
 				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return float64(s.wipes) }) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts(gauge("hook_gaps_total", "Times that a hook which was live was found missing or changed.")),
 				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return float64(s.gaps) }) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts(gauge("copies_unread_total", "Copies that hooks counted and that never came out of a dye port: lost between the switch and us.")),
+				func() float64 {
+					return h.sum(func(b *bridge, _ *bridgeState) float64 { return float64(b.counts.missing.Load()) })
+				}),
 			prometheus.NewGaugeFunc(gauge("hooks_held", "Hooks that are left alone for a while because somebody else keeps deleting them."),
 				func() float64 { return h.sum(func(b *bridge, s *bridgeState) float64 { return count(s.held > 0) }) }),
 			prometheus.NewGaugeFunc(gauge("bridges_watched", "Bridges whose flows are watched; of others, audits see to the hooks."),

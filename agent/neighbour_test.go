@@ -75,7 +75,7 @@ func (h *host) restored(epoch uint64) bridgeState {
 // attest is what the agent says of the hook before or after a run.
 func (h *host) attest() *dyetracev1.HookWindow {
 	h.t.Helper()
-	w := windowOf(h.a.hooks.audit(h.t.Context()), h.bridge)
+	w := windowOf(h.a.hooks.audit(h.t.Context(), true), h.bridge)
 	if w == nil {
 		h.t.Fatal("no window")
 	}

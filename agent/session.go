@@ -331,12 +331,12 @@ func (a *Agent) refresh(ctx context.Context, id uint64) {
 
 func (a *Agent) ready(ctx context.Context, run uint64) {
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Ready{
-		Ready: &dyetracev1.Ready{Run: run, Windows: a.hooks.audit(ctx)},
+		Ready: &dyetracev1.Ready{Run: run, Windows: a.hooks.audit(ctx, false)},
 	}})
 }
 
 func (a *Agent) finish(ctx context.Context, run uint64) {
-	windows := a.hooks.audit(ctx)
+	windows := a.hooks.audit(ctx, true)
 	armed := a.runs.remove(run)
 	a.hooks.taps.finish(run, monotonic())
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{

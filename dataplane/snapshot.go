@@ -14,6 +14,10 @@ type Snapshot struct {
 	// Switchd is another string for every process of ovs-vswitchd: flows, and the
 	// settings of OpenFlow ports, do not outlive one. Empty while none runs.
 	Switchd string
+	// Waiting tells that ovs-vswitchd is told to wait until all flows are restored
+	// (other_config:flow-restore-wait, ovs-vswitchd.conf.db(5)): until then it passes packets
+	// on by what the datapath remembers, if it has not started anew, and by no flow.
+	Waiting bool
 	// Managed tells that a cloud's controller is configured which marks the ports of
 	// instances, even if there is none now.
 	Managed bool

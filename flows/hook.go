@@ -360,6 +360,18 @@ func (h Hook) copy(kind stain.Kind) string {
 		stain.CopyDst<<8|uint16(kind), h.Mark.reference(), stain.CopySrc, h.Dye)
 }
 
+// Counted returns how many packets the points of a hook that is on a bridge have counted, by
+// kind: each stands for a copy. They begin anew with the hook, and go on when its lease is renewed.
+func Counted(have []Flow) map[stain.Kind]uint64 {
+	counted := make(map[stain.Kind]uint64)
+	for _, f := range have {
+		if kind := stain.Kind(f.Cookie & 0xff); f.Cookie == point.cookie(kind) {
+			counted[kind] += f.Packets
+		}
+	}
+	return counted
+}
+
 // Kinds returns the kinds of sampling point that the hook offers, in ascending
 // order. A bridge that has patch ports towards instances, and no instance of its
 // own, is not one to take samples from instances on.

@@ -24,6 +24,7 @@ type (
 	rootRow struct {
 		UUID        string            `ovsdb:"_uuid"`
 		ExternalIDs map[string]string `ovsdb:"external_ids"`
+		OtherConfig map[string]string `ovsdb:"other_config"`
 		Bridges     []string          `ovsdb:"bridges"`
 		OVSVersion  *string           `ovsdb:"ovs_version"`
 		NextConfig  int               `ovsdb:"next_cfg"`
@@ -121,7 +122,7 @@ func columns(c client.Client) *client.Monitor {
 		iface interfaceRow
 	)
 	return c.NewMonitor(
-		client.WithTable(&root, &root.ExternalIDs, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
+		client.WithTable(&root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
 		client.WithTable(&br, &br.Name, &br.DatapathType, &br.Protocols, &br.Ports),
 		client.WithTable(&port, &port.Name, &port.Interfaces, &port.Tag, &port.ExternalIDs),
 		client.WithTable(&iface, &iface.Name, &iface.Type, &iface.Options, &iface.ExternalIDs,
@@ -220,6 +221,7 @@ func (db *database) snapshot(ctx context.Context) (dataplane.Snapshot, error) {
 func (t tables) snapshot() dataplane.Snapshot {
 	s := dataplane.Snapshot{OVSVersion: deref(t.root.OVSVersion)}
 	_, s.Managed = t.root.ExternalIDs["ovn-remote"] // ovn-controller(8)
+	s.Waiting = t.root.OtherConfig["flow-restore-wait"] == "true"
 	for _, id := range t.root.Bridges {
 		row, ok := t.bridges[id]
 		if !ok {

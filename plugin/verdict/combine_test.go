@@ -244,7 +244,7 @@ func (w *world) also(t *rapid.T, scheme stain.Scheme) *world {
 	o := &world{
 		path: w.path, scheme: scheme, clears: rapid.Bool().Draw(t, "clears"), noLink: w.noLink,
 		hard: w.hard, at: w.at, guest: w.guest, crossing: w.crossing,
-		lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: maps.Clone(w.cut), cut: w.cut, impaired: w.blurred, blurred: w.blurred,
+		lossy: map[Place]bool{}, quietly: map[Place]bool{}, unread: map[Place]map[stain.Kind]uint64{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: maps.Clone(w.cut), cut: w.cut, impaired: w.blurred, blurred: w.blurred,
 	}
 	if !w.noLink && (w.hard == byGuest || w.hard == byRule || w.hard == arrived) {
 		switch o.hard = rapid.SampledFrom([]fate{arrived, byGuest, byRule}).Draw(t, "to the other scheme"); o.hard {

@@ -50,6 +50,8 @@ type Audit struct {
 	Reason string
 	Epoch  uint64
 	Lost   uint64
+	// Counts are the hook's own counters, by kind of point; empty where they are not known.
+	Counts map[stain.Kind]Count
 }
 
 // Attempt is one probe.
@@ -140,7 +142,7 @@ func (e *Evidence) unattested(host, bridge string) doubt {
 	case w.Before.Lost != w.After.Lost:
 		return doubt{CauseSamples, fmt.Sprintf("%s: agent lost %d samples meanwhile", where, w.After.Lost-w.Before.Lost)}
 	}
-	return doubt{}
+	return w.unread(where)
 }
 
 func because(reason string) string {

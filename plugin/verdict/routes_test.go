@@ -328,7 +328,7 @@ func TestMoved(t *testing.T) {
 // routes are right about it. On hv3 there is no port of it, or a port on either, or no agent to ask.
 func buildMoved(t *rapid.T, tb testing.TB) *world {
 	w := &world{scheme: rapid.SampledFrom([]stain.Scheme{stain.TCP, stain.ICMP}).Draw(t, "scheme"), clears: rapid.Bool().Draw(t, "clears"),
-		lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
+		lossy: map[Place]bool{}, quietly: map[Place]bool{}, unread: map[Place]map[stain.Kind]uint64{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
 	left := rapid.SampledFrom([]string{"no port", "a port on both", "no agent"}).Draw(t, "left behind")
 	change := map[string]func(hosts){"no port": unplug("hv3", "tap-b3"), "a port on both": twin("hv2", "fa:16:3e:00:01:13"), "no agent": disconnected("hv3")}[left]
 	if left == "no agent" {

@@ -68,7 +68,9 @@ type world struct {
 	guest    int // the last point before the guest; in no-touch there is none, and this past all
 	crossing int // the last point before the tunnel, -1 on one host
 
-	lossy    map[Place]bool  // its agent loses samples
+	lossy    map[Place]bool // its agent loses samples
+	quietly  map[Place]bool // and does not notice; its hook's counters do
+	unread   map[Place]map[stain.Kind]uint64
 	gaps     map[Place][]int // attempts during which the hook was away
 	late     map[Place]bool  // then it went only after the probe had passed, before the answer
 	goneFrom map[string]int  // the agent was cut off before this attempt
@@ -95,7 +97,7 @@ func build(t *rapid.T, tb testing.TB, h how) *world {
 }
 
 func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
-	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
+	w := &world{scheme: h.scheme, clears: rapid.Bool().Draw(t, "clears"), lossy: map[Place]bool{}, quietly: map[Place]bool{}, unread: map[Place]map[stain.Kind]uint64{}, gaps: map[Place][]int{}, late: map[Place]bool{}, goneFrom: map[string]int{}, crossing: -1}
 
 	var change []func(hosts)
 	bare := cachedPath(tb, pair, "", nil)
@@ -258,6 +260,7 @@ func (w *world) impair(t *rapid.T, attempts int) {
 		switch rapid.IntRange(0, 5).Draw(t, "eyes of "+pt.Host+"/"+pt.Bridge) {
 		case 0:
 			w.lossy[place] = true
+			w.quietly[place] = rapid.Bool().Draw(t, "quietly")
 		case 1:
 			w.gaps[place] = rapid.SliceOfDistinct(rapid.IntRange(0, attempts-1), rapid.ID[int]).Draw(t, "gaps")
 			w.late[place] = rapid.Bool().Draw(t, "late")
@@ -418,6 +421,13 @@ func (w *world) see(t *rapid.T, tb testing.TB, n int, tr truth, stained int, los
 		case slices.Contains(w.gaps[place], n) && !(w.late[place] && pt.Direction == plan.Forward):
 			continue
 		case w.lossy[place] && rapid.Bool().Draw(t, "sample lost"):
+			if w.quietly[place] && pt.Kind != stain.ToInstance { // the program at the tap counts for itself
+				if w.unread[place] == nil {
+					w.unread[place] = map[stain.Kind]uint64{}
+				}
+				w.unread[place][pt.Kind]++
+				continue
+			}
 			lost[place]++
 			continue
 		}
@@ -448,6 +458,11 @@ func (w *world) audits(lost map[Place]uint64) map[Place]Window {
 			win.After.Epoch++
 		}
 		win.After.Lost += lost[place]
+		win.Before.Counts, win.After.Counts = map[stain.Kind]Count{}, map[stain.Kind]Count{}
+		for _, kind := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToTunnel} {
+			win.Before.Counts[kind] = Count{100, 30, 30}
+			win.After.Counts[kind] = Count{150 + w.unread[place][kind], 80, 80}
+		}
 		if from, cut := w.goneFrom[place.Host]; cut {
 			if win.After = nil; from == 0 {
 				win.Before = nil

@@ -1170,7 +1170,10 @@ type HookWindow struct {
 	Epoch uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Samples of this bridge that the agent lost so far: dropped by the ring or
 	// by a full queue, or over the cap.
-	Lost          uint64 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
+	Lost uint64 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
+	// What the hook's flows counted and what was read of it, by kind. Only what has come
+	// about between two windows of one epoch means anything. Empty where that is not known.
+	Counts        []*PointCount `protobuf:"bytes,6,rep,name=counts,proto3" json:"counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1240,6 +1243,89 @@ func (x *HookWindow) GetLost() uint64 {
 	return 0
 }
 
+func (x *HookWindow) GetCounts() []*PointCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// PointCount holds a hook's own counters against what came out of its dye port: the
+// second channel of evidence. What counted has risen by more than what was read, copies
+// got lost between the switch and the agent, and with them maybe a sample. Both are only
+// differences away from a number that stays the same for an epoch.
+type PointCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  PointKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=dyetrace.v1.PointKind" json:"kind,omitempty"`
+	// Packets that the hook's flows of this kind counted (n_packets): all of them up to
+	// the moment of read_min, and none after that of read_max.
+	Counted uint64 `protobuf:"varint,2,opt,name=counted,proto3" json:"counted,omitempty"`
+	// Copies of this kind read before the counters were asked, and after: whatever they
+	// were, those that belong to no run included. Equal where none passed meanwhile.
+	ReadMin       uint64 `protobuf:"varint,3,opt,name=read_min,json=readMin,proto3" json:"read_min,omitempty"`
+	ReadMax       uint64 `protobuf:"varint,4,opt,name=read_max,json=readMax,proto3" json:"read_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PointCount) Reset() {
+	*x = PointCount{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointCount) ProtoMessage() {}
+
+func (x *PointCount) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointCount.ProtoReflect.Descriptor instead.
+func (*PointCount) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PointCount) GetKind() PointKind {
+	if x != nil {
+		return x.Kind
+	}
+	return PointKind_POINT_KIND_UNSPECIFIED
+}
+
+func (x *PointCount) GetCounted() uint64 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *PointCount) GetReadMin() uint64 {
+	if x != nil {
+		return x.ReadMin
+	}
+	return 0
+}
+
+func (x *PointCount) GetReadMax() uint64 {
+	if x != nil {
+		return x.ReadMax
+	}
+	return 0
+}
+
 // Inject asks the agent to send probes, in order, at most rate per second.
 // All columns have one entry per probe.
 type Inject struct {
@@ -1272,7 +1358,7 @@ type Inject struct {
 
 func (x *Inject) Reset() {
 	*x = Inject{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1370,7 @@ func (x *Inject) String() string {
 func (*Inject) ProtoMessage() {}
 
 func (x *Inject) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1383,7 @@ func (x *Inject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inject.ProtoReflect.Descriptor instead.
 func (*Inject) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Inject) GetRun() uint64 {
@@ -1414,7 +1500,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1512,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1525,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Arm) GetRun() uint64 {
@@ -1511,7 +1597,7 @@ type Armed struct {
 
 func (x *Armed) Reset() {
 	*x = Armed{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1609,7 @@ func (x *Armed) String() string {
 func (*Armed) ProtoMessage() {}
 
 func (x *Armed) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1622,7 @@ func (x *Armed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Armed.ProtoReflect.Descriptor instead.
 func (*Armed) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Armed) GetRun() uint64 {
@@ -1571,7 +1657,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1669,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1682,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1627,7 +1713,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1725,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1738,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1696,7 +1782,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1794,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1807,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -1781,7 +1867,7 @@ type Samples struct {
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1879,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1892,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -1917,7 +2003,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2015,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2028,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -1963,7 +2049,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2061,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2074,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -2034,7 +2120,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2132,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2145,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -2182,7 +2268,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2280,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2293,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -2302,7 +2388,7 @@ type ProbeUnderlay struct {
 
 func (x *ProbeUnderlay) Reset() {
 	*x = ProbeUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2400,7 @@ func (x *ProbeUnderlay) String() string {
 func (*ProbeUnderlay) ProtoMessage() {}
 
 func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2413,7 @@ func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
 func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProbeUnderlay) GetId() uint64 {
@@ -2455,7 +2541,7 @@ type UnderlayReport struct {
 
 func (x *UnderlayReport) Reset() {
 	*x = UnderlayReport{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2553,7 @@ func (x *UnderlayReport) String() string {
 func (*UnderlayReport) ProtoMessage() {}
 
 func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2566,7 @@ func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
 func (*UnderlayReport) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnderlayReport) GetId() uint64 {
@@ -2672,14 +2758,21 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"N\n" +
 	"\aAudited\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"z\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xab\x01\n" +
 	"\n" +
 	"HookWindow\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
 	"\x04live\x18\x02 \x01(\bR\x04live\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\xc0\x02\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\x12/\n" +
+	"\x06counts\x18\x06 \x03(\v2\x17.dyetrace.v1.PointCountR\x06counts\"\x88\x01\n" +
+	"\n" +
+	"PointCount\x12*\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\x12\x18\n" +
+	"\acounted\x18\x02 \x01(\x04R\acounted\x12\x19\n" +
+	"\bread_min\x18\x03 \x01(\x04R\areadMin\x12\x19\n" +
+	"\bread_max\x18\x04 \x01(\x04R\areadMax\"\xc0\x02\n" +
 	"\x06Inject\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12*\n" +
 	"\x05ports\x18\x02 \x03(\v2\x14.dyetrace.v1.PortRefR\x05ports\x12\x14\n" +
@@ -2823,7 +2916,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -2840,76 +2933,79 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Audit)(nil),           // 12: dyetrace.v1.Audit
 	(*Audited)(nil),         // 13: dyetrace.v1.Audited
 	(*HookWindow)(nil),      // 14: dyetrace.v1.HookWindow
-	(*Inject)(nil),          // 15: dyetrace.v1.Inject
-	(*Arm)(nil),             // 16: dyetrace.v1.Arm
-	(*Armed)(nil),           // 17: dyetrace.v1.Armed
-	(*PortRef)(nil),         // 18: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 19: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 20: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 21: dyetrace.v1.Samples
-	(*Finish)(nil),          // 22: dyetrace.v1.Finish
-	(*Finished)(nil),        // 23: dyetrace.v1.Finished
-	(*Explain)(nil),         // 24: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 25: dyetrace.v1.Explanation
-	(*ProbeUnderlay)(nil),   // 26: dyetrace.v1.ProbeUnderlay
-	(*UnderlayReport)(nil),  // 27: dyetrace.v1.UnderlayReport
-	(*Stain)(nil),           // 28: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 29: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 30: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 31: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 32: dyetrace.v1.AgentCounters
-	(Scheme)(0),             // 33: dyetrace.v1.Scheme
+	(*PointCount)(nil),      // 15: dyetrace.v1.PointCount
+	(*Inject)(nil),          // 16: dyetrace.v1.Inject
+	(*Arm)(nil),             // 17: dyetrace.v1.Arm
+	(*Armed)(nil),           // 18: dyetrace.v1.Armed
+	(*PortRef)(nil),         // 19: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 20: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 21: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 22: dyetrace.v1.Samples
+	(*Finish)(nil),          // 23: dyetrace.v1.Finish
+	(*Finished)(nil),        // 24: dyetrace.v1.Finished
+	(*Explain)(nil),         // 25: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 26: dyetrace.v1.Explanation
+	(*ProbeUnderlay)(nil),   // 27: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 28: dyetrace.v1.UnderlayReport
+	(*Stain)(nil),           // 29: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 30: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 31: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 32: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 33: dyetrace.v1.AgentCounters
 	(PointKind)(0),          // 34: dyetrace.v1.PointKind
-	(*FlowRef)(nil),         // 35: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 36: dyetrace.v1.UnderlayError
+	(Scheme)(0),             // 35: dyetrace.v1.Scheme
+	(*FlowRef)(nil),         // 36: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 37: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
 	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
 	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	19, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	21, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	23, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	25, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	20, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	22, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	24, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	26, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
-	17, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	27, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	18, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
+	28, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	4,  // 11: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
 	5,  // 12: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
 	10, // 13: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	15, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	22, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	24, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	16, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	23, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	25, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
 	7,  // 17: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	16, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	26, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
-	28, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	29, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	30, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	31, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	32, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	17, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	27, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	29, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	30, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	31, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	32, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	33, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
 	14, // 25: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
 	14, // 26: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
-	18, // 27: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	33, // 28: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	18, // 29: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	18, // 30: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	20, // 31: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	34, // 32: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	33, // 33: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	14, // 34: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	33, // 35: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 36: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	35, // 37: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	36, // 38: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	1,  // 39: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 40: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	40, // [40:41] is the sub-list for method output_type
-	39, // [39:40] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	15, // 27: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
+	34, // 28: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	19, // 29: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	35, // 30: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	19, // 31: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	19, // 32: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	21, // 33: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	34, // 34: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	35, // 35: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	14, // 36: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	35, // 37: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 38: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	36, // 39: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	37, // 40: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	1,  // 41: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 42: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	42, // [42:43] is the sub-list for method output_type
+	41, // [41:42] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -2948,7 +3044,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -795,6 +795,9 @@ type AgentCounters struct {
 	HookRepairs uint64 `protobuf:"varint,5,opt,name=hook_repairs,json=hookRepairs,proto3" json:"hook_repairs,omitempty"`
 	// Sum of Bridge.wipes.
 	HookWipes uint64 `protobuf:"varint,6,opt,name=hook_wipes,json=hookWipes,proto3" json:"hook_wipes,omitempty"`
+	// Copies that hooks made and that were never read, as far as that is known
+	// (PointCount): lost between the switch and the agent.
+	Unread uint64 `protobuf:"varint,7,opt,name=unread,proto3" json:"unread,omitempty"`
 	// Underlay datagrams: sent as probes; answered for others; dropped because they were
 	// not authentic; not answered because of the rate.
 	UnderlaySent     uint64 `protobuf:"varint,8,opt,name=underlay_sent,json=underlaySent,proto3" json:"underlay_sent,omitempty"`
@@ -873,6 +876,13 @@ func (x *AgentCounters) GetHookRepairs() uint64 {
 func (x *AgentCounters) GetHookWipes() uint64 {
 	if x != nil {
 		return x.HookWipes
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnread() uint64 {
+	if x != nil {
+		return x.Unread
 	}
 	return 0
 }
@@ -1202,7 +1212,7 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
 	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
-	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xdf\x02\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xf7\x02\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
@@ -1210,7 +1220,8 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12!\n" +
 	"\fhook_repairs\x18\x05 \x01(\x04R\vhookRepairs\x12\x1d\n" +
 	"\n" +
-	"hook_wipes\x18\x06 \x01(\x04R\thookWipes\x12#\n" +
+	"hook_wipes\x18\x06 \x01(\x04R\thookWipes\x12\x16\n" +
+	"\x06unread\x18\a \x01(\x04R\x06unread\x12#\n" +
 	"\runderlay_sent\x18\b \x01(\x04R\funderlaySent\x12+\n" +
 	"\x11underlay_answered\x18\t \x01(\x04R\x10underlayAnswered\x12)\n" +
 	"\x10underlay_refused\x18\n" +

@@ -1,0 +1,208 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// counts holds what a bridge's hook counted against what was read of its dye port.
+type counts struct {
+	// read are the copies that came out, by kind, whatever they were; the receive loop's to add.
+	read [8]atomic.Uint64
+	// missing is the sum of what is known to have got lost on the way.
+	missing atomic.Uint64
+	last    atomic.Pointer[counted] // nil before the first
+}
+
+// counted is one reading of the counters.
+type counted struct {
+	epoch  uint64
+	points map[stain.Kind]pointCount
+}
+
+type pointCount struct{ counted, readMin, readMax uint64 }
+
+// still says that nothing came by while the counters were read: the difference is exact.
+func (c *counted) still() bool {
+	for _, p := range c.points {
+		if p.readMin != p.readMax {
+			return false
+		}
+	}
+	return true
+}
+
+// of returns how many copies were made that were not read, or any number away from it that stays
+// the same for an epoch.
+func (p pointCount) of() int64 { return int64(p.counted - p.readMax) }
+
+// saw counts a copy.
+func (c *counts) saw(frame []byte) {
+	if len(frame) > 1 {
+		c.read[frame[1]&^stain.CopyMark&7].Add(1)
+	}
+}
+
+func (c *counts) of(k stain.Kind) uint64 { return c.read[k&7].Load() }
+
+func (c *counts) message(epoch uint64) (list []*dyetracev1.PointCount) {
+	last := c.last.Load()
+	if last == nil || last.epoch != epoch {
+		return nil
+	}
+	for _, k := range slices.Sorted(maps.Keys(last.points)) {
+		p := last.points[k]
+		list = append(list, &dyetracev1.PointCount{
+			Kind: dyetracev1.PointKind(k), Counted: p.counted, ReadMin: p.readMin, ReadMax: p.readMax,
+		})
+	}
+	return list
+}
+
+const (
+	// The counters are read again if copies came by meanwhile, so often at most: while a bridge is
+	// busy there is always something on its way, and the bounds say how much.
+	countTries = 3
+	// What was counted has left the switch; it is in the ring, which hands it over within 4 ms
+	// (packetio.Options.RetireTimeout), or on its way there.
+	countPatience = 20 * time.Millisecond
+	countLook     = time.Millisecond
+)
+
+// counter reads the counters of all bridges, for all who ask.
+type counter struct {
+	mu    sync.Mutex
+	begun atomic.Uint64
+}
+
+// count reads the counters of all hooks, once the switch has brought them up to date: that takes it
+// a sweep over its megaflows, as it makes one every half second anyway. Without all, it is done only
+// where there is no good reading of this epoch. Whoever asks while another reads waits for the next
+// reading, and shares it with all that do.
+func (h *hooks) count(ctx context.Context, all bool) error {
+	asked := h.counter.begun.Load()
+	h.counter.mu.Lock()
+	defer h.counter.mu.Unlock()
+	if h.counter.begun.Load() > asked {
+		return nil // begun after we asked, and over
+	}
+	h.counter.begun.Add(1)
+	for range countTries {
+		todo := h.uncounted(all)
+		if len(todo) == 0 {
+			return nil
+		}
+		if err := h.countAll(ctx, todo); err != nil {
+			return err
+		}
+		all = false
+	}
+	return nil
+}
+
+// uncounted returns the bridges that have a hook and no exact reading of its counters in this epoch.
+func (h *hooks) uncounted(all bool) (todo []*bridge) {
+	for _, b := range h.all() {
+		s, last := b.state.Load(), b.counts.last.Load()
+		if s.hook == dyetracev1.HookState_HOOK_STATE_LIVE && (all || last == nil || last.epoch != s.epoch || !last.still()) {
+			todo = append(todo, b)
+		}
+	}
+	return todo
+}
+
+func (h *hooks) countAll(ctx context.Context, todo []*bridge) error {
+	before := make([]counted, len(todo))
+	for i, b := range todo {
+		before[i] = b.beginCount()
+	}
+	// A sweep that is under way may have passed by what came since, so the first wait may be for
+	// that one; the second is for one that has begun after it (udpif_dump_wait in Open vSwitch's
+	// ofproto-dpif-upcall.c).
+	for range 2 {
+		if err := h.sw.Settle(ctx); err != nil {
+			return err
+		}
+	}
+	errs := make(chan error, len(todo))
+	for i, b := range todo {
+		go func() { errs <- b.count(ctx, before[i]) }()
+	}
+	var failed error
+	for range todo {
+		if err := <-errs; err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// beginCount begins a reading: what was read up to now.
+func (b *bridge) beginCount() counted {
+	c := counted{epoch: b.state.Load().epoch, points: make(map[stain.Kind]pointCount)}
+	for _, k := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToTunnel} {
+		c.points[k] = pointCount{readMin: b.counts.of(k)}
+	}
+	return c
+}
+
+// count completes a reading that began before the counters were brought up to date.
+func (b *bridge) count(ctx context.Context, c counted) error {
+	have, err := b.sw.DumpOurs(ctx, b.name)
+	if err != nil {
+		return fmt.Errorf("counters: %w", err)
+	}
+	told := flows.Counted(have)
+	for k, p := range c.points {
+		p.counted = told[k]
+		c.points[k] = p
+	}
+	before := b.counts.last.Load()
+	if before != nil && before.epoch != c.epoch {
+		before = nil
+	}
+	for end := time.Now().Add(countPatience); ; time.Sleep(countLook) {
+		for k, p := range c.points {
+			p.readMax = b.counts.of(k)
+			c.points[k] = p
+		}
+		if before != nil && c.agrees(before) || time.Now().After(end) {
+			break
+		}
+	}
+	if b.state.Load().epoch != c.epoch {
+		return nil // the hook is another one by now: what it counts began anew
+	}
+	if before != nil && before.still() && c.still() {
+		b.counts.missing.Add(uint64(max(0, c.missed(before))))
+	}
+	b.counts.last.Store(&c)
+	return nil
+}
+
+// agrees says that nothing got lost since an earlier reading of the same epoch.
+func (c *counted) agrees(before *counted) bool {
+	for k, p := range c.points {
+		if p.of() != before.points[k].of() {
+			return false
+		}
+	}
+	return true
+}
+
+// missed is how many copies got lost since an earlier reading of the same epoch.
+func (c *counted) missed(before *counted) (n int64) {
+	for k, p := range c.points {
+		n += p.of() - before.points[k].of()
+	}
+	return n
+}

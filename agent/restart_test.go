@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+)
+
+// killDaemon kills one of Open vSwitch's daemons as a crash would, waits until it is gone, and
+// returns what starts it again. Tests that do it are not parallel: all others share the switch.
+func killDaemon(t testing.TB, name string) (start func()) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(ovs.DefaultRunDir, name+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	running := true
+	start = func() {
+		if running {
+			return
+		}
+		running = true
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, out)
+		}
+	}
+	(&host{t: t}).await("the end of "+name, func() bool {
+		// A zombie of the sandbox's first process, which reaps none, is gone enough.
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
+	running = false
+	t.Cleanup(start)
+	return start
+}
+
+// probed sends probes of a run, from the index on, and waits until each was seen on its way and on
+// its arrival.
+func (h *host) probed(run uint64, from, to uint32) {
+	h.t.Helper()
+	if err := h.a.sw.Sync(h.t.Context()); err != nil { // ports may have other numbers by now
+		h.t.Fatal(err)
+	}
+	h.await("a port to send by", func() bool { return h.hooked() != nil && h.hooked().port.Load() != nil })
+	next, want := from, 0
+	for _, kind := range []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE} {
+		n, _ := h.seen(run, kind, dyetracev1.Scheme_SCHEME_ICMP)
+		want = n + int(to-from)
+		if next == from {
+			h.inject(run, dyetracev1.Scheme_SCHEME_ICMP, false, from, to)
+			next = to
+			want = int(to)
+		}
+		h.await(fmt.Sprintf("probes at %v", kind), func() bool {
+			n, _ := h.seen(run, kind, dyetracev1.Scheme_SCHEME_ICMP)
+			return n >= min(want, int(to))
+		})
+	}
+}
+
+// TestRestarts has everything restarted, renumbered, deleted and made anew that a hook depends on.
+// Each time the hook is back, probes are seen again, and who was on the way knows of the gap.
+func TestRestarts(t *testing.T) {
+	h := newHost(t).keep()
+	h.begin(1, 10_000, 10*deadline)
+	var sent uint32
+	probed := func() { h.probed(1, sent, sent+20); sent += 20 }
+	probed()
+	setting := func(args ...string) { vsctl(t, append([]string{"--no-wait"}, args...)...) }
+	for _, tt := range []struct {
+		name string
+		// gap: those who were on the way must know.
+		gap  bool
+		what func()
+	}{
+		{"ovsdb-server restarted", false, func() { killDaemon(t, "ovsdb-server")() }},
+		{"ovs-vswitchd killed and restarted", true, func() { killDaemon(t, "ovs-vswitchd")() }},
+		{"ovs-vswitchd restarted, flows to be restored first", true, func() {
+			setting("set", "Open_vSwitch", ".", "other_config:flow-restore-wait=true")
+			killDaemon(t, "ovs-vswitchd")()
+			h.await("a hook that is known not to be live", func() bool {
+				s := h.state()
+				return s.hook == dyetracev1.HookState_HOOK_STATE_ABSENT && strings.Contains(s.reason, "flow-restore-wait")
+			})
+			if w := h.attest(); w.Live {
+				t.Errorf("attested live while no flow counts: %v", w)
+			}
+			setting("remove", "Open_vSwitch", ".", "other_config", "flow-restore-wait")
+		}},
+		{"the dye port renumbered", true, func() { setting("set", "interface", h.hooked().dye.Name, "ofport_request=777") }},
+		{"the dye port deleted by hand", true, func() { vsctl(t, "del-port", h.hooked().dye.Name) }},
+		{"an instance's port renumbered", false, func() { vsctl(t, "set", "interface", h.guests[0].tap, "ofport_request=778") }},
+		{"the bridge deleted and made anew", true, func() {
+			vsctl(t, "del-br", h.bridge)
+			h.await("no hook", func() bool { return h.hooked() == nil })
+			args := []string{"add-br", h.bridge, "--", "set", "bridge", h.bridge, "datapath_type=netdev"}
+			for _, g := range h.guests {
+				args = append(args, "--", "add-port", h.bridge, g.tap, "--", "set", "interface", g.tap,
+					"external_ids:iface-id=port-"+g.tap, `external_ids:attached-mac="`+g.mac.String()+`"`)
+			}
+			vsctl(t, args...)
+		}},
+	} {
+		before := h.attest()
+		tt.what()
+		h.await(tt.name+": the hook, live", func() bool {
+			b := h.hooked()
+			if b == nil || b.watched.Load() == nil || !h.tapped(0) || !h.tapped(1) {
+				return false
+			}
+			s := b.state.Load()
+			return s.hook == dyetracev1.HookState_HOOK_STATE_LIVE && (!tt.gap || s.epoch > before.Epoch)
+		})
+		after := h.attest()
+		if !after.Live || tt.gap && after.Epoch == before.Epoch {
+			t.Errorf("%s: attested %v before and %v after", tt.name, before, after)
+		}
+		probed()
+		if n := len(h.ours()); n != len(h.hooked().want) {
+			t.Errorf("%s: %d flows of ours, want %d", tt.name, n, len(h.hooked().want))
+		}
+	}
+}
