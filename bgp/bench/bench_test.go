@@ -50,8 +50,8 @@ func TestAgainstFRR(t *testing.T) {
 	scales := []scale{{fabric{500, 4}, 2, 1, 2}}
 	if *full {
 		scales = []scale{
-			{fabric{5000, 10}, 1, 3, 10}, {fabric{5000, 10}, 2, 3, 0},
-			{fabric{5000, 100}, 1, 1, 10}, {fabric{5000, 100}, 2, 1, 0},
+			{fabric{5000, 10}, 1, 3, *churns}, {fabric{5000, 10}, 2, 3, 0},
+			{fabric{5000, 100}, 1, 1, *churns}, {fabric{5000, 100}, 2, 1, 0},
 		}
 	}
 	furnish(t)
@@ -64,7 +64,7 @@ func TestAgainstFRR(t *testing.T) {
 	w.Flush()
 	if *full {
 		fmt.Printf("%s\nMedians. learn: first UPDATE sent to last route in the table. learn, read: likewise, with a reader; lookups/s: its own.\n"+
-			"CPU, peak RSS: of the learner, learn alone; at end: most RSS of any round, when all was withdrawn and learned 2 times more, or 12 times (×1).\n", table.Bytes())
+			"CPU, peak RSS: of the learner, learn alone; at end: most RSS of any round, when all was withdrawn and learned 2 times more, or %d times (×1).\n", table.Bytes(), 2+*churns)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 
 var full = flag.Bool("full", false, "measure with 100k and 1M routes, as `make bench-evpn` does; takes minutes")
 
+var churns = flag.Int("churns", 10, "how often all is withdrawn and learned again; below 10, whether memory grows is not judged")
+
 // learnerEnv makes this binary the learner, so that its memory is that of nothing else.
 const learnerEnv = "DYETRACE_BENCH_LEARNER"
 

@@ -37,10 +37,14 @@
 //
 // # Memory
 //
-// Routes, addresses and their links are fixed-size records in pages; what routes share is
-// kept once. Hash tables grow a page at a time. A snapshot shares all pages with the table; the
-// first change to a shared page copies it (8 to 16 KiB), and the shared one lives for as long as
-// somebody holds the snapshot. Records that are given up are used again; pages are kept. So memory follows the most routes there ever were at a time.
+// Routes, addresses and their links are fixed-size records in pages, which lie outside of the
+// collector's heap (package slab); what routes share is kept once. Hash tables grow a bucket at a time.
+//
+// A snapshot shares all pages with the table. The first change to a page that one sees copies it (some
+// 4 KiB), so a snapshot costs as much as changes while it is held; it goes when the collector finds
+// that nobody holds it. Its index is that of the table, which keeps entries for as long as a snapshot may
+// look for them. Records that are given up are used again; pages are kept. So memory follows the most
+// routes there ever were at a time.
 //
 //	key ──▶ byRoute ──▶ route ──▶ path (next hop, sequence, …; shared)
 //	                      │ ▲

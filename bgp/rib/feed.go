@@ -124,7 +124,7 @@ func (f *Feed) SetOptions(o PeerOptions, now time.Time) (refresh bool) {
 			flags |= flagHop
 		}
 		if flags != r.flags {
-			f.t.routes.edit(id, f.t.epoch).flags = flags
+			f.t.routes.edit(id, &f.t.memory).flags = flags
 			f.t.touch(r)
 		}
 	})
@@ -257,12 +257,15 @@ func (f *Feed) sweep(now time.Time, fam wire.Family) {
 	})
 }
 
+// eachLen is how many records are looked at before others get their turn.
+const eachLen = 4096
+
 // each has do look at all routes of the peer. Other feeds and readers get in between.
 func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
 	t := f.t
-	for first := uint32(1); ; first += 16 * pageLen {
+	for first := uint32(1); ; first += eachLen {
 		t.mu.Lock()
-		end := min(t.routes.next, first+16*pageLen)
+		end := min(t.routes.next, first+eachLen)
 		for id := first; id < end && f.routes > 0; id++ {
 			if r := t.routes.at(id); r.kind != 0 && r.peer == f.id {
 				do(id, r)
@@ -427,14 +430,14 @@ func (f *Feed) path(u *wire.Update) (path, routeFlags) {
 	var p path
 	var flags routeFlags
 	p.encaps = a.Encaps.Or(f.opts.Default)
-	p.targets, _ = t.targets.hold(string(f.list), t.epoch)
+	p.targets, _ = t.targets.hold(string(f.list), &t.memory)
 	if u.Malformed != nil {
 		return p, flagClaim
 	}
 	if !unicast(u.NextHop) {
 		return p, flagClaim
 	}
-	p.hop, _ = t.hops.hold(u.NextHop, t.epoch)
+	p.hop, _ = t.hops.hold(u.NextHop, &t.memory)
 	if !f.credible(u.NextHop) {
 		flags = flagHop
 	}

@@ -66,7 +66,7 @@ func (t *Table) expire(busy uint32, s *stay) {
 	h := &t.past
 	h.lost = time.Unix(0, s.until)
 	t.release(s.answer)
-	p := t.places.edit(s.place, t.epoch)
+	p := t.places.edit(s.place, &t.memory)
 	if p.past != h.next-h.size+1 {
 		return // a newer one is there
 	}
@@ -173,7 +173,8 @@ func (t *Table) tell(p *place, answer, seq uint32, now time.Time) {
 	if p.kind == placeMAC {
 		c.MAC = stain.MAC(p.addr[:6])
 	} else {
-		c.Prefix = p.prefix()
+		k := p.key()
+		c.Prefix = k.prefix()
 	}
 	for w := range t.watches {
 		select {

@@ -3,15 +3,29 @@ package rib
 import (
 	"math/bits"
 	"math/rand/v2"
-	"slices"
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/dyetrace/dyetrace/bgp/slab"
 )
 
 // index finds records by the hash of their key: extendible hashing. The uppermost bits of a
 // hash choose a bucket, the lowest a slot in it. A bucket that is full becomes two, and one
 // more bit tells them apart: there is never more than a bucket to move.
+//
+// One at a time writes, and meanwhile any number may read by [index.search]. A snapshot has no index of
+// its own, since each change after it would have to copy a bucket, and changes hit buckets at random:
+// it searches that of the table, which keeps what a snapshot may look for until nobody holds it. So
+// there may be entries of records that are no more, or are others now, and a record twice.
 type index struct {
-	dir   []*bucket
-	depth uint8 // len(dir) = 1<<depth
+	slab *slab.Slab
+	dir  atomic.Pointer[directory]
+}
+
+type directory struct {
+	buckets []atomic.Pointer[bucket] // 1<<depth
+	depth   uint8
 }
 
 const (
@@ -20,139 +34,187 @@ const (
 	maxDepth   = 20  // a directory of 8 MiB, 100M records; hashes are seeded, so nobody can aim at a bucket
 )
 
-type slot struct{ hash, id uint32 } // id 0: empty
+// A slot is a hash and, below it, a record's number; 0 is an empty one.
+type slot uint64
+
+func newSlot(hash, id uint32) slot { return slot(hash)<<32 | slot(id) }
+
+func (s slot) hash() uint32 { return uint32(s >> 32) }
+func (s slot) id() uint32   { return uint32(s) }
 
 type bucket struct {
-	epoch uint64 // see page
-	depth uint8
-	n     uint16
-	slots [bucketLen]slot
+	version atomic.Uint64 // odd while slots move
+	n       uint16
+	depth   uint8
+	_       [48]byte // so that eight slots are a cache line
+	slots   [bucketLen]uint64
+}
+
+func newBucket(s *slab.Slab, depth uint8) *bucket {
+	b := (*bucket)(s.Get(unsafe.Sizeof(bucket{})))
+	clear(unsafe.Slice((*byte)(unsafe.Pointer(b)), unsafe.Sizeof(bucket{})))
+	b.depth = depth
+	return b
+}
+
+func newIndex(s *slab.Slab) *index { return &index{slab: s} }
+
+func (d *directory) at(hash uint32) *bucket {
+	return d.buckets[hash>>1>>(31-d.depth)].Load() // by 32 is by 0, then
 }
 
 func (x *index) bucket(hash uint32) *bucket {
-	if len(x.dir) == 0 {
+	d := x.dir.Load()
+	if d == nil {
 		return nil
 	}
-	return x.dir[hash>>1>>(31-x.depth)] // by 32 is by 0, then
+	return d.at(hash)
 }
 
-// find returns the record with this hash for which same holds, 0 if there is none.
+// find returns the record with this hash for which same holds, 0 if there is none. It is for who
+// writes.
 func (x *index) find(hash uint32, same func(id uint32) bool) uint32 {
 	b := x.bucket(hash)
 	if b == nil {
 		return 0
 	}
 	for i := hash % bucketLen; ; i = (i + 1) % bucketLen {
-		switch s := b.slots[i]; {
-		case s.id == 0:
+		switch s := slot(b.slots[i]); {
+		case s == 0:
 			return 0
-		case s.hash == hash && same(s.id):
-			return s.id
+		case s.hash() == hash && same(s.id()):
+			return s.id()
 		}
 	}
 }
 
-// add puts in a record that is not there; false: there is no room for it.
-func (x *index) add(hash, id uint32, epoch uint64) bool {
-	if len(x.dir) == 0 {
-		x.dir = []*bucket{{epoch: epoch}}
-	}
-	for x.bucket(hash).n >= bucketFull {
-		if !x.split(hash, epoch) {
-			break
+// search is find for who reads, where same is true of one record at most, and always. While a bucket
+// changes, what is there is found or missed; so a miss counts only if nothing changed meanwhile.
+func (x *index) search(hash uint32, same func(id uint32) bool) uint32 {
+	for {
+		b := x.bucket(hash)
+		if b == nil {
+			return 0
 		}
+		version := b.version.Load()
+		for i, n := hash%bucketLen, 0; n < bucketLen; i, n = (i+1)%bucketLen, n+1 {
+			s := slot(atomic.LoadUint64(&b.slots[i]))
+			if s == 0 {
+				break
+			}
+			if s.hash() == hash && same(s.id()) {
+				return s.id()
+			}
+		}
+		if version%2 == 0 && b.version.Load() == version && x.bucket(hash) == b {
+			return 0
+		}
+		runtime.Gosched()
 	}
-	b := x.own(hash, epoch)
+}
+
+// add puts in a record; false: there is no room for it.
+func (x *index) add(hash, id uint32) bool {
+	if x.dir.Load() == nil {
+		d := &directory{buckets: make([]atomic.Pointer[bucket], 1)}
+		d.buckets[0].Store(newBucket(x.slab, 0))
+		x.dir.Store(d)
+	}
+	b := x.bucket(hash)
+	for b.n >= bucketFull && x.split(hash) {
+		b = x.bucket(hash)
+	}
 	if b.n == bucketLen-1 { // one stays empty, or a walk would not end
 		return false
 	}
-	b.put(slot{hash, id})
+	b.put(newSlot(hash, id)) // into an empty one: nothing moves
 	return true
 }
 
+func (b *bucket) set(i uint32, s slot) { atomic.StoreUint64(&b.slots[i], uint64(s)) }
+
 func (b *bucket) put(s slot) {
-	i := s.hash % bucketLen
-	for b.slots[i].id != 0 {
+	i := s.hash() % bucketLen
+	for b.slots[i] != 0 {
 		i = (i + 1) % bucketLen
 	}
-	b.slots[i] = s
+	b.set(i, s)
 	b.n++
 }
 
 // remove takes out a record that is there.
-func (x *index) remove(hash, id uint32, epoch uint64) {
-	b := x.own(hash, epoch)
+func (x *index) remove(hash, id uint32) {
+	b := x.bucket(hash)
+	b.version.Add(1)
+	defer b.version.Add(1)
 	i := hash % bucketLen
-	for b.slots[i].id != id {
+	for slot(b.slots[i]) != newSlot(hash, id) {
 		i = (i + 1) % bucketLen
 	}
 	// Those behind move up, unless it would take them before where their walk begins.
-	for j := (i + 1) % bucketLen; b.slots[j].id != 0; j = (j + 1) % bucketLen {
-		home := b.slots[j].hash % bucketLen
+	for j := (i + 1) % bucketLen; b.slots[j] != 0; j = (j + 1) % bucketLen {
+		home := slot(b.slots[j]).hash() % bucketLen
 		if (j-home)%bucketLen >= (j-i)%bucketLen {
-			b.slots[i] = b.slots[j]
+			b.set(i, slot(b.slots[j]))
 			i = j
 		}
 	}
-	b.slots[i] = slot{}
+	b.set(i, 0)
 	b.n--
 }
 
-// own returns the bucket of hash for writing.
-func (x *index) own(hash uint32, epoch uint64) *bucket {
-	b := x.bucket(hash)
-	if b.epoch != epoch {
-		c := *b
-		c.epoch = epoch
-		x.set(hash, &c)
-		b = &c
-	}
-	return b
-}
-
-// set makes b the bucket of all hashes that share its depth uppermost bits with hash.
-func (x *index) set(hash uint32, b *bucket) {
-	first, n := x.span(hash, b.depth)
-	for i := range n {
-		x.dir[first+i] = b
-	}
-}
-
 // span returns which entries of the directory belong to a bucket of that depth.
-func (x *index) span(hash uint32, depth uint8) (first, n int) {
-	n = 1 << (x.depth - depth)
-	return int(hash>>1>>(31-x.depth)) &^ (n - 1), n
+func (d *directory) span(hash uint32, depth uint8) (first, n int) {
+	n = 1 << (d.depth - depth)
+	return int(hash>>1>>(31-d.depth)) &^ (n - 1), n
 }
 
-func (x *index) split(hash uint32, epoch uint64) bool {
-	b := x.bucket(hash)
-	if b.depth == x.depth {
-		if x.depth == maxDepth {
+// split moves half of a bucket to another one; false: it must not.
+func (x *index) split(hash uint32) bool {
+	d := x.dir.Load()
+	b := d.at(hash)
+	if b.depth == d.depth {
+		if d.depth == maxDepth {
 			return false
 		}
-		dir := make([]*bucket, 2*len(x.dir))
-		for i := range dir {
-			dir[i] = x.dir[i/2]
+		d = d.double()
+		x.dir.Store(d)
+	}
+	first, n := d.span(hash, b.depth)
+	b.version.Add(1)
+	defer b.version.Add(1)
+	b.depth++
+	half := newBucket(x.slab, b.depth)
+	old := b.slots
+	var stay bucket
+	for _, s := range old {
+		switch s := slot(s); {
+		case s == 0:
+		case s.hash()>>(32-b.depth)&1 != 0:
+			half.put(s)
+		default:
+			stay.put(s)
 		}
-		x.dir, x.depth = dir, x.depth+1
 	}
-	var half [2]*bucket
-	for i := range half {
-		half[i] = &bucket{epoch: epoch, depth: b.depth + 1}
+	for i := range n / 2 {
+		d.buckets[first+n/2+i].Store(half)
 	}
-	for _, s := range b.slots {
-		if s.id != 0 {
-			half[s.hash>>(31-b.depth)&1].put(s)
+	for i, s := range stay.slots {
+		if s != old[i] {
+			b.set(uint32(i), slot(s))
 		}
 	}
-	first, n := x.span(hash, b.depth)
-	for i := range n {
-		x.dir[first+i] = half[i/(n/2)]
-	}
+	b.n = stay.n
 	return true
 }
 
-func (x *index) share() index { return index{dir: slices.Clone(x.dir), depth: x.depth} }
+func (d *directory) double() *directory {
+	twice := &directory{buckets: make([]atomic.Pointer[bucket], 2*len(d.buckets)), depth: d.depth + 1}
+	for i := range twice.buckets {
+		twice.buckets[i].Store(d.buckets[i/2].Load())
+	}
+	return twice
+}
 
 // seed makes hashes that a peer cannot foresee.
 type seed [3]uint64

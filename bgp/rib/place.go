@@ -9,17 +9,24 @@ import (
 	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
-// place is one address in one network, and where it is by all that is known.
+// place is one address in one network, and where it is by all that is known. It fills a cache line.
 type place struct {
-	placeKey
-	flags  placeFlags
+	net    Network
+	addr   [16]byte
 	since  int64  // Unix ns: of the answer
 	past   uint64 // number of its newest stay that ended, 0: none
 	links  uint32 // the first
 	count  uint32
 	answer uint32 // held; see Table.hold
 	seq    uint32
+	kind   placeKind
+	bits   uint8
+	flags  placeFlags
 }
+
+func newPlace(k *placeKey) place { return place{net: k.net, addr: k.addr, kind: k.kind, bits: k.bits} }
+
+func (p *place) key() placeKey { return placeKey{net: p.net, addr: p.addr, kind: p.kind, bits: p.bits} }
 
 type placeKey struct {
 	net  Network
@@ -51,8 +58,12 @@ func (v *view) placeHash(k *placeKey) uint32 {
 		binary.BigEndian.Uint64(k.addr[:]), binary.BigEndian.Uint64(k.addr[8:]))
 }
 
-func (v *view) findPlace(hash uint32, k *placeKey) uint32 {
-	return v.byPlace.find(hash, func(id uint32) bool { return v.places.at(id).placeKey == *k })
+func (p *place) is(k *placeKey) bool {
+	return p.addr == k.addr && p.net == k.net && p.kind == k.kind && p.bits == k.bits
+}
+
+func (t *Table) findPlace(hash uint32, k *placeKey) uint32 {
+	return t.byPlace.find(hash, func(id uint32) bool { return t.places.at(id).is(k) })
 }
 
 // keys appends the places where a route belongs. cut: there were more.
@@ -95,7 +106,7 @@ func (t *Table) attach(id uint32) {
 		t.link(id, &keys[i])
 	}
 	if cut {
-		t.routes.edit(id, t.epoch).flags |= flagCut
+		t.routes.edit(id, &t.memory).flags |= flagCut
 		t.cut++
 	}
 }
@@ -104,21 +115,21 @@ func (t *Table) link(routeID uint32, k *placeKey) {
 	hash := t.placeHash(k)
 	id := t.findPlace(hash, k)
 	if id == 0 {
-		fresh, p := t.places.add(t.epoch)
-		if !t.byPlace.add(hash, fresh, t.epoch) {
+		fresh, p := t.places.add(&t.memory)
+		if !t.byPlace.add(hash, fresh) {
 			t.places.release(fresh)
 			t.full = true
 			return
 		}
-		id, *p = fresh, place{placeKey: *k}
+		id, *p = fresh, newPlace(k)
 		t.countLength(k, 1)
 	}
-	p := t.places.edit(id, t.epoch)
-	n, l := t.links.add(t.epoch)
-	r := t.routes.edit(routeID, t.epoch)
+	p := t.places.edit(id, &t.memory)
+	n, l := t.links.add(&t.memory)
+	r := t.routes.edit(routeID, &t.memory)
 	*l = link{route: routeID, place: id, next: p.links, more: r.links}
 	if p.links != 0 {
-		t.links.edit(p.links, t.epoch).prev = n
+		t.links.edit(p.links, &t.memory).prev = n
 	}
 	p.links, r.links = n, n
 	p.count++
@@ -136,17 +147,17 @@ func (t *Table) countLength(k *placeKey, by uint32) {
 
 // detach takes a route out of all places.
 func (t *Table) detach(routeID uint32) {
-	r := t.routes.edit(routeID, t.epoch)
+	r := t.routes.edit(routeID, &t.memory)
 	for n := r.links; n != 0; {
 		l := *t.links.at(n)
-		p := t.places.edit(l.place, t.epoch)
+		p := t.places.edit(l.place, &t.memory)
 		if l.prev != 0 {
-			t.links.edit(l.prev, t.epoch).next = l.next
+			t.links.edit(l.prev, &t.memory).next = l.next
 		} else {
 			p.links = l.next
 		}
 		if l.next != 0 {
-			t.links.edit(l.next, t.epoch).prev = l.prev
+			t.links.edit(l.next, &t.memory).prev = l.prev
 		}
 		p.count--
 		t.mark(l.place, p)
@@ -164,7 +175,7 @@ func (t *Table) detach(routeID uint32) {
 func (t *Table) touch(r *route) {
 	for n := r.links; n != 0; n = t.links.at(n).more {
 		id := t.links.at(n).place
-		t.mark(id, t.places.edit(id, t.epoch))
+		t.mark(id, t.places.edit(id, &t.memory))
 	}
 }
 
@@ -183,7 +194,7 @@ func (t *Table) settle(now time.Time) {
 	}
 	t.warmPast(len(t.dirty))
 	for _, id := range t.dirty {
-		p := t.places.edit(id, t.epoch)
+		p := t.places.edit(id, &t.memory)
 		p.flags &^= placeDirty
 		if p.kind != placeFlood {
 			t.weigh(id, p, now)
@@ -201,8 +212,9 @@ func (t *Table) forget(id uint32, p *place) {
 	if p.links != 0 || p.past != 0 {
 		return
 	}
-	t.byPlace.remove(t.placeHash(&p.placeKey), id, t.epoch)
-	t.countLength(&p.placeKey, ^uint32(0))
+	k := p.key()
+	t.lose(newSlot(t.placeHash(&k), id))
+	t.countLength(&k, ^uint32(0))
 	*p = place{}
 	t.places.release(id)
 }
@@ -280,7 +292,7 @@ func (t *Table) hold(hops []uint32) uint32 {
 	for _, h := range hops {
 		b = binary.BigEndian.AppendUint32(b, h)
 	}
-	id, fresh := t.sets.hold(string(b), t.epoch)
+	id, fresh := t.sets.hold(string(b), &t.memory)
 	if fresh {
 		for _, h := range hops {
 			t.hops.refs[h]++

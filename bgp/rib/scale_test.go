@@ -2,8 +2,11 @@ package rib
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,9 +103,13 @@ func TestMemory(t *testing.T) {
 	peer := table.Peer("rr1", f.options())
 	peer.Up(start, false)
 	play(t, peer, learn, start)
+	size := func() uint64 {
+		reclaim(t, table, 1)
+		return heap() - before + uint64(table.slab.Used())
+	}
 	// 64 route, 64 place, 20 link, twice 8 / 0.42 in the indexes (buckets that were just split
 	// are 42 % full): 186, and the paths, which 100 routes share.
-	if per := float64(heap()-before) / float64(f.routes()); per > 205 {
+	if per := float64(size()) / float64(f.routes()); per > 205 {
 		t.Errorf("%.0f bytes a route, want 205 at most", per)
 	}
 	sizes := make([]uint64, 10)
@@ -116,7 +123,7 @@ func TestMemory(t *testing.T) {
 		}
 		play(t, peer, learn, now.Add(3*time.Second))
 		table.Snapshot()
-		sizes[i] = heap() - before
+		sizes[i] = size()
 	}
 	// The first churn brings the history, once and for all, and both routes of a MAC in between.
 	if sizes[9] > sizes[1]+sizes[1]/20 {
@@ -228,4 +235,37 @@ func BenchmarkSnapshot(b *testing.B) {
 			}
 		}
 	})
+}
+
+// A million routes go and come again while a reader looks up hosts, by a snapshot each 100 ms.
+func BenchmarkRead(b *testing.B) {
+	f := fabric{vteps: 5000}
+	table := New(Options{})
+	peer := table.Peer("rr1", f.options())
+	peer.Up(start, false)
+	learn, undo := f.feed(0, 0), f.withdrawal(0)
+	play(b, peer, learn, start)
+	var end atomic.Bool
+	var lookups int
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !end.Load() {
+			s := table.Snapshot()
+			for until := time.Now().Add(100 * time.Millisecond); time.Now().Before(until); {
+				for range 64 {
+					i := rand.IntN(f.routes())
+					s.MAC(f.vni(i), f.mac(i))
+				}
+				lookups += 64
+			}
+		}
+	})
+	for b.Loop() {
+		play(b, peer, undo, start)
+		play(b, peer, learn, start)
+	}
+	end.Store(true)
+	wg.Wait()
+	perRoute(b, 2*f.routes())
+	b.ReportMetric(float64(lookups)/b.Elapsed().Seconds(), "lookups/s")
 }

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"iter"
 	"net/netip"
+	"runtime"
 	"slices"
 	"time"
 
+	"github.com/dyetrace/dyetrace/bgp/slab"
 	"github.com/dyetrace/dyetrace/bgp/wire"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -53,8 +55,12 @@ type VTEP struct {
 }
 
 // Snapshot is the table at one time. Its methods may be called by any number of readers.
+//
+// Its pages are written to anew once the collector finds that nobody holds it. So each method that
+// reads one says at its end that the snapshot is held still.
 type Snapshot struct {
 	view
+	slab    *slab.Slab // of the pages
 	paths   pages[path]
 	hops    pages[netip.Addr]
 	targets pages[string]
@@ -63,8 +69,8 @@ type Snapshot struct {
 
 // Snapshot returns the table as it is now. It is the same one as before if nothing changed;
 // else it waits for what a feed is at, one UPDATE or 4096 routes of a peer that left, and
-// costs 60 µs with 1M routes, and as much again in copies of pages for the first changes
-// after it: take one for a batch of lookups.
+// costs some 0.1 ms with 1M routes, and a copy of each page that changes while it is held: take
+// one for a batch of lookups.
 func (t *Table) Snapshot() *Snapshot {
 	if s := t.snap.Load(); s != nil && s.version == t.now.Load() {
 		return s
@@ -74,13 +80,12 @@ func (t *Table) Snapshot() *Snapshot {
 	if s := t.snap.Load(); s != nil && s.version == t.now.Load() {
 		return s
 	}
-	s := &Snapshot{version: t.now.Load()}
+	s := &Snapshot{version: t.now.Load(), slab: t.slab}
 	s.view = t.view
 	s.routes, s.links, s.places = t.routes.share(), t.links.share(), t.places.share()
-	s.byRoute, s.byPlace = t.byRoute.share(), t.byPlace.share()
 	s.peers = slices.Clone(t.peers)
 	s.paths, s.hops, s.targets = t.paths.vals.share(), t.hops.vals.share(), t.targets.vals.share()
-	t.epoch++
+	t.share(s)
 	t.snap.Store(s)
 	return s
 }
@@ -132,6 +137,7 @@ func (s *Snapshot) MAC(vni uint32, mac stain.MAC) Lookup { return s.MACIn(VNI(vn
 
 // MACIn is MAC in any network.
 func (s *Snapshot) MACIn(n Network, mac stain.MAC) Lookup {
+	defer runtime.KeepAlive(s)
 	k := placeKey{net: n, kind: placeMAC}
 	copy(k.addr[:], mac[:])
 	if p := s.find(&k); p != nil {
@@ -142,6 +148,7 @@ func (s *Snapshot) MACIn(n Network, mac stain.MAC) Lookup {
 
 // IP returns where an address is in a network, by the longest prefix that holds it.
 func (s *Snapshot) IP(n Network, addr netip.Addr) Lookup {
+	defer runtime.KeepAlive(s)
 	addr = addr.Unmap()
 	families, lengths := bit(wire.EVPN)|bit(wire.VPNv4), s.v4[:]
 	switch {
@@ -166,7 +173,7 @@ func (s *Snapshot) IP(n Network, addr netip.Addr) Lookup {
 
 // find returns a place that routes are for; nil: there is none.
 func (s *Snapshot) find(k *placeKey) *place {
-	id := s.findPlace(s.placeHash(k), k)
+	id := s.byPlace.search(s.placeHash(k), func(id uint32) bool { return id < s.places.next && s.places.at(id).is(k) })
 	if id == 0 || s.places.at(id).links == 0 {
 		return nil
 	}
@@ -262,6 +269,7 @@ func (s *Snapshot) addVTEP(to []VTEP, r *route, way *path) []VTEP {
 // Flood returns the VTEPs that take part in a network by their type-3 routes, by address,
 // and what is known: Unknown if some may be missing.
 func (s *Snapshot) Flood(n Network) ([]netip.Addr, State) {
+	defer runtime.KeepAlive(s)
 	state := s.missing(n, bit(wire.EVPN)).State
 	p := s.find(&placeKey{net: n, kind: placeFlood})
 	if p == nil {
@@ -312,6 +320,7 @@ type Route struct {
 // Routes returns all routes that fit, in no order. It walks the table.
 func (s *Snapshot) Routes(f Filter) iter.Seq[Route] {
 	return func(yield func(Route) bool) {
+		defer runtime.KeepAlive(s)
 		for id := uint32(1); id < s.routes.next; id++ {
 			r := s.routes.at(id)
 			if r.kind == 0 || !s.fits(&f, r) {
@@ -368,12 +377,4 @@ func (s *Snapshot) route(r *route) Route {
 }
 
 // Len returns how many routes there are, of all peers.
-func (s *Snapshot) Len() int {
-	n := 0
-	for i := range s.byRoute.dir {
-		if b := s.byRoute.dir[i]; i == 0 || b != s.byRoute.dir[i-1] {
-			n += int(b.n)
-		}
-	}
-	return n
-}
+func (s *Snapshot) Len() int { return s.count }

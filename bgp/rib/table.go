@@ -71,11 +71,12 @@ type Table struct {
 
 	mu      sync.Mutex
 	view    // what snapshots share
+	byRoute *index
 	paths   interned[path]
 	hops    interned[netip.Addr]
 	targets interned[string]
 	sets    interned[string] // answers of several hops, 4 bytes each, sorted
-	epoch   uint64
+	memory
 	dirty   []uint32 // places whose answer must be weighed again
 	scratch []uint32
 	warm    warmth
@@ -90,8 +91,8 @@ type view struct {
 	routes  pages[route]
 	links   pages[link]
 	places  pages[place]
-	byRoute index
-	byPlace index
+	byPlace *index
+	count   int // of routes
 	peers   []peer
 	seed    seed
 	v4      [33]uint32 // places by prefix length
@@ -213,7 +214,9 @@ func New(o Options) *Table {
 		o.Default = wire.EncapVXLAN
 	}
 	t := &Table{opts: o, feeds: make(map[string]*Feed), watches: make(map[*Watch]struct{})}
-	t.seed = newSeed()
+	t.seed, t.memory = newSeed(), newMemory()
+	t.byRoute, t.byPlace = newIndex(t.slab), newIndex(t.slab)
+	t.found = t.byPlace
 	t.past.size = uint64(max(o.History, 0))
 	return t
 }
@@ -225,6 +228,7 @@ func (t *Table) changed() {
 	if t.snap.Load() != nil {
 		t.snap.Store(nil)
 	}
+	t.reclaim()
 }
 
 func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
@@ -234,9 +238,9 @@ func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
 		binary.BigEndian.Uint64(r.Addr[8:])^uint64(r.Tag)<<32^uint64(r.Kind)<<8^uint64(r.Bits))
 }
 
-func (v *view) findRoute(hash uint32, r *wire.Route, peer uint16) uint32 {
-	return v.byRoute.find(hash, func(id uint32) bool {
-		have := v.routes.at(id)
+func (t *Table) findRoute(hash uint32, r *wire.Route, peer uint16) uint32 {
+	return t.byRoute.find(hash, func(id uint32) bool {
+		have := t.routes.at(id)
 		return have.mac == r.MAC && have.rd == r.RD && have.peer == peer && have.addr == r.Addr &&
 			have.tag == r.Tag && have.kind == r.Kind && have.bits == r.Bits && (have.flags&flagV6 != 0) == r.V6
 	})
@@ -274,8 +278,8 @@ func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlag
 	if f.opts.MaxRoutes > 0 && f.routes >= f.opts.MaxRoutes {
 		return false
 	}
-	id, r := t.routes.add(t.epoch)
-	if !t.byRoute.add(hash, id, t.epoch) {
+	id, r := t.routes.add(&t.memory)
+	if !t.byRoute.add(hash, id) {
 		t.routes.release(id)
 		return false
 	}
@@ -283,6 +287,7 @@ func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlag
 	r.at, r.path, r.gen = at, pathID, t.peers[f.id].gen
 	t.paths.refs[pathID]++
 	f.routes++
+	t.count++
 	t.attach(id)
 	return true
 }
@@ -296,11 +301,11 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 	}
 	if r.path == pathID && r.label == w.Label && r.flags&^flagCut == flags {
 		if r.gen != gen {
-			t.routes.edit(id, t.epoch).gen = gen
+			t.routes.edit(id, &t.memory).gen = gen
 		}
 		return
 	}
-	r = t.routes.edit(id, t.epoch)
+	r = t.routes.edit(id, &t.memory)
 	was, is := t.paths.vals.at(r.path), t.paths.vals.at(pathID)
 	moved := was.targets != is.targets || was.encaps.VNI() != is.encaps.VNI() || was.label2 != is.label2 ||
 		r.label != w.Label || r.flags&flagsPlace != flags&flagsPlace
@@ -327,8 +332,8 @@ func (t *Table) remove(f *Feed, id uint32) {
 
 func (t *Table) removeHashed(f *Feed, hash, id uint32) {
 	t.detach(id)
-	t.byRoute.remove(hash, id, t.epoch)
-	r := t.routes.edit(id, t.epoch)
+	t.byRoute.remove(hash, id)
+	r := t.routes.edit(id, &t.memory)
 	if r.gen != t.peers[f.id].gen {
 		f.stale--
 	}
@@ -336,11 +341,12 @@ func (t *Table) removeHashed(f *Feed, hash, id uint32) {
 	*r = route{}
 	t.routes.release(id)
 	f.routes--
+	t.count--
 }
 
 // holdPath returns the number of p, whose hop and targets the caller holds and gives away.
 func (t *Table) holdPath(p path) uint32 {
-	id, fresh := t.paths.hold(p, t.epoch)
+	id, fresh := t.paths.hold(p, &t.memory)
 	if !fresh {
 		t.dropHop(p.hop)
 		t.targets.drop(p.targets)

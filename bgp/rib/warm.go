@@ -20,12 +20,13 @@ type warmth struct {
 
 // touch reads what find and own will read first.
 func (x *index) touch(hashes []uint32) (sum uint32) {
-	if len(x.dir) == 0 {
+	d := x.dir.Load()
+	if d == nil {
 		return 0
 	}
 	for _, hash := range hashes {
-		b := x.bucket(hash)
-		sum += uint32(b.n) + b.slots[hash%bucketLen].id
+		b := d.at(hash)
+		sum += uint32(b.n) + slot(b.slots[hash%bucketLen]).id()
 	}
 	return sum
 }
@@ -93,7 +94,8 @@ func (t *Table) warmPast(n int) {
 			break
 		}
 		if p := t.places.at(past.ring[j].place); p.links == 0 {
-			h.around = append(h.around, t.placeHash(&p.placeKey))
+			k := p.key()
+			h.around = append(h.around, t.placeHash(&k))
 		}
 	}
 	h.sink += t.byPlace.touch(h.around)
