@@ -1,18 +1,23 @@
 package bgp
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
+	api "github.com/osrg/gobgp/v3/api"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/dyetrace/dyetrace/bgp/rib"
@@ -155,6 +160,63 @@ func TestMetrics(t *testing.T) {
 	}
 	if n := series()["dyetrace_bgp_peer_state"]; n != 1 {
 		t.Errorf("%d series after a peer was removed, want 1", n)
+	}
+}
+
+// An address that cannot be had is found at once, by its key, and what listens goes on to.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	ours, peer := place(t)
+	taken, err := net.Listen("tcp", net.JoinHostPort(ours, "1179"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	inUse := func(err error) bool {
+		return errors.Is(err, syscall.EADDRINUSE) && strings.HasPrefix(err.Error(), "bgp.listen: ")
+	}
+	s, err := New(Config{RouterID: ours, AS: 65000, Listen: taken.Addr().String()}, Options{Learn: (&library{}).learn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Listen(t.Context()); !inUse(err) {
+		t.Errorf("Listen on %s: %v", taken.Addr(), err)
+	}
+	if err := s.Run(t.Context()); !inUse(err) {
+		t.Errorf("Run on %s: %v", taken.Addr(), err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+
+	w := speak(t, ours, 65000, Peer{Address: peer(1), AS: 65001, Passive: true}, Peer{Address: peer(2), AS: 65001, Passive: true, MD5: "key"})
+	caps := slices.Concat(capEVPN, cap65001)
+	r := dialRaw(t, peer(1), ours)
+	r.establish(caps...)
+	w.established(peer(1))
+	for _, to := range []string{taken.Addr().String(), "192.0.2.1:179"} { // that of somebody, and nobody's
+		if err := w.s.Relisten(to); err == nil || !strings.HasPrefix(err.Error(), "bgp.listen: ") {
+			t.Errorf("Relisten on %s: %v", to, err)
+		}
+	}
+	taken.Close()
+	if err := w.s.Relisten(taken.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.DialTimeout("tcp", net.JoinHostPort(ours, "179"), patience); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the old address: %v, want a refusal", err)
+	}
+	// A peer with a key comes in by the new one.
+	g := startGoBGP(t, peer(2), "10.98.0.2", 65001)
+	g.macRoutes(0, 1)
+	g.peer(ours, 65000, func(p *api.Peer) {
+		p.Conf.AuthPassword = "key"
+		p.Transport.RemotePort = 1179
+		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
+	})
+	w.routes(peer(2), 1)
+	if s := w.status(peer(1)); s.State != Established || s.Flaps != 0 {
+		t.Errorf("a session of before: %+v", s)
 	}
 }
 

@@ -65,21 +65,80 @@ func New(c Config, o Options) (*Speaker, error) {
 	return s, nil
 }
 
+// Listen opens the address that the configuration has, if it has one, so that who starts a speaker
+// knows at once whether it can. Run does it otherwise, and Run or Close must follow.
+func (s *Speaker) Listen(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listenOn == "" || s.listener != nil {
+		return nil
+	}
+	l, err := listen(ctx, s.listenOn)
+	if err != nil {
+		return fmt.Errorf("bgp.listen: %w", err)
+	}
+	s.listener = l
+	return nil
+}
+
+// Close gives up what Listen opened. It is for a speaker that will not run; after Run there is
+// nothing to close.
+func (s *Speaker) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return nil
+	}
+	err := s.listener.Close()
+	s.listener = nil
+	return err
+}
+
+// Relisten listens on another address, or (empty) on none, from here on. Sessions go on. With an
+// error all is as before.
+func (s *Speaker) Relisten(addr string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if addr == s.listenOn {
+		return nil
+	}
+	var l *net.TCPListener
+	if s.ctx != nil && addr != "" {
+		var err error
+		if l, err = listen(s.ctx, addr); err != nil {
+			return fmt.Errorf("bgp.listen: %w", err)
+		}
+	}
+	if s.listener != nil {
+		s.listener.Close() // its accept ends
+	}
+	s.listenOn, s.listener = addr, l
+	return s.serve()
+}
+
+// serve tells the listener, if there is one, the keys of all peers, and takes connections in.
+func (s *Speaker) serve() error {
+	if s.listener == nil || s.ctx == nil {
+		return nil
+	}
+	var errs []error
+	for _, addr := range s.order {
+		errs = append(errs, s.setKey(addr, s.peers[addr].cfg.MD5))
+	}
+	ctx, l := s.ctx, s.listener
+	s.wg.Go(func() { s.accept(ctx, l) })
+	return errors.Join(errs...)
+}
+
 // Run listens and keeps sessions until ctx ends, tells peers so, and returns when all that it started
 // has ended. The error says why it cannot listen. A speaker runs once.
 func (s *Speaker) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errStopped)
-	if s.listenOn != "" {
-		l, err := listen(ctx, s.listenOn)
-		if err != nil {
-			return fmt.Errorf("bgp.listen: %w", err)
-		}
-		defer l.Close()
-		s.mu.Lock()
-		s.listener = l
-		s.mu.Unlock()
+	if err := s.Listen(ctx); err != nil {
+		return err
 	}
+	defer s.Close()
 	if err := s.start(ctx); err != nil {
 		cancel(errStopped)
 		s.wg.Wait()
@@ -91,7 +150,8 @@ func (s *Speaker) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.ctx = nil // from here on Reconfigure starts nothing
 	if s.listener != nil {
-		s.listener.Close()
+		s.listener.Close() // ends accept
+		s.listener = nil
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
@@ -102,16 +162,11 @@ func (s *Speaker) start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ctx = ctx
-	var errs []error
+	err := s.serve()
 	for _, addr := range s.order {
-		p := s.peers[addr]
-		errs = append(errs, s.setKey(addr, p.cfg.MD5))
-		s.launch(p)
+		s.launch(s.peers[addr])
 	}
-	if s.listener != nil {
-		s.wg.Go(func() { s.accept(ctx, s.listener) })
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 // launch starts a peer, if the speaker runs.
@@ -204,7 +259,10 @@ func (s *Speaker) hand(c *net.TCPConn) error {
 // changed, or nothing; others end, with a NOTIFICATION that says why. With an error, of
 // [Config.Validate] or of the listener, nothing or one peer is as before.
 func (s *Speaker) Reconfigure(peers []Peer) error {
-	c := Config{RouterID: s.routerID.String(), AS: s.as, Listen: s.listenOn, Peers: peers}
+	s.mu.Lock()
+	on := s.listenOn
+	s.mu.Unlock()
+	c := Config{RouterID: s.routerID.String(), AS: s.as, Listen: on, Peers: peers}
 	if err := c.Validate(); err != nil {
 		return err
 	}

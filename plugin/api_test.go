@@ -19,6 +19,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
+	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/internal/teacher"
 	"github.com/dyetrace/dyetrace/pki"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
@@ -493,6 +494,11 @@ func TestSocket(t *testing.T) {
 	other.Socket, other.Listen = "", w.addr
 	if _, err := New(t.Context(), other, log); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("a second controller on the same port: %v", err)
+	}
+	other.Listen = "127.0.0.1:0"
+	other.BGP = &bgp.Config{RouterID: "10.0.0.9", AS: 64512, Listen: w.addr}
+	if _, err := New(t.Context(), other, log); !errors.Is(err, syscall.EADDRINUSE) || !strings.HasPrefix(err.Error(), "bgp.listen: ") {
+		t.Errorf("a controller whose port for peers is taken: %v", err)
 	}
 	stop()
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {

@@ -115,8 +115,12 @@ func (c *Controller) reloadPeers() {
 	case cfg.BGP == nil || c.speaker == nil:
 		c.log.Error("the group bgp came or went; that needs a restart", "config", c.cfg.Path)
 		return
-	case cfg.BGP.RouterID != c.cfg.BGP.RouterID || cfg.BGP.AS != c.cfg.BGP.AS || cfg.BGP.Listen != c.cfg.BGP.Listen:
-		c.log.Error("peers stay as they were: another bgp.router_id, bgp.as or bgp.listen needs a restart", "config", c.cfg.Path)
+	case cfg.BGP.RouterID != c.cfg.BGP.RouterID || cfg.BGP.AS != c.cfg.BGP.AS:
+		c.log.Error("peers stay as they were: another bgp.router_id or bgp.as needs a restart", "config", c.cfg.Path)
+		return
+	}
+	if err := c.speaker.Relisten(cfg.BGP.Listen); err != nil {
+		c.log.Error("peers stay as they were", "err", err)
 		return
 	}
 	if err := c.speaker.Reconfigure(cfg.BGP.Peers); err != nil {

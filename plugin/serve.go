@@ -112,10 +112,10 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		Runner: c.runner, Fleet: c.fleet, Book: c.book, Routes: c.table, Speaker: c.speaker,
 		Stain: cfg.stain(), Version: cfg.Version, Started: time.Now(), Log: c.log,
 	})
-	return c.listen()
+	return c.listen(ctx)
 }
 
-func (c *Controller) listen() error {
+func (c *Controller) listen(ctx context.Context) error {
 	if c.cfg.Listen != "" {
 		l, err := net.Listen("tcp", c.cfg.Listen)
 		if err != nil {
@@ -136,6 +136,9 @@ func (c *Controller) listen() error {
 			return fmt.Errorf("metrics: %w", err)
 		}
 		c.scrapes = l
+	}
+	if c.speaker != nil {
+		return c.speaker.Listen(ctx)
 	}
 	return nil
 }
@@ -222,6 +225,9 @@ func (c *Controller) close() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if c.speaker != nil {
+		errs = append(errs, c.speaker.Close())
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())

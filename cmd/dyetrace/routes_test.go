@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -252,6 +253,18 @@ func (c *controllerOf) reload(group string, g *teacher.Teacher, addr string, ans
 	eventually(t, "the log names the key", func() bool {
 		text, err := os.ReadFile(filepath.Join(c.dir, "log"))
 		return err == nil && strings.Contains(string(text), "bgp.peers[0].adress: unknown key")
+	})
+	// Nor does one that asks for a port that somebody has.
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	c.configure(strings.Replace(group, "  peers:", fmt.Sprintf("  listen: %s\n  peers:", taken.Addr()), 1))
+	c.cmd.Process.Signal(syscall.SIGHUP)
+	eventually(t, "the log names bgp.listen", func() bool {
+		text, err := os.ReadFile(filepath.Join(c.dir, "log"))
+		return err == nil && strings.Contains(string(text), "bgp.listen: listen tcp "+taken.Addr().String())
 	})
 	if !c.asked(&peers, "peers") || len(peers) != 2 {
 		t.Errorf("peers after a broken configuration: %+v", peers)
