@@ -21,11 +21,14 @@ var update = flag.Bool("update", false, "rewrite the expected parts of testdata/
 //
 //	-- flows --    what another controller has put there, as ovs-ofctl prints it
 //	-- groups --   its groups; may be missing
+//	-- tlv --      its map of tunnel options, as ovs-ofctl(8) add-tlv-map has it; may be missing
 //	-- ports --    NAME OFPORT ROLE; a dye port has role dye
 //	-- answers --  OFPORT of instances whose answers are to be dyed; may be missing
 //	-- keep --     table, reply table and mark of a hook before; may be missing
 //	-- choice --   expected: tables, mark and kinds, or the error
 //	-- hook --     expected: the hook's flows
+//	-- refused --  expected, where the section is there: of each register the highest bit that
+//	               could be the mark, and the first flow that reads the one above it
 type golden struct {
 	file    string
 	archive *txtar.Archive
@@ -109,6 +112,15 @@ func (g *golden) load() (err error) {
 	return nil
 }
 
+// putOn makes a bridge what the file says of it.
+func (g *golden) putOn(t testing.TB, br bridge) {
+	t.Helper()
+	if tlv := strings.TrimSpace(g.section("tlv")); tlv != "" {
+		br.sw.must(t, "ovs-ofctl", "add-tlv-map", br.name, tlv)
+	}
+	br.addForeign(t, g.bridge.Flows, g.bridge.Groups)
+}
+
 // hook computes what the file expects. choice is what stands in the file.
 func (g *golden) hook() (h Hook, choice string, err error) {
 	h = Hook{Stain: g.bridge.Stain, Dye: g.bridge.Dye, Ports: g.bridge.Ports, Answers: g.bridge.Answers, Expect: true, Lease: 60}
@@ -147,6 +159,9 @@ func TestGolden(t *testing.T) {
 			continue
 		}
 		g.expect(t, "hook", Format(h.Flows()))
+		if slices.ContainsFunc(g.archive.Files, func(f txtar.File) bool { return f.Name == "refused" }) {
+			g.expect(t, "refused", g.refused())
+		}
 		// The next agent finds what this one left, and keeps it.
 		on := g.bridge
 		on.Flows = append(slices.Clone(on.Flows), h.Flows()...)
@@ -156,6 +171,38 @@ func TestGolden(t *testing.T) {
 			t.Errorf("%s: with its hook on it: Installed = %v, %v; Choose = %v, %v", g.file, found, ok, place, err)
 		}
 	}
+}
+
+// refused says of each register what bit of it could be the mark, and which flow reads the bit above.
+func (g *golden) refused() string {
+	var b strings.Builder
+	each := make([]effects, len(g.bridge.Flows))
+	for i, f := range g.bridge.Flows {
+		each[i].flow(f)
+	}
+	for _, r := range markRegisters {
+		bit, reader := 31, ""
+		for ; bit >= 0; bit-- {
+			m := Mark{Field: register{1, r}.name(), Bit: uint8(bit)}
+			i := slices.IndexFunc(each, func(e effects) bool { return e.reads.has(m) })
+			if i < 0 {
+				break
+			}
+			if reader == "" {
+				reader = fmt.Sprintf("bit 31 is read by table %d, %s", g.bridge.Flows[i].Table, g.bridge.Flows[i].Match)
+			}
+		}
+		free := fmt.Sprintf("bit %d is free", bit)
+		if bit < 0 {
+			free = "no bit is free"
+		}
+		fmt.Fprintf(&b, "reg%d: %s", r, free)
+		if reader != "" {
+			fmt.Fprintf(&b, "; %s", reader)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 // sorted returns flows in an order of their own.
@@ -175,7 +222,7 @@ func TestGoldenEcho(t *testing.T) {
 		t.Run(g.bridge.Name, func(t *testing.T) {
 			t.Parallel()
 			br := sw.newBridge(t)
-			br.addForeign(t, g.bridge.Flows, g.bridge.Groups)
+			g.putOn(t, br)
 			echo := br.dump(t, "OpenFlow13")
 			g.expect(t, "flows", Format(sorted(echo)))
 			if len(echo) != len(g.bridge.Flows) {

@@ -541,7 +541,7 @@ func TestGoldenCopies(t *testing.T) {
 			}
 			dye := fmt.Sprint(h.Dye)
 			br.sw.must(t, "ovs-ofctl", "mod-port", br.name, br.port(dye), "no-flood")
-			br.addForeign(t, g.bridge.Flows, g.bridge.Groups)
+			g.putOn(t, br)
 			br.bundle(t, h.Flows(), Flow.AddLine)
 			var want [][]byte
 			for i, p := range g.bridge.Ports {
