@@ -1,0 +1,168 @@
+package ovn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Flow is an OpenFlow flow, as far as it must be known to find what it was made from.
+type Flow struct {
+	Cookie   uint32
+	Priority uint16
+	// Datapath is the tunnel key of the datapath that the flow matches (metadata); 0 where it does not.
+	Datapath uint32
+}
+
+// Origin is the row that a flow was made from.
+type Origin struct {
+	// Table is "Logical_Flow", or "Port_Binding" and the like, of which nothing but the UUID is known.
+	Table, UUID string
+	// Datapath is the name of the logical switch or router, or its tunnel key where it has none.
+	// Where one logical flow is for several datapaths, it is the one of the OpenFlow flow.
+	Datapath string
+	// Stage is such as "ls_in_acl"; Pipeline is "ingress" or "egress", Number the stage's in it.
+	Stage, Pipeline string
+	Number          int
+	Priority        int
+	Match, Actions  string
+	// Source is where northd made it, such as "northd.c:6475".
+	Source string
+	// ACL is of a logical flow that was made from an access control list.
+	ACL *ACL
+}
+
+// ACL is an access control list, as far as the southbound database knows it.
+type ACL struct {
+	// Hint is the beginning of its UUID in the northbound database; empty where it is not known.
+	Hint string
+	// Name is known of those that are logged.
+	Name string
+	// Direction is "from-lport" or "to-lport".
+	Direction string
+}
+
+// ErrNone says that no row of the database has the flow's cookie: it is not OVN's, or is of a row that
+// is gone.
+var ErrNone = errors.New("no row of the southbound database has this cookie")
+
+// otherTables are those of which rows become flows besides logical ones (ovn-controller, physical.c).
+var otherTables = []string{"Port_Binding", "Datapath_Binding", "Multicast_Group", "Chassis", "MAC_Binding", "Load_Balancer"}
+
+// Origin finds the row that a flow was made from. The error wraps ErrNone if there is none; any other
+// says that the database could not be asked.
+func (r Remote) Origin(ctx context.Context, f Flow) (Origin, error) {
+	o, err := r.origin(ctx, f)
+	if err != nil {
+		return Origin{}, fmt.Errorf("southbound database: %w", err)
+	}
+	return o, nil
+}
+
+func (r Remote) origin(ctx context.Context, f Flow) (Origin, error) {
+	c, err := r.dial(ctx)
+	if err != nil {
+		return Origin{}, err
+	}
+	defer c.Close()
+	datapath, name, err := c.datapath(f.Datapath)
+	if err != nil {
+		return Origin{}, err
+	}
+	flows := query("Logical_Flow", "_uuid").with("priority", f.Priority)
+	queries := []operation{flows}
+	if datapath != "" {
+		// Shared by several datapaths, it names a group instead of one.
+		queries = []operation{flows.with("logical_datapath", uuid(datapath)), flows.with("logical_datapath", none())}
+	}
+	id, _, err := c.find(f.Cookie, queries)
+	if err != nil {
+		return Origin{}, err
+	}
+	if id != "" {
+		return c.logicalFlow(id, name)
+	}
+	queries = nil
+	for _, table := range otherTables {
+		queries = append(queries, query(table, "_uuid"))
+	}
+	id, table, err := c.find(f.Cookie, queries)
+	if err == nil && id == "" {
+		err = ErrNone
+	}
+	return Origin{Table: table, UUID: id, Datapath: name}, err
+}
+
+// datapath returns the UUID and the name of the datapath with a tunnel key; empty if there is none.
+func (c *conn) datapath(key uint32) (id, name string, err error) {
+	if key == 0 {
+		return "", "", nil
+	}
+	answers, err := c.selectRows(query("Datapath_Binding", "_uuid", "external_ids").with("tunnel_key", key))
+	if err != nil || len(answers[0]) == 0 {
+		return "", "", err
+	}
+	name = answers[0][0].entry("external_ids", "name")
+	if name == "" {
+		name = fmt.Sprint(key)
+	}
+	return answers[0][0].id("_uuid"), name, nil
+}
+
+// find returns the row whose UUID begins with the cookie; empty if none does.
+func (c *conn) find(cookie uint32, queries []operation) (id, table string, err error) {
+	answers, err := c.selectRows(queries...)
+	if err != nil {
+		return "", "", err
+	}
+	prefix := fmt.Sprintf("%08x-", cookie)
+	for i, rows := range answers {
+		for _, row := range rows {
+			if id := row.id("_uuid"); strings.HasPrefix(id, prefix) {
+				return id, queries[i].Table, nil
+			}
+		}
+	}
+	return "", "", nil
+}
+
+func (c *conn) logicalFlow(id, datapath string) (Origin, error) {
+	answers, err := c.selectRows(query("Logical_Flow").with("_uuid", uuid(id)))
+	if err != nil {
+		return Origin{}, err
+	}
+	if len(answers[0]) == 0 {
+		return Origin{}, ErrNone // it went meanwhile
+	}
+	row := answers[0][0]
+	o := Origin{
+		Table: "Logical_Flow", UUID: id, Datapath: datapath,
+		Stage: row.entry("external_ids", "stage-name"), Source: row.entry("external_ids", "source"),
+		Pipeline: row.text("pipeline"), Number: row.number("table_id"), Priority: row.number("priority"),
+		Match: row.text("match"), Actions: row.text("actions"),
+	}
+	o.ACL = acl(o, row.entry("external_ids", "stage-hint"))
+	return o, nil
+}
+
+// logName is the name that an ACL's logging has (ovn-sb(5), Logical_Flow: actions, log).
+var logName = regexp.MustCompile(`\blog\([^)]*name="([^"]*)"`)
+
+// acl tells an ACL's doing from other logical flows: by the stage, all of whose own flows have no hint.
+func acl(o Origin, hint string) *ACL {
+	a := &ACL{Hint: hint}
+	switch {
+	case strings.HasPrefix(o.Stage, "ls_in_acl") && !strings.HasPrefix(o.Stage, "ls_in_acl_hint"):
+		a.Direction = "from-lport"
+	case strings.HasPrefix(o.Stage, "ls_out_acl") && !strings.HasPrefix(o.Stage, "ls_out_acl_hint"):
+		a.Direction = "to-lport"
+	default:
+		return nil
+	}
+	if m := logName.FindStringSubmatch(o.Actions); m != nil {
+		a.Name = m[1]
+	}
+	return a
+}

@@ -1,0 +1,254 @@
+package ovn
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// server is a real ovsdb-server with a southbound database of its own.
+type server struct {
+	t    *testing.T
+	dir  string
+	file Remote // of the files for ssl
+	port map[string]int
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	s := &server{t: t, dir: t.TempDir(), port: make(map[string]int)}
+	s.certificates()
+	db := filepath.Join(s.dir, "sb.db")
+	s.run("ovsdb-tool", "create", db, "/usr/share/ovn/ovn-sb.ovsschema")
+	cmd := exec.Command("ovsdb-server", db, "--unixctl="+s.dir+"/ctl", "--remote=punix:"+s.dir+"/sock",
+		"--log-file="+s.dir+"/log", "-vconsole:off",
+		"--private-key="+s.dir+"/key.pem", "--certificate="+s.dir+"/cert.pem", "--ca-cert="+s.dir+"/ca.pem")
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%v (Debian packages ovn-common and openvswitch-common)", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	s.await("its socket", func() bool { return exec.Command("ovs-appctl", "-t", s.dir+"/ctl", "version").Run() == nil })
+	// Port 0 has the kernel choose, and the log tell: one after the other.
+	for n, scheme := range []string{"tcp", "ssl"} {
+		s.run("ovs-appctl", "-t", s.dir+"/ctl", "ovsdb-server/add-remote", "p"+scheme+":0:127.0.0.1")
+		s.await(scheme, func() bool {
+			text, _ := os.ReadFile(s.dir + "/log")
+			found := listening.FindAllStringSubmatch(string(text), -1)
+			if len(found) > n {
+				s.port[scheme], _ = strconv.Atoi(found[n][1])
+			}
+			return len(found) > n
+		})
+	}
+	return s
+}
+
+var listening = regexp.MustCompile(`listening on port (\d+)`)
+
+func (s *server) await(what string, done func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			text, _ := os.ReadFile(s.dir + "/log")
+			s.t.Fatalf("ovsdb-server: waited for %s\n%s", what, text)
+		}
+	}
+}
+
+func (s *server) run(name string, args ...string) string {
+	s.t.Helper()
+	var stderr strings.Builder
+	cmd := exec.Command(name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("%s %v: %v\n%s", name, args, err, stderr.String())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// create makes a row and returns its UUID.
+func (s *server) create(table string, columns ...string) string {
+	s.t.Helper()
+	args := append([]string{"--db=unix:" + s.dir + "/sock", "--timeout=20", "create", table}, columns...)
+	return s.run("ovn-sbctl", args...)
+}
+
+// certificates makes an authority, and a certificate with a key that is both the server's and the client's.
+func (s *server) certificates() {
+	s.t.Helper()
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return k
+	}
+	write := func(name, kind string, der []byte) {
+		if err := os.WriteFile(filepath.Join(s.dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	sign := func(name string, template, parent *x509.Certificate, public, signer *ecdsa.PrivateKey) {
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &public.PublicKey, signer)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		write(name, "CERTIFICATE", der)
+	}
+	template := func(serial int64, name string, authority bool) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, IsCA: authority, BasicConstraintsValid: true,
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		}
+	}
+	authority, own, other := key(), key(), key()
+	root := template(1, "authority", true)
+	sign("ca.pem", root, root, authority, authority)
+	sign("other.pem", template(2, "another", true), template(2, "another", true), other, other)
+	sign("cert.pem", template(3, "not the name that is dialed", false), root, own, authority)
+	der, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	write("key.pem", "PRIVATE KEY", der)
+	s.file = Remote{Key: s.dir + "/key.pem", Cert: s.dir + "/cert.pem", CA: s.dir + "/ca.pem"}
+}
+
+// at is the server by an address.
+func (s *server) at(scheme string) Remote {
+	r := s.file
+	r.Address = fmt.Sprintf("%s:127.0.0.1:%d", scheme, s.port[scheme])
+	if scheme == "unix" {
+		r.Address = "unix:" + s.dir + "/sock"
+	}
+	return r
+}
+
+func cookie(t *testing.T, id string) uint32 {
+	t.Helper()
+	n, err := strconv.ParseUint(id[:8], 16, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint32(n)
+}
+
+// TestOrigin asks a real database, by every sort of connection.
+func TestOrigin(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	blue := s.create("Datapath_Binding", "tunnel_key=7", "external_ids:name=blue")
+	s.create("Datapath_Binding", "tunnel_key=8", "external_ids:name=green")
+	flow := func(columns ...string) string {
+		return s.create("Logical_Flow", append([]string{"pipeline=egress", "table_id=4", "priority=3000", "match=\"ip4\"", "actions=\"drop;\""}, columns...)...)
+	}
+	rule := flow("logical_datapath="+blue, "external_ids:stage-name=ls_out_acl", "external_ids:stage-hint=0a1b2c3d",
+		"external_ids:source=northd.c:6475")
+	logged := flow("logical_datapath="+blue, "external_ids:stage-name=ls_in_acl_eval", `actions="log(name=\"no way\", severity=info, verdict=drop); /* drop */"`)
+	// A group is there for as long as something refers to it.
+	both := s.run("ovn-sbctl", "--db=unix:"+s.dir+"/sock", "--timeout=20", "--id=@group", "create", "Logical_DP_Group", "datapaths="+blue,
+		"--", "create", "Logical_Flow", "pipeline=egress", "table_id=4", "priority=3000", `match="ip4"`, `actions="drop;"`,
+		"logical_dp_group=@group", "external_ids:stage-name=lr_in_ip_routing")
+	shared := both[strings.LastIndexByte(both, '\n')+1:]
+	hint := flow("logical_datapath="+blue, "external_ids:stage-name=ls_out_acl_hint")
+	port := s.create("Port_Binding", "logical_port=p", "datapath="+blue, "tunnel_key=1")
+
+	for _, scheme := range []string{"unix", "tcp", "ssl"} {
+		r := s.at(scheme)
+		for _, tt := range []struct {
+			name     string
+			id       string
+			datapath uint32
+			want     Origin
+			acl      *ACL
+		}{
+			{"rule", rule, 7, Origin{Table: "Logical_Flow", Datapath: "blue", Stage: "ls_out_acl", Source: "northd.c:6475"}, &ACL{Hint: "0a1b2c3d", Direction: "to-lport"}},
+			{"logged rule", logged, 7, Origin{Table: "Logical_Flow", Datapath: "blue", Stage: "ls_in_acl_eval"}, &ACL{Name: "no way", Direction: "from-lport"}},
+			{"of a group of datapaths", shared, 7, Origin{Table: "Logical_Flow", Datapath: "blue", Stage: "lr_in_ip_routing"}, nil},
+			{"hint", hint, 7, Origin{Table: "Logical_Flow", Datapath: "blue", Stage: "ls_out_acl_hint"}, nil},
+			{"a flow that names no datapath", rule, 0, Origin{Table: "Logical_Flow", Stage: "ls_out_acl", Source: "northd.c:6475"}, &ACL{Hint: "0a1b2c3d", Direction: "to-lport"}},
+			{"port", port, 7, Origin{Table: "Port_Binding", Datapath: "blue"}, nil},
+		} {
+			o, err := r.Origin(t.Context(), Flow{Cookie: cookie(t, tt.id), Priority: 3000, Datapath: tt.datapath})
+			if err != nil {
+				t.Errorf("%s: %s: %v", scheme, tt.name, err)
+				continue
+			}
+			if o.UUID != tt.id || o.Table != tt.want.Table || o.Datapath != tt.want.Datapath || o.Stage != tt.want.Stage || o.Source != tt.want.Source {
+				t.Errorf("%s: %s: %+v, want %+v", scheme, tt.name, o, tt.want)
+			}
+			if (o.ACL == nil) != (tt.acl == nil) || o.ACL != nil && *o.ACL != *tt.acl {
+				t.Errorf("%s: %s: ACL %+v, want %+v", scheme, tt.name, o.ACL, tt.acl)
+			}
+			if tt.name == "rule" && (o.Pipeline != "egress" || o.Number != 4 || o.Priority != 3000 || o.Match != "ip4" || o.Actions != "drop;") {
+				t.Errorf("%s: %+v", scheme, o)
+			}
+		}
+		for name, f := range map[string]Flow{
+			"no row":           {Cookie: ^cookie(t, rule), Priority: 3000, Datapath: 7},
+			"another priority": {Cookie: cookie(t, rule), Priority: 2999, Datapath: 7},
+			"another datapath": {Cookie: cookie(t, rule), Priority: 3000, Datapath: 8},
+		} {
+			if o, err := r.Origin(t.Context(), f); !errors.Is(err, ErrNone) {
+				t.Errorf("%s: %s: %+v, %v, want %v", scheme, name, o, err, ErrNone)
+			}
+		}
+	}
+	many := s.at("tcp")
+	many.Address = "tcp:127.0.0.1:1, " + many.Address // the first does not answer
+	if _, err := many.Origin(t.Context(), Flow{Cookie: cookie(t, rule), Priority: 3000, Datapath: 7}); err != nil {
+		t.Errorf("the second of two addresses: %v", err)
+	}
+}
+
+// TestNotAsked names why a database could not be asked, and never takes that for there being no row.
+func TestNotAsked(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	stranger, bare := s.at("ssl"), s.at("ssl")
+	stranger.CA = s.dir + "/other.pem"
+	bare.Key, bare.Cert, bare.CA = "", "", ""
+	for _, tt := range []struct {
+		name, want string
+		r          Remote
+	}{
+		{"nobody listens", "refused", Remote{Address: "tcp:127.0.0.1:1"}},
+		{"no such socket", "no such file", Remote{Address: "unix:" + s.dir + "/nothing"}},
+		{"of another authority", "certificate signed by unknown authority", stranger},
+		{"no files", "SSL table", bare},
+		{"no scheme", "want tcp:ADDRESS", Remote{Address: "127.0.0.1:6642"}},
+		{"ssl where tcp is spoken", "", Remote{Address: fmt.Sprintf("ssl:127.0.0.1:%d", s.port["tcp"]), Key: s.file.Key, Cert: s.file.Cert, CA: s.file.CA}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		_, err := tt.r.Origin(ctx, Flow{Cookie: 1, Priority: 1})
+		cancel()
+		if err == nil || errors.Is(err, ErrNone) || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "southbound") {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.at("tcp").Origin(ctx, Flow{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+}
