@@ -32,14 +32,22 @@ func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
 		a.say(ctx, explanationError(req.Id, ctx.Err()))
 		return
 	}
-	trace, err := a.trace(ctx, req)
+	asked, err := a.traceRequest(ctx, req)
 	if err != nil {
 		a.say(ctx, explanationError(req.Id, err))
 		return
 	}
-	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{
-		Explanation: explanation(req.Id, trace),
-	}})
+	trace, err := a.sw.Trace(ctx, req.Bridge, asked)
+	if err != nil {
+		a.say(ctx, explanationError(req.Id, err))
+		return
+	}
+	ex := explanation(req.Id, trace)
+	ex.LogicalCommand = logicalCommand(a.sw.Snapshot(), req, asked)
+	if trace.Outcome == ovs.Dropped {
+		a.name(ctx, ex, trace)
+	}
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{Explanation: ex}})
 }
 
 func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
@@ -60,22 +68,22 @@ func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
 	return ex
 }
 
-// trace asks the switch about the packet that the controller described.
-func (a *Agent) trace(ctx context.Context, req *dyetracev1.Explain) (ovs.Trace, error) {
+// traceRequest is the packet that the controller described, as the switch is asked about it.
+func (a *Agent) traceRequest(ctx context.Context, req *dyetracev1.Explain) (ovs.TraceRequest, error) {
 	in := uint16(req.InPort)
 	if req.Port != "" {
 		found, ok := a.sw.Snapshot().Bridge(req.Bridge)
 		if !ok {
-			return ovs.Trace{}, fmt.Errorf("explain: bridge: %q is not on host %s", req.Bridge, a.cfg.Host)
+			return ovs.TraceRequest{}, fmt.Errorf("explain: bridge: %q is not on host %s", req.Bridge, a.cfg.Host)
 		}
 		port, ok := found.Port(req.Port)
 		if !ok {
-			return ovs.Trace{}, fmt.Errorf("explain: port: %q is not on bridge %s of host %s", req.Port, req.Bridge, a.cfg.Host)
+			return ovs.TraceRequest{}, fmt.Errorf("explain: port: %q is not on bridge %s of host %s", req.Port, req.Bridge, a.cfg.Host)
 		}
 		in = port.OFPort
 	}
 	if len(req.SrcIp) != 16 || len(req.DstIp) != 16 {
-		return ovs.Trace{}, fmt.Errorf("explain: src_ip, dst_ip: %d and %d bytes (want 16 each)", len(req.SrcIp), len(req.DstIp))
+		return ovs.TraceRequest{}, fmt.Errorf("explain: src_ip, dst_ip: %d and %d bytes (want 16 each)", len(req.SrcIp), len(req.DstIp))
 	}
 	t := ovs.TraceRequest{
 		InPort: in,
@@ -86,7 +94,9 @@ func (a *Agent) trace(ctx context.Context, req *dyetracev1.Explain) (ovs.Trace, 
 	if req.TunSrc != 0 {
 		t.TunSrc, t.TunDst = ipv4(req.TunSrc), ipv4(req.TunDst)
 	}
-	return a.sw.Trace(ctx, req.Bridge, t)
+	var err error
+	t.Geneve, err = a.sw.GeneveOption(ctx, req.Bridge, t.DstMAC, t.TunID)
+	return t, err
 }
 
 func ipv4(v uint32) netip.Addr {

@@ -21,8 +21,16 @@ type Snapshot struct {
 	// Managed tells that a cloud's controller is configured which marks the ports of
 	// instances, even if there is none now.
 	Managed bool
+	// Southbound is where OVN's southbound database is, where ovn-controller has the host in hand.
+	Southbound Southbound
 	// Bridges in ascending order of their names.
 	Bridges []Bridge
+}
+
+// Southbound is how ovn-controller reaches OVN's southbound database (ovn-controller(8)). Address is
+// ovn-remote, empty where OVN is not there; the rest is of the table SSL of Open vSwitch's database.
+type Southbound struct {
+	Address, Key, Cert, CA string
 }
 
 // Bridge is one bridge.
@@ -56,7 +64,8 @@ type Port struct {
 	// Peer is the name of a patch port's other end, and PeerBridge the bridge that
 	// has it, if there is one.
 	Peer, PeerBridge string
-	// RemoteIP and LocalIP are a tunnel's options; "flow" where flows choose.
+	// RemoteIP and LocalIP are a tunnel's options; "flow" where flows choose. LocalIP is by
+	// the kernel's routes where there is no such option.
 	RemoteIP, LocalIP string
 	// MAC and IfaceID are external_ids:attached-mac and external_ids:iface-id, by
 	// which a cloud's controller says whose port it is.

@@ -180,6 +180,12 @@ type pair struct {
 	SrcIP      string   `json:"src_ip"`
 	DstIP      string   `json:"dst_ip"`
 	NoTouch    bool     `json:"no_touch"`
+	Command    string   `json:"command"`
+	Flow       *struct {
+		Cookie, Owner, Stage string
+		LogicalFlow          *struct{ UUID, Datapath, Match string } `json:"logical_flow"`
+		ACL                  *struct{ Hint, Name, Direction string }
+	} `json:"flow"`
 }
 
 type sample struct {

@@ -30,6 +30,12 @@ type (
 		NextConfig  int               `ovsdb:"next_cfg"`
 		CurConfig   int               `ovsdb:"cur_cfg"`
 	}
+	sslRow struct {
+		UUID string `ovsdb:"_uuid"`
+		Key  string `ovsdb:"private_key"`
+		Cert string `ovsdb:"certificate"`
+		CA   string `ovsdb:"ca_cert"`
+	}
 	bridgeRow struct {
 		UUID         string   `ovsdb:"_uuid"`
 		Name         string   `ovsdb:"name"`
@@ -81,6 +87,7 @@ var errGone = errors.New("database: connection closed")
 func dial(ctx context.Context, address string) (*database, error) {
 	dbModel, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
 		"Open_vSwitch": &rootRow{}, "Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{},
+		"SSL": &sslRow{},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("database model: %w", err)
@@ -120,6 +127,7 @@ func columns(c client.Client) *client.Monitor {
 		br    bridgeRow
 		port  portRow
 		iface interfaceRow
+		ssl   sslRow
 	)
 	return c.NewMonitor(
 		client.WithTable(&root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
@@ -127,6 +135,7 @@ func columns(c client.Client) *client.Monitor {
 		client.WithTable(&port, &port.Name, &port.Interfaces, &port.Tag, &port.ExternalIDs),
 		client.WithTable(&iface, &iface.Name, &iface.Type, &iface.Options, &iface.ExternalIDs,
 			&iface.OFPort, &iface.LinkState, &iface.Error),
+		client.WithTable(&ssl, &ssl.Key, &ssl.Cert, &ssl.CA),
 	)
 }
 
@@ -160,6 +169,7 @@ func (db *database) echo(ctx context.Context) error {
 // tables are the rows of the copy, by UUID but for the root, of which there is one.
 type tables struct {
 	root       rootRow
+	ssl        sslRow
 	bridges    map[string]bridgeRow
 	ports      map[string]portRow
 	interfaces map[string]interfaceRow
@@ -174,13 +184,14 @@ func (db *database) read(ctx context.Context) (tables, error) {
 	var (
 		t     tables
 		roots []rootRow
+		ssl   []sslRow
 	)
 	list, err := func() (rows struct {
 		bridges    []bridgeRow
 		ports      []portRow
 		interfaces []interfaceRow
 	}, err error) {
-		err = errors.Join(db.client.List(ctx, &roots), db.client.List(ctx, &rows.bridges),
+		err = errors.Join(db.client.List(ctx, &roots), db.client.List(ctx, &ssl), db.client.List(ctx, &rows.bridges),
 			db.client.List(ctx, &rows.ports), db.client.List(ctx, &rows.interfaces))
 		return rows, err
 	}()
@@ -193,6 +204,9 @@ func (db *database) read(ctx context.Context) (tables, error) {
 		return t, fmt.Errorf("database: %d rows in table Open_vSwitch, want 1: run ovs-vsctl init", len(roots))
 	}
 	t.root = roots[0]
+	if len(ssl) > 0 { // one at most: ovs-vswitchd.conf.db(5)
+		t.ssl = ssl[0]
+	}
 	t.bridges = byUUID(list.bridges, func(r bridgeRow) string { return r.UUID })
 	t.ports = byUUID(list.ports, func(r portRow) string { return r.UUID })
 	t.interfaces = byUUID(list.interfaces, func(r interfaceRow) string { return r.UUID })
@@ -212,7 +226,9 @@ func (db *database) snapshot(ctx context.Context) (dataplane.Snapshot, error) {
 	if err != nil {
 		return dataplane.Snapshot{}, err
 	}
-	return t.snapshot(), nil
+	s := t.snapshot()
+	fillSources(&s)
+	return s, nil
 }
 
 // snapshot returns the rows as the rest of the program sees them, classified. A
@@ -220,8 +236,9 @@ func (db *database) snapshot(ctx context.Context) (dataplane.Snapshot, error) {
 // left out: the notice that will bring it makes another snapshot.
 func (t tables) snapshot() dataplane.Snapshot {
 	s := dataplane.Snapshot{OVSVersion: deref(t.root.OVSVersion)}
-	_, s.Managed = t.root.ExternalIDs["ovn-remote"] // ovn-controller(8)
 	s.Waiting = t.root.OtherConfig["flow-restore-wait"] == "true"
+	s.Southbound.Address, s.Managed = t.root.ExternalIDs["ovn-remote"] // ovn-controller(8)
+	s.Southbound.Key, s.Southbound.Cert, s.Southbound.CA = t.ssl.Key, t.ssl.Cert, t.ssl.CA
 	for _, id := range t.root.Bridges {
 		row, ok := t.bridges[id]
 		if !ok {

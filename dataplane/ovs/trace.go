@@ -26,6 +26,8 @@ type TraceRequest struct {
 	// it comes in by a tunnel; else they are zero.
 	TunSrc, TunDst netip.Addr
 	TunID          uint32
+	// Geneve is OVN's option, tun_metadata0; 0 where there is none, or it is not known.
+	Geneve uint32
 	// Reply asks about the guest's answer (RST, echo reply) rather than the probe (SYN,
 	// echo request).
 	Reply  bool
@@ -142,6 +144,9 @@ func (r TraceRequest) flow() (string, error) {
 	}
 	f := fmt.Sprintf("in_port=%d,%s,dl_src=%v,dl_dst=%v,%s_src=%v,%s_dst=%v,nw_tos=%d,nw_ttl=%d",
 		r.InPort, payload, r.SrcMAC, r.DstMAC, network, src, network, dst, r.Stain.TOS, r.TTL)
+	if r.Geneve != 0 {
+		f += fmt.Sprintf(",tun_metadata0=%#x", r.Geneve)
+	}
 	return f + tunnelField("src", r.TunSrc) + tunnelField("dst", r.TunDst) + tunnelKey(r.TunID), nil
 }
 

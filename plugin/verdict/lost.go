@@ -41,7 +41,7 @@ func (j *judgement) lost(to int) Result {
 	l := j.loss(to)
 	r := Result{}
 	if x := j.Explanation; x != nil && x.Point == l.from {
-		r.Command = x.Command
+		r.Command, r.LogicalCommand = x.Command, x.LogicalCommand
 	}
 	f := j.find(&l)
 	r.Verdict, r.Host, r.Kind, r.Passed = f.verdict, f.host, f.kind, l.passed
@@ -250,9 +250,14 @@ func (j *judgement) dropped(l *loss) finding {
 		return f
 	}
 	f.cause = fmt.Sprintf("%s: dropped by %s", f.host, l.x.Flow)
-	if Policy(l.x.Flow, j.instancesBridge(l.last.Host)) {
+	switch {
+	case Policy(l.x.Flow, j.instancesBridge(l.last.Host)):
 		f.verdict, f.kind = PolicyDrop, CauseSecurityRule
 		f.cause = fmt.Sprintf("%s: denied by a security rule: %s", f.host, l.x.Flow)
+	case l.x.Unnamed != "" && l.x.Flow.logical():
+		// It may be an ACL's: policy, or a fault, is not for us to guess.
+		f.verdict, f.kind = Unknown, CauseUnexplained
+		f.cause += fmt.Sprintf("; whether that is a rule or a fault is not known: %s", l.x.Unnamed)
 	}
 	if key := j.unmapped(l); key != 0 {
 		f.kind = CauseVNI

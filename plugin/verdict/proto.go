@@ -22,7 +22,7 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Samples: make([]*dyetracev1.Sample, len(r.Samples)),
 		Probes:  uint32(r.Probes),
 		Flow:    r.Flow.proto(),
-		Command: r.Command,
+		Command: r.Command, LogicalCommand: r.LogicalCommand,
 
 		Duplicates: uint32(r.Duplicates),
 
@@ -78,7 +78,10 @@ func (f *Flow) proto() *dyetracev1.FlowRef {
 	if f == nil {
 		return nil
 	}
-	return &dyetracev1.FlowRef{Bridge: f.Bridge, Table: f.Table, Priority: f.Priority, Match: f.Match, Actions: f.Actions, Cookie: f.Cookie}
+	return &dyetracev1.FlowRef{
+		Bridge: f.Bridge, Table: f.Table, Priority: f.Priority, Match: f.Match, Actions: f.Actions, Cookie: f.Cookie,
+		Owner: f.Owner, Stage: f.Stage, LogicalFlow: f.Logical, Acl: f.ACL,
+	}
 }
 
 // Proto returns the question as agents get it, under an id of the caller's.
@@ -128,9 +131,13 @@ func ExplanationFromProto(m *dyetracev1.Explanation, point int) *Explanation {
 	x := &Explanation{
 		Point: point, Error: m.GetError(), Outcome: Outcome(m.GetOutcome()), Port: m.GetPort(),
 		TunnelRemote: m.GetTunnelRemote(), TunnelID: m.GetTunnelId(), Command: m.GetCommand(),
+		Unnamed: m.GetUnnamed(), LogicalCommand: m.GetLogicalCommand(),
 	}
 	if f := m.GetFlow(); f != nil {
-		x.Flow = &Flow{Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(), Match: f.GetMatch(), Actions: f.GetActions(), Cookie: f.GetCookie()}
+		x.Flow = &Flow{
+			Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(), Match: f.GetMatch(), Actions: f.GetActions(), Cookie: f.GetCookie(),
+			Owner: f.GetOwner(), Stage: f.GetStage(), Logical: f.GetLogicalFlow(), ACL: f.GetAcl(),
+		}
 	}
 	if x.Error == "" && (x.Outcome < Delivered || x.Outcome > Dropped) {
 		x.Error = "the agent names no outcome"

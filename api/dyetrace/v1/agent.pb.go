@@ -2261,9 +2261,14 @@ type Explanation struct {
 	// Flow that decided (DROPPED), bridge included.
 	Flow *FlowRef `protobuf:"bytes,7,opt,name=flow,proto3" json:"flow,omitempty"`
 	// Paste-ready command that shows the same on the host.
-	Command       string `protobuf:"bytes,8,opt,name=command,proto3" json:"command,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Command string `protobuf:"bytes,8,opt,name=command,proto3" json:"command,omitempty"`
+	// Why it is not known what OVN has the flow for; empty where that is known, or where
+	// the flow is not OVN's.
+	Unnamed string `protobuf:"bytes,9,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
+	// Paste-ready command that shows the same on OVN's central node; empty where there is none.
+	LogicalCommand string `protobuf:"bytes,10,opt,name=logical_command,json=logicalCommand,proto3" json:"logical_command,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Explanation) Reset() {
@@ -2348,6 +2353,20 @@ func (x *Explanation) GetFlow() *FlowRef {
 func (x *Explanation) GetCommand() string {
 	if x != nil {
 		return x.Command
+	}
+	return ""
+}
+
+func (x *Explanation) GetUnnamed() string {
+	if x != nil {
+		return x.Unnamed
+	}
+	return ""
+}
+
+func (x *Explanation) GetLogicalCommand() string {
+	if x != nil {
+		return x.LogicalCommand
 	}
 	return ""
 }
@@ -2851,7 +2870,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\atun_src\x18\v \x01(\aR\x06tunSrc\x12\x17\n" +
 	"\atun_dst\x18\f \x01(\aR\x06tunDst\x12\x14\n" +
 	"\x05reply\x18\r \x01(\bR\x05reply\x12+\n" +
-	"\x06scheme\x18\x0e \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\xfd\x01\n" +
+	"\x06scheme\x18\x0e \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\xc0\x02\n" +
 	"\vExplanation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12.\n" +
@@ -2860,7 +2879,10 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\rtunnel_remote\x18\x05 \x01(\tR\ftunnelRemote\x12\x1b\n" +
 	"\ttunnel_id\x18\x06 \x01(\rR\btunnelId\x12(\n" +
 	"\x04flow\x18\a \x01(\v2\x14.dyetrace.v1.FlowRefR\x04flow\x12\x18\n" +
-	"\acommand\x18\b \x01(\tR\acommand\"\xac\x02\n" +
+	"\acommand\x18\b \x01(\tR\acommand\x12\x18\n" +
+	"\aunnamed\x18\t \x01(\tR\aunnamed\x12'\n" +
+	"\x0flogical_command\x18\n" +
+	" \x01(\tR\x0elogicalCommand\"\xac\x02\n" +
 	"\rProbeUnderlay\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +

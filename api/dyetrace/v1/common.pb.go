@@ -240,6 +240,63 @@ func (HookState) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{3}
 }
 
+// FlowOwner is the controller that put a flow on a bridge.
+type FlowOwner int32
+
+const (
+	// Nobody that is known: made by hand, by another program, or not told.
+	FlowOwner_FLOW_OWNER_UNSPECIFIED FlowOwner = 0
+	FlowOwner_FLOW_OWNER_DYETRACE    FlowOwner = 1
+	FlowOwner_FLOW_OWNER_OVN         FlowOwner = 2
+	FlowOwner_FLOW_OWNER_NEUTRON     FlowOwner = 3
+	FlowOwner_FLOW_OWNER_ANTREA      FlowOwner = 4
+)
+
+// Enum value maps for FlowOwner.
+var (
+	FlowOwner_name = map[int32]string{
+		0: "FLOW_OWNER_UNSPECIFIED",
+		1: "FLOW_OWNER_DYETRACE",
+		2: "FLOW_OWNER_OVN",
+		3: "FLOW_OWNER_NEUTRON",
+		4: "FLOW_OWNER_ANTREA",
+	}
+	FlowOwner_value = map[string]int32{
+		"FLOW_OWNER_UNSPECIFIED": 0,
+		"FLOW_OWNER_DYETRACE":    1,
+		"FLOW_OWNER_OVN":         2,
+		"FLOW_OWNER_NEUTRON":     3,
+		"FLOW_OWNER_ANTREA":      4,
+	}
+)
+
+func (x FlowOwner) Enum() *FlowOwner {
+	p := new(FlowOwner)
+	*p = x
+	return p
+}
+
+func (x FlowOwner) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FlowOwner) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_common_proto_enumTypes[4].Descriptor()
+}
+
+func (FlowOwner) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_common_proto_enumTypes[4]
+}
+
+func (x FlowOwner) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FlowOwner.Descriptor instead.
+func (FlowOwner) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{4}
+}
+
 // Stain is the marks by which a probe is recognised, in every scheme.
 type Stain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -981,13 +1038,21 @@ func (x *UnderlayEcho) GetProblems() []string {
 
 // FlowRef is one flow of a bridge.
 type FlowRef struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bridge        string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
-	Table         uint32                 `protobuf:"varint,2,opt,name=table,proto3" json:"table,omitempty"`
-	Priority      uint32                 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
-	Match         string                 `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`
-	Actions       string                 `protobuf:"bytes,5,opt,name=actions,proto3" json:"actions,omitempty"`
-	Cookie        uint64                 `protobuf:"varint,6,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Bridge   string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Table    uint32                 `protobuf:"varint,2,opt,name=table,proto3" json:"table,omitempty"`
+	Priority uint32                 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	Match    string                 `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`
+	Actions  string                 `protobuf:"bytes,5,opt,name=actions,proto3" json:"actions,omitempty"`
+	Cookie   uint64                 `protobuf:"varint,6,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// Whose it is, as far as the cookie tells.
+	Owner FlowOwner `protobuf:"varint,7,opt,name=owner,proto3,enum=dyetrace.v1.FlowOwner" json:"owner,omitempty"`
+	// Of a flow of OVN's: the logical flow that it was made from.
+	LogicalFlow *LogicalFlow `protobuf:"bytes,8,opt,name=logical_flow,json=logicalFlow,proto3" json:"logical_flow,omitempty"`
+	// Stage of OVN's pipeline, such as "ls_out_acl".
+	Stage string `protobuf:"bytes,9,opt,name=stage,proto3" json:"stage,omitempty"`
+	// The access control list that the logical flow was made from.
+	Acl           *AccessList `protobuf:"bytes,10,opt,name=acl,proto3" json:"acl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1064,6 +1129,202 @@ func (x *FlowRef) GetCookie() uint64 {
 	return 0
 }
 
+func (x *FlowRef) GetOwner() FlowOwner {
+	if x != nil {
+		return x.Owner
+	}
+	return FlowOwner_FLOW_OWNER_UNSPECIFIED
+}
+
+func (x *FlowRef) GetLogicalFlow() *LogicalFlow {
+	if x != nil {
+		return x.LogicalFlow
+	}
+	return nil
+}
+
+func (x *FlowRef) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *FlowRef) GetAcl() *AccessList {
+	if x != nil {
+		return x.Acl
+	}
+	return nil
+}
+
+// LogicalFlow is a row of OVN's southbound database (ovn-sb(5)).
+type LogicalFlow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Name of the logical switch or router.
+	Datapath string `protobuf:"bytes,2,opt,name=datapath,proto3" json:"datapath,omitempty"`
+	// "ingress" or "egress", and the number of the stage in it.
+	Pipeline string `protobuf:"bytes,3,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
+	Table    uint32 `protobuf:"varint,4,opt,name=table,proto3" json:"table,omitempty"`
+	Priority uint32 `protobuf:"varint,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Match    string `protobuf:"bytes,6,opt,name=match,proto3" json:"match,omitempty"`
+	Actions  string `protobuf:"bytes,7,opt,name=actions,proto3" json:"actions,omitempty"`
+	// Where ovn-northd made it.
+	Source        string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogicalFlow) Reset() {
+	*x = LogicalFlow{}
+	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogicalFlow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogicalFlow) ProtoMessage() {}
+
+func (x *LogicalFlow) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogicalFlow.ProtoReflect.Descriptor instead.
+func (*LogicalFlow) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LogicalFlow) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *LogicalFlow) GetDatapath() string {
+	if x != nil {
+		return x.Datapath
+	}
+	return ""
+}
+
+func (x *LogicalFlow) GetPipeline() string {
+	if x != nil {
+		return x.Pipeline
+	}
+	return ""
+}
+
+func (x *LogicalFlow) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *LogicalFlow) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *LogicalFlow) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *LogicalFlow) GetActions() string {
+	if x != nil {
+		return x.Actions
+	}
+	return ""
+}
+
+func (x *LogicalFlow) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// AccessList is an ACL of OVN's, as far as its southbound database knows it.
+type AccessList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Begins its UUID in the northbound database; empty where it is not known.
+	Hint string `protobuf:"bytes,1,opt,name=hint,proto3" json:"hint,omitempty"`
+	// Of one that is logged.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "from-lport" or "to-lport".
+	Direction     string `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessList) Reset() {
+	*x = AccessList{}
+	mi := &file_dyetrace_v1_common_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessList) ProtoMessage() {}
+
+func (x *AccessList) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_common_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessList.ProtoReflect.Descriptor instead.
+func (*AccessList) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AccessList) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *AccessList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AccessList) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
 // UnderlayError is one sort of refusal.
 type UnderlayError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1085,7 +1346,7 @@ type UnderlayError struct {
 
 func (x *UnderlayError) Reset() {
 	*x = UnderlayError{}
-	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_common_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1358,7 @@ func (x *UnderlayError) String() string {
 func (*UnderlayError) ProtoMessage() {}
 
 func (x *UnderlayError) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_common_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_common_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1371,7 @@ func (x *UnderlayError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayError.ProtoReflect.Descriptor instead.
 func (*UnderlayError) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_common_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UnderlayError) GetFrom() string {
@@ -1230,14 +1491,33 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\fUnderlayEcho\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1a\n" +
-	"\bproblems\x18\x03 \x03(\tR\bproblems\"\x9b\x01\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\"\xc7\x02\n" +
 	"\aFlowRef\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\rR\x05table\x12\x1a\n" +
 	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x14\n" +
 	"\x05match\x18\x04 \x01(\tR\x05match\x12\x18\n" +
 	"\aactions\x18\x05 \x01(\tR\aactions\x12\x16\n" +
-	"\x06cookie\x18\x06 \x01(\x04R\x06cookie\"\x9b\x01\n" +
+	"\x06cookie\x18\x06 \x01(\x04R\x06cookie\x12,\n" +
+	"\x05owner\x18\a \x01(\x0e2\x16.dyetrace.v1.FlowOwnerR\x05owner\x12;\n" +
+	"\flogical_flow\x18\b \x01(\v2\x18.dyetrace.v1.LogicalFlowR\vlogicalFlow\x12\x14\n" +
+	"\x05stage\x18\t \x01(\tR\x05stage\x12)\n" +
+	"\x03acl\x18\n" +
+	" \x01(\v2\x17.dyetrace.v1.AccessListR\x03acl\"\xd3\x01\n" +
+	"\vLogicalFlow\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1a\n" +
+	"\bdatapath\x18\x02 \x01(\tR\bdatapath\x12\x1a\n" +
+	"\bpipeline\x18\x03 \x01(\tR\bpipeline\x12\x14\n" +
+	"\x05table\x18\x04 \x01(\rR\x05table\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\rR\bpriority\x12\x14\n" +
+	"\x05match\x18\x06 \x01(\tR\x05match\x12\x18\n" +
+	"\aactions\x18\a \x01(\tR\aactions\x12\x16\n" +
+	"\x06source\x18\b \x01(\tR\x06source\"R\n" +
+	"\n" +
+	"AccessList\x12\x12\n" +
+	"\x04hint\x18\x01 \x01(\tR\x04hint\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\"\x9b\x01\n" +
 	"\rUnderlayError\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x12\n" +
@@ -1265,7 +1545,13 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x16HOOK_STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHOOK_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11HOOK_STATE_ABSENT\x10\x02\x12\x16\n" +
-	"\x12HOOK_STATE_REFUSED\x10\x03B9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
+	"\x12HOOK_STATE_REFUSED\x10\x03*\x83\x01\n" +
+	"\tFlowOwner\x12\x1a\n" +
+	"\x16FLOW_OWNER_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13FLOW_OWNER_DYETRACE\x10\x01\x12\x12\n" +
+	"\x0eFLOW_OWNER_OVN\x10\x02\x12\x16\n" +
+	"\x12FLOW_OWNER_NEUTRON\x10\x03\x12\x15\n" +
+	"\x11FLOW_OWNER_ANTREA\x10\x04B9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
 
 var (
 	file_dyetrace_v1_common_proto_rawDescOnce sync.Once
@@ -1279,36 +1565,42 @@ func file_dyetrace_v1_common_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_common_proto_rawDescData
 }
 
-var file_dyetrace_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_dyetrace_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_dyetrace_v1_common_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_dyetrace_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_dyetrace_v1_common_proto_goTypes = []any{
 	(Scheme)(0),           // 0: dyetrace.v1.Scheme
 	(IPVersion)(0),        // 1: dyetrace.v1.IPVersion
 	(PointKind)(0),        // 2: dyetrace.v1.PointKind
 	(HookState)(0),        // 3: dyetrace.v1.HookState
-	(*Stain)(nil),         // 4: dyetrace.v1.Stain
-	(*Point)(nil),         // 5: dyetrace.v1.Point
-	(*Bridge)(nil),        // 6: dyetrace.v1.Bridge
-	(*AbsentPoint)(nil),   // 7: dyetrace.v1.AbsentPoint
-	(*Tunnel)(nil),        // 8: dyetrace.v1.Tunnel
-	(*Endpoint)(nil),      // 9: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil), // 10: dyetrace.v1.AgentCounters
-	(*UnderlayEcho)(nil),  // 11: dyetrace.v1.UnderlayEcho
-	(*FlowRef)(nil),       // 12: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil), // 13: dyetrace.v1.UnderlayError
+	(FlowOwner)(0),        // 4: dyetrace.v1.FlowOwner
+	(*Stain)(nil),         // 5: dyetrace.v1.Stain
+	(*Point)(nil),         // 6: dyetrace.v1.Point
+	(*Bridge)(nil),        // 7: dyetrace.v1.Bridge
+	(*AbsentPoint)(nil),   // 8: dyetrace.v1.AbsentPoint
+	(*Tunnel)(nil),        // 9: dyetrace.v1.Tunnel
+	(*Endpoint)(nil),      // 10: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil), // 11: dyetrace.v1.AgentCounters
+	(*UnderlayEcho)(nil),  // 12: dyetrace.v1.UnderlayEcho
+	(*FlowRef)(nil),       // 13: dyetrace.v1.FlowRef
+	(*LogicalFlow)(nil),   // 14: dyetrace.v1.LogicalFlow
+	(*AccessList)(nil),    // 15: dyetrace.v1.AccessList
+	(*UnderlayError)(nil), // 16: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_common_proto_depIdxs = []int32{
-	2, // 0: dyetrace.v1.Point.kind:type_name -> dyetrace.v1.PointKind
-	3, // 1: dyetrace.v1.Bridge.state:type_name -> dyetrace.v1.HookState
-	2, // 2: dyetrace.v1.Bridge.kinds:type_name -> dyetrace.v1.PointKind
-	8, // 3: dyetrace.v1.Bridge.tunnels:type_name -> dyetrace.v1.Tunnel
-	7, // 4: dyetrace.v1.Bridge.absent:type_name -> dyetrace.v1.AbsentPoint
-	2, // 5: dyetrace.v1.AbsentPoint.kind:type_name -> dyetrace.v1.PointKind
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	2,  // 0: dyetrace.v1.Point.kind:type_name -> dyetrace.v1.PointKind
+	3,  // 1: dyetrace.v1.Bridge.state:type_name -> dyetrace.v1.HookState
+	2,  // 2: dyetrace.v1.Bridge.kinds:type_name -> dyetrace.v1.PointKind
+	9,  // 3: dyetrace.v1.Bridge.tunnels:type_name -> dyetrace.v1.Tunnel
+	8,  // 4: dyetrace.v1.Bridge.absent:type_name -> dyetrace.v1.AbsentPoint
+	2,  // 5: dyetrace.v1.AbsentPoint.kind:type_name -> dyetrace.v1.PointKind
+	4,  // 6: dyetrace.v1.FlowRef.owner:type_name -> dyetrace.v1.FlowOwner
+	14, // 7: dyetrace.v1.FlowRef.logical_flow:type_name -> dyetrace.v1.LogicalFlow
+	15, // 8: dyetrace.v1.FlowRef.acl:type_name -> dyetrace.v1.AccessList
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_common_proto_init() }
@@ -1321,8 +1613,8 @@ func file_dyetrace_v1_common_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_common_proto_rawDesc), len(file_dyetrace_v1_common_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   10,
+			NumEnums:      5,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

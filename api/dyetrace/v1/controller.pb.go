@@ -1283,6 +1283,8 @@ type PairResult struct {
 	Underlay *UnderlayCheck `protobuf:"bytes,23,opt,name=underlay,proto3" json:"underlay,omitempty"`
 	// Of what sort the cause is; set wherever there is one.
 	CauseKind CauseKind `protobuf:"varint,28,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
+	// Command that shows what OVN's logical network does with it, on its central node.
+	LogicalCommand string `protobuf:"bytes,26,opt,name=logical_command,json=logicalCommand,proto3" json:"logical_command,omitempty"`
 	// What the sequential test says; absent where one probe was enough.
 	Loss *PairLoss `protobuf:"bytes,18,opt,name=loss,proto3" json:"loss,omitempty"`
 	// Of all probes that arrived, in the order of the path; absent where they were not
@@ -1458,6 +1460,13 @@ func (x *PairResult) GetCauseKind() CauseKind {
 		return x.CauseKind
 	}
 	return CauseKind_CAUSE_KIND_UNSPECIFIED
+}
+
+func (x *PairResult) GetLogicalCommand() string {
+	if x != nil {
+		return x.LogicalCommand
+	}
+	return ""
 }
 
 func (x *PairResult) GetLoss() *PairLoss {
@@ -4636,7 +4645,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\x93\a\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xbc\a\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -4661,7 +4670,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\bno_touch\x18\x11 \x01(\bR\anoTouch\x126\n" +
 	"\bunderlay\x18\x17 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\bunderlay\x125\n" +
 	"\n" +
-	"cause_kind\x18\x1c \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\x12)\n" +
+	"cause_kind\x18\x1c \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\x12'\n" +
+	"\x0flogical_command\x18\x1a \x01(\tR\x0elogicalCommand\x12)\n" +
 	"\x04loss\x18\x12 \x01(\v2\x15.dyetrace.v1.PairLossR\x04loss\x122\n" +
 	"\tlatencies\x18\x13 \x03(\v2\x14.dyetrace.v1.LatencyR\tlatencies\x120\n" +
 	"\x05since\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +

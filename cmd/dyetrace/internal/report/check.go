@@ -126,10 +126,12 @@ type Pair struct {
 	RTT       int64  `json:"rtt_ns"`
 	Probes    uint32 `json:"probes"`
 	// Duplicates are samples beyond the first of one probe at one point.
-	Duplicates uint32   `json:"duplicates"`
-	Flow       *Flow    `json:"flow"`
-	Command    string   `json:"command"`
-	Samples    []Sample `json:"samples"`
+	Duplicates uint32 `json:"duplicates"`
+	Flow       *Flow  `json:"flow"`
+	Command    string `json:"command"`
+	// LogicalCommand is for OVN's central node.
+	LogicalCommand string   `json:"logical_command,omitempty"`
+	Samples        []Sample `json:"samples"`
 	// Loss is what a test of it says; nil where one probe was enough. Latencies are of all probes
 	// that arrived, where they were measured.
 	Loss      *Loss     `json:"loss"`
@@ -154,6 +156,51 @@ type Flow struct {
 	Actions  string `json:"actions"`
 	// Cookie is written as ovs-ofctl does, 0x…: JSON's numbers end at 53 bits.
 	Cookie string `json:"cookie"`
+	// Owner is dyetrace, ovn, neutron or antrea; empty where nobody is known.
+	Owner string `json:"owner,omitempty"`
+	// Stage, LogicalFlow and ACL are what OVN has the flow for.
+	Stage       string       `json:"stage,omitempty"`
+	LogicalFlow *LogicalFlow `json:"logical_flow,omitempty"`
+	ACL         *ACL         `json:"acl,omitempty"`
+}
+
+// LogicalFlow is a row of OVN's southbound database.
+type LogicalFlow struct {
+	UUID     string `json:"uuid"`
+	Datapath string `json:"datapath"`
+	Pipeline string `json:"pipeline"`
+	Table    uint32 `json:"table"`
+	Priority uint32 `json:"priority"`
+	Match    string `json:"match"`
+	Actions  string `json:"actions"`
+	Source   string `json:"source"`
+}
+
+// ACL is an access control list of OVN's.
+type ACL struct {
+	Hint      string `json:"hint"` // begins its UUID in the northbound database
+	Name      string `json:"name"`
+	Direction string `json:"direction"`
+}
+
+func newFlow(f *dyetracev1.FlowRef) *Flow {
+	if f == nil {
+		return nil
+	}
+	v := &Flow{
+		Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(),
+		Match: f.GetMatch(), Actions: f.GetActions(), Cookie: fmt.Sprintf("0x%x", f.GetCookie()), Stage: f.GetStage(),
+	}
+	if f.GetOwner() != 0 {
+		v.Owner = strings.ToLower(strings.TrimPrefix(f.GetOwner().String(), "FLOW_OWNER_"))
+	}
+	if l := f.GetLogicalFlow(); l != nil {
+		v.LogicalFlow = &LogicalFlow{l.GetUuid(), l.GetDatapath(), l.GetPipeline(), l.GetTable(), l.GetPriority(), l.GetMatch(), l.GetActions(), l.GetSource()}
+	}
+	if a := f.GetAcl(); a != nil {
+		v.ACL = &ACL{a.GetHint(), a.GetName(), a.GetDirection()}
+	}
+	return v
 }
 
 func (f Flow) String() string {
@@ -225,9 +272,11 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		Probes:     p.GetProbes(),
 		Duplicates: p.GetDuplicates(),
 		Command:    p.GetCommand(),
-		Samples:    make([]Sample, 0, len(p.GetSamples())),
-		Loss:       newLoss(p.GetLoss()),
-		Latencies:  make([]Latency, 0, len(p.GetLatencies())),
+
+		LogicalCommand: p.GetLogicalCommand(),
+		Samples:        make([]Sample, 0, len(p.GetSamples())),
+		Loss:           newLoss(p.GetLoss()),
+		Latencies:      make([]Latency, 0, len(p.GetLatencies())),
 	}
 	for _, l := range p.GetLatencies() {
 		v.Latencies = append(v.Latencies, newLatency(l))
@@ -238,12 +287,7 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		words := segmentWords(v.SegmentFrom, v.SegmentTo)
 		v.Segment = &words
 	}
-	if f := p.GetFlow(); f != nil {
-		v.Flow = &Flow{
-			Bridge: f.GetBridge(), Table: f.GetTable(), Priority: f.GetPriority(),
-			Match: f.GetMatch(), Actions: f.GetActions(), Cookie: fmt.Sprintf("0x%x", f.GetCookie()),
-		}
-	}
+	v.Flow = newFlow(p.GetFlow())
 	for _, s := range p.GetSamples() {
 		sample := Sample{
 			Direction: Direction(s.GetDirection()), Seen: s.GetSeen(), At: s.GetAtNs(),

@@ -413,6 +413,7 @@ func (t *text) facts(p Pair) {
 		t.fact("flow", p.Flow.String())
 	}
 	t.fact("show it", p.Command)
+	t.fact("central", p.LogicalCommand)
 }
 
 func (t *text) fact(name, value string) {

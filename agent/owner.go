@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/ovn"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/flows"
+)
+
+// namesTimeout bounds what is waited for OVN's southbound database: an explanation stands without.
+const namesTimeout = time.Second
+
+// name says whose the flow is that dropped a packet, and what OVN has it for.
+func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace) {
+	f := ex.Flow
+	snap := a.sw.Snapshot()
+	all, err := a.sw.DumpFlows(ctx, f.Bridge)
+	if err != nil {
+		ex.Unnamed = err.Error()
+		return
+	}
+	f.Owner = dyetracev1.FlowOwner(flows.OwnerOf(t.Flow.Flow, all, snap.Southbound.Address != ""))
+	if f.Owner != dyetracev1.FlowOwner_FLOW_OWNER_OVN || f.Cookie == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
+	defer cancel()
+	o, err := southbound(snap.Southbound).Origin(ctx, ovn.Flow{
+		Cookie: uint32(f.Cookie), Priority: t.Flow.Flow.Priority, Datapath: datapathOf(f.Match),
+	})
+	switch {
+	case errors.Is(err, ovn.ErrNone):
+		f.Owner = dyetracev1.FlowOwner_FLOW_OWNER_UNSPECIFIED
+	case err != nil:
+		ex.Unnamed = err.Error()
+	case o.Stage != "":
+		f.Stage = o.Stage
+		f.LogicalFlow = &dyetracev1.LogicalFlow{
+			Uuid: o.UUID, Datapath: o.Datapath, Pipeline: o.Pipeline, Table: uint32(o.Number), Priority: uint32(o.Priority),
+			Match: o.Match, Actions: o.Actions, Source: o.Source,
+		}
+		if o.ACL != nil {
+			f.Acl = &dyetracev1.AccessList{Hint: o.ACL.Hint, Name: o.ACL.Name, Direction: o.ACL.Direction}
+		}
+	}
+}
+
+func southbound(s dataplane.Southbound) ovn.Remote {
+	return ovn.Remote{Address: s.Address, Key: s.Key, Cert: s.Cert, CA: s.CA}
+}
+
+// datapathOf returns the key of the logical datapath that a flow of OVN's matches; 0 if it does not.
+func datapathOf(match string) uint32 {
+	for part := range strings.SplitSeq(match, ",") {
+		if value, ok := strings.CutPrefix(part, "metadata="); ok {
+			n, _ := strconv.ParseUint(value, 0, 32)
+			return uint32(n)
+		}
+	}
+	return 0
+}
+
+// logicalCommand returns what shows the packet's way through OVN's logical network, on its central
+// node: the instance that sends it must be here, where its logical port is known, else empty.
+func logicalCommand(snap dataplane.Snapshot, req *dyetracev1.Explain, t ovs.TraceRequest) string {
+	b, ok := snap.Bridge(req.Bridge)
+	port, found := b.ByOFPort(t.InPort)
+	if snap.Southbound.Address == "" || !ok || !found || port.IfaceID == "" {
+		return ""
+	}
+	return fmt.Sprintf("ovn-trace '%s'", t.Logical(port.IfaceID))
+}
