@@ -26,6 +26,64 @@ type Config struct {
 	// we dial every peer.
 	Listen string `koanf:"listen"`
 	Peers  []Peer `koanf:"peers"`
+	// Networks give routes the VNI that they do not name: those with MPLS labels, and of VPNs.
+	Networks []Network `koanf:"networks"`
+}
+
+// Network is a VNI that the inventory has, and whose routes belong to it.
+type Network struct {
+	// VNI, 1 to 16777215: the segmentation_id of the network.
+	VNI int64 `koanf:"vni"`
+	// RTs are route targets such as 64512:100. A route that has one of them is in this VNI, whatever
+	// its label says.
+	RTs []string `koanf:"rts"`
+}
+
+// Targets returns the VNI of each route target that a valid configuration has.
+func (c Config) Targets() map[wire.RouteTarget]uint32 {
+	all := map[wire.RouteTarget]uint32{}
+	for _, n := range c.Networks {
+		for _, s := range n.RTs {
+			rts, _ := parseRT(s)
+			for _, rt := range rts {
+				all[rt] = uint32(n.VNI)
+			}
+		}
+	}
+	return all
+}
+
+func validateNetworks(networks []Network) []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("bgp.networks"+format, args...)) }
+	vnis, targets := map[int64]int{}, map[wire.RouteTarget]string{}
+	for i, n := range networks {
+		if n.VNI < 1 || n.VNI > maxVNI {
+			bad("[%d].vni: %d (want a number from 1 to %d)", i, n.VNI, maxVNI)
+		} else if first, twice := vnis[n.VNI]; twice {
+			bad("[%d].vni: %d is that of bgp.networks[%d] (want each VNI once)", i, n.VNI, first)
+		} else {
+			vnis[n.VNI] = i
+		}
+		if len(n.RTs) == 0 {
+			bad("[%d].rts: empty (want a list of route targets)", i)
+		}
+		for j, s := range n.RTs {
+			key := fmt.Sprintf("[%d].rts[%d]", i, j)
+			rts, err := parseRT(s)
+			if err != nil {
+				bad("%s: %q: %v (want %s)", key, s, err, wantRT)
+				continue
+			}
+			if first, twice := targets[rts[0]]; twice {
+				bad("%s: %s is bgp.networks%s (want each route target once)", key, s, first)
+			}
+			for _, rt := range rts {
+				targets[rt] = key
+			}
+		}
+	}
+	return errs
 }
 
 // Peer is one speaker to learn from.
@@ -91,6 +149,8 @@ const (
 	// TCP_MD5SIG_MAXKEYLEN of linux/tcp.h.
 	maxMD5 = 80
 	known  = "known"
+	maxVNI = 1<<24 - 1 // RFC 7348, section 5
+	wantRT = "a route target such as 64512:100, 4200000000:100 or 10.0.0.1:100"
 )
 
 // family is an address family and a subsequent one (RFC 4760).
@@ -129,7 +189,7 @@ func (c Config) Validate() error {
 			bad("listen: %q: %s (want HOST:PORT, such as :179, or nothing)", c.Listen, why)
 		}
 	}
-	return errors.Join(append(errs, validatePeers(c)...)...)
+	return errors.Join(append(append(errs, validatePeers(c)...), validateNetworks(c.Networks)...)...)
 }
 
 func validatePeers(c Config) []error {
@@ -199,7 +259,7 @@ func (p Peer) validateLists(bad func(string, ...any)) {
 	}
 	for i, rt := range p.RTs {
 		if _, err := parseRT(rt); err != nil {
-			bad("rts[%d]: %q: %v (want a route target such as 64512:100, 4200000000:100 or 10.0.0.1:100)", i, rt, err)
+			bad("rts[%d]: %q: %v (want %s)", i, rt, err, wantRT)
 		}
 	}
 	for i, n := range p.NextHops {

@@ -46,6 +46,11 @@ bgp:
     encapsulation: mpls
   - address: 2001:db8::1
     as: 64512
+  networks:
+  - vni: 1001
+    rts: ["64512:1001", "10.0.0.1:1001"]
+  - vni: 1002
+    rts: ["64512:1002"]
 `
 
 func read(t *testing.T, text string) Config {
@@ -87,6 +92,11 @@ func TestConfig(t *testing.T) {
 	if s := fmt.Sprintf("%v %+v %#v", p, p, p); strings.Contains(s, "secret") {
 		t.Errorf("a key was printed: %s", s)
 	}
+	if got, want := c.Targets(), map[wire.RouteTarget]uint32{
+		0x0002_fc00_0000_03e9: 1001, 0x0202_0000_fc00_03e9: 1001, 0x0102_0a00_0001_03e9: 1001, 0x0002_fc00_0000_03ea: 1002, 0x0202_0000_fc00_03ea: 1002,
+	}; !reflect.DeepEqual(got, want) {
+		t.Errorf("targets %v, want %v", got, want)
+	}
 	// Nobody known is not anybody.
 	only := Peer{NextHops: []string{"known"}}
 	if o := only.withDefaults(1).feedOptions(nil); len(o.NextHops) != 1 || o.NextHops[0].Contains(netip.MustParseAddr("10.0.0.1")) {
@@ -118,6 +128,11 @@ func TestValidate(t *testing.T) {
 		{"10.0.0.1:5", "10.0.0.1:70000", "70000 has more than the 16 bits"},
 		{"max_routes: 1000", "max_routes: -1", "bgp.peers[0].max_routes: -1"},
 		{"10.1.0.0/16", "10.1.0.0/33", `bgp.peers[0].next_hops[1]: "10.1.0.0/33"`},
+		{"vni: 1001", "vni: 16777216", "bgp.networks[0].vni: 16777216 (want a number from 1 to 16777215)"},
+		{"vni: 1001", "vni: 1002", "bgp.networks[1].vni: 1002 is that of bgp.networks[0]"},
+		{`["64512:1002"]`, "[]", "bgp.networks[1].rts: empty"},
+		{`["64512:1002"]`, `["64512"]`, `bgp.networks[1].rts[0]: "64512": no colon`},
+		{`["64512:1002"]`, `["64512:1001"]`, "bgp.networks[1].rts[0]: 64512:1001 is bgp.networks[0].rts[0]"},
 		{"encapsulation: mpls", "encapsulation: gre", `bgp.peers[0].encapsulation: "gre" (want vxlan or mpls)`},
 	}
 	for _, tt := range tests {

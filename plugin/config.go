@@ -81,6 +81,13 @@ var keys = map[string]string{
 	"bgp.as":                 "a number from 1 to 4294967295",
 	"bgp.listen":             "HOST:PORT, such as :179",
 	"bgp.peers":              "a list of peers",
+	"bgp.networks":           "a list of VNIs with their route targets",
+}
+
+// networkKeys is every key that one of bgp.networks may have, with what is right for it.
+var networkKeys = map[string]string{
+	"vni": "a number from 1 to 16777215",
+	"rts": `a list of route targets in quotes, such as "64512:100"`,
 }
 
 // peerKeys is every key that one of bgp.peers may have, with what is right for it.
@@ -162,7 +169,7 @@ func load(path string) (Config, error) {
 	// One key at a time, so that an error can say which, and what would be right.
 	var errs []error
 	for _, key := range k.Keys() {
-		if key == "bgp.peers" {
+		if key == "bgp.peers" || key == "bgp.networks" {
 			continue
 		}
 		one := koanf.New(".")
@@ -176,46 +183,47 @@ func load(path string) (Config, error) {
 			errs = append(errs, fmt.Errorf("%s: %v (want %s)", key, k.Get(key), keys[key]))
 		}
 	}
-	if k.Exists("bgp.peers") {
-		if cfg.BGP == nil {
-			cfg.BGP = new(bgp.Config)
-		}
-		var bad []error
-		cfg.BGP.Peers, bad = readPeers(k.Get("bgp.peers"))
-		errs = append(errs, bad...)
+	if (k.Exists("bgp.peers") || k.Exists("bgp.networks")) && cfg.BGP == nil {
+		cfg.BGP = new(bgp.Config)
+	}
+	if cfg.BGP != nil {
+		var peers, networks []error
+		cfg.BGP.Peers, peers = readList[bgp.Peer]("bgp.peers", "address, as and others", peerKeys, k.Get("bgp.peers"))
+		cfg.BGP.Networks, networks = readList[bgp.Network]("bgp.networks", "vni and rts", networkKeys, k.Get("bgp.networks"))
+		errs = append(append(errs, peers...), networks...)
 	}
 	return cfg, errors.Join(errs...)
 }
 
-// readPeers reads the list of peers, key by key as well. What is no list of peers is not shown in
+// readList reads a list of groups of keys, key by key as well. What is no such list is not shown in
 // the errors: there may be secrets in it.
-func readPeers(v any) (peers []bgp.Peer, bad []error) {
+func readList[T any](name, want string, known map[string]string, v any) (all []T, bad []error) {
 	list, ok := v.([]any)
 	if !ok && v != nil {
-		return nil, []error{fmt.Errorf("bgp.peers: a %s (want %s)", reflect.TypeOf(v).Kind(), keys["bgp.peers"])}
+		return nil, []error{fmt.Errorf("%s: a %s (want %s)", name, reflect.TypeOf(v).Kind(), keys[name])}
 	}
 	for i, v := range list {
-		var p bgp.Peer
+		var one T
 		m, ok := v.(map[string]any)
 		if !ok {
-			bad = append(bad, fmt.Errorf("bgp.peers[%d]: no keys (want address, as and others)", i))
+			bad = append(bad, fmt.Errorf("%s[%d]: no keys (want %s)", name, i, want))
 		}
 		for _, key := range slices.Sorted(maps.Keys(m)) {
-			if err := readPeerKey(&p, key, m[key]); err != nil {
-				bad = append(bad, fmt.Errorf("bgp.peers[%d].%s: %w", i, key, err))
+			if err := readListKey(&one, known, key, m[key]); err != nil {
+				bad = append(bad, fmt.Errorf("%s[%d].%s: %w", name, i, key, err))
 			}
 		}
-		peers = append(peers, p)
+		all = append(all, one)
 	}
-	return peers, bad
+	return all, bad
 }
 
-func readPeerKey(p *bgp.Peer, key string, v any) error {
-	want, known := peerKeys[key]
-	if !known {
-		return fmt.Errorf("unknown key (want one of %s)", strings.Join(slices.Sorted(maps.Keys(peerKeys)), ", "))
+func readListKey(to any, known map[string]string, key string, v any) error {
+	want, ok := known[key]
+	if !ok {
+		return fmt.Errorf("unknown key (want one of %s)", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 	}
-	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{ErrorUnused: true, Result: p, TagName: "koanf", DecodeHook: decode})
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{ErrorUnused: true, Result: to, TagName: "koanf", DecodeHook: decode})
 	if err != nil {
 		return err
 	}

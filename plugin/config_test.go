@@ -131,6 +131,22 @@ func TestPeers(t *testing.T) {
 	if diff := cmp.Diff(want, cfg.BGP); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	cfg, err = load("[]\n  networks: [{vni: 101, rts: [\"64512:100\", \"10.0.0.1:7\"]}]")
+	if want := []bgp.Network{{VNI: 101, RTs: []string{"64512:100", "10.0.0.1:7"}}}; err != nil || !cmp.Equal(cfg.BGP.Networks, want) {
+		t.Errorf("networks: %+v, %v", cfg.BGP, err)
+	}
+	for networks, want := range map[string]string{
+		"101":                    "bgp.networks: a int (want a list of VNIs with their route targets)",
+		"[{vni: blue, rts: []}]": "bgp.networks[0].vni: blue (want a number from 1 to 16777215)",
+		"[{name: blue}]":         "bgp.networks[0].name: unknown key (want one of rts, vni)",
+		"[{vni: 1, rts: [1.5]}]": "bgp.networks[0].rts: [1.5] (want a list of route targets in quotes",
+		"[{vni: 1}]":             "bgp.networks[0].rts: empty",
+		"[{vni: 0, rts: [a]}]":   "bgp.networks[0].vni: 0 (want a number from 1 to 16777215)",
+	} {
+		if _, err := load("[]\n  networks: " + networks); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("networks: %s: %v; want %q", networks, err, want)
+		}
+	}
 	for _, peers := range []string{
 		"{md5: hush7}", "hush7", "[hush7]", "[{md5: [hush7]}]", "[{address: 1, as: 64512, md5: {a: hush7}}]", "[{address: 10.0.0.1, md5: hush7}]",
 		"[{address: 10.0.0.1, as: 1, md5: hush7" + strings.Repeat("7", 80) + "}]",

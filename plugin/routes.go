@@ -123,6 +123,7 @@ func (c *Controller) reloadPeers() {
 		c.log.Error("peers stay as they were", "err", err)
 		return
 	}
+	c.table.SetNetworks(cfg.BGP.Targets(), time.Now())
 	if err := c.speaker.Reconfigure(cfg.BGP.Peers); err != nil {
 		c.log.Error("peers changed, not all as configured", "err", err)
 		return

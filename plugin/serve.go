@@ -94,7 +94,7 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		Book: c.book, Log: c.log, Metrics: c.metrics,
 	})
 	if cfg.BGP != nil {
-		c.table = rib.New(rib.Options{})
+		c.table = rib.New(rib.Options{Networks: cfg.BGP.Targets()})
 		c.speaker, err = bgp.New(*cfg.BGP, bgp.Options{
 			Learn: bgp.LearnInto(c.table), VTEPs: vteps(c.book.Snapshot()), Log: c.log.With("part", "bgp"), Metrics: c.metrics,
 		})

@@ -257,28 +257,13 @@ func (f *Feed) sweep(now time.Time, fam wire.Family) {
 	})
 }
 
-// eachLen is how many records are looked at before others get their turn.
-const eachLen = 4096
-
 // each has do look at all routes of the peer. Other feeds and readers get in between.
 func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
-	t := f.t
-	for first := uint32(1); ; first += eachLen {
-		t.mu.Lock()
-		end := min(t.routes.next, first+eachLen)
-		for id := first; id < end && f.routes > 0; id++ {
-			if r := t.routes.at(id); r.kind != 0 && r.peer == f.id {
-				do(id, r)
-			}
+	f.t.each(now, func(id uint32, r *route) {
+		if r.peer == f.id {
+			do(id, r)
 		}
-		t.settle(now)
-		t.changed()
-		more := end < t.routes.next && f.routes > 0
-		t.mu.Unlock()
-		if !more {
-			return
-		}
-	}
+	})
 }
 
 // Update takes in the body of an UPDATE (RFC 4271, 4.3), all that is behind the header of 19

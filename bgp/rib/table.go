@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dyetrace/dyetrace/bgp/wire"
 	"github.com/dyetrace/dyetrace/stain"
@@ -40,7 +42,7 @@ func (n Network) String() string {
 	return "target " + wire.RouteTarget(n).String()
 }
 
-// Options of a Table. They hold for its lifetime.
+// Options of a Table. They hold for its lifetime, but for Networks; see Table.SetNetworks.
 type Options struct {
 	// History is how many stays that have ended are remembered, of all addresses together;
 	// each takes 56 bytes, and its address another 80. 0: 131072; below 0: none.
@@ -219,6 +221,45 @@ func New(o Options) *Table {
 	t.found = t.byPlace
 	t.past.size = uint64(max(o.History, 0))
 	return t
+}
+
+// SetNetworks changes Options.Networks. Routes whose networks change with them are in the new ones
+// from now on; what is known of other addresses does not change.
+func (t *Table) SetNetworks(networks map[wire.RouteTarget]uint32, now time.Time) {
+	t.mu.Lock()
+	same := maps.Equal(t.opts.Networks, networks)
+	t.opts.Networks = maps.Clone(networks)
+	t.mu.Unlock()
+	if same {
+		return
+	}
+	t.each(now, func(id uint32, r *route) {
+		t.detach(id)
+		t.attach(id)
+	})
+}
+
+// eachLen is how many records are looked at before others get their turn.
+const eachLen = 4096
+
+// each has do look at all routes. Feeds and readers get in between.
+func (t *Table) each(now time.Time, do func(id uint32, r *route)) {
+	for first := uint32(1); ; first += eachLen {
+		t.mu.Lock()
+		end := min(t.routes.next, first+eachLen)
+		for id := first; id < end && t.count > 0; id++ {
+			if r := t.routes.at(id); r.kind != 0 {
+				do(id, r)
+			}
+		}
+		t.settle(now)
+		t.changed()
+		more := end < t.routes.next && t.count > 0
+		t.mu.Unlock()
+		if !more {
+			return
+		}
+	}
 }
 
 // changed says that there is something that no snapshot has. The last one goes, unless somebody
