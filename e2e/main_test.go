@@ -154,11 +154,12 @@ func stateDir(name string) string {
 
 // check is what `check -o json` prints.
 type check struct {
-	Run     string         `json:"run"`
-	State   string         `json:"state"`
-	Verdict string         `json:"verdict"`
-	Counts  map[string]int `json:"counts"`
-	Pairs   []pair         `json:"pairs"`
+	Run      string         `json:"run"`
+	State    string         `json:"state"`
+	Verdict  string         `json:"verdict"`
+	Counts   map[string]int `json:"counts"`
+	Pairs    []pair         `json:"pairs"`
+	Findings []finding      `json:"findings"`
 }
 
 type pair struct {

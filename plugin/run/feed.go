@@ -35,9 +35,9 @@ func (f *feed) add(results []*dyetracev1.PairResult) {
 	})
 }
 
-// end shows the run as over.
-func (f *feed) end(state dyetracev1.RunState, ended *timestamppb.Timestamp) {
-	f.change(func() { f.run.State, f.run.Ended, f.ended = state, ended, true })
+// end shows the run as over, with what its verdicts have in common.
+func (f *feed) end(state dyetracev1.RunState, findings []*dyetracev1.Finding, ended *timestamppb.Timestamp) {
+	f.change(func() { f.run.State, f.run.Findings, f.run.Ended, f.ended = state, findings, ended, true })
 }
 
 func (f *feed) change(how func()) {

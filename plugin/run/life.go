@@ -12,6 +12,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -118,11 +119,13 @@ func verdictLabel(v dyetracev1.Verdict) string {
 // finish records how a run ended; err is why it could not be stored, if so.
 func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error, log *slog.Logger, began time.Time) {
 	now := time.Now()
-	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, now); ferr != nil {
+	_, results, _, _ := f.since(0)
+	findings := verdict.Infer(results)
+	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, findings, now); ferr != nil {
 		err = errors.Join(err, ferr)
 		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED // as the next start will find it
 	}
-	f.end(state, timestamppb.New(now))
+	f.end(state, findings, timestamppb.New(now))
 	label := stateLabel(state)
 	r.metrics.runs.WithLabelValues(label).Inc()
 	if err != nil {

@@ -90,6 +90,6 @@ func (r *Runner) Watch(ctx context.Context, id string, show func(*dyetracev1.Wat
 		return err
 	}
 	f := newFeed(run, results)
-	f.end(run.GetState(), run.GetEnded())
+	f.end(run.GetState(), run.GetFindings(), run.GetEnded())
 	return f.watch(ctx, show)
 }

@@ -892,7 +892,7 @@ func TestFeed(t *testing.T) {
 			f.add([]*dyetracev1.PairResult{{Host: fmt.Sprint(k), Verdict: dyetracev1.Verdict_VERDICT_HEALTHY}})
 			time.Sleep(time.Millisecond)
 		}
-		f.end(dyetracev1.RunState_RUN_STATE_DONE, nil)
+		f.end(dyetracev1.RunState_RUN_STATE_DONE, nil, nil)
 		wg.Wait()
 	})
 }

@@ -34,7 +34,7 @@ type Store interface {
 	CreateRun(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
 	ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time.Duration, error)
 	PutResults(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
-	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, now time.Time) error
+	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, findings []*dyetracev1.Finding, now time.Time) error
 	Run(ctx context.Context, id string) (*dyetracev1.Run, error)
 	Runs(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error)
 	Pairs(ctx context.Context, id string) ([]*dyetracev1.PairResult, error)
@@ -201,7 +201,7 @@ func (r *Runner) Resume(ctx context.Context, id string) (*dyetracev1.Run, error)
 	planned, err := r.cfg.Store.Pairs(ctx, run.GetId())
 	if err != nil {
 		r.giveUp()
-		return nil, errors.Join(err, r.cfg.Store.FinishRun(context.WithoutCancel(ctx), run.GetId(), dyetracev1.RunState_RUN_STATE_INTERRUPTED, time.Now()))
+		return nil, errors.Join(err, r.cfg.Store.FinishRun(context.WithoutCancel(ctx), run.GetId(), dyetracev1.RunState_RUN_STATE_INTERRUPTED, nil, time.Now()))
 	}
 	before, j := replan(r.cfg.Book.Snapshot(), planned)
 	j.options, j.timeout = optionsFromProto(run.GetOptions()), timeout

@@ -307,15 +307,20 @@ func stateWord(s dyetracev1.RunState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "RUN_STATE_"))
 }
 
-// FinishRun ends a running run: it is in the given state from now on. The error wraps [ErrState]
-// if the run is not running.
-func (s *Store) FinishRun(ctx context.Context, id string, state dyetracev1.RunState, now time.Time) error {
-	err := s.tx(ctx, func(tx *sql.Tx) error {
+// FinishRun ends a running run: it is in the given state from now on, with these findings. The error
+// wraps [ErrState] if the run is not running.
+func (s *Store) FinishRun(ctx context.Context, id string, state dyetracev1.RunState, findings []*dyetracev1.Finding, now time.Time) error {
+	found, err := proto.Marshal(&dyetracev1.Run{Findings: findings})
+	if err != nil {
+		return fmt.Errorf("finish run %s: findings: %w", id, err)
+	}
+	err = s.tx(ctx, func(tx *sql.Tx) error {
 		key, _, err := runningRun(ctx, tx, id)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = ? WHERE run = ?`, state, now.UnixNano(), key)
+		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = ?, findings = ? WHERE run = ?`,
+			state, now.UnixNano(), nonNil(found), key)
 		return err
 	})
 	if err != nil {
@@ -339,7 +344,7 @@ func (s *Store) ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time
 		case state != dyetracev1.RunState_RUN_STATE_INTERRUPTED:
 			return fmt.Errorf("%w: %s, want interrupted", ErrState, stateWord(state))
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = NULL WHERE id = ?`,
+		_, err = tx.ExecContext(ctx, `UPDATE runs SET state = ?, ended_ns = NULL, findings = x'' WHERE id = ?`,
 			dyetracev1.RunState_RUN_STATE_RUNNING, id)
 		return err
 	})
@@ -350,6 +355,7 @@ func (s *Store) ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time
 	return r, time.Duration(timeout), err
 }
 
+// runColumns are followed by findings, which a list of runs leaves empty.
 const runColumns = `id, state, scope, options, started_ns, ended_ns, total, healthy, faulty, silent, policy, unknown`
 
 // Run returns the run whose id is or begins with id. It has no verdict of its own; that is for
@@ -359,7 +365,7 @@ func (s *Store) Run(ctx context.Context, id string) (*dyetracev1.Run, error) {
 		return nil, fmt.Errorf("run with an empty id: %w", ErrNotFound)
 	}
 	// substr and not LIKE: an id from outside may have % in it.
-	runs, err := s.runs(ctx, `SELECT `+runColumns+` FROM runs WHERE id >= ? AND substr(id, 1, ?) = ? ORDER BY id LIMIT 2`,
+	runs, err := s.runs(ctx, `SELECT `+runColumns+`, findings FROM runs WHERE id >= ? AND substr(id, 1, ?) = ? ORDER BY id LIMIT 2`,
 		id, len(id), id)
 	switch {
 	case err != nil:
@@ -373,9 +379,9 @@ func (s *Store) Run(ctx context.Context, id string) (*dyetracev1.Run, error) {
 }
 
 // Runs returns at most limit runs, newest first; only those older than the run before, unless
-// before is empty.
+// before is empty. They are without their findings.
 func (s *Store) Runs(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error) {
-	runs, err := s.runs(ctx, `SELECT `+runColumns+` FROM runs WHERE ? = '' OR id < ? ORDER BY id DESC LIMIT ?`, before, before, limit)
+	runs, err := s.runs(ctx, `SELECT `+runColumns+`, x'' FROM runs WHERE ? = '' OR id < ? ORDER BY id DESC LIMIT ?`, before, before, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list runs: %w", err)
 	}
@@ -391,12 +397,12 @@ func (s *Store) runs(ctx context.Context, query string, args ...any) ([]*dyetrac
 	var runs []*dyetracev1.Run
 	for rows.Next() {
 		r := &dyetracev1.Run{Scope: &dyetracev1.Scope{}, Options: &dyetracev1.ProbeOptions{}, Counts: &dyetracev1.Counts{}}
-		var scope, options []byte
+		var scope, options, findings []byte
 		var started int64
 		var ended sql.NullInt64
 		c := r.Counts
 		err := rows.Scan(&r.Id, &r.State, &scope, &options, &started, &ended, &r.Total,
-			&c.Healthy, &c.Faulty, &c.Silent, &c.Policy, &c.Unknown)
+			&c.Healthy, &c.Faulty, &c.Silent, &c.Policy, &c.Unknown, &findings)
 		if err != nil {
 			return nil, err
 		}
@@ -405,6 +411,9 @@ func (s *Store) runs(ctx context.Context, query string, args ...any) ([]*dyetrac
 		}
 		if err := proto.Unmarshal(options, r.Options); err != nil {
 			return nil, fmt.Errorf("options of run %s: %w", r.Id, err)
+		}
+		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(findings, r); err != nil {
+			return nil, fmt.Errorf("findings of run %s: %w", r.Id, err)
 		}
 		r.Started = timestamppb.New(time.Unix(0, started))
 		if ended.Valid {

@@ -99,8 +99,12 @@ func TestRun(t *testing.T) {
 		t.Errorf("Pairs (-want +got):\n%s", diff)
 	}
 
-	if err := s.FinishRun(ctx, run.Id, dyetracev1.RunState_RUN_STATE_DONE, start.Add(time.Second)); err != nil {
+	findings := []*dyetracev1.Finding{{Kind: dyetracev1.FindingKind_FINDING_KIND_TUNNEL, Host: "hv1", PeerHost: "hv3", Passed: 7}}
+	if err := s.FinishRun(ctx, run.Id, dyetracev1.RunState_RUN_STATE_DONE, findings, start.Add(time.Second)); err != nil {
 		t.Fatal(err)
+	}
+	if listed, err := s.Runs(ctx, "", 1); err != nil || len(listed) != 1 || listed[0].Findings != nil {
+		t.Errorf("Runs = %v, %v; want it without findings", listed, err)
 	}
 	stored, err := s.Run(ctx, run.Id)
 	if err != nil {
@@ -108,6 +112,7 @@ func TestRun(t *testing.T) {
 	}
 	run.State = dyetracev1.RunState_RUN_STATE_DONE
 	run.Counts = &dyetracev1.Counts{Healthy: 1, Faulty: 1}
+	run.Findings = findings
 	if stored.Ended.AsTime() != start.Add(time.Second) {
 		t.Errorf("ended = %v", stored.Ended.AsTime())
 	}
@@ -140,7 +145,7 @@ func TestStates(t *testing.T) {
 	}
 
 	check("put into a run that is not there", s.PutResults(ctx, "0000", []uint32{0}, one), ErrNotFound)
-	check("finish a run that is not there", s.FinishRun(ctx, "0000", dyetracev1.RunState_RUN_STATE_DONE, start), ErrNotFound)
+	check("finish a run that is not there", s.FinishRun(ctx, "0000", dyetracev1.RunState_RUN_STATE_DONE, nil, start), ErrNotFound)
 	_, _, err := s.ResumeRun(ctx, "0000")
 	check("resume a run that is not there", err, ErrNotFound)
 
@@ -160,9 +165,9 @@ func TestStates(t *testing.T) {
 	if r, err := s.Run(ctx, id); err != nil || r.Counts.Healthy != 0 {
 		t.Errorf("after a refused batch: %v, %v", r, err)
 	}
-	check("cancel", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_CANCELLED, start), nil)
+	check("cancel", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_CANCELLED, nil, start), nil)
 	check("put into a cancelled run", s.PutResults(ctx, id, []uint32{0}, one), ErrState)
-	check("finish twice", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_DONE, start), ErrState)
+	check("finish twice", s.FinishRun(ctx, id, dyetracev1.RunState_RUN_STATE_DONE, nil, start), ErrState)
 
 	// A run that its process did not finish can be resumed by the next one, once.
 	left := create()

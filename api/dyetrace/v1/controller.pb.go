@@ -144,6 +144,110 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{1}
 }
 
+// FindingKind is what a finding says is at fault.
+type FindingKind int32
+
+const (
+	FindingKind_FINDING_KIND_UNSPECIFIED FindingKind = 0
+	// A flow of a bridge, which was found to drop packets.
+	FindingKind_FINDING_KIND_FLOW FindingKind = 1
+	// The security rules of an instance.
+	FindingKind_FINDING_KIND_SECURITY_RULES FindingKind = 2
+	// The guest of an instance.
+	FindingKind_FINDING_KIND_GUEST FindingKind = 3
+	// What one instance sends to another.
+	FindingKind_FINDING_KIND_PATH FindingKind = 4
+	// What a host sends to an instance.
+	FindingKind_FINDING_KIND_REACH FindingKind = 5
+	// An instance's port.
+	FindingKind_FINDING_KIND_PORT FindingKind = 6
+	// What a host routes into a network.
+	FindingKind_FINDING_KIND_ROUTE FindingKind = 7
+	// What of a network passes between two hosts.
+	FindingKind_FINDING_KIND_TUNNEL_NETWORK FindingKind = 8
+	// What passes between two hosts.
+	FindingKind_FINDING_KIND_TUNNEL FindingKind = 9
+	// What of a network passes between a host and others.
+	FindingKind_FINDING_KIND_HOST_NETWORK FindingKind = 10
+	// A host's switch.
+	FindingKind_FINDING_KIND_SWITCH FindingKind = 11
+	// What passes between a host and others.
+	FindingKind_FINDING_KIND_HOST FindingKind = 12
+	// A network, between hosts.
+	FindingKind_FINDING_KIND_NETWORK FindingKind = 13
+	// All that passes between hosts.
+	FindingKind_FINDING_KIND_UNDERLAY FindingKind = 14
+	// One pair, which has nothing in common with others.
+	FindingKind_FINDING_KIND_PAIR FindingKind = 15
+)
+
+// Enum value maps for FindingKind.
+var (
+	FindingKind_name = map[int32]string{
+		0:  "FINDING_KIND_UNSPECIFIED",
+		1:  "FINDING_KIND_FLOW",
+		2:  "FINDING_KIND_SECURITY_RULES",
+		3:  "FINDING_KIND_GUEST",
+		4:  "FINDING_KIND_PATH",
+		5:  "FINDING_KIND_REACH",
+		6:  "FINDING_KIND_PORT",
+		7:  "FINDING_KIND_ROUTE",
+		8:  "FINDING_KIND_TUNNEL_NETWORK",
+		9:  "FINDING_KIND_TUNNEL",
+		10: "FINDING_KIND_HOST_NETWORK",
+		11: "FINDING_KIND_SWITCH",
+		12: "FINDING_KIND_HOST",
+		13: "FINDING_KIND_NETWORK",
+		14: "FINDING_KIND_UNDERLAY",
+		15: "FINDING_KIND_PAIR",
+	}
+	FindingKind_value = map[string]int32{
+		"FINDING_KIND_UNSPECIFIED":    0,
+		"FINDING_KIND_FLOW":           1,
+		"FINDING_KIND_SECURITY_RULES": 2,
+		"FINDING_KIND_GUEST":          3,
+		"FINDING_KIND_PATH":           4,
+		"FINDING_KIND_REACH":          5,
+		"FINDING_KIND_PORT":           6,
+		"FINDING_KIND_ROUTE":          7,
+		"FINDING_KIND_TUNNEL_NETWORK": 8,
+		"FINDING_KIND_TUNNEL":         9,
+		"FINDING_KIND_HOST_NETWORK":   10,
+		"FINDING_KIND_SWITCH":         11,
+		"FINDING_KIND_HOST":           12,
+		"FINDING_KIND_NETWORK":        13,
+		"FINDING_KIND_UNDERLAY":       14,
+		"FINDING_KIND_PAIR":           15,
+	}
+)
+
+func (x FindingKind) Enum() *FindingKind {
+	p := new(FindingKind)
+	*p = x
+	return p
+}
+
+func (x FindingKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FindingKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_dyetrace_v1_controller_proto_enumTypes[2].Descriptor()
+}
+
+func (FindingKind) Type() protoreflect.EnumType {
+	return &file_dyetrace_v1_controller_proto_enumTypes[2]
+}
+
+func (x FindingKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FindingKind.Descriptor instead.
+func (FindingKind) EnumDescriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{2}
+}
+
 // Direction of travel of what was lost.
 type Direction int32
 
@@ -179,11 +283,11 @@ func (x Direction) String() string {
 }
 
 func (Direction) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[2].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[3].Descriptor()
 }
 
 func (Direction) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[2]
+	return &file_dyetrace_v1_controller_proto_enumTypes[3]
 }
 
 func (x Direction) Number() protoreflect.EnumNumber {
@@ -192,7 +296,7 @@ func (x Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Direction.Descriptor instead.
 func (Direction) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{2}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
 }
 
 // CauseKind is of what sort a cause is: for programs, as PairResult.cause is for people.
@@ -332,11 +436,11 @@ func (x CauseKind) String() string {
 }
 
 func (CauseKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[3].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
 }
 
 func (CauseKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[3]
+	return &file_dyetrace_v1_controller_proto_enumTypes[4]
 }
 
 func (x CauseKind) Number() protoreflect.EnumNumber {
@@ -345,7 +449,7 @@ func (x CauseKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CauseKind.Descriptor instead.
 func (CauseKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{3}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
 }
 
 // LossDecision is how a sequential test of loss ended.
@@ -388,11 +492,11 @@ func (x LossDecision) String() string {
 }
 
 func (LossDecision) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[4].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
 }
 
 func (LossDecision) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[4]
+	return &file_dyetrace_v1_controller_proto_enumTypes[5]
 }
 
 func (x LossDecision) Number() protoreflect.EnumNumber {
@@ -401,7 +505,7 @@ func (x LossDecision) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LossDecision.Descriptor instead.
 func (LossDecision) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{4}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
 }
 
 // LatencyKind says what a latency is of.
@@ -449,11 +553,11 @@ func (x LatencyKind) String() string {
 }
 
 func (LatencyKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[5].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[6].Descriptor()
 }
 
 func (LatencyKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[5]
+	return &file_dyetrace_v1_controller_proto_enumTypes[6]
 }
 
 func (x LatencyKind) Number() protoreflect.EnumNumber {
@@ -462,7 +566,7 @@ func (x LatencyKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LatencyKind.Descriptor instead.
 func (LatencyKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{5}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
 }
 
 // RouteKind is what a route is about.
@@ -509,11 +613,11 @@ func (x RouteKind) String() string {
 }
 
 func (RouteKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[6].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[7].Descriptor()
 }
 
 func (RouteKind) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[6]
+	return &file_dyetrace_v1_controller_proto_enumTypes[7]
 }
 
 func (x RouteKind) Number() protoreflect.EnumNumber {
@@ -522,7 +626,7 @@ func (x RouteKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteKind.Descriptor instead.
 func (RouteKind) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
 }
 
 // RouteState is what is known of an address.
@@ -564,11 +668,11 @@ func (x RouteState) String() string {
 }
 
 func (RouteState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[7].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[8].Descriptor()
 }
 
 func (RouteState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[7]
+	return &file_dyetrace_v1_controller_proto_enumTypes[8]
 }
 
 func (x RouteState) Number() protoreflect.EnumNumber {
@@ -577,7 +681,7 @@ func (x RouteState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RouteState.Descriptor instead.
 func (RouteState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 // PeerState is the state of a session (RFC 4271, section 8.2.2).
@@ -626,11 +730,11 @@ func (x PeerState) String() string {
 }
 
 func (PeerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dyetrace_v1_controller_proto_enumTypes[8].Descriptor()
+	return file_dyetrace_v1_controller_proto_enumTypes[9].Descriptor()
 }
 
 func (PeerState) Type() protoreflect.EnumType {
-	return &file_dyetrace_v1_controller_proto_enumTypes[8]
+	return &file_dyetrace_v1_controller_proto_enumTypes[9]
 }
 
 func (x PeerState) Number() protoreflect.EnumNumber {
@@ -639,7 +743,7 @@ func (x PeerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PeerState.Descriptor instead.
 func (PeerState) EnumDescriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
 }
 
 // Scope says which pairs to check.
@@ -1053,6 +1157,10 @@ type Run struct {
 	// Over all pairs: FAULTY before SILENT before POLICY before UNKNOWN before HEALTHY.
 	Verdict Verdict       `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
 	Options *ProbeOptions `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
+	// What pairs that are not healthy have in common, once the run has ended; what explains
+	// most comes first. Each of these pairs is in one of them, unless they are very many.
+	// Not in ListRuns.
+	Findings []*Finding `protobuf:"bytes,10,rep,name=findings,proto3" json:"findings,omitempty"`
 	// Of a continuous run under way: segments that lose more than is allowed, by all pairs
 	// that pass them together.
 	Losses []*SegmentLoss `protobuf:"bytes,13,rep,name=losses,proto3" json:"losses,omitempty"`
@@ -1155,6 +1263,13 @@ func (x *Run) GetOptions() *ProbeOptions {
 	return nil
 }
 
+func (x *Run) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 func (x *Run) GetLosses() []*SegmentLoss {
 	if x != nil {
 		return x.Losses
@@ -1167,6 +1282,223 @@ func (x *Run) GetProbes() uint64 {
 		return x.Probes
 	}
 	return 0
+}
+
+// Finding is one thing that explains why pairs are not healthy, and that no healthy pair
+// contradicts. As few as possible are given.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  FindingKind            `protobuf:"varint,1,opt,name=kind,proto3,enum=dyetrace.v1.FindingKind" json:"kind,omitempty"`
+	// One line for a person.
+	Summary string `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
+	// Which of these are set depends on the kind. From host to peer_host, or both ways.
+	Host     string       `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	PeerHost string       `protobuf:"bytes,4,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	Network  string       `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`
+	Instance *InstanceRef `protobuf:"bytes,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	Other    *InstanceRef `protobuf:"bytes,7,opt,name=other,proto3" json:"other,omitempty"`
+	Flow     *FlowRef     `protobuf:"bytes,8,opt,name=flow,proto3" json:"flow,omitempty"`
+	// Verdict and cause that most of its pairs have, and the command that shows it.
+	Verdict   Verdict   `protobuf:"varint,9,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
+	CauseKind CauseKind `protobuf:"varint,10,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
+	Cause     string    `protobuf:"bytes,11,opt,name=cause,proto3" json:"cause,omitempty"`
+	Command   string    `protobuf:"bytes,12,opt,name=command,proto3" json:"command,omitempty"`
+	// Pairs that it explains, and no finding before it does.
+	Pairs []*PairRef `protobuf:"bytes,13,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	// Packets that passed it, or should have, of both ways of all pairs judged.
+	Passed uint32 `protobuf:"varint,14,opt,name=passed,proto3" json:"passed,omitempty"`
+	// Other things that explain the same pairs as well; nothing tells them apart.
+	Alternatives  []string `protobuf:"bytes,15,rep,name=alternatives,proto3" json:"alternatives,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Finding) GetKind() FindingKind {
+	if x != nil {
+		return x.Kind
+	}
+	return FindingKind_FINDING_KIND_UNSPECIFIED
+}
+
+func (x *Finding) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Finding) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Finding) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *Finding) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Finding) GetInstance() *InstanceRef {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+func (x *Finding) GetOther() *InstanceRef {
+	if x != nil {
+		return x.Other
+	}
+	return nil
+}
+
+func (x *Finding) GetFlow() *FlowRef {
+	if x != nil {
+		return x.Flow
+	}
+	return nil
+}
+
+func (x *Finding) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *Finding) GetCauseKind() CauseKind {
+	if x != nil {
+		return x.CauseKind
+	}
+	return CauseKind_CAUSE_KIND_UNSPECIFIED
+}
+
+func (x *Finding) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Finding) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Finding) GetPairs() []*PairRef {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+func (x *Finding) GetPassed() uint32 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *Finding) GetAlternatives() []string {
+	if x != nil {
+		return x.Alternatives
+	}
+	return nil
+}
+
+// PairRef names an ordered pair.
+type PairRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Src           *InstanceRef           `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"`
+	Dst           *InstanceRef           `protobuf:"bytes,2,opt,name=dst,proto3" json:"dst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairRef) Reset() {
+	*x = PairRef{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairRef) ProtoMessage() {}
+
+func (x *PairRef) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairRef.ProtoReflect.Descriptor instead.
+func (*PairRef) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PairRef) GetSrc() *InstanceRef {
+	if x != nil {
+		return x.Src
+	}
+	return nil
+}
+
+func (x *PairRef) GetDst() *InstanceRef {
+	if x != nil {
+		return x.Dst
+	}
+	return nil
 }
 
 // Counts of pairs by verdict; their sum is the number of pairs judged so far.
@@ -1183,7 +1515,7 @@ type Counts struct {
 
 func (x *Counts) Reset() {
 	*x = Counts{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1527,7 @@ func (x *Counts) String() string {
 func (*Counts) ProtoMessage() {}
 
 func (x *Counts) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[6]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1540,7 @@ func (x *Counts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counts.ProtoReflect.Descriptor instead.
 func (*Counts) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{6}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Counts) GetHealthy() uint32 {
@@ -1301,7 +1633,7 @@ type PairResult struct {
 
 func (x *PairResult) Reset() {
 	*x = PairResult{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1645,7 @@ func (x *PairResult) String() string {
 func (*PairResult) ProtoMessage() {}
 
 func (x *PairResult) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[7]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1658,7 @@ func (x *PairResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairResult.ProtoReflect.Descriptor instead.
 func (*PairResult) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{7}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PairResult) GetSrc() *InstanceRef {
@@ -1526,7 +1858,7 @@ type PairLoss struct {
 
 func (x *PairLoss) Reset() {
 	*x = PairLoss{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1870,7 @@ func (x *PairLoss) String() string {
 func (*PairLoss) ProtoMessage() {}
 
 func (x *PairLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[8]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1883,7 @@ func (x *PairLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairLoss.ProtoReflect.Descriptor instead.
 func (*PairLoss) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{8}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PairLoss) GetProbes() uint32 {
@@ -1630,7 +1962,7 @@ type Latency struct {
 
 func (x *Latency) Reset() {
 	*x = Latency{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1974,7 @@ func (x *Latency) String() string {
 func (*Latency) ProtoMessage() {}
 
 func (x *Latency) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[9]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1987,7 @@ func (x *Latency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Latency.ProtoReflect.Descriptor instead.
 func (*Latency) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{9}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Latency) GetKind() LatencyKind {
@@ -1741,7 +2073,7 @@ type SegmentLoss struct {
 
 func (x *SegmentLoss) Reset() {
 	*x = SegmentLoss{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2085,7 @@ func (x *SegmentLoss) String() string {
 func (*SegmentLoss) ProtoMessage() {}
 
 func (x *SegmentLoss) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[10]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2098,7 @@ func (x *SegmentLoss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SegmentLoss.ProtoReflect.Descriptor instead.
 func (*SegmentLoss) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{10}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SegmentLoss) GetSegment() *Segment {
@@ -1854,7 +2186,7 @@ type UnderlayCheck struct {
 
 func (x *UnderlayCheck) Reset() {
 	*x = UnderlayCheck{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2198,7 @@ func (x *UnderlayCheck) String() string {
 func (*UnderlayCheck) ProtoMessage() {}
 
 func (x *UnderlayCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[11]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2211,7 @@ func (x *UnderlayCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayCheck.ProtoReflect.Descriptor instead.
 func (*UnderlayCheck) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{11}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UnderlayCheck) GetSrcHost() string {
@@ -1992,7 +2324,7 @@ type UnderlaySize struct {
 
 func (x *UnderlaySize) Reset() {
 	*x = UnderlaySize{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2336,7 @@ func (x *UnderlaySize) String() string {
 func (*UnderlaySize) ProtoMessage() {}
 
 func (x *UnderlaySize) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[12]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2349,7 @@ func (x *UnderlaySize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlaySize.ProtoReflect.Descriptor instead.
 func (*UnderlaySize) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{12}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UnderlaySize) GetBytes() uint32 {
@@ -2072,7 +2404,7 @@ type InstanceRef struct {
 
 func (x *InstanceRef) Reset() {
 	*x = InstanceRef{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2416,7 @@ func (x *InstanceRef) String() string {
 func (*InstanceRef) ProtoMessage() {}
 
 func (x *InstanceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2429,7 @@ func (x *InstanceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRef.ProtoReflect.Descriptor instead.
 func (*InstanceRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InstanceRef) GetName() string {
@@ -2126,7 +2458,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2470,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2483,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Segment) GetFrom() *Point {
@@ -2196,7 +2528,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2540,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2553,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Sample) GetPoint() *Point {
@@ -2282,7 +2614,7 @@ type WatchRunRequest struct {
 
 func (x *WatchRunRequest) Reset() {
 	*x = WatchRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2626,7 @@ func (x *WatchRunRequest) String() string {
 func (*WatchRunRequest) ProtoMessage() {}
 
 func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2639,7 @@ func (x *WatchRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunRequest.ProtoReflect.Descriptor instead.
 func (*WatchRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchRunRequest) GetId() string {
@@ -2333,7 +2665,7 @@ type WatchRunResponse struct {
 
 func (x *WatchRunResponse) Reset() {
 	*x = WatchRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2677,7 @@ func (x *WatchRunResponse) String() string {
 func (*WatchRunResponse) ProtoMessage() {}
 
 func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2690,7 @@ func (x *WatchRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRunResponse.ProtoReflect.Descriptor instead.
 func (*WatchRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchRunResponse) GetEvent() isWatchRunResponse_Event {
@@ -2418,7 +2750,7 @@ type GetRunRequest struct {
 
 func (x *GetRunRequest) Reset() {
 	*x = GetRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2762,7 @@ func (x *GetRunRequest) String() string {
 func (*GetRunRequest) ProtoMessage() {}
 
 func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2775,7 @@ func (x *GetRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunRequest.ProtoReflect.Descriptor instead.
 func (*GetRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetRunRequest) GetId() string {
@@ -2463,7 +2795,7 @@ type GetRunResponse struct {
 
 func (x *GetRunResponse) Reset() {
 	*x = GetRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2807,7 @@ func (x *GetRunResponse) String() string {
 func (*GetRunResponse) ProtoMessage() {}
 
 func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2820,7 @@ func (x *GetRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunResponse.ProtoReflect.Descriptor instead.
 func (*GetRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetRunResponse) GetRun() *Run {
@@ -2517,7 +2849,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2861,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2874,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListRunsRequest) GetLimit() uint32 {
@@ -2568,7 +2900,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2912,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2925,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -2612,7 +2944,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +2956,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +2969,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResumeRunRequest) GetId() string {
@@ -2656,7 +2988,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +3000,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +3013,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -2700,7 +3032,7 @@ type CancelRunRequest struct {
 
 func (x *CancelRunRequest) Reset() {
 	*x = CancelRunRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2712,7 +3044,7 @@ func (x *CancelRunRequest) String() string {
 func (*CancelRunRequest) ProtoMessage() {}
 
 func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +3057,7 @@ func (x *CancelRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunRequest.ProtoReflect.Descriptor instead.
 func (*CancelRunRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CancelRunRequest) GetId() string {
@@ -2744,7 +3076,7 @@ type CancelRunResponse struct {
 
 func (x *CancelRunResponse) Reset() {
 	*x = CancelRunResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +3088,7 @@ func (x *CancelRunResponse) String() string {
 func (*CancelRunResponse) ProtoMessage() {}
 
 func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +3101,7 @@ func (x *CancelRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRunResponse.ProtoReflect.Descriptor instead.
 func (*CancelRunResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CancelRunResponse) GetRun() *Run {
@@ -2787,7 +3119,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +3131,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +3144,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
 }
 
 type ListHostsResponse struct {
@@ -2824,7 +3156,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3168,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3181,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -2879,7 +3211,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3223,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3236,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{28}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Host) GetName() string {
@@ -2980,7 +3312,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3324,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3337,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{29}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListInstancesRequest) GetNetwork() string {
@@ -3024,7 +3356,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3036,7 +3368,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3381,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{30}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListInstancesResponse) GetInstances() []*Instance {
@@ -3080,7 +3412,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3424,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3437,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{31}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Instance) GetName() string {
@@ -3172,7 +3504,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3516,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3529,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{32}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
 }
 
 type GetStatusResponse struct {
@@ -3224,7 +3556,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3236,7 +3568,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[33]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3249,7 +3581,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{33}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -3346,7 +3678,7 @@ type ListRoutesRequest struct {
 
 func (x *ListRoutesRequest) Reset() {
 	*x = ListRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3690,7 @@ func (x *ListRoutesRequest) String() string {
 func (*ListRoutesRequest) ProtoMessage() {}
 
 func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[34]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3703,7 @@ func (x *ListRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesRequest.ProtoReflect.Descriptor instead.
 func (*ListRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{34}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListRoutesRequest) GetVni() uint32 {
@@ -3427,7 +3759,7 @@ type ListRoutesResponse struct {
 
 func (x *ListRoutesResponse) Reset() {
 	*x = ListRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3439,7 +3771,7 @@ func (x *ListRoutesResponse) String() string {
 func (*ListRoutesResponse) ProtoMessage() {}
 
 func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[35]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3452,7 +3784,7 @@ func (x *ListRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRoutesResponse.ProtoReflect.Descriptor instead.
 func (*ListRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{35}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListRoutesResponse) GetRoutes() []*Route {
@@ -3495,7 +3827,7 @@ type RouteVTEP struct {
 
 func (x *RouteVTEP) Reset() {
 	*x = RouteVTEP{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3839,7 @@ func (x *RouteVTEP) String() string {
 func (*RouteVTEP) ProtoMessage() {}
 
 func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[36]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3852,7 @@ func (x *RouteVTEP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteVTEP.ProtoReflect.Descriptor instead.
 func (*RouteVTEP) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{36}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RouteVTEP) GetAddress() string {
@@ -3581,7 +3913,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3925,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[37]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3938,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{37}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Route) GetKind() RouteKind {
@@ -3762,7 +4094,7 @@ type RouteAnswer struct {
 
 func (x *RouteAnswer) Reset() {
 	*x = RouteAnswer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3774,7 +4106,7 @@ func (x *RouteAnswer) String() string {
 func (*RouteAnswer) ProtoMessage() {}
 
 func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[38]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3787,7 +4119,7 @@ func (x *RouteAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteAnswer.ProtoReflect.Descriptor instead.
 func (*RouteAnswer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{38}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RouteAnswer) GetState() RouteState {
@@ -3860,7 +4192,7 @@ type RouteHistoryRequest struct {
 
 func (x *RouteHistoryRequest) Reset() {
 	*x = RouteHistoryRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3872,7 +4204,7 @@ func (x *RouteHistoryRequest) String() string {
 func (*RouteHistoryRequest) ProtoMessage() {}
 
 func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[39]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3885,7 +4217,7 @@ func (x *RouteHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryRequest.ProtoReflect.Descriptor instead.
 func (*RouteHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{39}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RouteHistoryRequest) GetVni() uint32 {
@@ -3921,7 +4253,7 @@ type RouteHistoryResponse struct {
 
 func (x *RouteHistoryResponse) Reset() {
 	*x = RouteHistoryResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3933,7 +4265,7 @@ func (x *RouteHistoryResponse) String() string {
 func (*RouteHistoryResponse) ProtoMessage() {}
 
 func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[40]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3946,7 +4278,7 @@ func (x *RouteHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteHistoryResponse.ProtoReflect.Descriptor instead.
 func (*RouteHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{40}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RouteHistoryResponse) GetStays() []*RouteStay {
@@ -3981,7 +4313,7 @@ type RouteStay struct {
 
 func (x *RouteStay) Reset() {
 	*x = RouteStay{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3993,7 +4325,7 @@ func (x *RouteStay) String() string {
 func (*RouteStay) ProtoMessage() {}
 
 func (x *RouteStay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[41]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4006,7 +4338,7 @@ func (x *RouteStay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteStay.ProtoReflect.Descriptor instead.
 func (*RouteStay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{41}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RouteStay) GetVni() uint32 {
@@ -4074,7 +4406,7 @@ type WatchRoutesRequest struct {
 
 func (x *WatchRoutesRequest) Reset() {
 	*x = WatchRoutesRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4086,7 +4418,7 @@ func (x *WatchRoutesRequest) String() string {
 func (*WatchRoutesRequest) ProtoMessage() {}
 
 func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[42]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4099,7 +4431,7 @@ func (x *WatchRoutesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesRequest.ProtoReflect.Descriptor instead.
 func (*WatchRoutesRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{42}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WatchRoutesRequest) GetVni() uint32 {
@@ -4144,7 +4476,7 @@ type WatchRoutesResponse struct {
 
 func (x *WatchRoutesResponse) Reset() {
 	*x = WatchRoutesResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4156,7 +4488,7 @@ func (x *WatchRoutesResponse) String() string {
 func (*WatchRoutesResponse) ProtoMessage() {}
 
 func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[43]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4169,7 +4501,7 @@ func (x *WatchRoutesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRoutesResponse.ProtoReflect.Descriptor instead.
 func (*WatchRoutesResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{43}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchRoutesResponse) GetChange() *RouteChange {
@@ -4207,7 +4539,7 @@ type RouteChange struct {
 
 func (x *RouteChange) Reset() {
 	*x = RouteChange{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4219,7 +4551,7 @@ func (x *RouteChange) String() string {
 func (*RouteChange) ProtoMessage() {}
 
 func (x *RouteChange) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[44]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4232,7 +4564,7 @@ func (x *RouteChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteChange.ProtoReflect.Descriptor instead.
 func (*RouteChange) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{44}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RouteChange) GetAt() *timestamppb.Timestamp {
@@ -4299,7 +4631,7 @@ type ListPeersRequest struct {
 
 func (x *ListPeersRequest) Reset() {
 	*x = ListPeersRequest{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +4643,7 @@ func (x *ListPeersRequest) String() string {
 func (*ListPeersRequest) ProtoMessage() {}
 
 func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[45]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +4656,7 @@ func (x *ListPeersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersRequest.ProtoReflect.Descriptor instead.
 func (*ListPeersRequest) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{45}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{47}
 }
 
 type ListPeersResponse struct {
@@ -4338,7 +4670,7 @@ type ListPeersResponse struct {
 
 func (x *ListPeersResponse) Reset() {
 	*x = ListPeersResponse{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4682,7 @@ func (x *ListPeersResponse) String() string {
 func (*ListPeersResponse) ProtoMessage() {}
 
 func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[46]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4695,7 @@ func (x *ListPeersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeersResponse.ProtoReflect.Descriptor instead.
 func (*ListPeersResponse) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{46}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPeersResponse) GetPeers() []*Peer {
@@ -4420,7 +4752,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +4764,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_controller_proto_msgTypes[47]
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +4777,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{47}
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Peer) GetAddress() string {
@@ -4627,7 +4959,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x04rate\x18\a \x01(\x01R\x04rate\x12\x10\n" +
 	"\x03mtu\x18\f \x01(\bR\x03mtu\"6\n" +
 	"\x10StartRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xc6\x03\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xf8\x03\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.dyetrace.v1.RunStateR\x05state\x12(\n" +
@@ -4638,8 +4970,31 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06counts\x18\a \x01(\v2\x13.dyetrace.v1.CountsR\x06counts\x12.\n" +
 	"\averdict\x18\b \x01(\x0e2\x14.dyetrace.v1.VerdictR\averdict\x123\n" +
 	"\aoptions\x18\t \x01(\v2\x19.dyetrace.v1.ProbeOptionsR\aoptions\x120\n" +
+	"\bfindings\x18\n" +
+	" \x03(\v2\x14.dyetrace.v1.FindingR\bfindings\x120\n" +
 	"\x06losses\x18\r \x03(\v2\x18.dyetrace.v1.SegmentLossR\x06losses\x12\x16\n" +
-	"\x06probes\x18\x0e \x01(\x04R\x06probes\"\x84\x01\n" +
+	"\x06probes\x18\x0e \x01(\x04R\x06probes\"\xab\x04\n" +
+	"\aFinding\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.FindingKindR\x04kind\x12\x18\n" +
+	"\asummary\x18\x02 \x01(\tR\asummary\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x1b\n" +
+	"\tpeer_host\x18\x04 \x01(\tR\bpeerHost\x12\x18\n" +
+	"\anetwork\x18\x05 \x01(\tR\anetwork\x124\n" +
+	"\binstance\x18\x06 \x01(\v2\x18.dyetrace.v1.InstanceRefR\binstance\x12.\n" +
+	"\x05other\x18\a \x01(\v2\x18.dyetrace.v1.InstanceRefR\x05other\x12(\n" +
+	"\x04flow\x18\b \x01(\v2\x14.dyetrace.v1.FlowRefR\x04flow\x12.\n" +
+	"\averdict\x18\t \x01(\x0e2\x14.dyetrace.v1.VerdictR\averdict\x125\n" +
+	"\n" +
+	"cause_kind\x18\n" +
+	" \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\x12\x14\n" +
+	"\x05cause\x18\v \x01(\tR\x05cause\x12\x18\n" +
+	"\acommand\x18\f \x01(\tR\acommand\x12*\n" +
+	"\x05pairs\x18\r \x03(\v2\x14.dyetrace.v1.PairRefR\x05pairs\x12\x16\n" +
+	"\x06passed\x18\x0e \x01(\rR\x06passed\x12\"\n" +
+	"\falternatives\x18\x0f \x03(\tR\falternatives\"a\n" +
+	"\aPairRef\x12*\n" +
+	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
+	"\x03dst\x18\x02 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03dst\"\x84\x01\n" +
 	"\x06Counts\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\rR\ahealthy\x12\x16\n" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
@@ -4932,7 +5287,25 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x0eVERDICT_FAULTY\x10\x02\x12\x12\n" +
 	"\x0eVERDICT_SILENT\x10\x03\x12\x12\n" +
 	"\x0eVERDICT_POLICY\x10\x04\x12\x13\n" +
-	"\x0fVERDICT_UNKNOWN\x10\x05*R\n" +
+	"\x0fVERDICT_UNKNOWN\x10\x05*\xae\x03\n" +
+	"\vFindingKind\x12\x1c\n" +
+	"\x18FINDING_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11FINDING_KIND_FLOW\x10\x01\x12\x1f\n" +
+	"\x1bFINDING_KIND_SECURITY_RULES\x10\x02\x12\x16\n" +
+	"\x12FINDING_KIND_GUEST\x10\x03\x12\x15\n" +
+	"\x11FINDING_KIND_PATH\x10\x04\x12\x16\n" +
+	"\x12FINDING_KIND_REACH\x10\x05\x12\x15\n" +
+	"\x11FINDING_KIND_PORT\x10\x06\x12\x16\n" +
+	"\x12FINDING_KIND_ROUTE\x10\a\x12\x1f\n" +
+	"\x1bFINDING_KIND_TUNNEL_NETWORK\x10\b\x12\x17\n" +
+	"\x13FINDING_KIND_TUNNEL\x10\t\x12\x1d\n" +
+	"\x19FINDING_KIND_HOST_NETWORK\x10\n" +
+	"\x12\x17\n" +
+	"\x13FINDING_KIND_SWITCH\x10\v\x12\x15\n" +
+	"\x11FINDING_KIND_HOST\x10\f\x12\x18\n" +
+	"\x14FINDING_KIND_NETWORK\x10\r\x12\x19\n" +
+	"\x15FINDING_KIND_UNDERLAY\x10\x0e\x12\x15\n" +
+	"\x11FINDING_KIND_PAIR\x10\x0f*R\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_FORWARD\x10\x01\x12\x13\n" +
@@ -5026,190 +5399,203 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 	return file_dyetrace_v1_controller_proto_rawDescData
 }
 
-var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
-	(Direction)(0),                // 2: dyetrace.v1.Direction
-	(CauseKind)(0),                // 3: dyetrace.v1.CauseKind
-	(LossDecision)(0),             // 4: dyetrace.v1.LossDecision
-	(LatencyKind)(0),              // 5: dyetrace.v1.LatencyKind
-	(RouteKind)(0),                // 6: dyetrace.v1.RouteKind
-	(RouteState)(0),               // 7: dyetrace.v1.RouteState
-	(PeerState)(0),                // 8: dyetrace.v1.PeerState
-	(*Scope)(nil),                 // 9: dyetrace.v1.Scope
-	(*PairScope)(nil),             // 10: dyetrace.v1.PairScope
-	(*StartRunRequest)(nil),       // 11: dyetrace.v1.StartRunRequest
-	(*ProbeOptions)(nil),          // 12: dyetrace.v1.ProbeOptions
-	(*StartRunResponse)(nil),      // 13: dyetrace.v1.StartRunResponse
-	(*Run)(nil),                   // 14: dyetrace.v1.Run
-	(*Counts)(nil),                // 15: dyetrace.v1.Counts
-	(*PairResult)(nil),            // 16: dyetrace.v1.PairResult
-	(*PairLoss)(nil),              // 17: dyetrace.v1.PairLoss
-	(*Latency)(nil),               // 18: dyetrace.v1.Latency
-	(*SegmentLoss)(nil),           // 19: dyetrace.v1.SegmentLoss
-	(*UnderlayCheck)(nil),         // 20: dyetrace.v1.UnderlayCheck
-	(*UnderlaySize)(nil),          // 21: dyetrace.v1.UnderlaySize
-	(*InstanceRef)(nil),           // 22: dyetrace.v1.InstanceRef
-	(*Segment)(nil),               // 23: dyetrace.v1.Segment
-	(*Sample)(nil),                // 24: dyetrace.v1.Sample
-	(*WatchRunRequest)(nil),       // 25: dyetrace.v1.WatchRunRequest
-	(*WatchRunResponse)(nil),      // 26: dyetrace.v1.WatchRunResponse
-	(*GetRunRequest)(nil),         // 27: dyetrace.v1.GetRunRequest
-	(*GetRunResponse)(nil),        // 28: dyetrace.v1.GetRunResponse
-	(*ListRunsRequest)(nil),       // 29: dyetrace.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 30: dyetrace.v1.ListRunsResponse
-	(*ResumeRunRequest)(nil),      // 31: dyetrace.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 32: dyetrace.v1.ResumeRunResponse
-	(*CancelRunRequest)(nil),      // 33: dyetrace.v1.CancelRunRequest
-	(*CancelRunResponse)(nil),     // 34: dyetrace.v1.CancelRunResponse
-	(*ListHostsRequest)(nil),      // 35: dyetrace.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 36: dyetrace.v1.ListHostsResponse
-	(*Host)(nil),                  // 37: dyetrace.v1.Host
-	(*ListInstancesRequest)(nil),  // 38: dyetrace.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil), // 39: dyetrace.v1.ListInstancesResponse
-	(*Instance)(nil),              // 40: dyetrace.v1.Instance
-	(*GetStatusRequest)(nil),      // 41: dyetrace.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 42: dyetrace.v1.GetStatusResponse
-	(*ListRoutesRequest)(nil),     // 43: dyetrace.v1.ListRoutesRequest
-	(*ListRoutesResponse)(nil),    // 44: dyetrace.v1.ListRoutesResponse
-	(*RouteVTEP)(nil),             // 45: dyetrace.v1.RouteVTEP
-	(*Route)(nil),                 // 46: dyetrace.v1.Route
-	(*RouteAnswer)(nil),           // 47: dyetrace.v1.RouteAnswer
-	(*RouteHistoryRequest)(nil),   // 48: dyetrace.v1.RouteHistoryRequest
-	(*RouteHistoryResponse)(nil),  // 49: dyetrace.v1.RouteHistoryResponse
-	(*RouteStay)(nil),             // 50: dyetrace.v1.RouteStay
-	(*WatchRoutesRequest)(nil),    // 51: dyetrace.v1.WatchRoutesRequest
-	(*WatchRoutesResponse)(nil),   // 52: dyetrace.v1.WatchRoutesResponse
-	(*RouteChange)(nil),           // 53: dyetrace.v1.RouteChange
-	(*ListPeersRequest)(nil),      // 54: dyetrace.v1.ListPeersRequest
-	(*ListPeersResponse)(nil),     // 55: dyetrace.v1.ListPeersResponse
-	(*Peer)(nil),                  // 56: dyetrace.v1.Peer
-	(Scheme)(0),                   // 57: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 58: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 60: dyetrace.v1.FlowRef
-	(*Point)(nil),                 // 61: dyetrace.v1.Point
-	(*UnderlayError)(nil),         // 62: dyetrace.v1.UnderlayError
-	(*Bridge)(nil),                // 63: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 64: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 65: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 66: dyetrace.v1.Stain
+	(FindingKind)(0),              // 2: dyetrace.v1.FindingKind
+	(Direction)(0),                // 3: dyetrace.v1.Direction
+	(CauseKind)(0),                // 4: dyetrace.v1.CauseKind
+	(LossDecision)(0),             // 5: dyetrace.v1.LossDecision
+	(LatencyKind)(0),              // 6: dyetrace.v1.LatencyKind
+	(RouteKind)(0),                // 7: dyetrace.v1.RouteKind
+	(RouteState)(0),               // 8: dyetrace.v1.RouteState
+	(PeerState)(0),                // 9: dyetrace.v1.PeerState
+	(*Scope)(nil),                 // 10: dyetrace.v1.Scope
+	(*PairScope)(nil),             // 11: dyetrace.v1.PairScope
+	(*StartRunRequest)(nil),       // 12: dyetrace.v1.StartRunRequest
+	(*ProbeOptions)(nil),          // 13: dyetrace.v1.ProbeOptions
+	(*StartRunResponse)(nil),      // 14: dyetrace.v1.StartRunResponse
+	(*Run)(nil),                   // 15: dyetrace.v1.Run
+	(*Finding)(nil),               // 16: dyetrace.v1.Finding
+	(*PairRef)(nil),               // 17: dyetrace.v1.PairRef
+	(*Counts)(nil),                // 18: dyetrace.v1.Counts
+	(*PairResult)(nil),            // 19: dyetrace.v1.PairResult
+	(*PairLoss)(nil),              // 20: dyetrace.v1.PairLoss
+	(*Latency)(nil),               // 21: dyetrace.v1.Latency
+	(*SegmentLoss)(nil),           // 22: dyetrace.v1.SegmentLoss
+	(*UnderlayCheck)(nil),         // 23: dyetrace.v1.UnderlayCheck
+	(*UnderlaySize)(nil),          // 24: dyetrace.v1.UnderlaySize
+	(*InstanceRef)(nil),           // 25: dyetrace.v1.InstanceRef
+	(*Segment)(nil),               // 26: dyetrace.v1.Segment
+	(*Sample)(nil),                // 27: dyetrace.v1.Sample
+	(*WatchRunRequest)(nil),       // 28: dyetrace.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 29: dyetrace.v1.WatchRunResponse
+	(*GetRunRequest)(nil),         // 30: dyetrace.v1.GetRunRequest
+	(*GetRunResponse)(nil),        // 31: dyetrace.v1.GetRunResponse
+	(*ListRunsRequest)(nil),       // 32: dyetrace.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 33: dyetrace.v1.ListRunsResponse
+	(*ResumeRunRequest)(nil),      // 34: dyetrace.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 35: dyetrace.v1.ResumeRunResponse
+	(*CancelRunRequest)(nil),      // 36: dyetrace.v1.CancelRunRequest
+	(*CancelRunResponse)(nil),     // 37: dyetrace.v1.CancelRunResponse
+	(*ListHostsRequest)(nil),      // 38: dyetrace.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 39: dyetrace.v1.ListHostsResponse
+	(*Host)(nil),                  // 40: dyetrace.v1.Host
+	(*ListInstancesRequest)(nil),  // 41: dyetrace.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil), // 42: dyetrace.v1.ListInstancesResponse
+	(*Instance)(nil),              // 43: dyetrace.v1.Instance
+	(*GetStatusRequest)(nil),      // 44: dyetrace.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 45: dyetrace.v1.GetStatusResponse
+	(*ListRoutesRequest)(nil),     // 46: dyetrace.v1.ListRoutesRequest
+	(*ListRoutesResponse)(nil),    // 47: dyetrace.v1.ListRoutesResponse
+	(*RouteVTEP)(nil),             // 48: dyetrace.v1.RouteVTEP
+	(*Route)(nil),                 // 49: dyetrace.v1.Route
+	(*RouteAnswer)(nil),           // 50: dyetrace.v1.RouteAnswer
+	(*RouteHistoryRequest)(nil),   // 51: dyetrace.v1.RouteHistoryRequest
+	(*RouteHistoryResponse)(nil),  // 52: dyetrace.v1.RouteHistoryResponse
+	(*RouteStay)(nil),             // 53: dyetrace.v1.RouteStay
+	(*WatchRoutesRequest)(nil),    // 54: dyetrace.v1.WatchRoutesRequest
+	(*WatchRoutesResponse)(nil),   // 55: dyetrace.v1.WatchRoutesResponse
+	(*RouteChange)(nil),           // 56: dyetrace.v1.RouteChange
+	(*ListPeersRequest)(nil),      // 57: dyetrace.v1.ListPeersRequest
+	(*ListPeersResponse)(nil),     // 58: dyetrace.v1.ListPeersResponse
+	(*Peer)(nil),                  // 59: dyetrace.v1.Peer
+	(Scheme)(0),                   // 60: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 61: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 63: dyetrace.v1.FlowRef
+	(*Point)(nil),                 // 64: dyetrace.v1.Point
+	(*UnderlayError)(nil),         // 65: dyetrace.v1.UnderlayError
+	(*Bridge)(nil),                // 66: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 67: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 68: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 69: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
-	10, // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
-	9,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
-	12, // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	57, // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	58, // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
-	14, // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
-	0,  // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
-	9,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	59, // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	59, // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
-	15, // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
-	1,  // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
-	12, // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
-	19, // 13: dyetrace.v1.Run.losses:type_name -> dyetrace.v1.SegmentLoss
-	22, // 14: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	22, // 15: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
-	1,  // 16: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	23, // 17: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	24, // 18: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	60, // 19: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	57, // 20: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	20, // 21: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
-	3,  // 22: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
-	17, // 23: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
-	18, // 24: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
-	59, // 25: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
-	1,  // 26: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
-	4,  // 27: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
-	23, // 28: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
-	5,  // 29: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
-	61, // 30: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
-	61, // 31: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
-	2,  // 32: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
-	23, // 33: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
-	59, // 34: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
-	21, // 35: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
-	62, // 36: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
-	61, // 37: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	61, // 38: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	2,  // 39: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	61, // 40: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	2,  // 41: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	14, // 42: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	16, // 43: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	14, // 44: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	16, // 45: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	14, // 46: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	14, // 47: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	14, // 48: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	37, // 49: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	59, // 50: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	63, // 51: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	64, // 52: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	65, // 53: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	40, // 54: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	64, // 55: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	59, // 56: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	66, // 57: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	46, // 58: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
-	47, // 59: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
-	6,  // 60: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
-	45, // 61: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	59, // 62: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
-	7,  // 63: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
-	45, // 64: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	59, // 65: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
-	50, // 66: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	59, // 67: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
-	45, // 68: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	59, // 69: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	59, // 70: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
-	53, // 71: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	59, // 72: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
-	45, // 73: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
-	45, // 74: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
-	56, // 75: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
-	8,  // 76: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	59, // 77: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	59, // 78: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	59, // 79: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	59, // 80: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	11, // 81: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	25, // 82: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	27, // 83: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	29, // 84: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	31, // 85: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	33, // 86: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	35, // 87: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	38, // 88: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	41, // 89: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	43, // 90: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	48, // 91: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	51, // 92: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	54, // 93: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	13, // 94: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	26, // 95: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	28, // 96: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	30, // 97: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	32, // 98: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	34, // 99: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	36, // 100: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	39, // 101: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	42, // 102: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	44, // 103: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	49, // 104: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	52, // 105: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	55, // 106: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	94, // [94:107] is the sub-list for method output_type
-	81, // [81:94] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	11,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
+	10,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
+	13,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
+	60,  // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	61,  // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	15,  // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
+	0,   // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
+	10,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
+	62,  // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	62,  // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	18,  // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
+	1,   // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
+	13,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
+	16,  // 13: dyetrace.v1.Run.findings:type_name -> dyetrace.v1.Finding
+	22,  // 14: dyetrace.v1.Run.losses:type_name -> dyetrace.v1.SegmentLoss
+	2,   // 15: dyetrace.v1.Finding.kind:type_name -> dyetrace.v1.FindingKind
+	25,  // 16: dyetrace.v1.Finding.instance:type_name -> dyetrace.v1.InstanceRef
+	25,  // 17: dyetrace.v1.Finding.other:type_name -> dyetrace.v1.InstanceRef
+	63,  // 18: dyetrace.v1.Finding.flow:type_name -> dyetrace.v1.FlowRef
+	1,   // 19: dyetrace.v1.Finding.verdict:type_name -> dyetrace.v1.Verdict
+	4,   // 20: dyetrace.v1.Finding.cause_kind:type_name -> dyetrace.v1.CauseKind
+	17,  // 21: dyetrace.v1.Finding.pairs:type_name -> dyetrace.v1.PairRef
+	25,  // 22: dyetrace.v1.PairRef.src:type_name -> dyetrace.v1.InstanceRef
+	25,  // 23: dyetrace.v1.PairRef.dst:type_name -> dyetrace.v1.InstanceRef
+	25,  // 24: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	25,  // 25: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	1,   // 26: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
+	26,  // 27: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	27,  // 28: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	63,  // 29: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	60,  // 30: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	23,  // 31: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
+	4,   // 32: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
+	20,  // 33: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
+	21,  // 34: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
+	62,  // 35: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
+	1,   // 36: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
+	5,   // 37: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
+	26,  // 38: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
+	6,   // 39: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
+	64,  // 40: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
+	64,  // 41: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
+	3,   // 42: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
+	26,  // 43: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
+	62,  // 44: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
+	24,  // 45: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
+	65,  // 46: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	64,  // 47: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	64,  // 48: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	3,   // 49: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	64,  // 50: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	3,   // 51: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	15,  // 52: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	19,  // 53: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	15,  // 54: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	19,  // 55: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	15,  // 56: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	15,  // 57: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	15,  // 58: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	40,  // 59: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	62,  // 60: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	66,  // 61: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	67,  // 62: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	68,  // 63: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	43,  // 64: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	67,  // 65: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	62,  // 66: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	69,  // 67: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	49,  // 68: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	50,  // 69: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	7,   // 70: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	48,  // 71: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 72: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	8,   // 73: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	48,  // 74: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 75: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	53,  // 76: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	62,  // 77: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	48,  // 78: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 79: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	62,  // 80: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	56,  // 81: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	62,  // 82: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	48,  // 83: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	48,  // 84: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	59,  // 85: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	9,   // 86: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	62,  // 87: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	62,  // 88: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	62,  // 89: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	62,  // 90: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	12,  // 91: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	28,  // 92: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	30,  // 93: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	32,  // 94: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	34,  // 95: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	36,  // 96: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	38,  // 97: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	41,  // 98: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	44,  // 99: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	46,  // 100: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	51,  // 101: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	54,  // 102: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	57,  // 103: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	14,  // 104: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	29,  // 105: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	31,  // 106: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	33,  // 107: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	35,  // 108: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	37,  // 109: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	39,  // 110: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	42,  // 111: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	45,  // 112: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	47,  // 113: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	52,  // 114: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	55,  // 115: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	58,  // 116: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	104, // [104:117] is the sub-list for method output_type
+	91,  // [91:104] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -5224,7 +5610,7 @@ func file_dyetrace_v1_controller_proto_init() {
 		(*Scope_Network)(nil),
 		(*Scope_Host)(nil),
 	}
-	file_dyetrace_v1_controller_proto_msgTypes[17].OneofWrappers = []any{
+	file_dyetrace_v1_controller_proto_msgTypes[19].OneofWrappers = []any{
 		(*WatchRunResponse_Run)(nil),
 		(*WatchRunResponse_Pair)(nil),
 	}
@@ -5233,8 +5619,8 @@ func file_dyetrace_v1_controller_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   48,
+			NumEnums:      10,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

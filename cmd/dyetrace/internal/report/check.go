@@ -82,7 +82,9 @@ func (o Options) String() string {
 // to it, never renamed or taken away.
 type Check struct {
 	Run
-	Pairs []Pair `json:"pairs"`
+	// Findings are what pairs that are not healthy have in common, what explains most first.
+	Findings []Finding `json:"findings"`
+	Pairs    []Pair    `json:"pairs"`
 }
 
 // Counts are numbers of pairs by verdict.
@@ -244,7 +246,10 @@ func NewRun(r *dyetracev1.Run) Run {
 
 // NewCheck returns the view of a run and its pairs, sorted by networks and names.
 func NewCheck(r *dyetracev1.Run, pairs []*dyetracev1.PairResult) Check {
-	c := Check{Run: NewRun(r), Pairs: make([]Pair, 0, len(pairs))}
+	c := Check{Run: NewRun(r), Findings: []Finding{}, Pairs: make([]Pair, 0, len(pairs))}
+	for _, f := range r.GetFindings() {
+		c.Findings = append(c.Findings, newFinding(f))
+	}
 	for _, p := range pairs {
 		c.Pairs = append(c.Pairs, newPair(p))
 	}

@@ -105,6 +105,7 @@ func TestWords(t *testing.T) {
 	check("state", dyetracev1.RunState_name, func(v int32) string { return State(dyetracev1.RunState(v)) })
 	check("kind", dyetracev1.PointKind_name, func(v int32) string { return Kind(dyetracev1.PointKind(v)) })
 	check("cause", dyetracev1.CauseKind_name, func(v int32) string { return CauseKind(dyetracev1.CauseKind(v)) })
+	check("finding", dyetracev1.FindingKind_name, func(v int32) string { return FindingKind(dyetracev1.FindingKind(v)) })
 	check("hook", dyetracev1.HookState_name, func(v int32) string { return Hook(dyetracev1.HookState(v)) })
 	check("scheme", dyetracev1.Scheme_name, func(v int32) string { return Scheme(dyetracev1.Scheme(v), "") })
 	check("IP version", dyetracev1.IPVersion_name, func(v int32) string { return IPVersion(dyetracev1.IPVersion(v)) })

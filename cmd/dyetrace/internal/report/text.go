@@ -29,6 +29,7 @@ type TextOptions struct {
 func (c Check) Text(w io.Writer, o TextOptions) error {
 	t := &text{w: bufio.NewWriter(w), o: o, ambiguous: c.ambiguous(), mixed: len(c.schemes()) > 1}
 	t.summary(c)
+	t.findings(c)
 	healthy, failed := c.split()
 	switch {
 	case len(c.Pairs) == 1 && len(healthy) == 1:

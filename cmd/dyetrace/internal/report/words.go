@@ -32,6 +32,9 @@ func Kind(k dyetracev1.PointKind) string { return word(k.String(), "POINT_KIND_"
 // CauseKind returns a kind of cause, such as flow or stale-vtep; nothing where there is none.
 func CauseKind(k dyetracev1.CauseKind) string { return word(k.String(), "CAUSE_KIND_", "") }
 
+// FindingKind returns a kind of finding, such as host-network.
+func FindingKind(k dyetracev1.FindingKind) string { return word(k.String(), "FINDING_KIND_", "") }
+
 // Hook returns live, absent or refused.
 func Hook(s dyetracev1.HookState) string { return word(s.String(), "HOOK_STATE_", "unknown") }
 

@@ -1,0 +1,97 @@
+package report
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// Finding is one thing that explains why pairs are not healthy.
+type Finding struct {
+	// Kind is, say, flow, guest, tunnel or host; which of the next six are set depends on it.
+	Kind     string        `json:"kind"`
+	Summary  string        `json:"summary"`
+	Host     string        `json:"host"`
+	PeerHost string        `json:"peer_host"`
+	Network  string        `json:"network"`
+	Instance *InstanceName `json:"instance"`
+	Other    *InstanceName `json:"other"`
+	Flow     *Flow         `json:"flow"`
+	// Verdict, Cause, CauseKind and Command are those that most of its pairs have.
+	Verdict   string `json:"verdict"`
+	Cause     string `json:"cause"`
+	CauseKind string `json:"cause_kind"`
+	Command   string `json:"command"`
+	// Passed counts the packets, of both ways of all pairs judged, that passed it or should have.
+	Passed uint32 `json:"passed"`
+	// Alternatives explain the same pairs as well.
+	Alternatives []string  `json:"alternatives"`
+	Pairs        []PairRef `json:"pairs"`
+}
+
+// InstanceName names an instance.
+type InstanceName struct {
+	Name    string `json:"name"`
+	Network string `json:"network"`
+}
+
+// PairRef names an ordered pair.
+type PairRef struct {
+	Src        string `json:"src"`
+	SrcNetwork string `json:"src_network"`
+	Dst        string `json:"dst"`
+	DstNetwork string `json:"dst_network"`
+}
+
+func newFinding(f *dyetracev1.Finding) Finding {
+	v := Finding{
+		Kind: FindingKind(f.GetKind()), Summary: f.GetSummary(),
+		Host: f.GetHost(), PeerHost: f.GetPeerHost(), Network: f.GetNetwork(),
+		Instance: newInstanceName(f.GetInstance()), Other: newInstanceName(f.GetOther()), Flow: newFlow(f.GetFlow()),
+		Verdict: Verdict(f.GetVerdict()), Cause: f.GetCause(), CauseKind: CauseKind(f.GetCauseKind()), Command: f.GetCommand(),
+		Passed: f.GetPassed(), Alternatives: append([]string{}, f.GetAlternatives()...), Pairs: []PairRef{},
+	}
+	for _, p := range f.GetPairs() {
+		v.Pairs = append(v.Pairs, PairRef{p.GetSrc().GetName(), p.GetSrc().GetNetwork(), p.GetDst().GetName(), p.GetDst().GetNetwork()})
+	}
+	return v
+}
+
+func newInstanceName(i *dyetracev1.InstanceRef) *InstanceName {
+	if i == nil {
+		return nil
+	}
+	return &InstanceName{i.GetName(), i.GetNetwork()}
+}
+
+// maxFindings is how many are printed: who has more of them than fit a screen begins with the first.
+const maxFindings = 8
+
+// findings writes what pairs have in common. One pair has nothing in common.
+func (t *text) findings(c Check) {
+	some := slices.DeleteFunc(slices.Clone(c.Findings), func(f Finding) bool { return len(f.Pairs) < 2 })
+	if len(some) == 0 {
+		return
+	}
+	t.printf("\n%s\n", t.paint(bold, "In common:"))
+	for _, f := range some[:min(len(some), maxFindings)] {
+		t.printf("  %s %s\n", t.paint(verdictColor(f.Verdict), "✗"), t.paint(bold, f.Summary))
+		for _, a := range f.Alternatives {
+			t.printf("    %s\n", t.paint(dim, "or "+a+", which explains the same"))
+		}
+		t.printf("    %s\n", f.Cause)
+		names := make([]string, 0, 4)
+		for _, p := range f.Pairs[:min(len(f.Pairs), 3)] {
+			names = append(names, t.name(p.Src, p.SrcNetwork)+" → "+t.name(p.Dst, p.DstNetwork))
+		}
+		if len(f.Pairs) > 3 {
+			names = append(names, "…")
+		}
+		t.printf("    %s\n", t.paint(dim, strings.Join(names, ", ")))
+	}
+	if more := len(some) - maxFindings; more > 0 {
+		t.printf("  %s\n", t.paint(dim, fmt.Sprintf("and %d more (-o json)", more)))
+	}
+}

@@ -1,0 +1,96 @@
+package verdict
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// TestLocated: at which places of the way a verdict has the packet lost.
+func TestLocated(t *testing.T) {
+	t.Parallel()
+	const (
+		crossing = "blue-1 blue-3" // hv1 0 1, hv3 2 3, answer hv3 4 5, hv1 6 7
+		shown    = "blue-1 blue-4" // hv1 0 1, hv4 2 and 3 as delivered, answer hv4 4, hv1 5 6
+		local    = "blue-1 blue-2" // 2 points on hv1
+	)
+	tests := []struct {
+		pair, probe string
+		explain     *Explanation
+		want        string // first, last, answer
+	}{
+		{crossing, "01234567", nil, "0 0 false"},
+		{crossing, "absent", nil, "1 1 false"},
+		{crossing, "0", nil, "2 2 false"},
+		{crossing, "01", nil, "3 3 false"},
+		{crossing, "01", &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_vlan=1")}, "2 3 false"},
+		{crossing, "01", &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}, "3 3 false"},
+		{crossing, "012", nil, "4 4 false"},
+		{crossing, "0123", &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip")}, "5 5 false"},
+		{crossing, "0123", &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"}, "6 6 false"},
+		{crossing, "01234", nil, "2 2 true"},
+		{crossing, "012345", nil, "3 3 true"},
+		{crossing, "0123456", nil, "4 4 true"},
+		{shown, "012", nil, "5 5 false"},
+		{shown, "0123", nil, "6 6 false"},
+		{local, "0", &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip")}, "2 5 false"},
+	}
+	for _, tt := range tests {
+		p := pathOf(t, lab(t), tt.pair)
+		r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, tt.probe)}, Explanation: tt.explain})
+		x, ok := located(r.Proto(p.Pair))
+		if got := fmt.Sprintf("%d %d %v", x.First, x.Last, x.Answer); !ok || got != tt.want {
+			t.Errorf("%s, seen at %s: %s, %v; want %s (%s)", tt.pair, tt.probe, got, ok, tt.want, show(&r))
+		}
+		if x.Src.Host != p.From.Host || x.Dst.Host != p.To.Host {
+			t.Errorf("%s: from %s to %s", tt.pair, x.Src.Host, x.Dst.Host)
+		}
+	}
+}
+
+// pairOf is the result on a pair of the lab whose one probe was seen so.
+func pairOf(t *testing.T, pair, seen string, x *Explanation) *dyetracev1.PairResult {
+	t.Helper()
+	p := pathOf(t, lab(t), pair)
+	r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, seen)}, Explanation: x})
+	r.Probes = max(r.Probes, enough)
+	return r.Proto(p.Pair)
+}
+
+func TestInfer(t *testing.T) {
+	t.Parallel()
+	drop := &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip,nw_dst=10.0.1.0/24")}
+	lossy := func(r *dyetracev1.PairResult) *dyetracev1.PairResult {
+		r.CauseKind = dyetracev1.CauseKind(CauseLoss)
+		return r
+	}
+	unknown := &dyetracev1.PairResult{Src: &dyetracev1.InstanceRef{Name: "blue-1", Network: "blue"}, Dst: &dyetracev1.InstanceRef{Name: "blue-3", Network: "blue"},
+		Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, Cause: "agent gone", CauseKind: dyetracev1.CauseKind_CAUSE_KIND_AGENT}
+	tests := []struct {
+		name    string
+		results []*dyetracev1.PairResult
+		want    string
+	}{
+		{"none", nil, ""},
+		{"healthy, unknown, none yet", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "01234567", nil), unknown, {}, nil}, ""},
+		{"a flow", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0", drop), pairOf(t, "blue-2 blue-3", "0", drop)},
+			"FLOW: hv1: br-int table 60, priority 90, ip,nw_dst=10.0.1.0/24 (cookie 0xc0ffee): 2 pairs fail"},
+		{"a tunnel", []*dyetracev1.PairResult{
+			pairOf(t, "blue-1 blue-3", "01", nil), pairOf(t, "blue-2 green-3", "01", nil), pairOf(t, "blue-3 blue-1", "012345", nil),
+			pairOf(t, "blue-1 blue-4", "0123456", nil), pairOf(t, "blue-4 blue-3", "0123456", nil), pairOf(t, "green-3 blue-4", "0123456", nil),
+		}, "TUNNEL: the tunnel hv1 → hv3: 3 pairs fail"},
+		{"one that loses all, one that loses some", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0123", &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"}), lossy(pairOf(t, "blue-2 blue-4", "01", nil))},
+			"GUEST: the guest of blue-3: 1 pair fails; PATH: blue-2 → blue-4: 1 pair loses packets"},
+	}
+	for _, tt := range tests {
+		var got []string
+		for _, f := range Infer(tt.results) {
+			got = append(got, strings.TrimPrefix(f.GetKind().String(), "FINDING_KIND_")+": "+f.GetSummary())
+		}
+		if s := strings.Join(got, "; "); s != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, s, tt.want)
+		}
+	}
+}
