@@ -257,8 +257,10 @@ func TestDoctorLab(t *testing.T) {
 	s := newSite(t)
 	r := s.dyetrace("doctor", "lab")
 	r.want(t, 0)
-	if !strings.Contains(r.stdout, "namespaces  ok") {
-		t.Errorf("doctor lab:\n%s", r.stdout)
+	for _, want := range []string{"namespaces  ok", "FRR         ok      /usr/lib/frr/zebra, /usr/lib/frr/bgpd, vtysh"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("doctor lab does not say %q:\n%s", want, r.stdout)
+		}
 	}
 }
 

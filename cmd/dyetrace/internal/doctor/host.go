@@ -43,6 +43,7 @@ func Lab() []Check {
 		{group, "tools", "make setup, or apt-get install openvswitch-switch iproute2 ethtool nftables util-linux",
 			tools("ovsdb-server", "ovs-vswitchd", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl", "ip", "ethtool", "nft", "nsenter")},
 		{group, "OVN", "", toolsOf("ovn", "ovn-central ovn-host", "ovn-northd", "ovn-nbctl", "ovn-sbctl", "ovn-controller")},
+		{group, "FRR", "", toolsOf("evpn", "frr", "/usr/lib/frr/zebra", "/usr/lib/frr/bgpd", "vtysh")}, // Debian has its daemons outside of PATH
 		{group, "namespaces", "a machine, or a container with CAP_SYS_ADMIN, that may make network, mount, pid and uts namespaces", namespaces},
 		{group, "veth", "a kernel with CONFIG_VETH", veth},
 		{group, "tun", "a kernel with CONFIG_TUN; in a container also the device /dev/net/tun", tun},
