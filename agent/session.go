@@ -288,6 +288,8 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			wg.Go(func() { a.inject(ctx, m.Inject) })
 		case *dyetracev1.SessionResponse_Arm:
 			wg.Go(func() { a.arm(ctx, m.Arm) })
+		case *dyetracev1.SessionResponse_Audit:
+			wg.Go(func() { a.attest(ctx, m.Audit.Run) })
 		case *dyetracev1.SessionResponse_Finish:
 			wg.Go(func() { a.finish(ctx, m.Finish.Run) })
 		case *dyetracev1.SessionResponse_Refresh:
@@ -332,6 +334,13 @@ func (a *Agent) refresh(ctx context.Context, id uint64) {
 func (a *Agent) ready(ctx context.Context, run uint64) {
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Ready{
 		Ready: &dyetracev1.Ready{Run: run, Windows: a.hooks.audit(ctx, false)},
+	}})
+}
+
+// attest audits the hooks in the middle of a run. What was seen before is queued before.
+func (a *Agent) attest(ctx context.Context, run uint64) {
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Audited{
+		Audited: &dyetracev1.Audited{Run: run, Windows: a.hooks.audit(ctx, true)},
 	}})
 }
 

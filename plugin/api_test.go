@@ -264,6 +264,9 @@ func TestBadRequests(t *testing.T) {
 		says []string
 	}{
 		{"unknown scheme", probe(&dyetracev1.ProbeOptions{Scheme: 3}), connect.CodeInvalidArgument, []string{"options.scheme: 3", "SCHEME_TCP, SCHEME_ICMP, or 0"}},
+		{"loss, continuously", probe(&dyetracev1.ProbeOptions{Loss: true, Continuous: true}), connect.CodeInvalidArgument, []string{"options.loss"}},
+		{"continuous, no touch", probe(&dyetracev1.ProbeOptions{NoTouch: true, Continuous: true}), connect.CodeInvalidArgument, []string{"options.no_touch"}},
+		{"a rate of nothing", probe(&dyetracev1.ProbeOptions{Rate: 5}), connect.CodeInvalidArgument, []string{"options.rate: 5"}},
 		{"all may be lost", probe(&dyetracev1.ProbeOptions{MaxLoss: 1}), connect.CodeInvalidArgument, []string{"options.max_loss: 1", "0.001 to 0.9"}},
 		{"unknown IP version", probe(&dyetracev1.ProbeOptions{IpVersion: 5}), connect.CodeInvalidArgument, []string{"options.ip_version: 5", "IP_VERSION_4, IP_VERSION_6, or 0"}},
 		{"no scope", start(nil, 0), connect.CodeInvalidArgument, []string{"scope"}},

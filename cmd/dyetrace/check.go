@@ -58,18 +58,26 @@ them arrive, 80 at the most: 2 to 8 s at the default pace of 10 a second per ins
   --max-loss P   to call P percent too much, and a tenth of it allowed; the number of probes grows as
                  P shrinks, in proportion
 
+Continuous: with --continuous a run goes on until it is interrupted, cancelled (dyetrace run ID
+--cancel) or --timeout is up. Pairs are probed in turn, as fast as the pace allows; one whose probe is
+lost is probed and explained at once. Each change of a verdict, or of its cause, is printed: a line on
+a terminal and in a pipe, with -o json an object a line. Loss is measured all the time, by all pairs
+together that share a part of their way: --max-loss is 1 there. --rate slows it down.
+
 Verdicts: healthy; faulty (lost on the way, with the place and the cause); silent (delivered, the
 guest did not answer); policy (dropped by a security rule); unknown (we could not see well enough).
 
 Exit codes: 0 all pairs are healthy; 1 one is faulty, silent or policy; 2 the question makes no
 sense; 3 none of these, but one is unknown; 4 the controller, or an agent that was needed, is not
-reachable; 130 interrupted, which cancels the run.`,
+reachable; 130 interrupted, which cancels the run. A continuous run whose time is up counts by the
+verdicts at its end.`,
 		Example: `  dyetrace check blue-1 green-4
   dyetrace check red/10.0.1.11 red-2 -o json
   dyetrace check --network blue --timeout 10s
   dyetrace check blue-1 blue-3 --ip 6 --scheme icmp
   dyetrace check --host hv3 --no-touch
   dyetrace check blue-1 blue-3 --loss --max-loss 5
+  dyetrace check --all --continuous
   dyetrace check --all -v`,
 		Args: checkArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -92,6 +100,9 @@ reachable; 130 interrupted, which cancels the run.`,
 			}
 			if err := heard(run.Msg.GetRun(), probe.options()); err != nil {
 				return &exitError{exitUsage, fmt.Errorf("%w\n%w", err, endRun(cmd, s, run.Msg.GetRun().GetId()))}
+			}
+			if probe.continuous {
+				return followContinuous(ctx, cmd, s, run.Msg.GetRun(), out, show)
 			}
 			return follow(ctx, cmd, s, run.Msg.GetRun(), out, show)
 		},
@@ -238,6 +249,11 @@ func printCheck(ctx context.Context, cmd *cobra.Command, s *session, c report.Ch
 	if err != nil {
 		return err
 	}
+	return concluded(ctx, s, c)
+}
+
+// concluded returns the exit code that goes with a run, as an error.
+func concluded(ctx context.Context, s *session, c report.Check) error {
 	switch c.Verdict {
 	case "faulty", "silent", "policy":
 		return &exitError{code: exitFailed}

@@ -18,6 +18,9 @@ type probeFlags struct {
 	noTouch bool
 	loss    bool
 	maxLoss percent
+
+	continuous bool
+	rate       float64
 }
 
 func (p *probeFlags) flags(cmd *cobra.Command) {
@@ -27,6 +30,9 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 	f.BoolVar(&p.noTouch, "no-touch", false, "let no guest see a probe: drop it where it would leave the switch, and check the way back by a probe of its own")
 	f.BoolVar(&p.loss, "loss", false, "measure what each pair loses and how long packets take, though its first probe arrives")
 	f.Var(&p.maxLoss, "max-loss", "call a pair faulty that loses this `PERCENT` of probes, and healthy one that loses a tenth of it (default 20, with --loss 1)")
+	f.BoolVar(&p.continuous, "continuous", false, "go on until interrupted, or --timeout is up, and print each change of a verdict or its cause")
+	f.Float64Var(&p.rate, "rate", 0, "with --continuous: let an instance take part in this `NUMBER` of probes a second, at most the controller's own bound")
+	must(cmd.RegisterFlagCompletionFunc("rate", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("max-loss", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions([]cobra.Completion{
 		cobra.CompletionWithDesc("auto", "tcp, and icmp for pairs that are not healthy by it"),
@@ -44,7 +50,7 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 func (p *probeFlags) options() *dyetracev1.ProbeOptions {
 	return &dyetracev1.ProbeOptions{
 		Scheme: dyetracev1.Scheme(p.scheme), IpVersion: dyetracev1.IPVersion(p.ip), NoTouch: p.noTouch,
-		Loss: p.loss, MaxLoss: float64(p.maxLoss),
+		Loss: p.loss, MaxLoss: float64(p.maxLoss), Continuous: p.continuous, Rate: p.rate,
 	}
 }
 

@@ -56,6 +56,14 @@ func (p *progress) show(total uint32) {
 	fmt.Fprintf(p.w, "\r\x1b[K%s", &b)
 }
 
+// line shows a line of the caller's own.
+func (p *progress) line(s string) {
+	if now := time.Now(); p.w != nil && now.Sub(p.last) >= progressEvery {
+		p.last = now
+		fmt.Fprintf(p.w, "\r\x1b[K%s", s)
+	}
+}
+
 // end clears the line.
 func (p *progress) end() {
 	if p.w != nil && !p.last.IsZero() {

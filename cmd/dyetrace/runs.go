@@ -139,6 +139,9 @@ func resumeRun(cmd *cobra.Command, s *session, id string, out output, show textF
 	if err != nil {
 		return s.explain(err)
 	}
+	if res.Msg.GetRun().GetOptions().GetContinuous() {
+		return followContinuous(cmd.Context(), cmd, s, res.Msg.GetRun(), out, show)
+	}
 	return follow(cmd.Context(), cmd, s, res.Msg.GetRun(), out, show)
 }
 

@@ -32,7 +32,7 @@ type Spec struct {
 type Event struct {
 	// Host is the index in Spec.Hosts.
 	Host int
-	// Message is a *dyetracev1.Ready, *Armed, *Injected, *Samples, *Finished or *Explanation with
+	// Message is a *dyetracev1.Ready, *Armed, *Audited, *Injected, *Samples, *Finished or *Explanation with
 	// columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
 	Message any
 }
@@ -67,6 +67,7 @@ type owed struct {
 	probes          int
 	explanations    int
 	arms            int
+	audits          int
 	over            bool // Finished has come: no more samples
 }
 
@@ -123,6 +124,15 @@ func (a *Assignment) Arm(host int, m *dyetracev1.Arm) (id uint64) {
 	m.Run, m.Id = a.number, a.arms
 	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Arm{Arm: m}})
 	return m.Id
+}
+
+// Audit asks a host for an audit of its hooks now. It answers with Audited, after all samples that
+// it has by then; an agent that does not know the question does not answer.
+func (a *Assignment) Audit(host int) {
+	a.ask(host, func(o *owed) { o.audits++ })
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Audit{
+		Audit: &dyetracev1.Audit{Run: a.number},
+	}})
 }
 
 // Finish ends the run at a host. After all samples that it has it answers with Finished.
@@ -207,6 +217,10 @@ func (a *Assignment) answer(host int, m any) (asked bool) {
 	case *dyetracev1.Armed:
 		if asked = o.arms > 0; asked {
 			o.arms--
+		}
+	case *dyetracev1.Audited:
+		if asked = o.audits > 0; asked {
+			o.audits--
 		}
 	case *dyetracev1.Injected:
 		n := len(m.GetIndex()) + len(m.GetFailures())

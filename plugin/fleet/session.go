@@ -232,6 +232,8 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		s.answer(m.Ready.GetRun(), m.Ready)
 	case *dyetracev1.SessionRequest_Armed:
 		s.answer(m.Armed.GetRun(), m.Armed)
+	case *dyetracev1.SessionRequest_Audited:
+		s.answer(m.Audited.GetRun(), m.Audited)
 	case *dyetracev1.SessionRequest_Injected:
 		s.answer(m.Injected.GetRun(), m.Injected)
 	case *dyetracev1.SessionRequest_Finished:

@@ -17,6 +17,10 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case *dyetracev1.Ready:
 		h.ready = true
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.Before = a })
+		x.patrol.attested(e.Host, now)
+	case *dyetracev1.Audited:
+		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
+		x.patrol.attested(e.Host, now)
 	case *dyetracev1.Armed:
 		x.armed(e.Host, m, now)
 	case *dyetracev1.Injected:
@@ -78,6 +82,7 @@ func (x *execution) drop(host int, why string, now time.Time) {
 			x.ledger.fail(number, why, false)
 			x.free(number)
 			x.inflight--
+			x.patrol.failed(number)
 		}
 	}
 	for id, a := range x.arms {

@@ -39,6 +39,7 @@ const (
 type agents interface {
 	Inject(host int, m *dyetracev1.Inject)
 	Arm(host int, m *dyetracev1.Arm) (id uint64)
+	Audit(host int)
 	Finish(host int)
 	Explain(host int, m *dyetracev1.Explain) (id uint64)
 	Wake() <-chan struct{}
@@ -100,6 +101,9 @@ type execution struct {
 	pending map[uint64]question // asked, by Explain.id
 
 	out batch // judged, not yet handed to the writer
+
+	// patrol, if any, takes what would be judged: probes go on, and no pair is concluded.
+	patrol *patrol
 }
 
 // hostState is what the run knows of an agent.
@@ -153,6 +157,9 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		Hosts: x.ledger.hosts, Key: key, Total: uint32(hardAttempts*len(tracks) + o.room(len(tracks))),
 		Expires: timeout + answerTimeout,
 	})
+	if o.patrol {
+		return x // whoever patrols says what is sent
+	}
 	for pair := range pairs {
 		if x.blocked(pair) { // nothing will be learned of it
 			x.judgePair(pair)

@@ -2,6 +2,8 @@ package run
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -11,14 +13,22 @@ import (
 )
 
 // feed is what may be shown of a run under way: a log of verdicts that only grows, from which any
-// number of watchers read, each from its own place.
+// number of watchers read, each from its own place. That of a continuous run forgets what is old: who
+// was to read that still is told so, and gets the current verdict on every pair instead.
 type feed struct {
 	mu      sync.Mutex
 	run     *dyetracev1.Run
 	results []*dyetracev1.PairResult // shared; nobody changes one that is here
+	base    int                      // verdicts forgotten before those
+	// current are the verdicts that stand, by pair; nil where each falls once.
+	current map[string]*dyetracev1.PairResult
 	ended   bool
 	changed chan struct{} // closed at the next change
 }
+
+// keptVerdicts is how many a feed of a continuous run keeps for watchers that are behind, besides
+// one of each pair: some MB.
+const keptVerdicts = 4096
 
 func newFeed(run *dyetracev1.Run, results []*dyetracev1.PairResult) *feed {
 	return &feed{run: run, results: results, changed: make(chan struct{})}
@@ -35,6 +45,45 @@ func (f *feed) add(results []*dyetracev1.PairResult) {
 	})
 }
 
+// continuous has verdicts replace those that they follow. It is called before anybody watches.
+func (f *feed) continuous() {
+	f.current = map[string]*dyetracev1.PairResult{}
+	for _, r := range f.results {
+		f.current[pairKey(r)] = r
+	}
+}
+
+func pairKey(r *dyetracev1.PairResult) string {
+	return r.GetSrc().GetNetwork() + "/" + r.GetSrc().GetName() + " " + r.GetDst().GetNetwork() + "/" + r.GetDst().GetName()
+}
+
+// replace shows verdicts that take the place of those before, which are in the store already.
+func (f *feed) replace(results []*dyetracev1.PairResult) {
+	f.change(func() {
+		for _, r := range results {
+			key := pairKey(r)
+			if old := f.current[key]; old != nil {
+				uncount(f.run.Counts, old.GetVerdict())
+			}
+			f.current[key] = r
+			count(f.run.Counts, r.GetVerdict())
+		}
+		f.results = append(f.results, results...)
+		if most := keptVerdicts + len(f.current); len(f.results) > 2*most {
+			n := len(f.results) - most
+			f.results, f.base = slices.Clone(f.results[n:]), f.base+n
+		}
+		f.run.Verdict = worst(f.run.Counts)
+	})
+}
+
+// figures shows what a continuous run has measured besides verdicts; nobody is woken for it.
+func (f *feed) figures(probes uint64, losses []*dyetracev1.SegmentLoss) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.run.Probes, f.run.Losses = probes, losses
+}
+
 // end shows the run as over, with what its verdicts have in common.
 func (f *feed) end(state dyetracev1.RunState, findings []*dyetracev1.Finding, ended *timestamppb.Timestamp) {
 	f.change(func() { f.run.State, f.run.Findings, f.run.Ended, f.ended = state, findings, ended, true })
@@ -48,12 +97,33 @@ func (f *feed) change(how func()) {
 	f.changed = make(chan struct{})
 }
 
-// since returns the run as it stands, the verdicts after the first n, whether the run is over, and
-// a channel that is closed when any of this changes.
-func (f *feed) since(n int) (run *dyetracev1.Run, results []*dyetracev1.PairResult, ended bool, changed <-chan struct{}) {
+// page is a feed as it stands.
+type page struct {
+	run     *dyetracev1.Run
+	results []*dyetracev1.PairResult
+	next    int // verdicts read, these included
+	missed  int // of those before: nobody has them any more
+	ended   bool
+	changed <-chan struct{} // closed when any of this changes
+}
+
+// since returns the run and the verdicts after the first n; of a continuous run those that stand now,
+// if n is 0 or was forgotten.
+func (f *feed) since(n int) page {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return proto.CloneOf(f.run), f.results[n:len(f.results):len(f.results)], f.ended, f.changed
+	p := page{run: proto.CloneOf(f.run), next: f.base + len(f.results), ended: f.ended, changed: f.changed}
+	switch {
+	case f.current != nil && (n == 0 || n < f.base):
+		p.results = slices.AppendSeq(p.results, maps.Values(f.current))
+		if n > 0 {
+			p.missed = f.base - n
+		}
+	default:
+		n -= f.base
+		p.results = f.results[n:len(f.results):len(f.results)]
+	}
+	return p
 }
 
 // watch shows the run, every verdict once, and the run again when it is over. It ends with the
@@ -61,26 +131,28 @@ func (f *feed) since(n int) (run *dyetracev1.Run, results []*dyetracev1.PairResu
 func (f *feed) watch(ctx context.Context, show func(*dyetracev1.WatchRunResponse) error) error {
 	n, first := 0, true
 	for {
-		run, results, ended, changed := f.since(n)
-		if first {
-			if err := show(runEvent(run)); err != nil {
+		p := f.since(n)
+		if first || p.missed > 0 {
+			e := runEvent(p.run)
+			e.Missed = uint64(p.missed)
+			if err := show(e); err != nil {
 				return err
 			}
 			first = false
 		}
-		for _, r := range results {
+		for _, r := range p.results {
 			if err := show(pairEvent(r)); err != nil {
 				return err
 			}
 		}
-		n += len(results)
-		if ended { // since returned all there will ever be
-			return show(runEvent(run))
+		n = p.next
+		if p.ended { // since returned all there will ever be
+			return show(runEvent(p.run))
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-changed:
+		case <-p.changed:
 		}
 	}
 }
@@ -105,6 +177,21 @@ func count(c *dyetracev1.Counts, v dyetracev1.Verdict) {
 		c.Policy++
 	case dyetracev1.Verdict_VERDICT_UNKNOWN:
 		c.Unknown++
+	}
+}
+
+func uncount(c *dyetracev1.Counts, v dyetracev1.Verdict) {
+	switch v {
+	case dyetracev1.Verdict_VERDICT_HEALTHY:
+		c.Healthy--
+	case dyetracev1.Verdict_VERDICT_FAULTY:
+		c.Faulty--
+	case dyetracev1.Verdict_VERDICT_SILENT:
+		c.Silent--
+	case dyetracev1.Verdict_VERDICT_POLICY:
+		c.Policy--
+	case dyetracev1.Verdict_VERDICT_UNKNOWN:
+		c.Unknown--
 	}
 }
 

@@ -2,6 +2,7 @@ package run
 
 import (
 	"slices"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
@@ -207,6 +208,11 @@ func (l *ledger) another(track int) (number uint32, ok bool) {
 	if n := l.attempts(track); n < hardAttempts {
 		return l.number(track, n), true
 	}
+	return l.fresh(track)
+}
+
+// fresh returns a probe of a track with a number of its own; false if there is no room for it.
+func (l *ledger) fresh(track int) (number uint32, ok bool) {
 	if len(l.extra) == l.room {
 		return 0, false
 	}
@@ -291,10 +297,32 @@ func (l *ledger) look(number uint32) {
 	if number < uint32(hardAttempts*len(l.tracks)) {
 		return
 	}
+	t.arrived++
+	l.forget(number)
+}
+
+// rtt returns the round trip of a tested probe, 0 where its ends were not seen.
+func (l *ledger) rtt(number uint32) time.Duration {
+	p := &l.probes[number]
+	legs := l.tests[l.of(number)].legs
+	if len(legs) == 0 || legs[0].Leg.Kind != verdict.RTT {
+		return 0
+	}
+	d, _ := legs[0].Leg.Of(func(point int) (int64, bool) {
+		s := &l.slots[int(p.slot)+point]
+		return int64(s.atNs), s.seen
+	})
+	return max(d, 0)
+}
+
+// forget gives back what is kept of a probe of a test, but that it was.
+func (l *ledger) forget(number uint32) {
+	p, track := &l.probes[number], l.of(number)
+	t := l.tests[track]
 	from, to := l.span(track)
 	l.spare[to-from] = append(l.spare[to-from], p.slot)
 	p.forgotten = true
-	t.arrived++
+	delete(l.failures, number)
 	t.kept = slices.DeleteFunc(t.kept, func(n uint32) bool { return n == number })
 	delete(l.doubles, number)
 	delete(l.strays, number)

@@ -19,24 +19,12 @@ import (
 // execute is the life of a run.
 func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	log := r.cfg.Log.With("run", id)
-	snap := r.freshSnapshot(ctx, j.pairs)
-	opts := j.options.plan
-	opts.Now = time.Now()
-	if r.cfg.Routes != nil {
-		opts.Routes = r.cfg.Routes()
+	if j.continuous {
+		r.executeContinuous(ctx, id, a, j, log)
+		return
 	}
-	pairs, paths, seq := j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
-	for i, p := range j.pairs {
-		path, err := plan.Of(snap, p, opts)
-		if err != nil {
-			j.lost.seq = append(j.lost.seq, j.seq[i])
-			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))
-			continue
-		}
-		pairs, paths, seq = append(pairs, p), append(paths, path), append(seq, j.seq[i])
-	}
-	var key stain.Key
-	rand.Read(key[:]) // never fails, see crypto/rand
+	pairs, paths, seq := r.paths(&j, r.freshSnapshot(ctx, j.pairs))
+	key := newKey()
 
 	log.Info("run begins", "pairs", len(j.pairs), "timeout", j.timeout)
 	began := time.Now()
@@ -50,17 +38,45 @@ func (r *Runner) execute(ctx context.Context, id string, a *activeRun, j job) {
 	whole := x.run(ctx, in, gaveUp)
 	err := <-written
 	x.release(time.Now())
-	state := dyetracev1.RunState_RUN_STATE_DONE
+	r.finish(id, a.feed, endedAs(ctx, whole, err), err, log, began)
+}
+
+// endedAs is the state of a run that ended whole or by ctx; err is why it could not be stored, if so.
+func endedAs(ctx context.Context, whole bool, err error) dyetracev1.RunState {
 	switch {
 	case err != nil:
-		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
+		return dyetracev1.RunState_RUN_STATE_INTERRUPTED
 	case whole: // whatever was asked of it in its last moment
+		return dyetracev1.RunState_RUN_STATE_DONE
 	case errors.Is(context.Cause(ctx), errCancelled):
-		state = dyetracev1.RunState_RUN_STATE_CANCELLED
-	default:
-		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED
+		return dyetracev1.RunState_RUN_STATE_CANCELLED
 	}
-	r.finish(id, a.feed, state, err, log, began)
+	return dyetracev1.RunState_RUN_STATE_INTERRUPTED
+}
+
+// paths plans the pairs of a job; what cannot be planned is lost to it.
+func (r *Runner) paths(j *job, snap *inventory.Snapshot) (pairs []plan.Pair, paths []plan.Path, seq []uint32) {
+	opts := j.options.plan
+	opts.Now = time.Now()
+	if r.cfg.Routes != nil {
+		opts.Routes = r.cfg.Routes()
+	}
+	pairs, paths, seq = j.pairs[:0:0], make([]plan.Path, 0, len(j.pairs)), j.seq[:0:0]
+	for i, p := range j.pairs {
+		path, err := plan.Of(snap, p, opts)
+		if err != nil {
+			j.lost.seq = append(j.lost.seq, j.seq[i])
+			j.lost.results = append(j.lost.results, unknown(refOf(p.Src), refOf(p.Dst), err))
+			continue
+		}
+		pairs, paths, seq = append(pairs, p), append(paths, path), append(seq, j.seq[i])
+	}
+	return pairs, paths, seq
+}
+
+func newKey() (key stain.Key) {
+	rand.Read(key[:]) // never fails, see crypto/rand
+	return key
 }
 
 // freshSnapshot returns the book after the hosts of pairs were asked for their state: a port that
@@ -85,10 +101,14 @@ func (r *Runner) freshSnapshot(ctx context.Context, pairs []plan.Pair) *inventor
 // write puts verdicts into the store, and then into the feed. If the store fails it closes gaveUp
 // and returns why: a verdict that is not on disk is shown to nobody.
 func (r *Runner) write(id string, f *feed, in <-chan batch, gaveUp chan<- struct{}) error {
+	put, show := r.cfg.Store.PutResults, f.add
+	if f.current != nil {
+		put, show = r.cfg.Store.PutTransitions, f.replace
+	}
 	for b := range in {
 		began := time.Now()
 		// Not the run's context: what was judged when it was cancelled is kept.
-		err := r.cfg.Store.PutResults(context.Background(), id, b.seq, b.results)
+		err := put(context.Background(), id, b.seq, b.results)
 		if err != nil {
 			close(gaveUp)
 			return err
@@ -97,7 +117,7 @@ func (r *Runner) write(id string, f *feed, in <-chan batch, gaveUp chan<- struct
 		for _, p := range b.results {
 			r.metrics.verdicts.WithLabelValues(verdictLabel(p.GetVerdict())).Inc()
 		}
-		f.add(b.results)
+		show(b.results)
 	}
 	return nil
 }
@@ -119,8 +139,7 @@ func verdictLabel(v dyetracev1.Verdict) string {
 // finish records how a run ended; err is why it could not be stored, if so.
 func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error, log *slog.Logger, began time.Time) {
 	now := time.Now()
-	_, results, _, _ := f.since(0)
-	findings := verdict.Infer(results)
+	findings := verdict.Infer(f.since(0).results)
 	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, findings, now); ferr != nil {
 		err = errors.Join(err, ferr)
 		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED // as the next start will find it
@@ -131,7 +150,7 @@ func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error
 	if err != nil {
 		log.Error("run cannot be stored, and is interrupted", "err", err)
 	}
-	run, _, _, _ := f.since(0)
+	run := f.since(0).run
 	c := run.GetCounts()
 	log.Info("run ends", "state", label, "took", now.Sub(began).Round(time.Millisecond),
 		"healthy", c.GetHealthy(), "faulty", c.GetFaulty(), "silent", c.GetSilent(), "policy", c.GetPolicy(), "unknown", c.GetUnknown())

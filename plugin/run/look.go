@@ -38,8 +38,11 @@ func (r *Runner) Get(ctx context.Context, id string) (*dyetracev1.Run, []*dyetra
 		return nil, nil, err
 	}
 	if a := r.look(run); a != nil {
-		run, results, _, _ := a.feed.since(0)
-		return run, results, nil
+		p := a.feed.since(0)
+		if p.run.GetOptions().GetContinuous() {
+			p.run.Transitions, err = r.cfg.Store.Transitions(ctx, p.run.GetId(), shownTransitions)
+		}
+		return p.run, p.results, err
 	}
 	return r.stored(ctx, run.GetId())
 }
@@ -61,8 +64,14 @@ func (r *Runner) stored(ctx context.Context, id string) (*dyetracev1.Run, []*dye
 		}
 	}
 	run.Verdict = worst(run.GetCounts())
-	return run, results, nil
+	if run.GetOptions().GetContinuous() {
+		run.Transitions, err = r.cfg.Store.Transitions(ctx, run.GetId(), shownTransitions)
+	}
+	return run, results, err
 }
+
+// shownTransitions is how many of the contract's (Run.transitions) are shown.
+const shownTransitions = 1000
 
 // List returns at most limit runs older than before, newest first, without their pairs.
 func (r *Runner) List(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error) {
@@ -89,6 +98,7 @@ func (r *Runner) Watch(ctx context.Context, id string, show func(*dyetracev1.Wat
 	if err != nil {
 		return err
 	}
+	run.Transitions = nil
 	f := newFeed(run, results)
 	f.end(run.GetState(), run.GetFindings(), run.GetEnded())
 	return f.watch(ctx, show)

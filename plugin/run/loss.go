@@ -66,7 +66,10 @@ func (l layout) tries(track int) int {
 
 // room is how many probes beyond hardAttempts of each track a run of so many tracks may take.
 func (o options) room(tracks int) int {
-	if o.measure {
+	switch {
+	case o.patrol:
+		return patrolProbes
+	case o.measure:
 		return min(tracks*o.test.Max, maxExtra)
 	}
 	return min(tracks*o.test.Max, maxQuick)

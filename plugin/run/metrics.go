@@ -17,6 +17,11 @@ type metrics struct {
 	explanations prometheus.Counter
 	samples      *prometheus.CounterVec
 	write        prometheus.Histogram
+
+	// of continuous runs
+	patrols, exams, suspicions, lost prometheus.Counter
+	transitions                      *prometheus.CounterVec
+	named, rtt                       prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -46,6 +51,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		explanations: counter("explanations_total", "Explanations asked for."),
 		samples: vec("samples_total", "fate",
 			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),
+		patrols:     counter("patrols_total", "Patrols of continuous runs that took over: another key, or another plan."),
+		exams:       counter("examinations_total", "Examinations by continuous runs: pairs judged anew, all that were suspect together."),
+		suspicions:  counter("suspicions_total", "Probes of continuous runs lost while their pair was examined."),
+		lost:        counter("lost_total", "Probes of continuous runs that were lost between healthy pairs."),
+		transitions: vec("transitions_total", "verdict", "Changes of a verdict or its cause in continuous runs, by the verdict that is new."),
+		named: f.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "dyetrace", Subsystem: "run", Name: "named_seconds", Help: "Time from the first probe that was lost, as it was sent, to the verdict with its cause, in continuous runs.",
+			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10},
+		}),
+		rtt: f.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "dyetrace", Subsystem: "run", Name: "rtt_seconds", Help: "Round trips of continuous runs, by the clock of the source's host.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 12), // 0.1 ms to 0.2 s
+		}),
 		write: f.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "dyetrace", Subsystem: "run", Name: "store_write_seconds", Help: "Time to write a batch of verdicts.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms, an fsync, to 8 s

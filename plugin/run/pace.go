@@ -179,6 +179,19 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 	return go_, rest
 }
 
+// rich says of each lane whether both its instances have so many tokens, at the least.
+func (p *pace) rich(lanes []lane, tokens float64, now time.Time) []bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]bool, len(lanes))
+	for i, l := range lanes {
+		p.fill(l.src, now)
+		p.fill(l.dst, now)
+		all[i] = l.src.tokens >= tokens && l.dst.tokens >= tokens
+	}
+	return all
+}
+
 // needs returns how long pairs take at the least, so many probes each.
 func (p *pace) needs(pairs []plan.Pair, each int) time.Duration {
 	probes := map[string]int{}

@@ -53,6 +53,7 @@ func (x *execution) inject(now time.Time) {
 		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
 			x.ledger.fail(number, why, false)
 			x.free(number)
+			x.patrol.failed(number)
 			continue
 		}
 		x.inflight++

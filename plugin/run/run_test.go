@@ -366,6 +366,12 @@ func (c *cast) Arm(host int, m *dyetracev1.Arm) uint64 {
 	return answer.Id
 }
 
+func (c *cast) Audit(host int) {
+	if !c.mute["audited "+c.spec.Hosts[host]] {
+		c.put(host, &dyetracev1.Audited{Windows: c.windows()})
+	}
+}
+
 func (c *cast) Finish(host int) {
 	c.mu.Lock()
 	c.finished = append(c.finished, c.spec.Hosts[host])

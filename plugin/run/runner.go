@@ -34,6 +34,10 @@ type Store interface {
 	CreateRun(ctx context.Context, scope *dyetracev1.Scope, opts *dyetracev1.ProbeOptions, now time.Time, timeout time.Duration, plan []*dyetracev1.PairResult) (*dyetracev1.Run, error)
 	ResumeRun(ctx context.Context, id string) (*dyetracev1.Run, time.Duration, error)
 	PutResults(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
+	// PutTransitions is PutResults for verdicts that take the place of those before, and are kept
+	// as transitions too, the last of them. Transitions returns at most limit, the oldest first.
+	PutTransitions(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error
+	Transitions(ctx context.Context, id string, limit int) ([]*dyetracev1.PairResult, error)
 	FinishRun(ctx context.Context, id string, state dyetracev1.RunState, findings []*dyetracev1.Finding, now time.Time) error
 	Run(ctx context.Context, id string) (*dyetracev1.Run, error)
 	Runs(ctx context.Context, before string, limit int) ([]*dyetracev1.Run, error)
@@ -159,7 +163,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetr
 		return nil, fmt.Errorf("%w: to measure the loss of %d pairs may take %d probes (at most %d: choose a network or a host, or a larger options.max_loss)",
 			ErrBusy, len(pairs), n, maxExtra)
 	}
-	if timeout == 0 {
+	if timeout == 0 && !opts.GetContinuous() {
 		timeout = r.cfg.Timeout + r.pace.needs(pairs, o.each())
 	}
 	if err := r.reserve(); err != nil {
@@ -178,7 +182,9 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetr
 		r.giveUp()
 		return nil, err
 	}
-	return r.launch(run, nil, job{pairs: pairs, seq: seq, options: o, timeout: timeout}), nil
+	return r.launch(run, nil, job{
+		pairs: pairs, seq: seq, options: o, timeout: timeout, continuous: opts.GetContinuous(), rate: opts.GetRate(),
+	}), nil
 }
 
 // Resume goes on with an interrupted run: pairs that have a verdict keep it. The error wraps
@@ -203,17 +209,21 @@ func (r *Runner) Resume(ctx context.Context, id string) (*dyetracev1.Run, error)
 		r.giveUp()
 		return nil, errors.Join(err, r.cfg.Store.FinishRun(context.WithoutCancel(ctx), run.GetId(), dyetracev1.RunState_RUN_STATE_INTERRUPTED, nil, time.Now()))
 	}
-	before, j := replan(r.cfg.Book.Snapshot(), planned)
-	j.options, j.timeout = optionsFromProto(run.GetOptions()), timeout
+	before, j := replan(r.cfg.Book.Snapshot(), planned, run.GetOptions().GetContinuous())
+	j.options, j.timeout, j.rate = optionsFromProto(run.GetOptions()), timeout, run.GetOptions().GetRate()
 	return r.launch(run, before, j), nil
 }
 
-// replan returns the verdicts that a plan has, and what is left to do.
-func replan(snap *inventory.Snapshot, planned []*dyetracev1.PairResult) (before []*dyetracev1.PairResult, j job) {
+// replan returns the verdicts that a plan has, and what is left to do: all, if it is continuous.
+func replan(snap *inventory.Snapshot, planned []*dyetracev1.PairResult, continuous bool) (before []*dyetracev1.PairResult, j job) {
+	j.continuous, j.before = continuous, map[uint32]*dyetracev1.PairResult{}
 	for i, p := range planned {
 		if p.GetVerdict() != dyetracev1.Verdict_VERDICT_UNSPECIFIED {
 			before = append(before, p)
-			continue
+			if !continuous {
+				continue
+			}
+			j.before[uint32(i)] = p
 		}
 		src, serr := snap.Resolve(p.GetSrc().GetNetwork() + "/" + p.GetSrc().GetName())
 		dst, derr := snap.Resolve(p.GetDst().GetNetwork() + "/" + p.GetDst().GetName())
@@ -271,16 +281,24 @@ type job struct {
 	options options
 	timeout time.Duration
 	lost    batch // verdicts on pairs that cannot be planned
+	// continuous: until it is cancelled or timeout has passed, which 0 is never; rate is how many
+	// probes a second an instance takes part in, 0 the controller's.
+	continuous bool
+	rate       float64
+	before     map[uint32]*dyetracev1.PairResult // verdicts that stand, by seq
 }
 
 // launch makes a run active. before are verdicts that it has already.
 func (r *Runner) launch(run *dyetracev1.Run, before []*dyetracev1.PairResult, j job) *dyetracev1.Run {
 	run.Verdict = worst(run.GetCounts())
 	a := &activeRun{feed: newFeed(run, before), over: make(chan struct{})}
+	if j.continuous {
+		a.feed.continuous()
+	}
 	id := run.GetId()
 	ctx, end := context.WithCancelCause(r.ctx)
 	a.end = end
-	shown, _, _, _ := a.feed.since(0)
+	shown := a.feed.since(0).run
 
 	r.mu.Lock()
 	r.begun--
@@ -317,6 +335,6 @@ func (r *Runner) Cancel(ctx context.Context, id string) (*dyetracev1.Run, error)
 		return nil, ctx.Err()
 	case <-a.over:
 	}
-	run, _, _, _ = a.feed.since(0)
+	run = a.feed.since(0).run
 	return run, nil
 }

@@ -18,6 +18,8 @@ type options struct {
 	// not only those whose first probe is lost.
 	test    sequential.Plan
 	measure bool
+	// patrol says that probes are sent for ever, and for nobody's verdict.
+	patrol bool
 }
 
 // optionsFromProto reads a request's options, which are valid; nil is the zero value.
@@ -140,6 +142,10 @@ func (x *execution) start(pair, scheme int) {
 // next decides what follows a probe of a track that arrived or has settled: another one, another
 // scheme, or nothing. Then it waits for the end, when both audits of the hooks are there.
 func (x *execution) next(track int, number uint32) {
+	if x.patrol != nil {
+		x.patrol.met(track, number)
+		return
+	}
 	p := &x.progress[x.layout.pair(track)]
 	if x.ledger.probes[number].looked || p.over&x.layout.bit(track) != 0 {
 		return

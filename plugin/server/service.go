@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"connectrpc.com/connect"
@@ -81,6 +82,16 @@ func checkOptions(o *dyetracev1.ProbeOptions) error {
 	}
 	if p := o.GetMaxLoss(); p != 0 && !(p >= run.MinLoss && p <= run.MaxLoss) { // NaN is neither
 		return invalid("options.max_loss: %g, want a share from %g to %g, or 0 for the default", p, run.MinLoss, run.MaxLoss)
+	}
+	switch {
+	case o.GetRate() < 0 || math.IsNaN(o.GetRate()) || math.IsInf(o.GetRate(), 0):
+		return invalid("options.rate: %g, want probes per second, or 0 for the controller's own bound", o.GetRate())
+	case o.GetRate() != 0 && !o.GetContinuous():
+		return invalid("options.rate: %g, want 0 in a run that is not continuous", o.GetRate())
+	case o.GetContinuous() && o.GetLoss():
+		return invalid("options.loss: a continuous run measures loss all the time, want one of the two")
+	case o.GetContinuous() && o.GetNoTouch():
+		return invalid("options.no_touch: continuous runs cannot, want one of the two")
 	}
 	return nil
 }

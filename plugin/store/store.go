@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -267,6 +268,86 @@ func (s *Store) PutResults(ctx context.Context, id string, seq []uint32, results
 		return fmt.Errorf("put results of run %s: %w", id, err)
 	}
 	return nil
+}
+
+// keptTransitions is how many of a run are kept: enough to tell what happened in a bad night.
+const keptTransitions = 10_000
+
+// PutTransitions is PutResults for a continuous run: verdicts take the place of those before, and the
+// last 10,000 of the run are kept as its transitions, too.
+func (s *Store) PutTransitions(ctx context.Context, id string, seq []uint32, results []*dyetracev1.PairResult) error {
+	if len(seq) != len(results) {
+		return fmt.Errorf("put transitions of run %s: %d numbers for %d results", id, len(seq), len(results))
+	}
+	err := s.tx(ctx, func(tx *sql.Tx) error {
+		key, total, err := runningRun(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		for i, r := range results {
+			if int64(seq[i]) >= total {
+				return fmt.Errorf("pair %d of %d", seq[i], total)
+			}
+			if err := count(&dyetracev1.Counts{}, r.GetVerdict()); err != nil {
+				return fmt.Errorf("pair %d: %w", seq[i], err)
+			}
+			b, err := proto.Marshal(r)
+			if err != nil {
+				return fmt.Errorf("pair %d: %w", seq[i], err)
+			}
+			if _, err := tx.ExecContext(ctx, `INSERT INTO results (run, seq, verdict, result) VALUES (?, ?, ?, ?)
+				ON CONFLICT (run, seq) DO UPDATE SET verdict = excluded.verdict, result = excluded.result`,
+				key, seq[i], r.GetVerdict(), nonNil(b)); err != nil {
+				return fmt.Errorf("pair %d: %w", seq[i], err)
+			}
+			if _, err := tx.ExecContext(ctx, `INSERT INTO transitions (run, result) VALUES (?, ?)`, key, nonNil(b)); err != nil {
+				return fmt.Errorf("pair %d: %w", seq[i], err)
+			}
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM transitions WHERE run = ? AND number <=
+			(SELECT number FROM transitions WHERE run = ? ORDER BY number DESC LIMIT 1 OFFSET ?)`, key, key, keptTransitions); err != nil {
+			return err
+		}
+		return recount(ctx, tx, key)
+	})
+	if err != nil {
+		return fmt.Errorf("put transitions of run %s: %w", id, err)
+	}
+	return nil
+}
+
+// recount sets a run's counts to those of its results.
+func recount(ctx context.Context, tx *sql.Tx, key int64) error {
+	_, err := tx.ExecContext(ctx, `UPDATE runs SET (healthy, faulty, silent, policy, unknown) = (
+		SELECT COALESCE(SUM(verdict = ?), 0), COALESCE(SUM(verdict = ?), 0), COALESCE(SUM(verdict = ?), 0),
+			COALESCE(SUM(verdict = ?), 0), COALESCE(SUM(verdict = ?), 0) FROM results WHERE run = ?) WHERE run = ?`,
+		dyetracev1.Verdict_VERDICT_HEALTHY, dyetracev1.Verdict_VERDICT_FAULTY, dyetracev1.Verdict_VERDICT_SILENT,
+		dyetracev1.Verdict_VERDICT_POLICY, dyetracev1.Verdict_VERDICT_UNKNOWN, key, key)
+	return err
+}
+
+// Transitions returns the last verdicts that a continuous run put, at most limit, the oldest first.
+func (s *Store) Transitions(ctx context.Context, id string, limit int) ([]*dyetracev1.PairResult, error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT t.result FROM transitions t JOIN runs USING (run)
+		WHERE runs.id = ? ORDER BY t.number DESC LIMIT ?`, id, limit)
+	if err != nil {
+		return nil, fmt.Errorf("transitions of run %s: %w", id, err)
+	}
+	defer rows.Close()
+	var all []*dyetracev1.PairResult
+	var b sql.RawBytes
+	for rows.Next() {
+		p := &dyetracev1.PairResult{}
+		if err := rows.Scan(&b); err != nil {
+			return nil, fmt.Errorf("transitions of run %s: %w", id, err)
+		}
+		if err := proto.Unmarshal(b, p); err != nil {
+			return nil, fmt.Errorf("transitions of run %s: %w", id, err)
+		}
+		all = append(all, p)
+	}
+	slices.Reverse(all)
+	return all, rows.Err()
 }
 
 func count(c *dyetracev1.Counts, v dyetracev1.Verdict) error {

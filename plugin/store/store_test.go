@@ -443,3 +443,62 @@ func BenchmarkPutResults(b *testing.B) {
 		})
 	}
 }
+
+// TestTransitions has verdicts of a continuous run take the place of others, over a restart, and the
+// oldest ones forgotten.
+func TestTransitions(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "dyetrace.db")
+	s := open(t, path)
+	pairs := plan(3)
+	run, err := s.CreateRun(t.Context(), scope, &dyetracev1.ProbeOptions{Continuous: true}, start, 0, pairs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(i int, v dyetracev1.Verdict) *dyetracev1.PairResult {
+		t.Helper()
+		r := &dyetracev1.PairResult{Src: pairs[i].Src, Dst: pairs[i].Dst, Verdict: v}
+		if err := s.PutTransitions(t.Context(), run.Id, []uint32{uint32(i)}, []*dyetracev1.PairResult{r}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	const healthy, faulty = dyetracev1.Verdict_VERDICT_HEALTHY, dyetracev1.Verdict_VERDICT_FAULTY
+	put(0, healthy)
+	put(1, healthy)
+	a := put(0, faulty)
+	b := put(0, healthy)
+	c := put(1, faulty)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	got, err := s.Run(t.Context(), run.Id)
+	if err != nil || got.Counts.Healthy != 1 || got.Counts.Faulty != 1 || got.State != dyetracev1.RunState_RUN_STATE_INTERRUPTED {
+		t.Errorf("run %v, %v; want one pair healthy, one faulty, interrupted", got, err)
+	}
+	all, err := s.Transitions(t.Context(), run.Id, 3)
+	if diff := cmp.Diff([]*dyetracev1.PairResult{a, b, c}, all, protocmp.Transform()); err != nil || diff != "" {
+		t.Errorf("transitions: %v\n%s", err, diff)
+	}
+	now, err := s.Pairs(t.Context(), run.Id)
+	if err != nil || now[0].Verdict != healthy || now[1].Verdict != faulty || now[2].Verdict != 0 {
+		t.Errorf("pairs %v, %v", now, err)
+	}
+	if err := s.PutTransitions(t.Context(), run.Id, []uint32{0}, []*dyetracev1.PairResult{a}); !errors.Is(err, ErrState) {
+		t.Errorf("a run that is not running: %v", err)
+	}
+	if _, timeout, err := s.ResumeRun(t.Context(), run.Id); err != nil || timeout != 0 {
+		t.Errorf("resumed with %v, %v", timeout, err)
+	}
+	many, seq := make([]*dyetracev1.PairResult, keptTransitions+50), make([]uint32, keptTransitions+50)
+	for i := range many {
+		many[i] = b
+	}
+	if err := s.PutTransitions(t.Context(), run.Id, seq, many); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.Transitions(t.Context(), run.Id, 2*keptTransitions); err != nil || len(all) != keptTransitions {
+		t.Errorf("%d transitions are kept, %v; want %d", len(all), err, keptTransitions)
+	}
+}

@@ -68,6 +68,13 @@ func (j *judgement) lossOf() *Loss {
 	return l
 }
 
+// LostAt returns between which points of its path the first attempt was lost; not proven where
+// what is missing proves nothing.
+func LostAt(e Evidence) (last, next int, proven bool) {
+	t := e.trail(&e.Attempts[0])
+	return t.last, t.next, t.last >= 0 && t.next >= 0
+}
+
 // rate words the loss: "4.1 % (2.9-5.8 %, 95 %) of 350 probes".
 func (l *Loss) rate() string {
 	return fmt.Sprintf("%s %% (%s-%s %%, 95 %%) of %d probes", percent(float64(l.Lost)/float64(l.Probes)),

@@ -93,6 +93,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Refreshed
 	//	*SessionRequest_Armed
 	//	*SessionRequest_UnderlayReport
+	//	*SessionRequest_Audited
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -234,6 +235,15 @@ func (x *SessionRequest) GetUnderlayReport() *UnderlayReport {
 	return nil
 }
 
+func (x *SessionRequest) GetAudited() *Audited {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Audited); ok {
+			return x.Audited
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -282,6 +292,10 @@ type SessionRequest_UnderlayReport struct {
 	UnderlayReport *UnderlayReport `protobuf:"bytes,11,opt,name=underlay_report,json=underlayReport,proto3,oneof"`
 }
 
+type SessionRequest_Audited struct {
+	Audited *Audited `protobuf:"bytes,12,opt,name=audited,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -304,6 +318,8 @@ func (*SessionRequest_Armed) isSessionRequest_Message() {}
 
 func (*SessionRequest_UnderlayReport) isSessionRequest_Message() {}
 
+func (*SessionRequest_Audited) isSessionRequest_Message() {}
+
 // SessionResponse is what the controller says.
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -318,6 +334,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Refresh
 	//	*SessionResponse_Arm
 	//	*SessionResponse_ProbeUnderlay
+	//	*SessionResponse_Audit
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -441,6 +458,15 @@ func (x *SessionResponse) GetProbeUnderlay() *ProbeUnderlay {
 	return nil
 }
 
+func (x *SessionResponse) GetAudit() *Audit {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Audit); ok {
+			return x.Audit
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -481,6 +507,10 @@ type SessionResponse_ProbeUnderlay struct {
 	ProbeUnderlay *ProbeUnderlay `protobuf:"bytes,9,opt,name=probe_underlay,json=probeUnderlay,proto3,oneof"`
 }
 
+type SessionResponse_Audit struct {
+	Audit *Audit `protobuf:"bytes,10,opt,name=audit,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -498,6 +528,8 @@ func (*SessionResponse_Refresh) isSessionResponse_Message() {}
 func (*SessionResponse_Arm) isSessionResponse_Message() {}
 
 func (*SessionResponse_ProbeUnderlay) isSessionResponse_Message() {}
+
+func (*SessionResponse_Audit) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -2711,7 +2743,7 @@ var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xe1\x04\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\x93\x05\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -2724,8 +2756,9 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\trefreshed\x18\t \x01(\v2\x16.dyetrace.v1.RefreshedH\x00R\trefreshed\x12*\n" +
 	"\x05armed\x18\n" +
 	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armed\x12F\n" +
-	"\x0funderlay_report\x18\v \x01(\v2\x1b.dyetrace.v1.UnderlayReportH\x00R\x0eunderlayReportB\t\n" +
-	"\amessage\"\xdc\x03\n" +
+	"\x0funderlay_report\x18\v \x01(\v2\x1b.dyetrace.v1.UnderlayReportH\x00R\x0eunderlayReport\x120\n" +
+	"\aaudited\x18\f \x01(\v2\x14.dyetrace.v1.AuditedH\x00R\aauditedB\t\n" +
+	"\amessage\"\x88\x04\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
@@ -2735,7 +2768,9 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\aexplain\x18\x06 \x01(\v2\x14.dyetrace.v1.ExplainH\x00R\aexplain\x120\n" +
 	"\arefresh\x18\a \x01(\v2\x14.dyetrace.v1.RefreshH\x00R\arefresh\x12$\n" +
 	"\x03arm\x18\b \x01(\v2\x10.dyetrace.v1.ArmH\x00R\x03arm\x12C\n" +
-	"\x0eprobe_underlay\x18\t \x01(\v2\x1a.dyetrace.v1.ProbeUnderlayH\x00R\rprobeUnderlayB\t\n" +
+	"\x0eprobe_underlay\x18\t \x01(\v2\x1a.dyetrace.v1.ProbeUnderlayH\x00R\rprobeUnderlay\x12*\n" +
+	"\x05audit\x18\n" +
+	" \x01(\v2\x12.dyetrace.v1.AuditH\x00R\x05auditB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -2991,43 +3026,45 @@ var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
 	18, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
 	28, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
-	4,  // 11: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 12: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	10, // 13: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	16, // 14: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	23, // 15: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	25, // 16: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	7,  // 17: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	17, // 18: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	27, // 19: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
-	29, // 20: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	30, // 21: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	31, // 22: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	32, // 23: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	33, // 24: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	14, // 25: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	14, // 26: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
-	15, // 27: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
-	34, // 28: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
-	19, // 29: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	35, // 30: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	19, // 31: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	19, // 32: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	21, // 33: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	34, // 34: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	35, // 35: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	14, // 36: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	35, // 37: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 38: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	36, // 39: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	37, // 40: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	1,  // 41: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 42: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	42, // [42:43] is the sub-list for method output_type
-	41, // [41:42] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	13, // 11: dyetrace.v1.SessionRequest.audited:type_name -> dyetrace.v1.Audited
+	4,  // 12: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 13: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 14: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	16, // 15: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	23, // 16: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	25, // 17: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 18: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	17, // 19: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	27, // 20: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	12, // 21: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
+	29, // 22: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	30, // 23: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	31, // 24: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	32, // 25: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	33, // 26: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	14, // 27: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	14, // 28: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
+	15, // 29: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
+	34, // 30: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	19, // 31: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	35, // 32: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	19, // 33: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	19, // 34: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	21, // 35: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	34, // 36: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	35, // 37: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	14, // 38: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	35, // 39: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 40: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	36, // 41: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	37, // 42: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	1,  // 43: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 44: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	44, // [44:45] is the sub-list for method output_type
+	43, // [43:44] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -3048,6 +3085,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_Refreshed)(nil),
 		(*SessionRequest_Armed)(nil),
 		(*SessionRequest_UnderlayReport)(nil),
+		(*SessionRequest_Audited)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -3059,6 +3097,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_Refresh)(nil),
 		(*SessionResponse_Arm)(nil),
 		(*SessionResponse_ProbeUnderlay)(nil),
+		(*SessionResponse_Audit)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

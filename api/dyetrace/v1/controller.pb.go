@@ -1164,8 +1164,11 @@ type Run struct {
 	// Of a continuous run under way: segments that lose more than is allowed, by all pairs
 	// that pass them together.
 	Losses []*SegmentLoss `protobuf:"bytes,13,rep,name=losses,proto3" json:"losses,omitempty"`
-	// Probes sent by a continuous run under way.
-	Probes        uint64 `protobuf:"varint,14,opt,name=probes,proto3" json:"probes,omitempty"`
+	// Probes sent by a continuous run under way, to look; not those of examinations.
+	Probes uint64 `protobuf:"varint,14,opt,name=probes,proto3" json:"probes,omitempty"`
+	// Of a continuous run, in answers of GetRun: the last changes of verdicts, oldest
+	// first, at most 1000.
+	Transitions   []*PairResult `protobuf:"bytes,15,rep,name=transitions,proto3" json:"transitions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1282,6 +1285,13 @@ func (x *Run) GetProbes() uint64 {
 		return x.Probes
 	}
 	return 0
+}
+
+func (x *Run) GetTransitions() []*PairResult {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
 }
 
 // Finding is one thing that explains why pairs are not healthy, and that no healthy pair
@@ -4959,7 +4969,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x04rate\x18\a \x01(\x01R\x04rate\x12\x10\n" +
 	"\x03mtu\x18\f \x01(\bR\x03mtu\"6\n" +
 	"\x10StartRunResponse\x12\"\n" +
-	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xf8\x03\n" +
+	"\x03run\x18\x01 \x01(\v2\x10.dyetrace.v1.RunR\x03run\"\xb3\x04\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.dyetrace.v1.RunStateR\x05state\x12(\n" +
@@ -4973,7 +4983,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\bfindings\x18\n" +
 	" \x03(\v2\x14.dyetrace.v1.FindingR\bfindings\x120\n" +
 	"\x06losses\x18\r \x03(\v2\x18.dyetrace.v1.SegmentLossR\x06losses\x12\x16\n" +
-	"\x06probes\x18\x0e \x01(\x04R\x06probes\"\xab\x04\n" +
+	"\x06probes\x18\x0e \x01(\x04R\x06probes\x129\n" +
+	"\vtransitions\x18\x0f \x03(\v2\x17.dyetrace.v1.PairResultR\vtransitions\"\xab\x04\n" +
 	"\aFinding\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.FindingKindR\x04kind\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x12\n" +
@@ -5489,113 +5500,114 @@ var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	13,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
 	16,  // 13: dyetrace.v1.Run.findings:type_name -> dyetrace.v1.Finding
 	22,  // 14: dyetrace.v1.Run.losses:type_name -> dyetrace.v1.SegmentLoss
-	2,   // 15: dyetrace.v1.Finding.kind:type_name -> dyetrace.v1.FindingKind
-	25,  // 16: dyetrace.v1.Finding.instance:type_name -> dyetrace.v1.InstanceRef
-	25,  // 17: dyetrace.v1.Finding.other:type_name -> dyetrace.v1.InstanceRef
-	63,  // 18: dyetrace.v1.Finding.flow:type_name -> dyetrace.v1.FlowRef
-	1,   // 19: dyetrace.v1.Finding.verdict:type_name -> dyetrace.v1.Verdict
-	4,   // 20: dyetrace.v1.Finding.cause_kind:type_name -> dyetrace.v1.CauseKind
-	17,  // 21: dyetrace.v1.Finding.pairs:type_name -> dyetrace.v1.PairRef
-	25,  // 22: dyetrace.v1.PairRef.src:type_name -> dyetrace.v1.InstanceRef
-	25,  // 23: dyetrace.v1.PairRef.dst:type_name -> dyetrace.v1.InstanceRef
-	25,  // 24: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
-	25,  // 25: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
-	1,   // 26: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
-	26,  // 27: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
-	27,  // 28: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	63,  // 29: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	60,  // 30: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
-	23,  // 31: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
-	4,   // 32: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
-	20,  // 33: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
-	21,  // 34: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
-	62,  // 35: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
-	1,   // 36: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
-	5,   // 37: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
-	26,  // 38: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
-	6,   // 39: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
-	64,  // 40: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
-	64,  // 41: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
-	3,   // 42: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
-	26,  // 43: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
-	62,  // 44: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
-	24,  // 45: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
-	65,  // 46: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
-	64,  // 47: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	64,  // 48: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
-	3,   // 49: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	64,  // 50: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
-	3,   // 51: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
-	15,  // 52: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
-	19,  // 53: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
-	15,  // 54: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
-	19,  // 55: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
-	15,  // 56: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
-	15,  // 57: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
-	15,  // 58: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
-	40,  // 59: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	62,  // 60: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	66,  // 61: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	67,  // 62: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	68,  // 63: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
-	43,  // 64: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	67,  // 65: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	62,  // 66: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	69,  // 67: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
-	49,  // 68: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
-	50,  // 69: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
-	7,   // 70: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
-	48,  // 71: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 72: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
-	8,   // 73: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
-	48,  // 74: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 75: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
-	53,  // 76: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	62,  // 77: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
-	48,  // 78: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 79: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	62,  // 80: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
-	56,  // 81: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	62,  // 82: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
-	48,  // 83: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
-	48,  // 84: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
-	59,  // 85: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
-	9,   // 86: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	62,  // 87: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	62,  // 88: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	62,  // 89: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	62,  // 90: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	12,  // 91: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	28,  // 92: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	30,  // 93: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	32,  // 94: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	34,  // 95: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	36,  // 96: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	38,  // 97: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	41,  // 98: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	44,  // 99: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	46,  // 100: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	51,  // 101: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	54,  // 102: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	57,  // 103: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	14,  // 104: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	29,  // 105: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	31,  // 106: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	33,  // 107: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	35,  // 108: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	37,  // 109: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	39,  // 110: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	42,  // 111: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	45,  // 112: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	47,  // 113: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	52,  // 114: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	55,  // 115: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	58,  // 116: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	104, // [104:117] is the sub-list for method output_type
-	91,  // [91:104] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	19,  // 15: dyetrace.v1.Run.transitions:type_name -> dyetrace.v1.PairResult
+	2,   // 16: dyetrace.v1.Finding.kind:type_name -> dyetrace.v1.FindingKind
+	25,  // 17: dyetrace.v1.Finding.instance:type_name -> dyetrace.v1.InstanceRef
+	25,  // 18: dyetrace.v1.Finding.other:type_name -> dyetrace.v1.InstanceRef
+	63,  // 19: dyetrace.v1.Finding.flow:type_name -> dyetrace.v1.FlowRef
+	1,   // 20: dyetrace.v1.Finding.verdict:type_name -> dyetrace.v1.Verdict
+	4,   // 21: dyetrace.v1.Finding.cause_kind:type_name -> dyetrace.v1.CauseKind
+	17,  // 22: dyetrace.v1.Finding.pairs:type_name -> dyetrace.v1.PairRef
+	25,  // 23: dyetrace.v1.PairRef.src:type_name -> dyetrace.v1.InstanceRef
+	25,  // 24: dyetrace.v1.PairRef.dst:type_name -> dyetrace.v1.InstanceRef
+	25,  // 25: dyetrace.v1.PairResult.src:type_name -> dyetrace.v1.InstanceRef
+	25,  // 26: dyetrace.v1.PairResult.dst:type_name -> dyetrace.v1.InstanceRef
+	1,   // 27: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
+	26,  // 28: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
+	27,  // 29: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
+	63,  // 30: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	60,  // 31: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	23,  // 32: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
+	4,   // 33: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
+	20,  // 34: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
+	21,  // 35: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
+	62,  // 36: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
+	1,   // 37: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
+	5,   // 38: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
+	26,  // 39: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
+	6,   // 40: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
+	64,  // 41: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
+	64,  // 42: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
+	3,   // 43: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
+	26,  // 44: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
+	62,  // 45: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
+	24,  // 46: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
+	65,  // 47: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	64,  // 48: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	64,  // 49: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	3,   // 50: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
+	64,  // 51: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	3,   // 52: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
+	15,  // 53: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
+	19,  // 54: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
+	15,  // 55: dyetrace.v1.GetRunResponse.run:type_name -> dyetrace.v1.Run
+	19,  // 56: dyetrace.v1.GetRunResponse.pairs:type_name -> dyetrace.v1.PairResult
+	15,  // 57: dyetrace.v1.ListRunsResponse.runs:type_name -> dyetrace.v1.Run
+	15,  // 58: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
+	15,  // 59: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
+	40,  // 60: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
+	62,  // 61: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	66,  // 62: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	67,  // 63: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	68,  // 64: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	43,  // 65: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
+	67,  // 66: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	62,  // 67: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	69,  // 68: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	49,  // 69: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
+	50,  // 70: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
+	7,   // 71: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
+	48,  // 72: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 73: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	8,   // 74: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
+	48,  // 75: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 76: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	53,  // 77: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
+	62,  // 78: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	48,  // 79: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
+	62,  // 80: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	62,  // 81: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	56,  // 82: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
+	62,  // 83: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	48,  // 84: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
+	48,  // 85: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
+	59,  // 86: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
+	9,   // 87: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
+	62,  // 88: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	62,  // 89: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	62,  // 90: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	62,  // 91: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	12,  // 92: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	28,  // 93: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	30,  // 94: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	32,  // 95: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	34,  // 96: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	36,  // 97: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	38,  // 98: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	41,  // 99: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	44,  // 100: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	46,  // 101: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	51,  // 102: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	54,  // 103: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	57,  // 104: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	14,  // 105: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	29,  // 106: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	31,  // 107: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	33,  // 108: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	35,  // 109: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	37,  // 110: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	39,  // 111: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	42,  // 112: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	45,  // 113: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	47,  // 114: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	52,  // 115: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	55,  // 116: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	58,  // 117: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	105, // [105:118] is the sub-list for method output_type
+	92,  // [92:105] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }

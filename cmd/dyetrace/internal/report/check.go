@@ -22,6 +22,10 @@ type Run struct {
 	// Total is the number of pairs planned; Counts holds those judged so far.
 	Total  uint32 `json:"total"`
 	Counts Counts `json:"counts"`
+	// Losses are the parts of ways that lose more than is allowed, by all pairs that pass them;
+	// Probes were sent to look. Of continuous runs under way.
+	Losses []SegmentLoss `json:"losses"`
+	Probes uint64        `json:"probes"`
 }
 
 // Asked writes scope and options as the arguments of check that ask for them.
@@ -85,6 +89,8 @@ type Check struct {
 	// Findings are what pairs that are not healthy have in common, what explains most first.
 	Findings []Finding `json:"findings"`
 	Pairs    []Pair    `json:"pairs"`
+	// Transitions are the last changes in a continuous run, the oldest first.
+	Transitions []Pair `json:"transitions"`
 }
 
 // Counts are numbers of pairs by verdict.
@@ -94,6 +100,22 @@ type Counts struct {
 	Silent  uint32 `json:"silent"`
 	Policy  uint32 `json:"policy"`
 	Unknown uint32 `json:"unknown"`
+}
+
+// Add counts one more pair.
+func (c *Counts) Add(verdict string) {
+	switch verdict {
+	case "healthy":
+		c.Healthy++
+	case "faulty":
+		c.Faulty++
+	case "silent":
+		c.Silent++
+	case "policy":
+		c.Policy++
+	case "unknown":
+		c.Unknown++
+	}
 }
 
 // Judged returns how many pairs have a verdict.
@@ -138,6 +160,11 @@ type Pair struct {
 	// that arrived, where they were measured.
 	Loss      *Loss     `json:"loss"`
 	Latencies []Latency `json:"latencies"`
+	// Since when the verdict is so, in a continuous run; Before is what it was, and Changes how
+	// often it or its cause changed.
+	Since   *time.Time `json:"since"`
+	Before  string     `json:"before"`
+	Changes uint32     `json:"changes"`
 }
 
 // Point is a sampling point.
@@ -228,7 +255,12 @@ type Sample struct {
 // NewRun returns the view of a run.
 func NewRun(r *dyetracev1.Run) Run {
 	c := r.GetCounts()
+	losses := make([]SegmentLoss, 0, len(r.GetLosses()))
+	for _, l := range r.GetLosses() {
+		losses = append(losses, newSegmentLoss(l))
+	}
 	return Run{
+		Losses: losses, Probes: r.GetProbes(),
 		Run:     r.GetId(),
 		State:   State(r.GetState()),
 		Scope:   Scope(r.GetScope()),
@@ -246,7 +278,12 @@ func NewRun(r *dyetracev1.Run) Run {
 
 // NewCheck returns the view of a run and its pairs, sorted by networks and names.
 func NewCheck(r *dyetracev1.Run, pairs []*dyetracev1.PairResult) Check {
-	c := Check{Run: NewRun(r), Findings: []Finding{}, Pairs: make([]Pair, 0, len(pairs))}
+	c := Check{
+		Run: NewRun(r), Findings: []Finding{}, Pairs: make([]Pair, 0, len(pairs)), Transitions: make([]Pair, 0, len(r.GetTransitions())),
+	}
+	for _, p := range r.GetTransitions() {
+		c.Transitions = append(c.Transitions, newPair(p))
+	}
 	for _, f := range r.GetFindings() {
 		c.Findings = append(c.Findings, newFinding(f))
 	}
@@ -261,6 +298,9 @@ func NewCheck(r *dyetracev1.Run, pairs []*dyetracev1.PairResult) Check {
 	})
 	return c
 }
+
+// NewPair returns the view of one verdict.
+func NewPair(p *dyetracev1.PairResult) Pair { return newPair(p) }
 
 func newPair(p *dyetracev1.PairResult) Pair {
 	v := Pair{
@@ -282,6 +322,11 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		Samples:        make([]Sample, 0, len(p.GetSamples())),
 		Loss:           newLoss(p.GetLoss()),
 		Latencies:      make([]Latency, 0, len(p.GetLatencies())),
+		Since:          Time(p.GetSince()),
+		Changes:        p.GetChanges(),
+	}
+	if b := p.GetBefore(); b != dyetracev1.Verdict_VERDICT_UNSPECIFIED {
+		v.Before = Verdict(b)
 	}
 	for _, l := range p.GetLatencies() {
 		v.Latencies = append(v.Latencies, newLatency(l))

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 )
@@ -36,6 +37,30 @@ type Latency struct {
 	P90       int64  `json:"p90_ns"`
 	P99       int64  `json:"p99_ns"`
 	Max       int64  `json:"max_ns"`
+}
+
+// SegmentLoss is what all pairs that pass a part of their ways lose there together.
+type SegmentLoss struct {
+	// Segment is in words; empty where Host alone is what they have in common.
+	Segment string     `json:"segment"`
+	Host    string     `json:"host"`
+	Probes  uint64     `json:"probes"`
+	Lost    uint64     `json:"lost"`
+	Low     float64    `json:"low"`
+	High    float64    `json:"high"`
+	Pairs   uint32     `json:"pairs"`
+	Since   *time.Time `json:"since"`
+}
+
+func newSegmentLoss(l *dyetracev1.SegmentLoss) SegmentLoss {
+	v := SegmentLoss{
+		Host: l.GetHost(), Probes: l.GetProbes(), Lost: l.GetLost(), Low: l.GetLow(), High: l.GetHigh(),
+		Pairs: l.GetPairs(), Since: Time(l.GetSince()),
+	}
+	if s := l.GetSegment(); s != nil {
+		v.Segment = segmentWords(newPoint(s.GetFrom()), newPoint(s.GetTo()))
+	}
+	return v
 }
 
 func newLoss(l *dyetracev1.PairLoss) *Loss {

@@ -1,0 +1,53 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Change writes one change of a continuous run for people, in one line; one more for the cause, and
+// the command that shows it.
+func (p Pair) Change(w io.Writer, color bool) error {
+	t := &text{w: bufio.NewWriter(w), o: TextOptions{Color: color}}
+	mark := "✗"
+	switch p.Verdict {
+	case "healthy":
+		mark = "✓"
+	case "unknown":
+		mark = "?"
+	}
+	at := ""
+	if p.Since != nil {
+		at = p.Since.Local().Format("15:04:05.000") + "  "
+	}
+	c := verdictColor(p.Verdict)
+	t.printf("%s%s %s → %s  %s", t.paint(dim, at), t.paint(c, mark), t.paint(bold, p.SrcNetwork+"/"+p.Src), t.paint(bold, p.DstNetwork+"/"+p.Dst), t.paint(c, p.Verdict))
+	if p.Before != "" {
+		t.printf("  %s", t.paint(dim, "was "+p.Before))
+	}
+	t.printf("\n")
+	if p.Verdict != "healthy" {
+		t.fact("cause", p.Cause)
+		t.fact("show it", p.Command)
+	}
+	return t.w.Flush()
+}
+
+// Standing writes how the pairs of a continuous run stand, in one line.
+func (r Run) Standing(begun time.Time, now time.Time) string {
+	s := fmt.Sprintf("%d pairs", r.Total)
+	for _, x := range []struct {
+		n       uint32
+		verdict string
+	}{
+		{r.Counts.Healthy, "healthy"}, {r.Counts.Faulty, "faulty"}, {r.Counts.Silent, "silent"},
+		{r.Counts.Policy, "policy"}, {r.Counts.Unknown, "unknown"},
+	} {
+		if x.n > 0 {
+			s += fmt.Sprintf(", %d %s", x.n, x.verdict)
+		}
+	}
+	return s + fmt.Sprintf(", for %s", now.Sub(begun).Round(time.Second))
+}

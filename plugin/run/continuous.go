@@ -1,0 +1,532 @@
+package run
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
+)
+
+const (
+	// patrolShare of an instance's burst is left to examinations: a patrol sends no probe that would
+	// take of it.
+	patrolShare = 0.5
+	// maxExams bounds the examinations at one time. What becomes suspect meanwhile is looked at by the
+	// next one, all together.
+	maxExams = 4
+	// recheckAfter is how often a pair that is not healthy is examined though the patrol sees no
+	// change; and recheckTimes of what the last examination took, if that is longer.
+	recheckAfter = 10 * time.Second
+	recheckTimes = 4
+	// replanEvery bounds how often changes of the inventory are looked at.
+	replanEvery = 500 * time.Millisecond
+	// minSettle is how long a probe is waited for at the least; settleTimes of the longest round trips
+	// (p99) is what it is waited for if that is longer. A sample that comes later yet is waited for
+	// before a probe counts as lost: this only makes an examination begin.
+	minSettle   = 60 * time.Millisecond
+	settleTimes = 8
+	// enoughTrips is how many round trips must be known until that holds, and maxTrips how many are
+	// looked at.
+	enoughTrips, maxTrips = 20, 2000
+	figuresEvery          = 500 * time.Millisecond
+	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
+	// at a pair takes a tenth of that.
+	goEvery = 4 * time.Millisecond
+)
+
+// continuous is a run without an end: a patrol goes round the pairs; whatever it meets that does not
+// fit the verdict on a pair has the pair examined, by an execution of its own, as a run would. One
+// goroutine uses it; each examination has one more.
+type continuous struct {
+	r    *Runner
+	log  *slog.Logger
+	job  job
+	test sequential.Plan
+
+	own    *pace // of the patrol, besides that of all runs
+	lanes  []lane
+	shared []lane   // of the latter
+	round  []uint32 // pairs, in the order of their turns
+	took   time.Time
+
+	patrol, next *patrol // next is about to take over
+	paths        []*plan.Path
+	planned      *inventory.Snapshot
+	looked       time.Time // at the inventory
+
+	pairs []standing
+	pools *pools
+	rtt   sequential.Digest
+	wait  time.Duration // see minSettle
+
+	exams   int    // under way
+	begun   uint64 // exams, so far
+	wg      sync.WaitGroup
+	results chan examined
+	probes  uint64
+	shown   time.Time // figures
+	out     batch
+	feed    *feed
+}
+
+// standing is how a pair stands.
+type standing struct {
+	base  *dyetracev1.PairResult // of the last examination; nil before the first
+	shown *dyetracev1.PairResult // what everybody was told
+	steps []step
+	track int // of the patrol, -1 where there is none
+	// since is when the first probe was lost, or arrived, that does not fit base.
+	since   time.Time
+	suspect bool
+	exam    uint64 // under way, 0 is none
+	flying  bool
+	again   time.Time // to be examined then
+	// pending are probes that were lost while it was suspect.
+	pending []meeting
+}
+
+// examined is what an examination says; done is its last word.
+type examined struct {
+	batch
+	done  bool
+	exam  uint64
+	pairs []int
+	took  time.Duration
+}
+
+// executeContinuous is the life of a continuous run.
+func (r *Runner) executeContinuous(ctx context.Context, id string, a *activeRun, j job, log *slog.Logger) {
+	began := time.Now()
+	log.Info("continuous run begins", "pairs", len(j.pairs), "timeout", j.timeout)
+	limit, timedOut := context.WithCancel(ctx)
+	defer timedOut()
+	if j.timeout > 0 {
+		limit, timedOut = context.WithTimeout(ctx, j.timeout)
+		defer timedOut()
+	}
+	in, gaveUp := make(chan batch), make(chan struct{})
+	written := make(chan error, 1)
+	go func() { written <- r.write(id, a.feed, in, gaveUp) }()
+	c := newContinuous(r, j, log, a.feed, began)
+	c.run(limit, in, gaveUp)
+	err := <-written
+	r.finish(id, a.feed, endedAs(ctx, ctx.Err() == nil, err), err, log, began)
+}
+
+func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *continuous {
+	rate := r.cfg.PerInstanceRate
+	if j.rate > 0 {
+		rate = min(rate, j.rate)
+	}
+	c := &continuous{
+		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle,
+		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
+		results: make(chan examined),
+	}
+	c.job.lost = batch{}
+	c.lanes, c.shared = c.own.join(j.pairs, now), r.pace.join(j.pairs, now)
+	for i := range c.pairs {
+		p := &c.pairs[i]
+		p.track, p.suspect, p.since = -1, true, now
+		p.shown = j.before[j.seq[i]]
+	}
+	for i, r := range j.lost.results {
+		c.out.seq, c.out.results = append(c.out.seq, j.lost.seq[i]), append(c.out.results, r)
+	}
+	c.round = roundOf(j.pairs)
+	return c
+}
+
+// roundOf orders pairs so that the opposite of each comes half a round after it: either probe passes
+// most of what the other passes.
+func roundOf(pairs []plan.Pair) []uint32 {
+	round := make([]uint32, len(pairs))
+	for i := range round {
+		round[i] = uint32(i)
+	}
+	key := func(n uint32) (half int, a, b string) {
+		a, b = pairs[n].Src.Ref(), pairs[n].Dst.Ref()
+		if a > b {
+			return 1, b, a
+		}
+		return 0, a, b
+	}
+	slices.SortStableFunc(round, func(x, y uint32) int {
+		hx, ax, bx := key(x)
+		hy, ay, by := key(y)
+		return cmp.Or(cmp.Compare(hx, hy), cmp.Compare(ax, ay), cmp.Compare(bx, by))
+	})
+	return round
+}
+
+// run goes on until ctx is done or the writer gives up. Results go to in, which is closed then.
+func (c *continuous) run(ctx context.Context, in chan<- batch, gaveUp <-chan struct{}) {
+	defer close(in)
+	exams, stop := context.WithCancel(ctx)
+	defer c.end()
+	defer stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		wake := c.step(exams, now)
+		timer.Reset(wake.Sub(now))
+		var to chan<- batch
+		if len(c.out.seq) > 0 {
+			to = in
+		}
+		select {
+		case <-ctx.Done():
+			if len(c.out.seq) > 0 {
+				select {
+				case in <- c.out:
+				case <-gaveUp:
+				}
+			}
+			return
+		case <-gaveUp:
+			return
+		case to <- c.out:
+			c.out = batch{}
+		case e := <-c.results:
+			c.takeExam(e, time.Now())
+		case <-wakeOf(c.patrol):
+			c.patrol.take()
+		case <-wakeOf(c.next):
+			c.next.take()
+		case <-timer.C:
+		}
+	}
+}
+
+func wakeOf(p *patrol) <-chan struct{} {
+	if p == nil {
+		return nil
+	}
+	return p.x.agents.Wake()
+}
+
+// end waits for examinations, and gives back what the run holds.
+func (c *continuous) end() {
+	done := make(chan struct{})
+	go func() { c.wg.Wait(); close(done) }()
+	for waiting := true; waiting; {
+		select {
+		case <-c.results:
+		case <-done:
+			waiting = false
+		}
+	}
+	now := time.Now()
+	c.r.pace.leave(c.shared, now)
+	for _, p := range []*patrol{c.patrol, c.next} {
+		if p != nil {
+			p.end(now)
+		}
+	}
+}
+
+// step does what is due at now, and returns when it wants to be called again if nothing happens.
+func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
+	wake = now.Add(tick)
+	c.follow(now)
+	if c.patrol != nil {
+		c.patrol.x.settle, c.patrol.x.withdraw = c.wait, c.wait/2
+		c.goRound(now)
+		wake = earliest(wake, c.patrol.step(now))
+	}
+	if c.next != nil {
+		wake = earliest(wake, c.next.step(now))
+		if c.next.ready() {
+			c.hand(now)
+		}
+	}
+	c.examine(ctx, now)
+	if now.Sub(c.shown) >= figuresEvery {
+		c.shown = now
+		c.feed.figures(c.probes, c.losses())
+	}
+	return wake
+}
+
+// losses are the segments that lose more than is allowed, by all pairs that pass them together.
+func (c *continuous) losses() []*dyetracev1.SegmentLoss {
+	var all []*dyetracev1.SegmentLoss
+	for _, p := range c.pools.byKey {
+		if p.guard.Alarm {
+			all = append(all, p.loss())
+		}
+	}
+	slices.SortFunc(all, func(a, b *dyetracev1.SegmentLoss) int {
+		return cmp.Or(a.GetSince().AsTime().Compare(b.GetSince().AsTime()), cmp.Compare(b.GetPairs(), a.GetPairs()))
+	})
+	return all
+}
+
+// follow begins another patrol where the last one is spent, or no longer fits the inventory.
+func (c *continuous) follow(now time.Time) {
+	if c.next != nil || now.Sub(c.looked) < replanEvery && c.patrol != nil && !c.patrol.spentOut(now) {
+		return
+	}
+	c.looked = now
+	snap := c.r.cfg.Book.Snapshot()
+	if c.patrol != nil && snap == c.planned && !c.patrol.spentOut(now) {
+		return
+	}
+	c.planned = snap
+	j := c.job
+	pairs, paths, seq := c.r.paths(&j, snap)
+	fit := c.patrol != nil && !c.patrol.spentOut(now)
+	index := map[uint32]int{}
+	for i, s := range c.job.seq {
+		index[s] = i
+	}
+	fresh := make([]*plan.Path, len(c.pairs))
+	for i := range paths {
+		fresh[index[seq[i]]] = &paths[i]
+	}
+	if fit && c.patrol.misses(snap) {
+		fit = false
+	}
+	for i := range fresh {
+		if fit && !samePath(fresh[i], c.paths[i]) {
+			fit = false
+		}
+	}
+	if fit {
+		return
+	}
+	for i := range fresh {
+		if c.patrol != nil && !samePath(fresh[i], c.paths[i]) {
+			c.suspect(i, now) // what it was judged by is not what is there
+		}
+	}
+	o := c.job.options
+	o.patrol, o.measure = true, false
+	cfg := c.r.cfg
+	cfg.Settle = c.wait
+	x := newExecution(&cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, o, newKey(), 2*patrolAge, now, c.r.begin)
+	back := make([]int, len(seq))
+	for i, s := range seq {
+		back[i] = index[s]
+	}
+	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
+	c.next.paths, c.next.index = fresh, back
+}
+
+// hand has the next patrol take over.
+func (c *continuous) hand(now time.Time) {
+	if c.patrol != nil {
+		c.patrol.end(now)
+	}
+	c.patrol, c.next = c.next, nil
+	c.paths = c.patrol.paths
+	for i := range c.pairs {
+		c.pairs[i].track, c.pairs[i].flying, c.pairs[i].steps = -1, false, nil
+	}
+	for local, i := range c.patrol.index {
+		if c.patrol.x.blocked(local) {
+			continue
+		}
+		p := &c.pairs[i]
+		p.track = c.patrol.trackOf(local, p.base.GetScheme())
+		p.steps = c.pools.steps(i, c.patrol.x.ledger.path(p.track))
+	}
+	c.r.metrics.patrols.Inc()
+}
+
+// goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
+// keeps others from taking them: else those instances that once went together get theirs at the same
+// times, and go together for ever.
+func (c *continuous) goRound(now time.Time) {
+	if !c.patrol.ready() || now.Sub(c.took) < goEvery+time.Duration(len(c.round))*time.Microsecond || len(c.patrol.x.queue) >= maxFlying {
+		return
+	}
+	c.took = now
+	var may, rest []uint32
+	rich := c.r.pace.rich(c.shared, max(1, patrolShare*float64(c.r.cfg.PerInstanceBurst)), now)
+	mine := c.own.rich(c.lanes, 1, now)
+	taken := map[*bucket]bool{}
+	for _, n := range c.round {
+		p, l := &c.pairs[n], &c.lanes[n]
+		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || taken[l.src] || taken[l.dst] {
+			rest = append(rest, n)
+			continue
+		}
+		taken[l.src], taken[l.dst] = true, true
+		if rich[n] && mine[n] {
+			may = append(may, n)
+		} else {
+			rest = append(rest, n)
+		}
+	}
+	go_, held := c.own.pick(may, func(n uint32) lane { return c.lanes[n] }, now)
+	for _, n := range go_ {
+		c.own.free(c.lanes[n])
+		p := &c.pairs[n]
+		p.flying = c.patrol.send(p.track, now)
+		c.probes++
+	}
+	// Who could not go is first the next time; slices of one array, so a copy.
+	c.round = slices.Concat(held, rest, slices.Clone(go_))
+}
+
+// suspect has a pair be examined as soon as may be.
+func (c *continuous) suspect(i int, since time.Time) {
+	p := &c.pairs[i]
+	if !p.suspect {
+		p.suspect, p.since = true, since
+	}
+}
+
+// told takes in what the patrol met.
+func (c *continuous) told(m meeting) {
+	now := time.Now()
+	p := &c.pairs[m.pair]
+	if !m.late {
+		p.flying = false
+	}
+	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	switch {
+	case m.outcome == met && !m.late:
+		c.trip(m.rtt)
+		if !healthy {
+			c.suspect(m.pair, m.sent) // healed, it seems
+			return
+		}
+		c.count(m, false, now)
+	case healthy && (m.outcome == missed || m.outcome == unable):
+		c.suspect(m.pair, m.sent)
+	case m.outcome == lost && healthy:
+		// The examination found it healthy, or is under way: then it is that one's to say.
+		if !p.suspect && p.exam == 0 {
+			c.count(m, true, now)
+		} else {
+			c.r.metrics.suspicions.Inc()
+			p.pending = append(p.pending, m)
+		}
+	}
+}
+
+// count has the pools know of a probe of a healthy pair.
+func (c *continuous) count(m meeting, isLost bool, now time.Time) {
+	p := &c.pairs[m.pair]
+	if p.track < 0 {
+		return
+	}
+	if isLost {
+		c.r.metrics.lost.Inc()
+	}
+	for _, changed := range c.pools.feed(m.pair, c.paths[m.pair], p.steps, isLost, m.last, m.next, now) {
+		c.log.Info("loss", "of", changed.name, "alarm", changed.guard.Alarm, "probes", changed.guard.Probes, "lost", changed.guard.Lost)
+		for i := range changed.pairs {
+			c.tell(i, now)
+		}
+	}
+}
+
+// trip takes in a round trip, by which it is known how long to wait for the next.
+func (c *continuous) trip(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	c.r.metrics.rtt.Observe(d.Seconds())
+	c.rtt.Add(d)
+	if n := c.rtt.Count(); n >= enoughTrips && n%enoughTrips == 0 {
+		c.wait = min(max(settleTimes*c.rtt.Quantile(0.99), minSettle), c.r.cfg.Settle)
+	}
+	if c.rtt.Count() >= maxTrips {
+		c.rtt = sequential.Digest{}
+	}
+}
+
+// tell lets everybody know how a pair stands, if that is news.
+func (c *continuous) tell(i int, now time.Time) {
+	p := &c.pairs[i]
+	if p.base == nil {
+		return
+	}
+	r := p.base
+	if r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+		if worst := c.blamed(i); worst != nil {
+			r = worst.verdict(p.base, c.test)
+		}
+	}
+	if p.shown != nil && named(p.shown) == named(r) {
+		return
+	}
+	r = proto.CloneOf(r)
+	since := now
+	if p.since.Before(now) && !p.since.IsZero() && r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+		since = p.since
+	}
+	r.Since = timestamppb.New(since)
+	if p.shown != nil {
+		r.Before, r.Changes = p.shown.GetVerdict(), p.shown.GetChanges()+1
+		c.r.metrics.transitions.WithLabelValues(verdictLabel(r.GetVerdict())).Inc()
+		if r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY && since != now {
+			c.r.metrics.named.Observe(now.Sub(since).Seconds())
+		}
+	}
+	p.shown = r
+	c.out.seq = append(c.out.seq, c.job.seq[i])
+	c.out.results = append(c.out.results, r)
+}
+
+// blamed is the pool that makes a pair faulty, the one that most pairs share; nil for none.
+func (c *continuous) blamed(i int) *pool {
+	var most *pool
+	look := func(p *pool) {
+		if p.guard.Alarm && p.blames && (most == nil || len(p.pairs) > len(most.pairs)) {
+			most = p
+		}
+	}
+	for _, s := range c.pairs[i].steps {
+		for _, p := range s.pools {
+			look(p)
+		}
+	}
+	look(c.pools.own(i))
+	return most
+}
+
+// naming is what must change of a verdict for it to be news: figures and notes are not.
+type naming struct {
+	verdict             dyetracev1.Verdict
+	kind                dyetracev1.CauseKind
+	host, segment, flow string
+}
+
+func named(r *dyetracev1.PairResult) naming {
+	if r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+		return naming{verdict: r.GetVerdict()}
+	}
+	n := naming{verdict: r.GetVerdict(), kind: r.GetCauseKind(), host: r.GetHost(), segment: r.GetSegment().String()}
+	if f := r.GetFlow(); f != nil {
+		n.flow = f.GetBridge() + " " + f.GetMatch() + " " + f.GetActions()
+	}
+	return n
+}
+
+// samePath says that two paths of a pair are probed and judged in the same way.
+func samePath(a, b *plan.Path) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	same := a.From.Host == b.From.Host && a.To.Host == b.To.Host && a.From.OFPort == b.From.OFPort && a.To.OFPort == b.To.OFPort &&
+		a.From.Absent == b.From.Absent && a.To.Absent == b.To.Absent && a.From.Blind == b.From.Blind && a.To.Blind == b.To.Blind &&
+		a.From.LinkDown == b.From.LinkDown && a.To.LinkDown == b.To.LinkDown && a.Inject == b.Inject &&
+		a.From.Confirmed == b.From.Confirmed && a.To.Confirmed == b.To.Confirmed &&
+		a.SrcMAC == b.SrcMAC && a.DstMAC == b.DstMAC && a.Src == b.Src && a.Dst == b.Dst && (a.Blocked == nil) == (b.Blocked == nil)
+	return same && slices.Equal(a.Points, b.Points)
+}

@@ -1,0 +1,429 @@
+package run
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// town plays the agents of a site for any number of runs at a time, as cast does for one.
+type town struct {
+	mu    sync.Mutex
+	paths map[string]*plan.Path // by addresses
+	snap  *inventory.Snapshot
+	gone  map[string]bool
+	// lost says that a point does not see a probe of a pair ("i0 i1").
+	lost  func(pair string, p *plan.Path, point int) bool
+	runs  []*visit
+	begun int
+	sent  int
+}
+
+// visit is one run, as the agents of the town know it.
+type visit struct {
+	t      *town
+	spec   fleet.Spec
+	wake   chan struct{}
+	events []fleet.Event
+	ids    uint64
+	fates  map[uint32]int
+}
+
+func newTown(t testing.TB, snap *inventory.Snapshot) *town {
+	t.Helper()
+	w := &town{snap: snap, paths: map[string]*plan.Path{}, gone: map[string]bool{}}
+	_, paths := pathsOf(t, snap, allPairs)
+	for i := range paths {
+		w.paths[paths[i].Src.String()+" "+paths[i].Dst.String()] = &paths[i]
+	}
+	return w
+}
+
+func (w *town) Snapshot() *inventory.Snapshot {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.snap
+}
+func (w *town) Refresh(context.Context, []string)  {}
+func (w *town) Begin(fleet.Spec) *fleet.Assignment { panic("runs of a town begin otherwise") }
+func (w *town) change(f func(w *town))             { w.mu.Lock(); defer w.mu.Unlock(); f(w) }
+func (v *visit) windows() []*dyetracev1.HookWindow {
+	return []*dyetracev1.HookWindow{{Bridge: "br-int", Live: true, Epoch: 1}, {Bridge: "br-tun", Live: true, Epoch: 1}}
+}
+
+func (w *town) begin(s fleet.Spec) agents {
+	v := &visit{t: w, spec: s, wake: make(chan struct{}, 1), fates: map[uint32]int{}}
+	w.mu.Lock()
+	w.begun++
+	w.runs = append(w.runs, v)
+	w.mu.Unlock()
+	for h, name := range s.Hosts {
+		w.mu.Lock()
+		gone := w.gone[name]
+		w.mu.Unlock()
+		if gone {
+			v.put(h, fleet.Gone{Reason: "not connected"})
+		} else {
+			v.put(h, &dyetracev1.Ready{Windows: v.windows()})
+		}
+	}
+	return v
+}
+
+// leave has the agent of a host go, as all runs see it.
+func (w *town) leave(host string, snap *inventory.Snapshot) {
+	w.mu.Lock()
+	w.gone[host], w.snap = true, snap
+	runs := slices.Clone(w.runs)
+	w.mu.Unlock()
+	for _, v := range runs {
+		if h := slices.Index(v.spec.Hosts, host); h >= 0 {
+			v.put(h, fleet.Gone{Reason: "no heartbeat for 3s"})
+		}
+	}
+}
+
+func (v *visit) put(host int, m any) {
+	v.t.mu.Lock()
+	defer v.t.mu.Unlock()
+	v.events = append(v.events, fleet.Event{Host: host, Message: m})
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (v *visit) Inject(host int, m *dyetracev1.Inject) {
+	v.t.mu.Lock()
+	left := &dyetracev1.Injected{}
+	all := make([]*dyetracev1.Samples, len(v.spec.Hosts))
+	for h := range all {
+		all[h] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
+	}
+	for i, number := range m.Index {
+		if v.fates[number]++; v.fates[number] > 1 || number >= v.spec.Total {
+			panic(fmt.Sprintf("number %d comes twice, or is none", number))
+		}
+		v.t.sent++
+		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)
+		p := v.t.paths[addr(m.SrcIp, i)+" "+addr(m.DstIp, i)]
+		pair := p.Pair.Src.Name + " " + p.Pair.Dst.Name
+		for k, pt := range p.Points {
+			if v.t.lost != nil && v.t.lost(pair, p, k) {
+				break
+			}
+			if v.t.gone[pt.Host] {
+				continue
+			}
+			s := all[slices.Index(v.spec.Hosts, pt.Host)]
+			src, dst := p.Src, p.Dst
+			if pt.Direction == plan.Reply {
+				src, dst = dst, src
+			}
+			s.Index = append(s.Index, number)
+			s.Bridge = append(s.Bridge, uint32(slices.Index(s.Bridges, pt.Bridge)))
+			s.Kind = append(s.Kind, dyetracev1.PointKind(pt.Kind))
+			s.AtNs = append(s.AtNs, uint64(100_000*(k+1)))
+			s.AddrTag = append(s.AddrTag, stain.AddrTag(v.spec.Key, src, dst))
+			s.Ttl, s.InPort, s.TunSrc, s.TunId = append(s.Ttl, uint32(pt.TTL)), append(s.InPort, 7), append(s.TunSrc, 0), append(s.TunId, 0)
+			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
+			s.NoReply, s.Scheme = append(s.NoReply, false), append(s.Scheme, m.Scheme)
+		}
+	}
+	v.t.mu.Unlock()
+	v.put(host, left)
+	for h, s := range all {
+		if len(s.Index) > 0 {
+			v.put(h, s)
+		}
+	}
+}
+
+func addr(column []byte, i int) string {
+	return netip.AddrFrom16([16]byte(column[16*i : 16*i+16])).Unmap().String()
+}
+
+func (v *visit) Arm(host int, _ *dyetracev1.Arm) uint64 {
+	v.ids++
+	v.put(host, &dyetracev1.Armed{Id: v.ids})
+	return v.ids
+}
+func (v *visit) Audit(host int)  { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) }
+func (v *visit) Finish(host int) { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
+func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
+	v.ids++
+	v.put(host, &dyetracev1.Explanation{
+		Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED,
+		Flow: &dyetracev1.FlowRef{Bridge: "br-tun", Table: 60, Match: "ip"},
+	})
+	return v.ids
+}
+func (v *visit) Wake() <-chan struct{} { return v.wake }
+func (v *visit) Close()                {}
+func (v *visit) Events(buf []fleet.Event) []fleet.Event {
+	v.t.mu.Lock()
+	defer v.t.mu.Unlock()
+	events := v.events
+	v.events = buf[:0]
+	return events
+}
+
+// told is one verdict of a continuous run, and when it was told.
+type told struct {
+	at time.Duration
+	r  *dyetracev1.PairResult
+}
+
+// watchTown plays a continuous run for so long, and returns all that it told.
+func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions, long time.Duration, during func()) (all []told, f *feed, c *continuous) {
+	t.Helper()
+	cfg.Fleet, cfg.Book, cfg.Log, cfg.Timeout = w, w, slog.New(slog.DiscardHandler), 30*time.Second
+	r := New(cfg)
+	r.begin = w.begin
+	pairs, _ := pathsOf(t, w.snap, allPairs)
+	opts.Continuous, opts.Scheme = true, dyetracev1.Scheme_SCHEME_TCP
+	j := job{pairs: pairs, options: optionsFromProto(opts), continuous: true, rate: opts.GetRate()}
+	for i := range pairs {
+		j.seq = append(j.seq, uint32(i))
+	}
+	f = newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}, Total: uint32(len(pairs))}, nil)
+	f.continuous()
+	ctx, cancel := context.WithTimeout(t.Context(), long)
+	defer cancel()
+	began := time.Now()
+	in, done := make(chan batch), make(chan struct{})
+	go func() {
+		defer close(done)
+		for b := range in {
+			for _, p := range b.results {
+				all = append(all, told{time.Since(began), p})
+			}
+			f.replace(b.results)
+		}
+	}()
+	c = newContinuous(r, j, cfg.Log, f, began)
+	go during()
+	c.run(ctx, in, nil)
+	<-done
+	r.pace.leave(nil, time.Now().Add(time.Minute)) // what is half-open is kept for a while
+	if n := len(r.pace.wires) + len(r.pace.hosts); n != 0 {
+		t.Errorf("%d things are left of a run that is over", n)
+	}
+	return all, f, c
+}
+
+// TestContinuous breaks one pair of twelve for a while, in a site where all is well.
+func TestContinuous(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 4))
+		broken := func(pair string, p *plan.Path, point int) bool {
+			return pair == "i0 i1" && p.Points[point].Direction == plan.Forward && p.Points[point].Host == "hv2"
+		}
+		const broke, healed = 20 * time.Second, 30 * time.Second
+		all, f, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, time.Minute, func() {
+			time.Sleep(broke)
+			w.change(func(w *town) { w.lost = broken })
+			time.Sleep(healed - broke)
+			w.change(func(w *town) { w.lost = nil })
+		})
+		if len(all) != 12+2 {
+			t.Fatalf("%d verdicts, want 12 and two changes: %v", len(all), all)
+		}
+		fault, heal := all[12], all[13]
+		if fault.r.Verdict != dyetracev1.Verdict_VERDICT_FAULTY || fault.r.Before != dyetracev1.Verdict_VERDICT_HEALTHY ||
+			fault.r.Changes != 1 || !strings.Contains(fault.r.Cause, "table 60") || fault.at < broke || fault.at > broke+time.Second {
+			t.Errorf("%v after the fault: %v", fault.at-broke, fault.r)
+		}
+		if since := fault.r.Since.AsTime().Sub(time.Now().Add(-time.Minute)); since < broke || since > fault.at {
+			t.Errorf("since %v, told at %v", since, fault.at)
+		}
+		if heal.r.Verdict != dyetracev1.Verdict_VERDICT_HEALTHY || heal.r.Changes != 2 || heal.at < healed || heal.at > healed+time.Second {
+			t.Errorf("%v after it was healed: %v", heal.at-healed, heal.r)
+		}
+		if p := f.since(0); p.run.Counts.Healthy != 12 || p.run.Counts.Faulty != 0 || len(p.results) != 12 || p.run.Probes == 0 {
+			t.Errorf("at the end: %v, %d results", p.run, len(p.results))
+		}
+		// 4 instances, 10 probes a second each, two instances a probe.
+		if most := 60*20 + 40; w.sent > most || w.sent < most/2 {
+			t.Errorf("%d probes in a minute, want no more than %d and not much less", w.sent, most)
+		}
+	})
+}
+
+// TestContinuousAgentGone has an agent go, and come back.
+func TestContinuousAgentGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		whole := site(t, 4)
+		w := newTown(t, whole)
+		without := siteOf(t, 4, func(h *inventory.Host) { h.Connected = h.Name != "hv2" })
+		all, f, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, time.Minute, func() {
+			time.Sleep(10 * time.Second)
+			w.leave("hv2", without)
+			time.Sleep(20 * time.Second)
+			w.change(func(w *town) { delete(w.gone, "hv2"); w.snap = siteOf(t, 4, nil) })
+		})
+		counts := map[string]int{}
+		for _, a := range all[12:] {
+			counts[strings.ToLower(strings.TrimPrefix(a.r.Verdict.String(), "VERDICT_"))]++
+			touches := a.r.Src.Name == "i1" || a.r.Dst.Name == "i1"
+			if !touches || a.r.Verdict == dyetracev1.Verdict_VERDICT_FAULTY {
+				t.Errorf("%s → %s is %v: %s", a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+			}
+			if a.r.Verdict == dyetracev1.Verdict_VERDICT_UNKNOWN && (a.at < 10*time.Second || a.at > 12*time.Second) ||
+				a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY && (a.at < 30*time.Second || a.at > 32*time.Second) {
+				t.Errorf("%v at %v", a.r.Verdict, a.at)
+			}
+		}
+		if counts["unknown"] != 6 || counts["healthy"] != 6 || len(counts) != 2 {
+			t.Errorf("changes %v, want six pairs unknown and healthy again", counts)
+		}
+		if p := f.since(0); p.run.Counts.Healthy != 12 {
+			t.Errorf("at the end: %v", p.run.Counts)
+		}
+	})
+}
+
+// TestContinuousLoss has all that hv1 sends to hv2 lose four in a hundred; the pairs that pass there
+// are found together, by one alarm, and no others are.
+func TestContinuousLoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 16))
+		rng := rand.New(rand.NewPCG(7, 7))
+		w.lost = func(_ string, p *plan.Path, point int) bool {
+			pt := &p.Points[point]
+			return point > 0 && p.Points[point-1].Host == "hv1" && pt.Host == "hv2" && rng.IntN(25) == 0
+		}
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 400, 400
+		began := time.Now()
+		all, f, c := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 6*time.Second, func() {})
+		faulty := 0
+		for _, a := range all {
+			if a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY {
+				continue
+			}
+			faulty++
+			if s := a.r.Segment; s.GetFrom().GetHost() != "hv1" || s.GetTo().GetHost() != "hv2" || a.r.CauseKind != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+				t.Errorf("%s → %s: %v, %s", a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+			}
+			if at := a.r.Since.AsTime().Sub(began); at > 5*time.Second {
+				t.Errorf("found after %v", at)
+			}
+		}
+		// Four instances on either host, both orders.
+		if faulty != 32 {
+			t.Errorf("%d pairs lose, want the 32 between hv1 and hv2", faulty)
+		}
+		tunnel := c.pools.byKey["tunnel hv1 hv2"]
+		if !tunnel.guard.Alarm {
+			t.Errorf("the tunnel's guard: %+v", tunnel.guard)
+		}
+		for key, p := range c.pools.byKey {
+			if p.guard.Alarm && key != "tunnel hv1 hv2" && !strings.HasPrefix(key, "out ") && !strings.HasPrefix(key, "in ") {
+				t.Errorf("%s raises the alarm: %+v", key, p.guard)
+			}
+		}
+		p := f.since(0)
+		t.Logf("%d probes; %v", p.run.Probes, p.run.Losses)
+	})
+}
+
+// TestContinuousQuiet has a thousandth of all packets lost, which is allowed: nothing is told.
+func TestContinuousQuiet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		rng := rand.New(rand.NewPCG(8, 8))
+		w.lost = func(string, *plan.Path, int) bool { return rng.IntN(8000) == 0 } // at each of eight points
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 200, 200
+		all, _, c := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, time.Minute, func() {})
+		for _, a := range all[56:] {
+			t.Errorf("%v: %s → %s: %v: %s", a.at, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+		}
+		if c.probes < 20_000 {
+			t.Errorf("%d probes: too few to mean something", c.probes)
+		}
+	})
+}
+
+// TestContinuousRate has a rate that is asked for be kept to.
+func TestContinuousRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 4))
+		watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{Rate: 2}, time.Minute, func() {})
+		if most := 12 + 60*4 + 16; w.sent > most || w.sent < most/2 {
+			t.Errorf("%d probes in a minute, want no more than %d", w.sent, most)
+		}
+	})
+}
+
+// TestPatrolsChange has the next patrol take over, with a key of its own, before the numbers of the
+// last are used up.
+func TestPatrolsChange(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 2))
+		all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 2*patrolAge+time.Minute, func() {})
+		if len(all) != 2 {
+			t.Errorf("told %d verdicts, want two", len(all))
+		}
+		keys := map[stain.Key]bool{}
+		for _, v := range w.runs {
+			keys[v.spec.Key] = true
+		}
+		if len(keys) != w.begun || w.begun != 1+3 {
+			t.Errorf("%d runs of agents with %d keys, want an examination and three patrols", w.begun, len(keys))
+		}
+		if n := len(c.patrol.x.ledger.slots); n > 100 {
+			t.Errorf("%d samples are kept", n)
+		}
+	})
+}
+
+// TestFeedReplaces has watchers of a continuous run that are too slow.
+func TestFeedReplaces(t *testing.T) {
+	t.Parallel()
+	f := newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}}, nil)
+	f.continuous()
+	pair := func(name string, v dyetracev1.Verdict) *dyetracev1.PairResult {
+		return &dyetracev1.PairResult{Src: &dyetracev1.InstanceRef{Name: name}, Dst: &dyetracev1.InstanceRef{}, Verdict: v}
+	}
+	f.replace([]*dyetracev1.PairResult{pair("a", dyetracev1.Verdict_VERDICT_HEALTHY), pair("b", dyetracev1.Verdict_VERDICT_HEALTHY)})
+	first := f.since(0)
+	if len(first.results) != 2 || first.next != 2 || first.missed != 0 {
+		t.Fatalf("first page: %+v", first)
+	}
+	f.replace([]*dyetracev1.PairResult{pair("a", dyetracev1.Verdict_VERDICT_FAULTY)})
+	if p := f.since(first.next); len(p.results) != 1 || p.run.Counts.Faulty != 1 || p.run.Counts.Healthy != 1 {
+		t.Errorf("second page: %+v", p)
+	}
+	for range 4 * keptVerdicts {
+		f.replace([]*dyetracev1.PairResult{pair("b", dyetracev1.Verdict_VERDICT_UNKNOWN)})
+	}
+	p := f.since(first.next)
+	if p.missed == 0 || len(p.results) != 2 || p.next != 3+4*keptVerdicts || len(f.results) > 3*keptVerdicts {
+		t.Errorf("a page long after: %d missed, %d results, next %d, %d kept", p.missed, len(p.results), p.next, len(f.results))
+	}
+	if p.run.Counts.Faulty != 1 || p.run.Counts.Unknown != 1 || p.run.Counts.Healthy != 0 {
+		t.Errorf("counts %v", p.run.Counts)
+	}
+}

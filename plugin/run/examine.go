@@ -1,0 +1,114 @@
+package run
+
+import (
+	"context"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+)
+
+// examine begins an examination of all pairs that are suspect, or were not looked at for long.
+func (c *continuous) examine(ctx context.Context, now time.Time) {
+	if c.exams >= maxExams {
+		return
+	}
+	var due []int
+	for i := range c.pairs {
+		p := &c.pairs[i]
+		if p.exam != 0 || !p.suspect && (p.again.IsZero() || now.Before(p.again)) {
+			continue
+		}
+		if !p.suspect {
+			p.since = now
+		}
+		p.exam, p.suspect = c.begun+1, false
+		due = append(due, i)
+	}
+	if len(due) == 0 {
+		return
+	}
+	c.exams++
+	c.begun++
+	number := c.begun
+	c.r.metrics.exams.Inc()
+	cfg := c.r.cfg
+	cfg.Settle = c.wait
+	c.wg.Go(func() { c.exam(ctx, &cfg, number, due) })
+}
+
+// exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
+// never changes.
+func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int) {
+	began := time.Now()
+	j := job{options: c.job.options}
+	for _, i := range due {
+		j.pairs = append(j.pairs, c.job.pairs[i])
+		j.seq = append(j.seq, uint32(i)) // of the pairs of the run
+	}
+	j.options.measure = false
+	j.options.test = testOf(&dyetracev1.ProbeOptions{})
+	pairs, paths, seq := c.r.paths(&j, c.r.freshSnapshot(ctx, j.pairs))
+	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
+	x := newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
+	x.out.seq = append(x.out.seq, j.lost.seq...)
+	x.out.results = append(x.out.results, j.lost.results...)
+	in, never := make(chan batch), make(chan struct{})
+	passed := make(chan struct{})
+	go func() {
+		defer close(passed)
+		for b := range in {
+			c.results <- examined{batch: b, exam: number}
+		}
+	}()
+	x.run(ctx, in, never)
+	<-passed
+	x.release(time.Now())
+	c.results <- examined{done: true, exam: number, pairs: due, took: time.Since(began)}
+}
+
+// takeExam takes in what an examination says.
+func (c *continuous) takeExam(e examined, now time.Time) {
+	for k, seq := range e.seq {
+		c.found(int(seq), e.exam, e.results[k], now)
+	}
+	if !e.done {
+		return
+	}
+	c.exams--
+	for _, i := range e.pairs {
+		p := &c.pairs[i]
+		if p.exam == e.exam {
+			p.exam = 0
+		}
+		if p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+			p.again = now.Add(max(recheckAfter, recheckTimes*e.took))
+		}
+	}
+}
+
+// found is the verdict of an examination on a pair.
+func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now time.Time) {
+	p := &c.pairs[i]
+	if p.exam == exam {
+		p.exam = 0
+	}
+	p.base = r
+	p.again = time.Time{}
+	healthy := r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	if !healthy {
+		p.again = now.Add(recheckAfter)
+	}
+	c.tell(i, now)
+	if p.track >= 0 && r.GetScheme() != 0 && c.patrol != nil {
+		if local, ok := c.patrol.local(i); ok {
+			p.track = c.patrol.trackOf(local, r.GetScheme())
+		}
+	}
+	// What was lost of a pair that is healthy was chance, or a little loss: the pools will know.
+	for _, m := range p.pending {
+		if healthy {
+			c.count(m, true, now)
+		}
+	}
+	p.pending = p.pending[:0]
+}
