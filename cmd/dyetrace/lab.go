@@ -87,8 +87,10 @@ same addresses inside.`,
 	name.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&opts.Topology, "topology", lab.DefaultName, "`TOPOLOGY`: "+strings.Join(lab.Topologies(), ", "))
+	f.StringVar(&opts.Runner, "runner", "", "`RUNNER` that makes the nodes: "+strings.Join(lab.Runners(), ", ")+" (default: $"+lab.RunnerEnv+", else "+lab.Runners()[0]+")")
 	f.BoolVar(&opts.Bare, "bare", false, "the network only, neither controller nor agents")
 	must(cmd.RegisterFlagCompletionFunc("topology", cobra.FixedCompletions(lab.Topologies(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("runner", cobra.FixedCompletions(lab.Runners(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 

@@ -2,18 +2,28 @@
 // an overlay on it, guests with kernels of their own, and ways to break all of these. It never
 // touches the host's network, processes or files outside of its own directory.
 //
-// A topology is a containerlab file (kind linux only). Each node is a set of namespaces (pid,
-// net, mount, uts, ipc) that a small init holds; when the init ends, the kernel ends
-// everything in the node, its links included:
+// A topology is a containerlab file (kind linux only). What its nodes are made of is a runner's
+// matter (runner.go); a node has a first process, and when that ends, the kernel ends everything in
+// the node, its links included:
 //
-//	state directory   /run/dyetrace/labs/NAME: state.json, logs, certificates, instances.yaml
-//	hub               a hidden node: the bridge of the management network
-//	node              own /run, /var/tmp, /etc/openvswitch, /var/lib/openvswitch,
-//	                  /var/log/openvswitch, and OVN's; the rest of the file system is the host's
+//	state directory   /run/dyetrace/labs/NAME: state.json, logs, certificates, instances.yaml;
+//	                  all nodes see it in its place
+//	node              what its topology's exec makes of it
 //	instance          a network namespace in its hypervisor's node; bare metal is a node
 //
 // The overlay itself, flows included, is decided by package overlay and put in place by
-// SetUpNode, which runs inside a node and works in a container, too.
+// SetUpNode, which runs inside a node, whatever that is made of.
+//
+// # Runners
+//
+// Runner namespaces needs nothing but Open vSwitch. A node is a set of namespaces (pid, net, mount,
+// uts, ipc) that a small init holds, with a /run, /var/tmp, /etc/openvswitch, /var/lib/openvswitch
+// and /var/log/openvswitch, and OVN's, of its own; the rest of its file system is the host's. A hidden node, the
+// hub, has the bridge of the management network.
+//
+// Runner containerlab has the program containerlab deploy the same file on Docker, and destroy it. A
+// node is a container of the topology's image. Docker's networks share one space of addresses, so a
+// lab whose management subnet is taken gets another (containerlab.go).
 //
 // # OVN
 //
@@ -32,7 +42,7 @@
 //
 // A lab is raised by a binary that answers to "lab init", "lab node" and "lab listen" (see
 // Reexec). An init hangs on a pipe to the process that raises the lab until the whole lab
-// stands: should that process die before, so does every node.
+// stands: should that process die before, so does every node. Containers do not; Down ends them.
 //
 // # Breaks
 //

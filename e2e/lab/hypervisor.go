@@ -26,8 +26,9 @@ const (
 	guestMTU  = 1450
 	geneveMTU = 1442
 
-	// gatewayWait bounds the wait for the rack's router, which may still be starting.
-	gatewayWait = 20 * time.Second
+	// gatewayWait bounds the wait for the rack's router, which may still be starting: a container of
+	// eleven on a busy machine came 24 s after the first.
+	gatewayWait = time.Minute
 )
 
 // hypervisor is the host that SetUpNode makes of the node it runs in.

@@ -188,13 +188,15 @@ func bindFrom(source *os.File, b bind) error {
 	return nil
 }
 
-// quietNetwork keeps IPv6 usable but silent on interfaces that nobody gave an address: no
-// link-local address of its own, hence no neighbour discovery, no MLD, no router solicitation.
+// quietSysctls, below net, keep IPv6 usable but silent on interfaces that nobody gave an address:
+// no link-local address of its own, hence no neighbour discovery, no MLD, no router solicitation.
+var quietSysctls = map[string]string{
+	"ipv6/conf/default/addr_gen_mode": "1",
+	"ipv6/conf/default/accept_ra":     "0",
+}
+
 func quietNetwork() error {
-	for key, value := range map[string]string{
-		"ipv6/conf/default/addr_gen_mode": "1",
-		"ipv6/conf/default/accept_ra":     "0",
-	} {
+	for key, value := range quietSysctls {
 		err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6 is quiet as it is
 			return fmt.Errorf("sysctl %s: %w", strings.ReplaceAll(key, "/", "."), err)

@@ -23,7 +23,7 @@ var stages = []struct {
 	line string // of its log
 	runs string // a program, besides
 }{
-	{name: "nodes", line: "nodes in namespaces"},
+	{name: "nodes", line: "nodes:"},
 	{name: "links", line: "fabric:"},
 	{name: "hypervisors", line: "overlay:"},
 	{name: "switches", line: "overlay:", runs: "ovs-vswitchd"},

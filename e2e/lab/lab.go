@@ -28,6 +28,7 @@ const DefaultName = "racks"
 type Options struct {
 	Name     string    // DefaultName if empty
 	Topology string    // one of Topologies; DefaultName if empty
+	Runner   string    // what nodes are made of, one of Runners; $DYETRACE_LAB_RUNNER if empty, or else namespaces
 	Bare     bool      // the network only, neither controller nor agents
 	Binary   string    // answers to "lab init" and so on, see Reexec; os.Executable if empty
 	Log      io.Writer // a line for each step; nil for none
@@ -37,6 +38,7 @@ type Options struct {
 type Lab struct {
 	dir      string
 	binary   string
+	runner   runner
 	topology *Topology
 	base     *overlay.Spec // as the topology has it
 
@@ -63,15 +65,18 @@ func (l *Lab) Topology() *Topology { return l.topology }
 // Took returns how long raising the lab took.
 func (l *Lab) Took() time.Duration { return time.Duration(l.state.Seconds * float64(time.Second)) }
 
+// Runner returns what the lab's nodes are made of, one of Runners.
+func (l *Lab) Runner() string { return l.runner.name() }
+
 // Bare reports whether the lab has the network only, neither controller nor agents.
 func (l *Lab) Bare() bool { return l.state.Bare }
 
 // NodeInfo is one node of a lab.
 type NodeInfo struct {
 	Name    string `json:"name"`
-	PID     int    `json:"pid"` // its init, as the host sees it
+	PID     int    `json:"pid"` // its first process, as the host sees it
 	Address string `json:"address"`
-	Image   string `json:"image"` // with containerlab; here it runs on the host's files
+	Image   string `json:"image"` // with containerlab; a namespace runs on the host's files
 }
 
 // Nodes returns the nodes of the lab's topology, by name.
@@ -92,8 +97,16 @@ func (l *Lab) Nodes() []NodeInfo {
 
 // Alive returns an error that names the nodes which are dead, or nil.
 func (l *Lab) Alive() error {
+	l.mu.Lock()
+	names := l.topology.Nodes()
+	for _, p := range l.state.Nodes {
+		if !slices.Contains(names, p.Node) {
+			names = append(names, p.Node) // one that the runner has besides
+		}
+	}
+	l.mu.Unlock()
 	var errs []error
-	for _, name := range append(l.topology.Nodes(), hubName) {
+	for _, name := range names {
 		_, err := l.node(name)
 		errs = append(errs, err)
 	}
@@ -141,7 +154,7 @@ func Open(name string) (*Lab, error) {
 	if !s.Ready {
 		return nil, fmt.Errorf("lab %s: is not up: it is being raised, or was interrupted (then: lab down)", name)
 	}
-	l := &Lab{dir: dir, state: s}
+	l := &Lab{dir: dir, runner: runnersOf(s)[0], state: s}
 	if err := l.load(os.DirFS(filepath.Join(dir, "topology")), s.Topology); err != nil {
 		return nil, fmt.Errorf("lab %s: %w", name, err)
 	}
@@ -204,25 +217,15 @@ func (l *Lab) Down(ctx context.Context) error {
 
 // clear ends all nodes and removes the state directory.
 func (l *Lab) clear(ctx context.Context) error {
-	found, err := inits(l.dir)
-	if err != nil {
-		return err
-	}
 	recorded := l.state.Nodes
-	if s, err := readState(l.dir); err == nil {
+	s, err := readState(l.dir)
+	if err == nil {
 		recorded = s.Nodes
 	}
-	for _, p := range recorded {
-		if !slices.Contains(found, p) && p.alive() {
-			found = append(found, p)
+	for _, r := range runnersOf(s) {
+		if err := r.end(ctx, l, recorded); err != nil {
+			return err
 		}
-	}
-	var group errgroup.Group
-	for _, p := range found {
-		group.Go(func() error { return p.kill(ctx) })
-	}
-	if err := group.Wait(); err != nil {
-		return err
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
 		return err
@@ -256,7 +259,8 @@ func prepare(opts *Options) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("lab: needs root: it makes network and mount namespaces, and runs Open vSwitch in them")
 	}
-	if err := checkTools(); err != nil {
+	r, err := runnerOf(opts.Runner)
+	if err != nil {
 		return nil, err
 	}
 	if opts.Binary == "" {
@@ -267,7 +271,9 @@ func prepare(opts *Options) (*Lab, error) {
 	if opts.Binary, err = filepath.Abs(opts.Binary); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	l := &Lab{dir: dir, binary: opts.Binary, state: &state{Name: opts.Name, Topology: opts.Topology, Bare: opts.Bare}}
+	l := &Lab{dir: dir, binary: opts.Binary, runner: r, state: &state{
+		Name: opts.Name, Topology: opts.Topology, Runner: r.name(), Bare: opts.Bare,
+	}}
 	files, err := fs.Sub(topologies, path.Join("topologies", opts.Topology))
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
@@ -275,34 +281,14 @@ func prepare(opts *Options) (*Lab, error) {
 	if err := l.load(files, opts.Topology); err != nil {
 		return nil, err
 	}
-	return l, errors.Join(l.checkRouting(), l.checkOVN())
+	// By it commands are run in nodes, whatever these are made of.
+	return l, errors.Join(lookFor("nsenter", "util-linux"), r.missing(l))
 }
 
-// checkTools looks for the programs that a lab runs, and names the Debian packages of those
-// that are missing.
-func checkTools() error {
-	var errs []error
-	for _, t := range []struct{ program, pkg string }{
-		{"ovs-vswitchd", "openvswitch-switch"}, {"ovs-vsctl", "openvswitch-switch"},
-		{"ip", "iproute2"}, {"nsenter", "util-linux"}, {"ethtool", "ethtool"}, {"nft", "nftables"},
-		{"ping", "iputils-ping"}, {"sysctl", "procps"},
-	} {
-		if _, err := exec.LookPath(t.program); err != nil {
-			errs = append(errs, fmt.Errorf("lab: %s: not found; Debian package %s", t.program, t.pkg))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// checkRouting is checkTools for the topologies that have routes.
-func (l *Lab) checkRouting() error {
-	if l.Overlay().EVPN == nil {
-		return nil
-	}
-	for _, program := range []string{frrDaemons + "/zebra", frrDaemons + "/bgpd", "vtysh"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("lab: topology %s: %s: not found; Debian package frr", l.topology.Name, program)
-		}
+// lookFor returns an error that names the Debian package of a program that is not there.
+func lookFor(program, pkg string) error {
+	if _, err := exec.LookPath(program); err != nil {
+		return fmt.Errorf("lab: %s: not found; Debian package %s", program, pkg)
 	}
 	return nil
 }
@@ -344,13 +330,13 @@ func (l *Lab) claim(ctx context.Context) (dirLock, error) {
 			held.release()
 			return dirLock{}, ErrExists
 		}
-		found, err := inits(l.dir)
+		found, err := l.runner.remains(ctx, l.dir)
 		entries, errDir := os.ReadDir(l.dir)
 		if err := errors.Join(err, errDir); err != nil {
 			held.release()
 			return dirLock{}, err
 		}
-		if len(found) == 0 && len(entries) == 0 {
+		if found == 0 && len(entries) == 0 {
 			return held, nil
 		}
 		err = l.clear(ctx) // remains of an earlier one
@@ -370,22 +356,11 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 	if err := l.writeFiles(); err != nil {
 		return err
 	}
-	say("lab %s: %d nodes in namespaces", opts.Name, len(l.topology.Nodes()))
-	pipes, err := l.startNodes(ctx)
-	defer func() {
-		for _, r := range pipes {
-			r.pipe.Close()
-		}
-	}()
+	hold, err := l.runner.raise(ctx, l, say)
+	if hold != nil {
+		defer hold.drop()
+	}
 	if err != nil {
-		return err
-	}
-	say("fabric: %d links", len(l.topology.Body.Links))
-	if err := l.wire(); err != nil {
-		return err
-	}
-	say("overlay: %d hypervisors, %d instances", len(l.Overlay().Hosts), len(l.Overlay().Instances))
-	if err := all(ctx, l.topology.Nodes(), l.runExecs); err != nil {
 		return err
 	}
 	asked, err := l.awaitOverlay(ctx)
@@ -405,10 +380,8 @@ func (l *Lab) raise(ctx context.Context, opts Options) error {
 			return err
 		}
 	}
-	for _, r := range pipes {
-		if err := r.release(); err != nil {
-			return fmt.Errorf("%s: release: %w", r.Node, err)
-		}
+	if err := hold.release(); err != nil {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -440,53 +413,6 @@ func (l *Lab) writeFiles() error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(l.dir, "instances.yaml"), inventory, 0o644)
-}
-
-// startNodes starts all inits and returns those that it started, also when it fails.
-func (l *Lab) startNodes(ctx context.Context) ([]raised, error) {
-	var pipes []raised
-	err := all(ctx, append(l.topology.Nodes(), hubName), func(ctx context.Context, name string) error {
-		binds, err := l.binds(name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		r, err := l.startInit(ctx, name, binds)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		pipes = append(pipes, r)
-		l.state.Nodes = append(l.state.Nodes, r.process)
-		return l.state.write(l.dir)
-	})
-	return pipes, err
-}
-
-// binds returns what a node sees of the host's files: what its topology says, the binary, and
-// the state directory in its place, which the node's own /run would hide.
-func (l *Lab) binds(node string) ([]bind, error) {
-	binds := []bind{{Source: l.binary, Target: toolsDir + "/bin/dyetrace", ReadOnly: true}}
-	if underTmpfs(l.dir) {
-		binds = append(binds, bind{Source: l.dir, Target: l.dir})
-	}
-	for _, text := range l.topology.Body.Nodes[node].Binds {
-		b, err := parseBind(text, filepath.Join(l.dir, "topology"))
-		if err != nil {
-			return nil, err
-		}
-		binds = append(binds, b)
-	}
-	return binds, nil
-}
-
-func (l *Lab) runExecs(ctx context.Context, node string) error {
-	for _, command := range l.topology.Body.Nodes[node].Exec {
-		if _, err := l.Exec(ctx, node, strings.Fields(command)...); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // awaitOverlay returns when pairs that should reach each other do, over each version that they

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,93 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
-
-// hubName is the hidden node that has the management network's bridge.
-const hubName = "mgmt-hub"
-
-// raised is an init that was started here and still hangs on its pipe.
-type raised struct {
-	process
-	pipe io.WriteCloser
-}
-
-// release lets the init outlive this process.
-func (r raised) release() error {
-	_, err := r.pipe.Write([]byte{releaseByte})
-	return errors.Join(err, r.pipe.Close())
-}
-
-// startInit starts the init of a node and returns when its namespaces are made.
-func (l *Lab) startInit(ctx context.Context, node string, binds []bind) (raised, error) {
-	config, pipe, err := os.Pipe()
-	if err != nil {
-		return raised{}, err
-	}
-	ready, answer, err := os.Pipe()
-	if err != nil {
-		config.Close()
-		pipe.Close()
-		return raised{}, err
-	}
-	defer ready.Close()
-
-	cmd := exec.Command(l.binary, "lab", "init", l.dir, node)
-	cmd.Dir = "/"
-	cmd.Env = nodeEnv(nil)
-	cmd.ExtraFiles = []*os.File{config, answer} // initConfigFD, initReadyFD
-	cmd.SysProcAttr = initAttributes()
-	err = cmd.Start()
-	config.Close()
-	answer.Close()
-	if err != nil {
-		pipe.Close()
-		return raised{}, fmt.Errorf("start its init: %w", err)
-	}
-	go cmd.Wait() // or it stays a zombie for as long as we run
-	p, err := identify(node, cmd.Process.Pid)
-	if err != nil {
-		pipe.Close()
-		return raised{}, fmt.Errorf("its init ended at once: %w", err)
-	}
-	r := raised{process: p, pipe: pipe}
-	if err := r.configure(ctx, ready, initConfig{Hostname: node, Binds: binds}); err != nil {
-		pipe.Close() // which ends it
-		return raised{}, err
-	}
-	return r, nil
-}
-
-func (r raised) configure(ctx context.Context, ready *os.File, cfg initConfig) error {
-	line, err := json.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	if _, err := r.pipe.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("its init: %w", err)
-	}
-	if deadline, ok := ctx.Deadline(); ok {
-		ready.SetReadDeadline(deadline)
-	}
-	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	said, err := io.ReadAll(ready)
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		return fmt.Errorf("its init: %w", err)
-	case string(said) != readyWord:
-		return fmt.Errorf("its init: %s", orElse(string(said), "ended without a word"))
-	}
-	return nil
-}
-
-func orElse(text, other string) string {
-	if text == "" {
-		return other
-	}
-	return text
-}
 
 // nodeEnv is the environment of a command in a node: little, and the same on every host.
 func nodeEnv(extra map[string]string) []string {

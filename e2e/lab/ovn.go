@@ -23,7 +23,7 @@ var ovnPrograms = [][2]string{
 	{"ovn-northd", "ovn-central"}, {"ovn-nbctl", "ovn-common"}, {"ovn-sbctl", "ovn-common"}, {"ovn-controller", "ovn-host"},
 }
 
-// checkOVN is checkTools for the topologies with OVN.
+// checkOVN looks for the programs of the topologies with OVN.
 func (l *Lab) checkOVN() error {
 	if l.Overlay().OVN == nil {
 		return nil

@@ -54,6 +54,7 @@ func Dir(name string) (string, error) {
 type state struct {
 	Name     string
 	Topology string
+	Runner   string // what nodes are made of
 	Bare     bool
 	Ready    bool    // the whole lab stood once
 	Seconds  float64 // how long raising it took
@@ -61,7 +62,7 @@ type state struct {
 	Broken   []Broken
 }
 
-// process is one init. A pid alone is no identity: it is used again after its process ended.
+// process is a node's first one. A pid alone is no identity: it is used again after its process ended.
 type process struct {
 	Node  string
 	PID   int

@@ -49,6 +49,9 @@ type NodeSpec struct {
 	Env    map[string]string `yaml:"env"`
 	Labels map[string]string `yaml:"labels"`
 	Exec   []string          `yaml:"exec"` // run in order, without a shell, once the links are there
+
+	// Sysctls are not for topology files to give: every node has the same.
+	Sysctls map[string]string `yaml:"sysctls,omitempty"`
 }
 
 // LinkSpec joins two interfaces, each NODE:INTERFACE.
@@ -135,6 +138,8 @@ func (n NodeSpec) validate(name string, subnet netip.Prefix) error {
 		return errors.New("the name is taken by the management network")
 	case n.Kind != "linux":
 		return fmt.Errorf("kind: %q: want linux, the only kind there is", n.Kind)
+	case n.Sysctls != nil:
+		return errors.New("sysctls: a lab gives them to its nodes; what one needs besides, exec can set")
 	case !subnet.Contains(n.MgmtIP):
 		return fmt.Errorf("mgmt-ipv4: want an address inside %s", subnet)
 	}
