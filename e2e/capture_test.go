@@ -96,10 +96,6 @@ func stained(frame []byte) bool {
 // captures counts stained frames in guests; end returns how many each saw.
 func (l *lab) captures(guests []string) (end func() map[string]int) {
 	l.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		l.t.Fatal(err)
-	}
 	type running struct {
 		cmd *exec.Cmd
 		in  io.Closer
@@ -107,7 +103,7 @@ func (l *lab) captures(guests []string) (end func() map[string]int) {
 	}
 	all := make(map[string]running)
 	for _, guest := range guests {
-		cmd := exec.Command(binary, "lab", "exec", "--lab", l.name, guest, "--", "env", roleEnv+"=capture", self, "eth0")
+		cmd := exec.Command(binary, "lab", "exec", "--lab", l.name, guest, "--", "env", roleEnv+"=capture", l.self(), "eth0")
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe()
 		if err != nil {

@@ -68,11 +68,36 @@ func (l *lab) configWith(line string) string {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	path := filepath.Join(l.t.TempDir(), "controller.yaml")
-	if err := os.WriteFile(path, append(text, "\n"+line+"\n"...), 0o600); err != nil {
+	return l.file("controller-with.yaml", append(text, "\n"+line+"\n"...), 0o600)
+}
+
+// file writes a file that all nodes of the lab see, and returns its path. Of the host's files there
+// are no others that they do, whatever they are made of.
+func (l *lab) file(name string, content []byte, mode os.FileMode) string {
+	l.t.Helper()
+	path := filepath.Join(stateDir(l.name), name)
+	if err := os.WriteFile(path, content, mode); err != nil {
 		l.t.Fatal(err)
 	}
 	return path
+}
+
+// self puts this very test binary where nodes see it, and returns its path.
+func (l *lab) self() string {
+	l.t.Helper()
+	path := filepath.Join(stateDir(l.name), "e2e.test")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	own, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	content, err := os.ReadFile(own)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return l.file("e2e.test", content, 0o755)
 }
 
 // ready waits until every host has an agent with live hooks.
@@ -153,14 +178,7 @@ func (l *lab) testRefusedAgents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write := func(name, text string) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	other := write("other.yaml", strings.NewReplacer("hv1.crt", "hv2.crt", "hv1.key", "hv2.key").Replace(string(text)))
+	other := l.file("other.yaml", []byte(strings.NewReplacer("hv1.crt", "hv2.crt", "hv1.key", "hv2.key").Replace(string(text))), 0o600)
 	r := l.dyetrace("lab", "exec", "hv1", "--", "dyetrace", "agent", "--config", other)
 	if r.code == 0 || !strings.Contains(r.stderr, "certificate is for hv2, agent says hv1") {
 		t.Errorf("an agent with another host's certificate: exit %d\n%s", r.code, r.stderr)
@@ -168,7 +186,7 @@ func (l *lab) testRefusedAgents(t *testing.T) {
 	l.ready() // the true agent is not disturbed
 
 	l.stop("hv1", "agent", "TERM")
-	l.daemonise("hv1", "agent", write("nope.yaml", string(text)+"\nbridges: [br-int, br-tun, br-nope]\n"))
+	l.daemonise("hv1", "agent", l.file("nope.yaml", append(text, "\nbridges: [br-int, br-tun, br-nope]\n"...), 0o600))
 	eventually(t, "word of a bridge that is not there", 10*time.Second, func() bool {
 		out := l.must("hooks", "-o", "json")
 		return strings.Contains(out, "br-nope") && strings.Contains(out, "is not on this host")
@@ -289,11 +307,7 @@ func (l *lab) megaflows(t *testing.T) (n [2]int) {
 // ends it.
 func (l *lab) tool(guest, says, role string, args ...string) (stop func()) {
 	l.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	argv := append([]string{"lab", "exec", "--lab", l.name, guest, "--", "env", roleEnv + "=" + role, self}, args...)
+	argv := append([]string{"lab", "exec", "--lab", l.name, guest, "--", "env", roleEnv + "=" + role, l.self()}, args...)
 	cmd := exec.Command(binary, argv...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
