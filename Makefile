@@ -45,6 +45,35 @@ test: setup ## run all tests, with the race detector, end-to-end tests included
 	$(AS_ROOT) $(GO) test -race -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $$($(GO) list ./... | grep -v '/e2e')
 	$(AS_ROOT) $(GO) test -race -count 1 -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./e2e/...
 
+# The end-to-end tests again, with labs whose nodes are containers; all but the one of 104 guests, which
+# is about numbers and not about what nodes are made of.
+CLAB     := $(CACHE)/bin/containerlab
+CLAB_RUN ?= .
+
+# By what its sums say, not by the age of files, which every checkout renews.
+.PHONY: containerlab
+containerlab: ## build containerlab v0.60.0, for labs of containers
+	@sum=$$(cat tools/containerlab/go.* | sha256sum); \
+	if [ ! -x $(CLAB) ] || [ "$$(cat $(CLAB).sum 2>/dev/null)" != "$$sum" ]; then \
+		echo 'building containerlab (once; some minutes)'; \
+		mkdir -p $(CACHE)/bin; \
+		(cd tools/containerlab && ../go build -ldflags '-X github.com/srl-labs/containerlab/cmd.version=0.60.0' \
+			-o $(abspath $(CLAB)) github.com/srl-labs/containerlab); \
+		echo "$$sum" >$(CLAB).sum; \
+	fi
+
+.PHONY: clab-image
+clab-image: build ## make the image of a lab's nodes, dyetrace/lab, on this machine's Docker Engine
+	@$(AS_ROOT) e2e/clab/image $(BIN)
+
+.PHONY: e2e-clab
+e2e-clab: setup build containerlab ## run the end-to-end tests on containers, by containerlab and Docker
+	@tools/setup clab
+	@$(AS_ROOT) e2e/clab/image --prepare
+	$(GO) test -race -c -o $(CACHE)/e2e.test ./e2e
+	$(GO) test -race -c -o $(CACHE)/clab.test ./e2e/clab
+	$(AS_ROOT) e2e/clab/with-docker e2e/clab/run $(BIN) -test.run '$(CLAB_RUN)' -test.skip TestNoTouch -test.timeout $(TEST_TIMEOUT) $(CLAB_FLAGS)
+
 .PHONY: bench
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchtime $(BENCH_TIME) -timeout 40m $(BENCH_PACKAGES)
