@@ -82,6 +82,16 @@ bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on 
 bench-evpn: setup ## measure 100k and 1M EVPN routes, same feed into FRR's bgpd: time, memory, lookups
 	$(AS_ROOT) $(GO) test -run '^TestAgainstFRR$$' -count 1 -v -timeout 20m ./bgp/bench -args -full
 
+# Figures, not a verdict: see TestFaultBench. SEED=N repeats a run.
+FAULTBENCH_TIME ?= 4m
+SEED            ?= 0
+
+.PHONY: faultbench
+faultbench: setup ## break a lab in every way, alone and together, and hold verdicts against the truth; simulate
+	$(AS_ROOT) $(GO) test -count 1 -v -timeout 20m -run '^TestFaultBench$$' ./e2e -args -faultbench $(FAULTBENCH_TIME) -seed $(SEED)
+	$(GO) test -count 1 -v -timeout 40m -run '^Test(NeverWrong|AnsweredStaysAnswered)$$' ./plugin/verdict -rapid.checks 500
+	$(GO) test -count 1 -v -run '^TestSimulated$$' ./plugin/verdict/infer
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck; generated code too, once `make tools` was run
 	@unformatted=$$(find . -path ./$(CACHE) -prune -o -name '*.go' -print0 | xargs -0 "$$($(GO) env GOROOT)/bin/gofmt" -l); \
