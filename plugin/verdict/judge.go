@@ -326,6 +326,9 @@ func (j *judgement) whole() Result {
 	if r, doubtful := j.byWhom(); doubtful {
 		return r
 	}
+	if r, is := j.undelivered(); is {
+		return r
+	}
 	r, notes := j.healthy()
 	first, seenFirst := j.t.sample(0)
 	last, _ := j.t.sample(j.t.last)
