@@ -66,6 +66,7 @@ type bridge struct {
 	dye     ovs.DyePort
 	renewed time.Time
 	read    time.Time     // when all of the bridge's flows were last read
+	nat     atomic.Bool   // flows.CommitsNAT, of what was read
 	reading time.Duration // how long that took
 	audited time.Time     // when our own were
 	ports   []flows.Port
@@ -390,6 +391,7 @@ func (b *bridge) choose(ctx context.Context, have []flows.Flow, ports []flows.Po
 	if err != nil {
 		return fmt.Errorf("reading groups: %w", err)
 	}
+	b.nat.Store(flows.CommitsNAT(have))
 	var keep *flows.Place
 	if b.want != nil {
 		keep = &b.hook.Place

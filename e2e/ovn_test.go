@@ -3,9 +3,11 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // ovnPairs are the pairs of the lab with OVN over each IP version.
@@ -140,5 +142,159 @@ func checkOVNCauses(t *testing.T, c check, tr truth, i int) {
 		if b.kind == "foreign-drop" && (p.Flow == nil || p.Flow.Owner != "") {
 			t.Errorf("%v: flow %+v (want it to be nobody's)", p, p.Flow)
 		}
+	}
+}
+
+// TestOVNLives has OVN do what it does by itself and what operators have it do. Hooks come back, runs
+// meanwhile are never wrong, and OVN's own state stays as it is.
+func TestOVNLives(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	before := l.ovnState("hv1")
+	// Any verdict but a fault: what falls into a gap is unknown.
+	neverWrong := func() {
+		t.Helper()
+		r := l.dyetrace("check", "--all", "-o", "json")
+		var c check
+		if err := json.Unmarshal([]byte(r.stdout), &c); err != nil {
+			t.Fatalf("check: %v\n%s", err, r.stderr)
+		}
+		for _, p := range c.Pairs {
+			if p.Verdict != "healthy" && p.Verdict != "unknown" {
+				t.Errorf("%v (want healthy, or unknown)", p)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		do   func()
+	}{
+		{"recompute", func() { l.node("hv1", "ovn-appctl", "-t", "ovn-controller", "recompute") }},
+		{"ovn-controller restarted", func() {
+			l.must("lab", "break", "ovn-stopped", "hv1")
+			l.must("lab", "heal", "ovn-stopped")
+		}},
+		{"OpenFlow connection anew", func() { l.node("hv1", "ovs-ofctl", "del-flows", "br-int") }},
+		{"southbound reconnect", func() {
+			l.node("hv1", "ovs-vsctl", "set", "Open_vSwitch", ".", "external_ids:ovn-remote=tcp:172.20.20.12:1")
+			l.node("hv1", "ovs-vsctl", "set", "Open_vSwitch", ".", "external_ids:ovn-remote=tcp:172.20.20.12:6642")
+		}},
+		{"logical changes", func() {
+			for i := range 5 {
+				name := fmt.Sprintf("other-%d", i)
+				l.node("central", "ovn-nbctl", "ls-add", name, "--", "lsp-add", name, "port-of-"+name, "--",
+					"acl-add", "front", "from-lport", fmt.Sprint(1500+i), "udp && ip.ttl == 3", "drop")
+				neverWrong()
+			}
+			for i := range 5 {
+				l.node("central", "ovn-nbctl", "ls-del", fmt.Sprintf("other-%d", i), "--",
+					"acl-del", "front", "from-lport", fmt.Sprint(1500+i), "udp && ip.ttl == 3")
+			}
+			l.node("central", "ovn-nbctl", "--timeout=30", "--wait=hv", "sync")
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := l.with(t)
+			tt.do()
+			if tt.name == "OpenFlow connection anew" {
+				// OVN does not look at its flows again by itself.
+				l.must("lab", "break", "ovn-stopped", "hv1")
+				l.must("lab", "heal", "ovn-stopped")
+			}
+			neverWrong()
+			eventually(t, tt.name+": all pairs healthy again", time.Minute, func() bool {
+				return l.dyetrace("check", "--all").code == 0
+			})
+			checkOVNHealthy(t, l.check(0, "--all"))
+		})
+	}
+	if after := l.ovnState("hv1"); after != before {
+		t.Errorf("OVN's state on hv1 has changed:\n%s\nbefore:\n%s", after, before)
+	}
+	l.stop("hv1", "agent", "TERM")
+	if ours := strings.Count(l.node("hv1", "ovs-ofctl", "--no-stats", "dump-flows", "br-int"), "cookie=0x44796554"); ours != 0 {
+		t.Errorf("the agent left %d flows on hv1", ours)
+	}
+	if after := l.ovnState("hv1"); after != before {
+		t.Errorf("OVN's state on hv1 has changed since the agent ended:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// ovnState is what OVN has on a host, ours aside: flows, groups, meters and settings.
+func (l *lab) ovnState(host string) string {
+	l.t.Helper()
+	var b strings.Builder
+	for _, kind := range []string{"dump-flows --no-stats", "dump-groups", "dump-meters"} {
+		verb, option, _ := strings.Cut(kind, " ")
+		argv := []string{"ovs-ofctl", "-O", "OpenFlow15"}
+		if option != "" {
+			argv = append(argv, option)
+		}
+		var lines []string
+		for line := range strings.Lines(l.node(host, append(argv, verb, "br-int")...)) {
+			if !strings.Contains(line, "cookie=0x44796554") && !strings.Contains(line, "xid=") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+		slices.Sort(lines)
+		b.WriteString(strings.Join(lines, "\n") + "\n")
+	}
+	b.WriteString(l.node(host, "ovs-vsctl", "get", "Open_vSwitch", ".", "external_ids"))
+	b.WriteString(l.node(host, "ovs-vsctl", "--columns=external_ids,fail_mode,controller,mirrors", "list", "Bridge", "br-int"))
+	return nbCfg.ReplaceAllString(b.String(), "")
+}
+
+// nbCfg is when ovn-controller started, how far it has come, and when.
+var nbCfg = regexp.MustCompile(`ovn-(nb-cfg|nb-cfg-ts|startup-ts)="\d+"`)
+
+// TestOVNReject has a rule reject what another would drop: ovn-controller then answers in the
+// destination's name, which must not pass for its own answer.
+func TestOVNReject(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	tap := l.node("hv3", "sh", "-c", "ovs-vsctl --bare --columns=external_ids find Interface 'external_ids:attached-mac=\"fa:16:3e:00:01:0e\"'")
+	_, id, _ := strings.Cut(tap, "iface-id=")
+	id, _, _ = strings.Cut(strings.Trim(id, `"`), " ")
+	match := fmt.Sprintf("outport == %q && ip", strings.Trim(id, `"`))
+	l.node("central", "ovn-nbctl", "--timeout=30", "--wait=hv", "acl-add", "front", "to-lport", "2000", match, "reject")
+	for _, p := range allTraffic {
+		for _, pair := range l.check(1, "--all", "--scheme", p.scheme, "--ip", p.ip).Pairs {
+			if want := map[bool]string{true: "policy", false: "healthy"}[pair.Dst == "front-4"]; pair.Verdict != want {
+				t.Errorf("%v, by %v (want %s)", pair, p, want)
+			}
+		}
+	}
+	for _, pair := range l.check(1, "--all").Pairs {
+		if want := map[bool]string{true: "policy", false: "healthy"}[pair.Dst == "front-4"]; pair.Verdict != want {
+			t.Errorf("%v (want %s)", pair, want)
+		}
+	}
+}
+
+// TestOVNTranslates has OVN commit connections with a translation, as it does by itself. The userspace
+// datapath of Open vSwitch 3.1 would not survive probes by TCP then, and there must be none.
+func TestOVNTranslates(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	// With no agent there, since one learns of it up to 10 s late.
+	for _, host := range []string{"hv1", "hv2", "hv3"} {
+		l.stop(host, "agent", "TERM")
+		l.node(host, "sh", "-c", "ovs-vsctl set Datapath $(ovs-vsctl get Open_vSwitch . datapaths:netdev) capabilities:ct_zero_snat=true")
+		eventually(t, host+": flows that translate", 20*time.Second, func() bool {
+			return strings.Contains(l.node(host, "ovs-ofctl", "dump-flows", "br-int"), "nat(src)")
+		})
+		l.daemonise(host, "agent", l.configFile(host))
+	}
+	eventually(t, "all agents to be back", time.Minute, func() bool { return l.dyetrace("check", "--all", "--scheme", "icmp").code == 0 })
+	for range 3 {
+		for _, p := range l.check(4, "--all", "--scheme", "tcp").Pairs {
+			if p.Verdict != "unknown" || !strings.Contains(p.Cause, "icmp is safe") {
+				t.Errorf("%v (want unknown, with the reason)", p)
+			}
+		}
+		checkOVNHealthy(t, l.check(0, "--all", "--scheme", "icmp"))
+	}
+	for _, host := range []string{"hv1", "hv2", "hv3"} {
+		l.node(host, "ovs-appctl", "version")
 	}
 }
