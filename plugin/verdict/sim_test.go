@@ -592,6 +592,12 @@ func (w *world) check(t *rapid.T, r *Result, explained bool) {
 	}
 }
 
+// causesOf are the kinds of cause that fit a fate, with all to be seen.
+var causesOf = map[fate][]CauseKind{
+	byFlow: {CauseFlow}, byRule: {CauseSecurityRule}, byGuest: {CauseGuestSilent, CauseGuestDown},
+	byNet: {CauseBetweenHosts, CauseSwitch}, astray: {CauseStaleVTEP}, answered: {CauseImpostor, CauseStaleVTEP},
+}
+
 // checkExact: with all to be seen, verdict and segment are those of the probe that came furthest.
 func (w *world) checkExact(r *Result, from, to int, wrong func(string)) {
 	best := w.best()
@@ -601,6 +607,10 @@ func (w *world) checkExact(r *Result, from, to int, wrong func(string)) {
 			return // lost by chance where the rule would have dropped it
 		}
 		wrong("want " + want.String())
+	}
+	whole := w.path.To.Absent == "" && w.path.From.Gap == "" && w.path.To.Gap == "" // else there is another fault beside
+	if fits := causesOf[best.fate]; whole && len(fits) > 0 && !slices.Contains(fits, r.Kind) {
+		wrong(fmt.Sprintf("cause %s, want one of %v", r.Kind, fits))
 	}
 	if w.path.NoTouch && best.fate == byGuest && best.reach == len(w.path.Points)-1 {
 		best.reach-- // it was seen leaving by a port that is down
