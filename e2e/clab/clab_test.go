@@ -35,7 +35,7 @@ func needContainers(t *testing.T) {
 
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 3*time.Minute) // in cleanups, too
 	defer cancel()
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {
@@ -81,8 +81,11 @@ func TestPlainContainerlab(t *testing.T) {
 	for _, topology := range lab.Topologies() {
 		t.Run(topology, func(t *testing.T) {
 			ping, known := pings[topology]
-			if known && ping == nil {
-				return
+			if !known {
+				t.Fatalf("name two guests of topology %s that reach each other", topology)
+			}
+			if ping == nil {
+				t.Skip("it has no other nodes than racks")
 			}
 			before, beforeLinks := dockers(t), links(t)
 			dir := t.TempDir()
@@ -100,9 +103,6 @@ func TestPlainContainerlab(t *testing.T) {
 			said := command(t, containerlab, "deploy", "--max-workers", "20", "--topo", file)
 			if strings.Contains(said, "level=error") {
 				t.Fatalf("containerlab deploy:\n%s", said)
-			}
-			if !known {
-				t.Fatalf("no ping is known for topology %s: it was deployed, and nothing else looked at", topology)
 			}
 			command(t, "docker", "exec", fmt.Sprintf("clab-%s-%s", topology, ping[0]),
 				"ip", "netns", "exec", ping[1], "ping", "-q", "-c", "1", "-i", "0.2", "-w", "30", ping[2])

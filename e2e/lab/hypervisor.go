@@ -275,13 +275,28 @@ func (hv hypervisor) joinUnderlay(ctx context.Context) error {
 	if err := run(ctx, []byte(batch), "ip", "-batch", "-"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, gatewayWait)
-	defer cancel()
-	seconds := strconv.Itoa(int(gatewayWait.Seconds()))
-	if err := run(ctx, nil, "ping", "-q", "-c", "1", "-i", "0.1", "-w", seconds, gateway); err != nil {
-		return fmt.Errorf("the gateway does not answer: %w", err)
+	if err := awaitGateway(ctx, gateway); err != nil {
+		return err
 	}
 	return hv.knowNeighbours(ctx)
+}
+
+// awaitGateway returns when a router answers a ping. One that is told that a host cannot be reached, as
+// it is by its own kernel while nobody answers ARP, gives up at once, whatever its deadline (ping(8), -w).
+func awaitGateway(ctx context.Context, gateway string) error {
+	ctx, cancel := context.WithTimeout(ctx, gatewayWait)
+	defer cancel()
+	for {
+		err := run(ctx, nil, "ping", "-q", "-c", "1", "-i", "0.1", "-w", "5", gateway)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the gateway does not answer: %w", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // knowNeighbours tells Open vSwitch the MACs of the VTEPs in its own rack, and to keep what it
