@@ -211,8 +211,13 @@ func victim() error {
 	a := assemble(cfg, "test", &mortal{Switch: sw, dies: dies}, prometheus.NewRegistry(), log)
 	live := func() error {
 		a.hooks.look(ctx, true)
-		if b := a.hooks.get(cfg.Bridges[0]); b == nil || b.state.Load().hook != dyetracev1.HookState_HOOK_STATE_LIVE {
-			return errors.New("no hook")
+		b := a.hooks.get(cfg.Bridges[0])
+		if b == nil {
+			return errors.New("no bridge")
+		}
+		s := b.state.Load()
+		if s.hook != dyetracev1.HookState_HOOK_STATE_LIVE || s.absent != "" || len(s.unsampled) > 0 {
+			return fmt.Errorf("hook %v: %s; to-instance: %s %v", s.hook, s.reason, s.absent, s.unsampled)
 		}
 		return nil
 	}
@@ -223,6 +228,9 @@ func victim() error {
 		return err
 	}
 	b := a.hooks.get(cfg.Bridges[0])
+	for b.watched.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
 	ours, err := sw.DumpOurs(ctx, b.name)
 	if err != nil {
 		return err

@@ -65,7 +65,7 @@
 //
 // # Needs
 //
-// Linux 5.8 (the ring), CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN. The program is
+// Linux 5.8 (the ring), CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN. The program is
 // compiled ahead, for both byte orders, and committed: see generate.sh.
 //
 // # Goroutines
