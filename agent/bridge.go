@@ -205,7 +205,8 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 // to reach it.
 func refused(err error) bool {
 	return errors.Is(err, flows.ErrNoMark) || errors.Is(err, flows.ErrNoTable) ||
-		errors.Is(err, flows.ErrShadowed) || errors.Is(err, flows.ErrForeign)
+		errors.Is(err, flows.ErrShadowed) || errors.Is(err, flows.ErrForeign) ||
+		errors.Is(err, flows.ErrReplaced) || errors.Is(err, ovs.ErrUnsupported)
 }
 
 // sync does the work of reconcile; changed says that the hook was not as it

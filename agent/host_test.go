@@ -246,7 +246,7 @@ func (h *host) inject(run uint64, scheme dyetracev1.Scheme, ipv6 bool, from, to 
 	if ipv6 {
 		src, dst = a.ip6, b.ip6
 	}
-	req := &dyetracev1.Inject{Run: run, Scheme: scheme, SettleMs: 50, Rate: 5000, Ports: []*dyetracev1.PortRef{h.port(0)}}
+	req := &dyetracev1.Inject{Run: run, Scheme: scheme, SettleMs: 50, Rate: 2000, Ports: []*dyetracev1.PortRef{h.port(0)}}
 	for i := from; i < to; i++ {
 		req.Index = append(req.Index, i)
 		req.Port = append(req.Port, 0)

@@ -28,10 +28,12 @@ func playRole(role string, args []string) int {
 		err = listen(args[0])
 	case "dial":
 		err = dial(args)
+	case "deafen":
+		err = deafen(args)
 	case "capture":
 		err = capture(args)
 	default:
-		err = fmt.Errorf("role %q: want listen, dial or capture", role)
+		err = fmt.Errorf("role %q: want listen, dial, deafen or capture", role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

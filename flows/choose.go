@@ -18,6 +18,8 @@ var (
 	// ErrShadowed says that a foreign flow in table 0 would take packets that the
 	// hook must have.
 	ErrShadowed = errors.New("shadowed by a foreign flow")
+	// ErrReplaced says that a controller replaces all flows of the bridge time and again.
+	ErrReplaced = errors.New("all its flows are replaced time and again by ovn-kubernetes, so there is no place for a hook")
 )
 
 // Bridge is what Choose must know of a bridge.
@@ -47,6 +49,11 @@ const (
 
 const deadVLAN = 4095
 
+// ovnKubernetes is the cookie of the flows that ovn-kubernetes has on the gateway bridge, br-ex or
+// breth0 (DefaultOpenFlowCookie in its go-controller). It replaces all that is there every 15 s
+// (ovs-ofctl --bundle replace-flows), and whenever a service or a node changes.
+const ovnKubernetes = 0xdeff105
+
 // markRegisters are the registers in which to look for a mark, each from bit 31
 // down. reg10 first: Neutron and Antrea leave it alone, and in OVN it has flags,
 // handed out from bit 0 and each read alone, while reg11 to reg15 are read whole
@@ -57,7 +64,7 @@ var markRegisters = [registers]int{10, 15, 14, 13, 12, 11, 9, 8, 7, 6, 5, 4, 3, 
 
 // Choose finds the hook's place by reading the foreign flows of b. What keep has
 // stays, each of table, reply table and mark for itself, as long as it is good; keep
-// may be nil. It returns an error that wraps ErrShadowed, ErrNoMark or ErrNoTable.
+// may be nil. It returns an error that wraps ErrShadowed, ErrReplaced, ErrNoMark or ErrNoTable.
 func Choose(b Bridge, keep *Place) (Place, error) {
 	if keep == nil {
 		keep = &Place{}
@@ -74,6 +81,9 @@ func choose(b Bridge, keep Place) (p Place, err error) {
 	for _, f := range b.Flows {
 		if f.Ours() {
 			continue
+		}
+		if f.Cookie == ovnKubernetes {
+			return Place{}, ErrReplaced
 		}
 		if err := b.shadow(f); err != nil {
 			return Place{}, err

@@ -2,6 +2,7 @@ package ovs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -49,10 +50,15 @@ func (s *Switch) DumpGroups(ctx context.Context, bridge string) ([]string, error
 	return groups, nil
 }
 
+// ErrUnsupported says that the switch cannot do what a hook's flows want of it: it is too old, or
+// the bridge is restricted to versions of OpenFlow that have no bundles.
+var ErrUnsupported = errors.New("not supported by this switch")
+
 // Apply adds and deletes flows on a bridge, all of them or, if it returns an error,
 // none: an OpenFlow bundle (ovs-ofctl(8), --bundle). A flow of add replaces the one
 // in its place, so look first (flows.Diff); one of del that is not there, or is not
-// ours, is left as it is.
+// ours, is left as it is. The error wraps ErrUnsupported if the switch, asked for each of
+// them alone, takes some and refuses others, which it names.
 func (s *Switch) Apply(ctx context.Context, bridge string, add, del []flows.Flow) error {
 	for _, f := range add {
 		if !f.Ours() {
@@ -66,8 +72,35 @@ func (s *Switch) Apply(ctx context.Context, bridge string, add, del []flows.Flow
 	for _, f := range add {
 		lines = append(lines, f.AddLine())
 	}
-	return s.bundle(ctx, bridge, lines)
+	err := s.bundle(ctx, bridge, lines)
+	if err != nil && !errors.Is(err, ErrUnsupported) && ctx.Err() == nil {
+		err = s.refused(ctx, bridge, add, err)
+	}
+	return err
 }
+
+// refused finds out which of the flows it is that a switch does not take, if it is not all: each is
+// added, at a priority that no flow of ours has, and deleted in one bundle.
+func (s *Switch) refused(ctx context.Context, bridge string, add []flows.Flow, cause error) error {
+	taken := false
+	var refused []string
+	for _, f := range add {
+		f.Priority = probePriority
+		err := s.bundle(ctx, bridge, []string{f.AddLine(), f.DeleteLine()})
+		if err == nil {
+			taken = true
+			continue
+		}
+		refused = append(refused, fmt.Sprintf("%v (%v)", f, errors.Unwrap(err)))
+	}
+	if !taken || len(refused) == 0 {
+		return cause // it cannot be reached, or could not for a moment
+	}
+	return fmt.Errorf("ovs: bridge %s: %w: %s", bridge, ErrUnsupported, strings.Join(refused, "; "))
+}
+
+// probePriority is that of no flow of a hook (flows, Priorities of the hook's flows).
+const probePriority = 2
 
 // Renew starts the hard timeouts of our flows anew. A flow that has gone stays
 // gone: audits must see it.
@@ -89,7 +122,7 @@ func (s *Switch) bundle(ctx context.Context, bridge string, lines []string) erro
 	text := strings.Join(lines, "\n") + "\n"
 	if _, err := s.ofctl(ctx, strings.NewReader(text), "bundle", bridge, "-"); err != nil {
 		if b, found := s.Snapshot().Bridge(bridge); found && !slices.ContainsFunc(bundleVersions, b.Speaks) {
-			return fmt.Errorf("ovs: bridge %s: protocols %v: want OpenFlow13 or later, which have bundles: %w", bridge, b.Protocols, err)
+			return fmt.Errorf("ovs: bridge %s: protocols %v: want OpenFlow13 or later, which have bundles: %w: %w", bridge, b.Protocols, ErrUnsupported, err)
 		}
 		return fmt.Errorf("ovs: bridge %s: bundle of %d flows: %w", bridge, len(lines), err)
 	}

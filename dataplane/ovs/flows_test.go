@@ -1,6 +1,7 @@
 package ovs
 
 import (
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
@@ -291,5 +292,33 @@ func TestStainedPacketMeetsTheHookOnce(t *testing.T) {
 	}
 	if len(counts) != 3 {
 		t.Errorf("flows that matched: %v, want the hook's two and the foreign one", counts)
+	}
+}
+
+// What a switch does not take is named, flow by flow, and nothing of the rest stays. (An action that
+// no Open vSwitch has stands for one that an old one lacks.)
+func TestUnsupported(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	bridge := addBridge(t)
+	ours, _ := hookFor(t, s, bridge, 0)
+	ours[2].Actions = "frobnicate(1)," + ours[2].Actions
+	err := s.Apply(t.Context(), bridge, ours, nil)
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "frobnicate") || strings.Contains(err.Error(), ours[0].Actions) {
+		t.Errorf("Apply = %v, want an error that names the flow with frobnicate and no other", err)
+	}
+	if have := dumpOurs(t, s, bridge); len(have) > 0 {
+		t.Errorf("refused, and there is %v", have)
+	}
+	vsctl(t, "set", "bridge", bridge, "protocols=OpenFlow10,OpenFlow12")
+	awaitProtocols := func() bool { b, _ := s.Snapshot().Bridge(bridge); return len(b.Protocols) == 2 }
+	poll(t, "the protocols", awaitProtocols)
+	ours, _ = hookFor(t, s, bridge, 0)
+	if err := s.Apply(t.Context(), bridge, ours, nil); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "OpenFlow13") {
+		t.Errorf("Apply = %v, want an error that asks for OpenFlow13", err)
+	}
+	vsctl(t, "del-br", bridge)
+	if err := s.Apply(t.Context(), bridge, ours, nil); err == nil || errors.Is(err, ErrUnsupported) {
+		t.Errorf("Apply to no bridge = %v, want another error", err)
 	}
 }

@@ -76,6 +76,9 @@ type Counters struct {
 	Rejected    uint64 `json:"rejected"`
 	Lost        uint64 `json:"lost"`
 	HookRepairs uint64 `json:"hook_repairs"`
+	HookWipes   uint64 `json:"hook_wipes"`
+	// Unread are copies that hooks counted and that never came to the agent.
+	Unread uint64 `json:"unread"`
 }
 
 // Instance is one instance, and where it is attached; Endpoint is nil where nobody knows. IP is the
@@ -122,7 +125,7 @@ func NewHost(h *dyetracev1.Host) Host {
 		Name: h.GetName(), Connected: h.GetConnected(), Expected: h.GetExpected(),
 		Version: h.GetVersion(), OVSVersion: h.GetOvsVersion(), LastSeen: Time(h.GetLastSeen()),
 		Bridges: []Bridge{}, Endpoints: []Endpoint{},
-		Counters: Counters{c.GetInjected(), c.GetSamples(), c.GetRejected(), c.GetLost(), c.GetHookRepairs()},
+		Counters: Counters{c.GetInjected(), c.GetSamples(), c.GetRejected(), c.GetLost(), c.GetHookRepairs(), c.GetHookWipes(), c.GetUnread()},
 	}
 	for _, b := range h.GetBridges() {
 		v.Bridges = append(v.Bridges, newBridge(b))
