@@ -236,6 +236,12 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	}
 	was, wanted := b.hook, b.want
 	wiped := disturbed.has(flows.Wiped) || wanted != nil && !installed(have, wanted)
+	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
+		reread = true // another's flow may sit where one of ours was
+		if have, err = b.dump(ctx, reread, now); err != nil {
+			return changed, err
+		}
+	}
 	if switchd := b.sw.Snapshot().Switchd; wiped || disturbed.has(flows.Taken) {
 		changed = true
 		if switchd == b.switchd { // else the switch lost all flows, which is nobody's will

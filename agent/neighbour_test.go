@@ -246,15 +246,19 @@ func TestRefusals(t *testing.T) {
 		{"no mark", "table=7", strings.Join(all, ","), flows.ErrNoMark.Error()},
 		{"no table", "table=7", strings.Join(tables, ","), flows.ErrNoTable.Error()},
 		{"shadowed", "table=0,priority=65535,tcp", "NORMAL", flows.ErrShadowed.Error()},
+		{"in our place", fmt.Sprintf("table=0,priority=65534,in_port=%d", h.hooked().dye.OFPort), "drop", flows.ErrShadowed.Error()},
 	} {
 		epoch := h.state().epoch
-		h.ofctl("add-flow", h.bridge, tt.match+",actions="+tt.actions)
+		h.ofctl("add-flow", h.bridge, "cookie=0x7,"+tt.match+",actions="+tt.actions)
 		h.await(tt.name, func() bool { return h.state().hook == dyetracev1.HookState_HOOK_STATE_REFUSED })
 		if s := h.state(); !strings.Contains(s.reason, tt.reason) || !strings.Contains(s.reason, h.bridge) || s.epoch == epoch {
 			t.Errorf("%s: refused with %q, epoch %d", tt.name, s.reason, s.epoch)
 		}
 		if left := h.ours(); len(left) > 0 {
 			t.Errorf("%s: refused, and left %v", tt.name, left)
+		}
+		if !strings.Contains(h.foreign(), "cookie=0x7,") {
+			t.Errorf("%s: refused, and the flow that is in the way is gone:\n%s", tt.name, h.foreign())
 		}
 		epoch = h.state().epoch
 		h.ofctl("--strict", "del-flows", h.bridge, tt.match)
