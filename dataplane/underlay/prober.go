@@ -1,0 +1,422 @@
+package underlay
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// firstGap is between the first two rounds where answers are missing, and doubles up to lastGap:
+	// one stall of a busy host or switch must not take all rounds. Measured on a machine with twice as
+	// many busy processes as processors, Open vSwitch's userspace datapath: with 5 ms between rounds
+	// sent at once, up to three quarters of all packets were lost at their own burst.
+	firstGap, lastGap = 20 * time.Millisecond, 80 * time.Millisecond
+	// burst is how many packets are sent at once, and pause is between two bursts.
+	burst, pause = 8, time.Millisecond
+	// rungs is how many sizes are tried at once when the largest that passes is looked for: with 12,
+	// 1,500 bytes take three steps, and 9,000 four.
+	rungs = 12
+	// rungRepeats is how often each is sent: one answer is enough, and a loss must not be taken for a bound.
+	rungRepeats = 3
+	// Bounds of an Exchange.
+	maxSizes, maxSourcePorts, maxRepeats = 4, 128, 64
+	maxWait                              = 5 * time.Second
+)
+
+// Exchange is what is to be tried between two addresses.
+type Exchange struct {
+	// Src is an address of this host; the zero Addr is what the kernel would use.
+	Src, Dst netip.Addr
+	// Port where the responder is.
+	Port uint16
+	ToS  uint8
+	// Sizes of whole IP packets, ascending. The first is sent from each of SourcePorts ports in
+	// each of Repeats rounds, the others only while they were not answered.
+	Sizes                []int
+	SourcePorts, Repeats int
+	// Wait is how long answers are waited for after the last round.
+	Wait time.Duration
+	// FindMTU has the largest size that is answered looked for, if the first is and the last never.
+	FindMTU bool
+	// Session names it in its datagrams.
+	Session uint64
+}
+
+// Serial numbers the questions of an exchange.
+func (e *Exchange) Serial(repeat, port, size int) uint32 {
+	return uint32((repeat*e.SourcePorts+port)*len(e.Sizes) + size)
+}
+
+// Validate says what is wrong, by the names of the contract's fields.
+func (e *Exchange) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	switch {
+	case !e.Dst.IsValid():
+		bad("dst_ip: missing")
+	case e.Src.IsValid() && e.Src.Is4() != e.Dst.Is4():
+		bad("src_ip: %s and dst_ip %s are not of one IP version", e.Src, e.Dst)
+	}
+	if e.Port == 0 {
+		bad("port: 0, want that of the other agent's responder")
+	}
+	if len(e.Sizes) < 1 || len(e.Sizes) > maxSizes {
+		bad("sizes: %d of them, want 1 to %d", len(e.Sizes), maxSizes)
+	}
+	last := MinSize(e.Dst) - 1
+	for _, s := range e.Sizes {
+		if s <= last || s-headers(e.Dst) > maxPayload {
+			bad("sizes: %d, want more than %d, and no more than UDP can carry", s, last)
+		}
+		last = s
+	}
+	if e.SourcePorts < 1 || e.SourcePorts > maxSourcePorts {
+		bad("source_ports: %d, want 1 to %d", e.SourcePorts, maxSourcePorts)
+	}
+	if e.Repeats < 1 || e.Repeats > maxRepeats {
+		bad("repeats: %d, want 1 to %d", e.Repeats, maxRepeats)
+	}
+	if e.Wait <= 0 || e.Wait > maxWait {
+		bad("wait_ms: %v, want up to %v", e.Wait, maxWait)
+	}
+	return errors.Join(errs...)
+}
+
+// Cell is what became of one size from one source port.
+type Cell struct {
+	Sent, Answered int
+	// RTT of the fastest answer.
+	RTT time.Duration
+}
+
+// Report is what came of an exchange.
+type Report struct {
+	// Src is the address that was used.
+	Src         netip.Addr
+	SourcePorts []uint16
+	// Cells are by source port and size: number source port * sizes + size.
+	Cells    []Cell
+	Refusals []Refusal
+	// Passes is the largest size that was answered, where that was looked for.
+	Passes int
+	// ToSSeen is what the questions had when they came, of the last answer.
+	ToSSeen uint8
+	// Sent counts all datagrams.
+	Sent int
+}
+
+// prober is one exchange under way. One goroutine uses it.
+type prober struct {
+	Exchange
+	codec    *Codec
+	start    time.Time
+	fds      []int
+	poll     []unix.PollFd
+	local    []netip.AddrPort
+	remote   netip.AddrPort
+	report   Report
+	answered map[uint32]bool
+
+	// rung is where those of the ladder begin, and of which size each is.
+	rung    uint32
+	ladder  []int
+	fastest time.Duration
+	out, in []byte
+}
+
+// Probe makes an exchange. It returns what it found out so far with the error of a ctx that ends.
+func Probe(ctx context.Context, key Key, e Exchange) (Report, error) {
+	if err := e.Validate(); err != nil {
+		return Report{}, err
+	}
+	p := &prober{
+		Exchange: e, codec: NewCodec(key), start: time.Now(), remote: netip.AddrPortFrom(e.Dst, e.Port),
+		answered: map[uint32]bool{}, in: make([]byte, 65536),
+		report: Report{Cells: make([]Cell, e.SourcePorts*len(e.Sizes))},
+	}
+	p.rung = e.Serial(e.Repeats, 0, 0)
+	defer p.close()
+	if err := p.sockets(); err != nil {
+		return Report{}, err
+	}
+	err := p.rounds(ctx)
+	if err == nil && e.FindMTU {
+		err = p.climb(ctx)
+	}
+	return p.report, err
+}
+
+// sockets makes a socket for each source port. The kernel chooses the ports: at random, so that they
+// spread over the paths (RFC 6056).
+func (p *prober) sockets() error {
+	src := p.Src
+	if !src.IsValid() {
+		var err error
+		if src, err = SourceFor(p.Dst); err != nil {
+			return err
+		}
+	}
+	p.report.Src = src
+	for range p.SourcePorts {
+		fd, err := open(netip.AddrPortFrom(src, 0), asking(src, p.ToS))
+		if err != nil {
+			return err
+		}
+		p.fds = append(p.fds, fd)
+		p.poll = append(p.poll, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		if err := unix.Connect(fd, sockaddr(p.remote)); err != nil {
+			return fmt.Errorf("connect to UDP %s from %s: %w", p.remote, src, err)
+		}
+		at, err := localOf(fd)
+		if err != nil {
+			return err
+		}
+		p.local = append(p.local, at)
+		p.report.SourcePorts = append(p.report.SourcePorts, at.Port())
+	}
+	return nil
+}
+
+func (p *prober) close() {
+	for _, fd := range p.fds {
+		unix.Close(fd)
+	}
+}
+
+// rounds sends what is to be sent from all ports, and waits for what comes back. Within a round the
+// order is drawn: else a queue that overflows would always take the same ports.
+func (p *prober) rounds(ctx context.Context) error {
+	gap := firstGap
+	for repeat := range p.Repeats {
+		var cells []int
+		for i, c := range p.report.Cells {
+			if i%len(p.Sizes) == 0 || c.Answered == 0 {
+				cells = append(cells, i)
+			}
+		}
+		rand.Shuffle(len(cells), func(i, j int) { cells[i], cells[j] = cells[j], cells[i] })
+		err := p.sendAll(ctx, len(cells), func(n int) (port int, serial uint32, bytes int) {
+			port, size := cells[n]/len(p.Sizes), cells[n]%len(p.Sizes)
+			p.report.Cells[cells[n]].Sent++
+			return port, p.Serial(repeat, port, size), p.Sizes[size]
+		})
+		wait := gap
+		if repeat == p.Repeats-1 {
+			wait = p.Wait
+		}
+		if err == nil {
+			err = p.collect(ctx, wait, p.whole)
+		}
+		if err != nil {
+			return err
+		}
+		gap = min(2*gap, lastGap)
+	}
+	return nil
+}
+
+// sendAll sends n questions, a few at a time.
+func (p *prober) sendAll(ctx context.Context, n int, question func(int) (port int, serial uint32, bytes int)) error {
+	for i := range n {
+		if i > 0 && i%burst == 0 {
+			if err := p.collect(ctx, pause, func() bool { return false }); err != nil {
+				return err
+			}
+		}
+		p.send(question(i))
+	}
+	return nil
+}
+
+// whole says that nothing is left to wait for.
+func (p *prober) whole() bool {
+	for i, c := range p.report.Cells {
+		if c.Answered == 0 || i%len(p.Sizes) == 0 && c.Answered < c.Sent {
+			return false
+		}
+	}
+	return true
+}
+
+// send sends one question. One that the host refuses to send is told by the error queue, or here.
+func (p *prober) send(port int, serial uint32, size int) {
+	d := Datagram{Kind: Question, Session: p.Session, Serial: serial,
+		Length: size - headers(p.Dst), SentNs: time.Since(p.start).Nanoseconds()}
+	p.out = p.codec.Append(p.out[:0], d, p.local[port], p.remote)
+	p.report.Sent++
+	var err error
+	// An error that is waiting is told by the next call, whatever that is (udp(7)).
+	for range 3 {
+		if err = unix.Send(p.fds[port], p.out, unix.MSG_DONTWAIT); err == nil {
+			return
+		}
+		if p.complaints(port) == 0 {
+			break
+		}
+		if err == unix.EMSGSIZE {
+			return // was in the queue
+		}
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) && err != unix.ECONNREFUSED {
+		p.refused(Refusal{Errno: errno, Size: size, Count: 1})
+	}
+}
+
+// collect takes in what comes until enough has, or time is up.
+func (p *prober) collect(ctx context.Context, wait time.Duration, enough func() bool) error {
+	for end := time.Now().Add(wait); ; {
+		left := time.Until(end)
+		if err := ctx.Err(); err != nil || left <= 0 || enough() {
+			return err
+		}
+		// In slices: a ctx that ends has no file descriptor.
+		n, err := unix.Poll(p.poll, int(min(left, 50*time.Millisecond).Milliseconds())+1)
+		if err != nil || n == 0 {
+			continue // interrupted, or nothing yet
+		}
+		for port := range p.poll {
+			switch events := p.poll[port].Revents; {
+			case events&unix.POLLERR != 0:
+				p.complaints(port)
+				fallthrough
+			case events&unix.POLLIN != 0:
+				p.receive(port)
+			}
+		}
+	}
+}
+
+// receive takes in all answers that wait at a port.
+func (p *prober) receive(port int) {
+	for {
+		n, _, err := unix.Recvfrom(p.fds[port], p.in, unix.MSG_DONTWAIT)
+		if err != nil {
+			return
+		}
+		d, err := p.codec.Parse(p.in[:n], p.remote, p.local[port])
+		if err != nil || d.Kind != Answer || d.Session != p.Session || p.answered[d.Serial] {
+			continue
+		}
+		p.answered[d.Serial] = true
+		p.report.ToSSeen = d.ToS
+		rtt := time.Since(p.start) - time.Duration(d.SentNs)
+		if p.fastest == 0 || rtt < p.fastest {
+			p.fastest = rtt
+		}
+		if d.Serial >= p.rung {
+			continue
+		}
+		size := int(d.Serial) % len(p.Sizes)
+		c := &p.report.Cells[int(d.Serial)/len(p.Sizes)%p.SourcePorts*len(p.Sizes)+size]
+		c.Answered++
+		if c.RTT == 0 || rtt < c.RTT {
+			c.RTT = rtt
+		}
+	}
+}
+
+// complaints takes in what waits in a port's error queue, and returns how many that were.
+func (p *prober) complaints(port int) (n int) {
+	oob := make([]byte, 512)
+	for {
+		length, oobn, _, _, err := unix.Recvmsg(p.fds[port], p.in, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			return n
+		}
+		n++
+		r, ok := refusalOf(oob[:oobn])
+		if !ok {
+			continue
+		}
+		// It quotes the packet, at least the beginning of it.
+		if length >= 22 && string(p.in[:3]) == "dyu" {
+			r.Size = int(binary.BigEndian.Uint16(p.in[20:])) + headers(p.Dst)
+		}
+		p.refused(r)
+	}
+}
+
+func (p *prober) refused(r Refusal) {
+	for i := range p.report.Refusals {
+		o := &p.report.Refusals[i]
+		if o.From == r.From && o.Type == r.Type && o.Code == r.Code && o.Errno == r.Errno && o.MTU == r.MTU {
+			o.Count++
+			return
+		}
+	}
+	const most = 16 // sorts; a path has not that many routers that complain
+	if len(p.report.Refusals) < most {
+		p.report.Refusals = append(p.report.Refusals, r)
+	}
+}
+
+// climb looks for the largest size that is answered, where the smallest is from some port and the
+// largest from none.
+func (p *prober) climb(ctx context.Context) error {
+	port, last := -1, len(p.Sizes)-1
+	for i := range p.SourcePorts {
+		if p.report.Cells[i*len(p.Sizes)+last].Answered > 0 {
+			return nil
+		}
+		if port < 0 && p.report.Cells[i*len(p.Sizes)].Answered > 0 {
+			port = i
+		}
+	}
+	if port < 0 || last == 0 {
+		return nil
+	}
+	passes, lost := p.Sizes[0], p.Sizes[last]
+	for lost-passes > 1 {
+		first := p.rung + uint32(len(p.ladder))*rungRepeats
+		steps := min(rungs, lost-passes-1)
+		var sizes []int
+		for i := range steps {
+			sizes = append(sizes, passes+(lost-passes)*(i+1)/(steps+1))
+		}
+		p.ladder = append(p.ladder, sizes...)
+		came := func(i int) bool {
+			for r := range rungRepeats {
+				if p.answered[first+uint32(i*rungRepeats+r)] {
+					return true
+				}
+			}
+			return false
+		}
+		for r := range rungRepeats {
+			err := p.sendAll(ctx, steps, func(i int) (int, uint32, int) {
+				return port, first + uint32(i*rungRepeats+r), sizes[i]
+			})
+			if err == nil {
+				// Four round trips, and no less than a host that is busy takes.
+				err = p.collect(ctx, min(p.Wait, 4*p.fastest+firstGap), func() bool { return came(steps - 1) })
+			}
+			if err != nil {
+				return err
+			}
+			if came(steps - 1) {
+				break
+			}
+		}
+		for i, size := range sizes {
+			if came(i) {
+				passes = size
+			}
+		}
+		for i := steps - 1; i >= 0; i-- {
+			if sizes[i] > passes {
+				lost = sizes[i]
+			}
+		}
+	}
+	p.report.Passes = passes
+	return nil
+}
