@@ -45,6 +45,7 @@ type Agent struct {
 	pace    *rate.Limiter // probes, over all runs
 	cap     *rate.Limiter // samples
 	traces  chan struct{}
+	echo    *echo
 	log     *slog.Logger
 	metrics *metrics
 
@@ -89,7 +90,8 @@ func assemble(cfg Config, version string, sw Switch, reg prometheus.Registerer, 
 	a.open = newOpenProbes(a.log)
 	a.hooks = newHooks(sw, cfg.Bridges, cfg.Lease, a.log)
 	a.hooks.answers = a.runs.answers
-	a.metrics = newMetrics(reg, a.hooks)
+	a.echo = newEcho(cfg.UnderlayPort, a.log)
+	a.metrics = newMetrics(reg, a.hooks, a.echo)
 	collect := newCollector(a)
 	a.hooks.sink, a.hooks.done = collect.copy, func(b *bridge) { collect.flush(&b.gather) }
 	a.hooks.taps.sink, a.hooks.taps.done = collect.take, collect.flush
@@ -114,6 +116,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	a.open.close()
+	a.echo.close()
 	if rerr := a.hooks.remove(cleanup); rerr != nil {
 		a.log.Error("hooks left behind; they age out by their lease", "lease", a.cfg.Lease, "err", rerr)
 		err = errors.Join(err, rerr)
@@ -141,6 +144,7 @@ func (a *Agent) counters() *dyetracev1.AgentCounters {
 		Rejected: a.rejectedCount.Load(),
 	}
 	c.Lost = a.hooks.taps.lostSamples()
+	a.echo.count(c)
 	for _, b := range a.hooks.all() {
 		c.Lost += b.lostSamples()
 		s := b.state.Load()

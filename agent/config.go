@@ -30,6 +30,8 @@ type Config struct {
 	Rate       int           `koanf:"rate"`
 	SampleRate int           `koanf:"sample_rate"`
 	Metrics    string        `koanf:"metrics"`
+
+	UnderlayPort int `koanf:"underlay_port"`
 }
 
 // Bounds of configured values, each with its reason.
@@ -43,6 +45,11 @@ const (
 	maxRate = 1_000_000
 )
 
+// DefaultUnderlayPort is where agents answer each other in UDP: the number that hosts reach the
+// controller by in TCP, so that firewalls have one to know; and below net.ipv4.ip_local_port_range
+// (32768 up), so that no other program is given it for a connection of its own.
+const DefaultUnderlayPort = 7443
+
 // DefaultConfig returns the values of keys that a file leaves out.
 func DefaultConfig() Config {
 	host, _ := os.Hostname() // an empty host is refused by Validate, by name
@@ -54,6 +61,8 @@ func DefaultConfig() Config {
 		Lease:      60 * time.Second,
 		Rate:       20_000,
 		SampleRate: 100_000,
+
+		UnderlayPort: DefaultUnderlayPort,
 	}
 }
 
@@ -113,6 +122,9 @@ func (c Config) Validate() error {
 	}
 	if c.SampleRate < 1 || c.SampleRate > 10*maxRate {
 		bad("sample_rate: %d is out of range (want 1 to %d samples a second)", c.SampleRate, 10*maxRate)
+	}
+	if c.UnderlayPort < 0 || c.UnderlayPort > 65535 {
+		bad("underlay_port: %d is no UDP port (want 1 to 65535, the same on all hosts if you can; 0 switches underlay probes off)", c.UnderlayPort)
 	}
 	if !strings.HasPrefix(c.OVSDB, "unix:") && !strings.HasPrefix(c.OVSDB, "tcp:") {
 		bad("ovsdb: %q is no OVSDB address (want unix:PATH or tcp:HOST:PORT)", c.OVSDB)

@@ -8,7 +8,7 @@ type metrics struct {
 	connected                                              prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
+func newMetrics(reg prometheus.Registerer, h *hooks, e *echo) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "dyetrace", Subsystem: "agent", Name: name, Help: help})
 	}
@@ -45,6 +45,7 @@ func newMetrics(reg prometheus.Registerer, h *hooks) *metrics {
 				func() float64 { return float64(h.countAnswers()) }),
 			prometheus.NewGaugeFunc(gauge("withheld_probes", "Probes that no guest may see, until their run and then their lease ends."),
 				func() float64 { return float64(h.taps.countWithheld()) }))
+		reg.MustRegister(e.metrics()...)
 	}
 	return m
 }

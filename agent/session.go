@@ -138,6 +138,7 @@ func (a *Agent) session(ctx context.Context) (welcomed bool, err error) {
 	if err := a.hooks.setStain(ctx, stainOf(welcome.Stain)); err != nil {
 		a.log.Warn("replacing hooks of another stain", "err", err)
 	}
+	a.echo.setKey(welcome.UnderlayKey)
 	a.log.Info("session with the controller", "controller", a.cfg.Controller, "version", welcome.Version)
 	a.outbox.drain()
 	a.runs.clear()
@@ -240,7 +241,7 @@ func (a *Agent) report(ctx context.Context, every time.Duration) error {
 	var seq uint64
 	a.hooks.reconcile(ctx)
 	for {
-		if state := a.hooks.state(); last == nil || !proto.Equal(state, last) {
+		if state := a.state(); last == nil || !proto.Equal(state, last) {
 			last = state
 			err := a.outbox.put(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: state}})
 			if err != nil {
@@ -271,7 +272,7 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	explain := make(chan struct{}, maxExplain)
+	explain, explore := make(chan struct{}, maxExplain), make(chan struct{}, maxUnderlay)
 	for {
 		m, err := st.Receive()
 		if err != nil {
@@ -301,6 +302,13 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			default:
 				a.say(ctx, explanationError(m.Explain.Id, fmt.Errorf("%d explanations are under way on this host, no more are taken", maxExplain)))
 			}
+		case *dyetracev1.SessionResponse_ProbeUnderlay:
+			select {
+			case explore <- struct{}{}:
+				wg.Go(func() { a.probeUnderlay(ctx, m.ProbeUnderlay); <-explore })
+			default:
+				a.say(ctx, underlayError(m.ProbeUnderlay.Id, fmt.Errorf("%d underlay probes are under way on this host, no more are taken", maxUnderlay)))
+			}
 		case *dyetracev1.SessionResponse_Reject:
 			if m.Reject.Permanent {
 				return fmt.Errorf("%w: %s", ErrRejected, m.Reject.Reason)
@@ -327,7 +335,7 @@ func (a *Agent) refresh(ctx context.Context, id uint64) {
 		a.log.Warn("reading the switch anew", "err", err)
 	}
 	a.hooks.reconcile(ctx)
-	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.hooks.state()}})
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_State{State: a.state()}})
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Refreshed{Refreshed: &dyetracev1.Refreshed{Id: id}}})
 }
 

@@ -67,6 +67,12 @@ type Port struct {
 	// RemoteIP and LocalIP are a tunnel's options; "flow" where flows choose. LocalIP is by
 	// the kernel's routes where there is no such option.
 	RemoteIP, LocalIP string
+	// ToS is a tunnel's options:tos: a number, "inherit", or empty, which is 0.
+	ToS string
+	// Fragments tells that a tunnel's packets may be fragmented on the way (options:df_default=false).
+	Fragments bool
+	// MTU in bytes of IP packet, 0 where Open vSwitch has none.
+	MTU int
 	// MAC and IfaceID are external_ids:attached-mac and external_ids:iface-id, by
 	// which a cloud's controller says whose port it is.
 	MAC, IfaceID string

@@ -58,6 +58,7 @@ type (
 		ExternalIDs map[string]string `ovsdb:"external_ids"`
 		OFPort      *int              `ovsdb:"ofport"`
 		LinkState   *string           `ovsdb:"link_state"`
+		MTU         *int              `ovsdb:"mtu"`
 		Error       *string           `ovsdb:"error"`
 	}
 )
@@ -134,7 +135,7 @@ func columns(c client.Client) *client.Monitor {
 		client.WithTable(&br, &br.Name, &br.DatapathType, &br.Protocols, &br.Ports),
 		client.WithTable(&port, &port.Name, &port.Interfaces, &port.Tag, &port.ExternalIDs),
 		client.WithTable(&iface, &iface.Name, &iface.Type, &iface.Options, &iface.ExternalIDs,
-			&iface.OFPort, &iface.LinkState, &iface.Error),
+			&iface.OFPort, &iface.LinkState, &iface.MTU, &iface.Error),
 		client.WithTable(&ssl, &ssl.Key, &ssl.Cert, &ssl.CA),
 	)
 }
@@ -268,8 +269,9 @@ func (r interfaceRow) port() dataplane.Port {
 		Peer:     r.Options["peer"],
 		RemoteIP: r.Options["remote_ip"], LocalIP: r.Options["local_ip"],
 		MAC: r.ExternalIDs["attached-mac"], IfaceID: r.ExternalIDs["iface-id"],
-		LinkState: deref(r.LinkState),
-		Dye:       r.ExternalIDs[ownerKey] == ownerValue,
+		LinkState: deref(r.LinkState), MTU: deref(r.MTU),
+		ToS: r.Options["tos"], Fragments: r.Options["df_default"] == "false",
+		Dye: r.ExternalIDs[ownerKey] == ownerValue,
 	}
 	// -1 is a port that could not be opened, and 65535 is OFPP_NONE.
 	if n := deref(r.OFPort); n > 0 && n < 65535 {

@@ -264,12 +264,15 @@ func TestSnapshot(t *testing.T) {
 	tap, _ := b.Port(g.tap)
 	want := dataplane.Port{
 		Name: g.tap, ID: tap.ID, OFPort: 2, MAC: "fa:16:3e:00:00:01", IfaceID: "port-" + g.tap,
-		LinkState: "up", Role: tap.Role,
+		LinkState: "up", MTU: tap.MTU, Role: tap.Role,
 	}
 	if tap != want || tap.Role.String() != "instance" || tap.ID == "" {
 		t.Errorf("got %+v\nwant %+v, an instance", tap, want)
 	}
 	b, _ = snap.Bridge(outer)
+	if tap.MTU != 1500 {
+		t.Errorf("MTU %d, want 1500", tap.MTU)
+	}
 	if p, _ := b.Port(tun); !p.IsTunnel() || p.RemoteIP != "192.0.2.2" || p.LocalIP != "192.0.2.1" || p.Role.String() != "tunnel" {
 		t.Errorf("tunnel: %+v", p)
 	}

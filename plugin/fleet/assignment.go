@@ -32,8 +32,8 @@ type Spec struct {
 type Event struct {
 	// Host is the index in Spec.Hosts.
 	Host int
-	// Message is a *dyetracev1.Ready, *Armed, *Audited, *Injected, *Samples, *Finished or *Explanation with
-	// columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
+	// Message is a *dyetracev1.Ready, *Armed, *Audited, *Injected, *Samples, *Finished, *Explanation or
+	// *UnderlayReport with columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
 	Message any
 }
 
@@ -66,6 +66,7 @@ type owed struct {
 	ready, finished bool
 	probes          int
 	explanations    int
+	reports         int
 	arms            int
 	audits          int
 	over            bool // Finished has come: no more samples
@@ -146,17 +147,27 @@ func (a *Assignment) Finish(host int) {
 // Explain asks a host what its flows do with a packet. It answers with an Explanation of the
 // id that is returned.
 func (a *Assignment) Explain(host int, m *dyetracev1.Explain) (id uint64) {
-	a.fleet.mu.Lock()
-	a.fleet.nextExplain++
-	id = a.fleet.nextExplain
-	a.fleet.mu.Unlock()
-
+	m.Id = a.question(host)
 	a.ask(host, func(o *owed) { o.explanations++ })
-	m.Id = id
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Explain{Explain: m}})
+	return m.Id
+}
+
+// ProbeUnderlay asks a host for an exchange with another's tunnel address, or what it saw of one.
+// It answers with an UnderlayReport of the id that is returned.
+func (a *Assignment) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) (id uint64) {
+	m.Id = a.question(host)
+	a.ask(host, func(o *owed) { o.reports++ })
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_ProbeUnderlay{ProbeUnderlay: m}})
+	return m.Id
+}
+
+// question returns the number of a question whose answer is this run's.
+func (a *Assignment) question(host int) (id uint64) {
+	id = a.fleet.nextID()
 	if s := a.parts[host]; s != nil {
 		s.explain(id, a.number)
 	}
-	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Explain{Explain: m}})
 	return id
 }
 
@@ -213,6 +224,10 @@ func (a *Assignment) answer(host int, m any) (asked bool) {
 	case *dyetracev1.Explanation:
 		if asked = o.explanations > 0; asked {
 			o.explanations--
+		}
+	case *dyetracev1.UnderlayReport:
+		if asked = o.reports > 0; asked {
+			o.reports--
 		}
 	case *dyetracev1.Armed:
 		if asked = o.arms > 0; asked {

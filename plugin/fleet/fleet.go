@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -72,13 +73,18 @@ type Fleet struct {
 	hosts       map[string]*host
 	nextRun     uint64
 	nextExplain uint64
+
+	// underlayKey authenticates the datagrams that agents exchange: fresh in each process, so what
+	// was recorded before is worth nothing.
+	underlayKey [underlayKeySize]byte
 }
 
 // host is what is known of one agent; it outlives sessions.
 type host struct {
 	name    string
 	session *session // nil while there is none
-	last    Agent    // as of the end of the last session
+	known   acquaintance
+	last    Agent // as of the end of the last session
 }
 
 // Agent is one agent as the fleet knows it.
@@ -103,6 +109,7 @@ func New(cfg Config) *Fleet {
 		// while. Runs are told apart by key too; this only keeps the counters clean.
 		nextRun: rand.Uint64()>>1 + 1,
 	}
+	_, _ = crand.Read(f.underlayKey[:]) // never fails: crypto/rand
 	f.metrics = newMetrics(cfg.Metrics, f.queued)
 	return f
 }
@@ -209,7 +216,7 @@ func (f *Fleet) leave(s *session) {
 	if h.session != s {
 		return
 	}
-	h.session = nil
+	h.session, h.known = nil, acquaintance{}
 	h.last = s.agent(false)
 	f.metrics.agents.Dec()
 	f.cfg.Book.DropHost(s.host)
@@ -223,7 +230,13 @@ func (f *Fleet) setState(s *session, state *dyetracev1.HostState) {
 	if f.hosts[s.host].session != s {
 		return
 	}
+	h := f.hosts[s.host]
+	if !slices.Equal(h.known.echo.GetAddresses(), state.GetUnderlay().GetAddresses()) || h.known.echo.GetPort() != state.GetUnderlay().GetPort() {
+		h.known = acquaintance{}
+	}
+	h.known.echo = state.GetUnderlay()
 	f.cfg.Book.SetHost(inventory.Host{
 		Name: s.host, Connected: true, Bridges: state.GetBridges(), Endpoints: state.GetEndpoints(),
+		Underlay: state.GetUnderlay(), MTUs: state.GetEndpointMtu(),
 	})
 }

@@ -21,9 +21,8 @@ func (f *Fleet) Refresh(ctx context.Context, hosts []string) {
 		if h := f.hosts[name]; h != nil {
 			s = h.session
 		}
-		f.nextExplain++
-		id := f.nextExplain
 		f.mu.Unlock()
+		id := f.nextID()
 		if s == nil {
 			continue
 		}

@@ -43,7 +43,8 @@ type session struct {
 	mu       sync.Mutex
 	ended    error // why; nil while the session lives
 	runs     map[uint64]member
-	explains map[uint64]uint64        // Explain.id to the run that asked
+	explains map[uint64]uint64        // Explain.id or ProbeUnderlay.id to the run that asked
+	reports  map[uint64]reportWait    // by ProbeUnderlay.id, those of no run
 	fresh    map[uint64]chan struct{} // by Refresh.id, closed by the answer
 	past     [pastRuns]uint64         // runs that are over, a ring
 	pastNext int
@@ -94,7 +95,7 @@ func (f *Fleet) serve(ctx context.Context, st stream) error {
 	s := &session{
 		fleet: f, host: host, version: hello.GetVersion(), ovsVersion: hello.GetOvsVersion(),
 		queue: make(chan *dyetracev1.SessionResponse, queueLength),
-		end:   end, runs: map[uint64]member{}, explains: map[uint64]uint64{}, fresh: map[uint64]chan struct{}{},
+		end:   end, runs: map[uint64]member{}, explains: map[uint64]uint64{}, reports: map[uint64]reportWait{}, fresh: map[uint64]chan struct{}{},
 	}
 	s.lastSeen.Store(time.Now().UnixNano())
 	s.queue <- &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Welcome{Welcome: f.welcome()}}
@@ -162,6 +163,7 @@ func (f *Fleet) welcome() *dyetracev1.Welcome {
 		Stain:       StainProto(f.cfg.Stain),
 		HeartbeatMs: uint32(f.cfg.Heartbeat.Milliseconds()),
 		Version:     f.cfg.Version,
+		UnderlayKey: f.underlayKey[:],
 	}
 }
 
@@ -242,6 +244,10 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		s.refreshed(m.Refreshed.GetId())
 	case *dyetracev1.SessionRequest_Explanation:
 		s.answer(s.explained(m.Explanation.GetId()), m.Explanation)
+	case *dyetracev1.SessionRequest_UnderlayReport:
+		if !s.reported(m.UnderlayReport) {
+			s.answer(s.explained(m.UnderlayReport.GetId()), m.UnderlayReport)
+		}
 	default: // a second Hello, or what a later contract has
 		s.fleet.metrics.unasked.Inc()
 	}
@@ -335,9 +341,12 @@ func (s *session) explained(id uint64) (run uint64) {
 // detach tells all runs that the session is over.
 func (s *session) detach(why error) {
 	s.mu.Lock()
-	runs, fresh := s.runs, s.fresh
-	s.runs, s.explains, s.fresh, s.ended = nil, nil, nil, why
+	runs, fresh, reports := s.runs, s.fresh, s.reports
+	s.runs, s.explains, s.fresh, s.reports, s.ended = nil, nil, nil, nil, why
 	s.mu.Unlock()
+	for _, w := range reports {
+		close(w)
+	}
 	for _, answered := range fresh {
 		close(answered)
 	}

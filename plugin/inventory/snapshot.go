@@ -33,10 +33,41 @@ type Host struct {
 	Connected bool
 	Bridges   []*dyetracev1.Bridge
 	Endpoints []*dyetracev1.Endpoint
+	// MTUs are of the endpoints' ports, in their order, 0 where not told; empty if of none.
+	MTUs []uint32
+	// Underlay is where it answers underlay probes; nil where its agent is too old to tell.
+	Underlay *dyetracev1.UnderlayEcho
 
-	// Read from Bridges once, when the host enters a snapshot.
+	// Read from the above once, when the host enters a snapshot.
 	tunnels []Tunnel
 	vteps   []netip.Addr
+	echo    *Echo
+}
+
+// Echo is where a host answers underlay probes.
+type Echo struct {
+	// Port is 0 where its configuration switches them off.
+	Port uint16
+	At   []netip.Addr
+	// Problems are the tunnel addresses where it cannot, each with its reason.
+	Problems []string
+}
+
+// Echo returns where the host answers underlay probes; nil where its agent is too old to. It is
+// shared and must not be changed.
+func (h Host) Echo() *Echo { return h.echo }
+
+func echoOf(m *dyetracev1.UnderlayEcho) *Echo {
+	if m == nil {
+		return nil
+	}
+	e := &Echo{Port: uint16(m.GetPort()), Problems: m.GetProblems()}
+	for _, text := range m.GetAddresses() {
+		if a, err := netip.ParseAddr(text); err == nil {
+			e.At = append(e.At, a)
+		}
+	}
+	return e
 }
 
 // Bridge returns the bridge of that name.
@@ -94,6 +125,8 @@ type Endpoint struct {
 	LinkState string
 	// Unsampled says why to-instance is not sampled at this port, though it is on its bridge.
 	Unsampled string
+	// MTU of the port, bytes of IP packet; 0 where not told.
+	MTU int
 }
 
 // Snapshot is one state of the inventory. It never changes; slices that it returns are
@@ -117,6 +150,7 @@ type index struct {
 type hostIndex struct {
 	Host
 	byPort, byIfaceID, byMAC map[string][]*dyetracev1.Endpoint
+	mtu                      map[*dyetracev1.Endpoint]int
 }
 
 func newIndex(f File) *index {
@@ -142,13 +176,18 @@ func newIndex(f File) *index {
 
 func newHostIndex(h Host) *hostIndex {
 	h.tunnels, h.vteps = tunnels(h.Bridges)
+	h.echo = echoOf(h.Underlay)
 	x := &hostIndex{
 		Host:      h,
 		byPort:    make(map[string][]*dyetracev1.Endpoint, len(h.Endpoints)),
 		byIfaceID: make(map[string][]*dyetracev1.Endpoint, len(h.Endpoints)),
 		byMAC:     make(map[string][]*dyetracev1.Endpoint, len(h.Endpoints)),
+		mtu:       make(map[*dyetracev1.Endpoint]int, len(h.MTUs)),
 	}
-	for _, e := range h.Endpoints {
+	for i, e := range h.Endpoints {
+		if i < len(h.MTUs) {
+			x.mtu[e] = int(h.MTUs[i])
+		}
 		x.byPort[e.GetPort()] = append(x.byPort[e.GetPort()], e)
 		if id := e.GetIfaceId(); id != "" {
 			x.byIfaceID[id] = append(x.byIfaceID[id], e)
@@ -336,6 +375,7 @@ func (h *hostIndex) endpoints(found []*dyetracev1.Endpoint) []Endpoint {
 		out[i] = Endpoint{
 			Host: h.Name, Bridge: e.GetBridge(), Port: e.GetPort(), OFPort: e.GetOfport(),
 			MAC: e.GetMac(), IfaceID: e.GetIfaceId(), LinkState: e.GetLinkState(), Unsampled: e.GetUnsampled(),
+			MTU: h.mtu[e],
 		}
 	}
 	return out

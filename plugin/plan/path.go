@@ -95,6 +95,10 @@ type End struct {
 	// Both are shared and never changed.
 	VTEPs   []netip.Addr
 	Tunnels []inventory.Tunnel
+	// Echo is where the host answers underlay probes; nil where its agent does not tell.
+	Echo *inventory.Echo
+	// MTU of the instance's port, 0 where it is not known.
+	MTU int
 	// Confirmed says that an agent which is connected reports the instance's port on the host, and
 	// none a port that fits on a host where Learned has it instead.
 	Confirmed bool
@@ -282,12 +286,12 @@ func locate(snap *inventory.Snapshot, in inventory.Instance) site {
 	ep, err := snap.Endpoint(in)
 	s := site{End: End{Host: in.Host, Port: in.Port}}
 	if err == nil {
-		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, OFPort: ep.OFPort, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled}
+		s.End = End{Host: ep.Host, Bridge: ep.Bridge, Port: ep.Port, OFPort: ep.OFPort, LinkDown: ep.LinkState == "down", Unsampled: ep.Unsampled, MTU: ep.MTU}
 	}
 	h, known := snap.Host(s.Host)
 	s.connected = h.Connected
 	s.Confirmed = err == nil && s.connected && fits(ep, in)
-	s.VTEPs, s.Tunnels = h.VTEPs(), h.Tunnels()
+	s.VTEPs, s.Tunnels, s.Echo = h.VTEPs(), h.Tunnels(), h.Echo()
 	switch {
 	case in.Host == "" && err != nil:
 		s.Blind = err.Error() // it may be on a host that has no agent

@@ -2413,20 +2413,23 @@ type ProbeUnderlay struct {
 	// Names the exchange in its datagrams: random, not 0.
 	Session uint64 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
 	// Send nothing: tell what this host has seen of that session. Of the rest of the
-	// message only dst_ip counts then: the address of this host that was probed.
+	// message only src_ip and dst_ip count then: dst_ip is this host's.
 	Recall bool `protobuf:"varint,3,opt,name=recall,proto3" json:"recall,omitempty"`
 	// 16 bytes, as Inject.src_ip. An empty src_ip is what the host would use.
 	SrcIp []byte `protobuf:"bytes,4,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
 	DstIp []byte `protobuf:"bytes,5,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
 	// UDP port of the other agent.
 	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
-	// Outer ToS, or traffic class.
-	Tos uint32 `protobuf:"varint,7,opt,name=tos,proto3" json:"tos,omitempty"`
+	// ToS, or traffic class, of a packet that the tunnel carries: the datagrams have what the
+	// tunnel port between the two makes of it (options:tos), or, with tos_exact, this one.
+	Tos      uint32 `protobuf:"varint,7,opt,name=tos,proto3" json:"tos,omitempty"`
+	TosExact bool   `protobuf:"varint,13,opt,name=tos_exact,json=tosExact,proto3" json:"tos_exact,omitempty"`
 	// Sizes to try, bytes of whole IP packets, ascending; none may be fragmented.
 	Sizes []uint32 `protobuf:"varint,8,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`
 	// How many source ports, so as to take many of equal-cost paths.
 	SourcePorts uint32 `protobuf:"varint,9,opt,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
-	// How often each size is sent from each source port. Datagrams are numbered from 0:
+	// How often the smallest size is sent from each source port, and the others at most:
+	// only while they were not answered. Datagrams are numbered from 0:
 	// (repeat * source_ports + source port) * number of sizes + size.
 	Repeats uint32 `protobuf:"varint,10,opt,name=repeats,proto3" json:"repeats,omitempty"`
 	// How long after the last one answers are waited for.
@@ -2516,6 +2519,13 @@ func (x *ProbeUnderlay) GetTos() uint32 {
 	return 0
 }
 
+func (x *ProbeUnderlay) GetTosExact() bool {
+	if x != nil {
+		return x.TosExact
+	}
+	return false
+}
+
 func (x *ProbeUnderlay) GetSizes() []uint32 {
 	if x != nil {
 		return x.Sizes
@@ -2580,12 +2590,15 @@ type UnderlayReport struct {
 	Seen []byte `protobuf:"bytes,13,opt,name=seen,proto3" json:"seen,omitempty"`
 	// Datagrams of the session that were not answered because of the responder's own rate.
 	Limited uint32 `protobuf:"varint,14,opt,name=limited,proto3" json:"limited,omitempty"`
-	// Authentic datagrams that dst_ip has taken in from other hosts than this exchange's,
-	// since the agent's start: more than 0 shows that nothing on this host keeps them out.
-	FromOthers uint64 `protobuf:"varint,15,opt,name=from_others,json=fromOthers,proto3" json:"from_others,omitempty"`
+	// How long ago an authentic datagram of another session came to dst_ip, nanoseconds; 0
+	// is never. One of src_ip counts only where nothing of this session came. A short while
+	// shows that nothing on this host keeps them out.
+	FromOthersNs uint64 `protobuf:"varint,15,opt,name=from_others_ns,json=fromOthersNs,proto3" json:"from_others_ns,omitempty"`
 	// Whether it answers at dst_ip at all, and why not.
-	Listening     bool   `protobuf:"varint,16,opt,name=listening,proto3" json:"listening,omitempty"`
-	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"`
+	Listening bool   `protobuf:"varint,16,opt,name=listening,proto3" json:"listening,omitempty"`
+	Problem   string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"`
+	// ToS that was sent.
+	Tos           uint32 `protobuf:"varint,18,opt,name=tos,proto3" json:"tos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2718,9 +2731,9 @@ func (x *UnderlayReport) GetLimited() uint32 {
 	return 0
 }
 
-func (x *UnderlayReport) GetFromOthers() uint64 {
+func (x *UnderlayReport) GetFromOthersNs() uint64 {
 	if x != nil {
-		return x.FromOthers
+		return x.FromOthersNs
 	}
 	return 0
 }
@@ -2737,6 +2750,13 @@ func (x *UnderlayReport) GetProblem() string {
 		return x.Problem
 	}
 	return ""
+}
+
+func (x *UnderlayReport) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
 }
 
 var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
@@ -2917,7 +2937,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\acommand\x18\b \x01(\tR\acommand\x12\x18\n" +
 	"\aunnamed\x18\t \x01(\tR\aunnamed\x12'\n" +
 	"\x0flogical_command\x18\n" +
-	" \x01(\tR\x0elogicalCommand\"\xac\x02\n" +
+	" \x01(\tR\x0elogicalCommand\"\xc9\x02\n" +
 	"\rProbeUnderlay\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
@@ -2925,13 +2945,14 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x06src_ip\x18\x04 \x01(\fR\x05srcIp\x12\x15\n" +
 	"\x06dst_ip\x18\x05 \x01(\fR\x05dstIp\x12\x12\n" +
 	"\x04port\x18\x06 \x01(\rR\x04port\x12\x10\n" +
-	"\x03tos\x18\a \x01(\rR\x03tos\x12\x14\n" +
+	"\x03tos\x18\a \x01(\rR\x03tos\x12\x1b\n" +
+	"\ttos_exact\x18\r \x01(\bR\btosExact\x12\x14\n" +
 	"\x05sizes\x18\b \x03(\rR\x05sizes\x12!\n" +
 	"\fsource_ports\x18\t \x01(\rR\vsourcePorts\x12\x18\n" +
 	"\arepeats\x18\n" +
 	" \x01(\rR\arepeats\x12\x17\n" +
 	"\await_ms\x18\v \x01(\rR\x06waitMs\x12\x19\n" +
-	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\xdf\x03\n" +
+	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\xf6\x03\n" +
 	"\x0eUnderlayReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x15\n" +
@@ -2947,11 +2968,11 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\btos_seen\x18\v \x01(\rR\atosSeen\x12!\n" +
 	"\fmay_fragment\x18\f \x01(\bR\vmayFragment\x12\x12\n" +
 	"\x04seen\x18\r \x01(\fR\x04seen\x12\x18\n" +
-	"\alimited\x18\x0e \x01(\rR\alimited\x12\x1f\n" +
-	"\vfrom_others\x18\x0f \x01(\x04R\n" +
-	"fromOthers\x12\x1c\n" +
+	"\alimited\x18\x0e \x01(\rR\alimited\x12$\n" +
+	"\x0efrom_others_ns\x18\x0f \x01(\x04R\ffromOthersNs\x12\x1c\n" +
 	"\tlistening\x18\x10 \x01(\bR\tlistening\x12\x18\n" +
-	"\aproblem\x18\x11 \x01(\tR\aproblem*e\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem\x12\x10\n" +
+	"\x03tos\x18\x12 \x01(\rR\x03tos*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11OUTCOME_DELIVERED\x10\x01\x12\x15\n" +
