@@ -105,7 +105,7 @@ func (c *Controller) open(ctx context.Context) (err error) {
 	c.runner = run.New(run.Config{
 		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle,
 		PerInstanceRate: cfg.Run.PerInstanceRate, PerInstanceBurst: cfg.Run.PerInstanceBurst,
-		MaxActive: cfg.Run.MaxActive, MaxPairs: cfg.Run.MaxPairs,
+		MaxActive: cfg.Run.MaxActive, MaxPairs: cfg.Run.MaxPairs, ToS: cfg.stain().TOS,
 		Store: c.store, Fleet: c.fleet, Book: c.book, Routes: c.routes, Log: c.log, Metrics: c.metrics,
 	})
 	c.server = server.New(server.Config{
@@ -199,6 +199,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	g.Go(func() error {
 		return c.server.Run(ended, c.tls, c.api...)
 	})
+	g.Go(func() error { return c.fleet.Acquaint(ctx) })
 	g.Go(func() error {
 		c.reload(ctx, hup)
 		return nil

@@ -172,6 +172,8 @@ func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	})
 	return v.ids
 }
+func (v *visit) ProbeUnderlay(int, *dyetracev1.ProbeUnderlay) uint64 { return 0 } // never asked: its hosts answer none
+
 func (v *visit) Wake() <-chan struct{} { return v.wake }
 func (v *visit) Close()                {}
 func (v *visit) Events(buf []fleet.Event) []fleet.Event {

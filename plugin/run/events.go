@@ -32,6 +32,8 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 	case *dyetracev1.Explanation:
 		x.explained(m)
+	case *dyetracev1.UnderlayReport:
+		x.reported(m, now)
 	case fleet.Gone:
 		h.gone = true
 		x.gone[name] = m.Reason
@@ -96,6 +98,7 @@ func (x *execution) drop(host int, why string, now time.Time) {
 			x.answer(q.track, q.first)
 		}
 	}
+	x.deserted(host, now)
 }
 
 // samples takes in columns of samples. A track whose points have all seen its first probe is
@@ -165,6 +168,18 @@ func (x *execution) conclude(pair int) {
 	}
 	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
+	if x.mtu != nil {
+		if e := x.mtu[pair].exchange; e != nil && e.step != done {
+			e.held = append(e.held, heldPair{pair, r})
+			return
+		}
+		r = x.withMTU(pair, r)
+	}
+	x.emit(pair, r)
+}
+
+// emit hands the verdict on a pair to the writer.
+func (x *execution) emit(pair int, r verdict.Result) {
 	x.open--
 	x.out.seq = append(x.out.seq, x.seq[pair])
 	x.out.results = append(x.out.results, r.Proto(x.pairs[pair]))

@@ -42,6 +42,7 @@ type agents interface {
 	Audit(host int)
 	Finish(host int)
 	Explain(host int, m *dyetracev1.Explain) (id uint64)
+	ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) (id uint64)
 	Wake() <-chan struct{}
 	Events(buf []fleet.Event) []fleet.Event
 	Close()
@@ -100,6 +101,12 @@ type execution struct {
 	asking  []question          // still to be asked
 	pending map[uint64]question // asked, by Explain.id
 
+	tos       uint8 // the stain's
+	exchanges map[exchangeKey]*exchange
+	exploring []*exchange          // those that are not done
+	owing     map[uint64]*exchange // by ProbeUnderlay.id
+	mtu       []mtuCheck           // by pair; nil where nobody asked, or it was not begun
+
 	out batch // judged, not yet handed to the writer
 
 	// patrol, if any, takes what would be judged: probes go on, and no pair is concluded.
@@ -113,6 +120,7 @@ type hostState struct {
 	// it is asked for nothing more until it is heard.
 	refused, mute bool
 	asked         int // explanations outstanding
+	exchanges     int // underlay probes that it takes part in
 }
 
 // settle is a probe that has left, and when its samples should all be in.
@@ -130,6 +138,8 @@ type question struct {
 	ask     *dyetracev1.Explain
 	since   time.Time
 	decides bool
+	// explanation is the answer, where the track waits for an underlay probe as well.
+	explanation *verdict.Explanation
 }
 
 // batch is verdicts on their way to the store.
@@ -150,6 +160,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
+		tos: cfg.ToS, exchanges: map[exchangeKey]*exchange{}, owing: map[uint64]*exchange{},
 	}
 	x.host = make([]hostState, len(x.ledger.hosts))
 	x.lanes = p.join(pairs, now)
@@ -276,7 +287,7 @@ func (x *execution) step(now time.Time) (wake time.Time) {
 			return now.Add(time.Hour) // the writer is waited for, for as long as it takes
 		}
 		if x.stage == before {
-			return earliest(wake, x.hard)
+			return earliest(earliest(wake, x.explore(now)), x.hard)
 		}
 	}
 }
@@ -291,6 +302,9 @@ func earliest(a, b time.Time) time.Time {
 func (x *execution) enter(s stage, now time.Time) {
 	x.log.Debug("run enters stage", "stage", s, "open", x.open, "after", now.Sub(x.since))
 	x.stage, x.since = s, now
+	if s == probing && x.layout.mtu && x.patrol == nil {
+		x.checkMTUs()
+	}
 	if s == closing {
 		for i := range x.host {
 			x.agents.Finish(i)

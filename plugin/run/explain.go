@@ -115,6 +115,7 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 		}
 	}
 	x.asking = held
+	wake = earliest(wake, x.explore(now))
 	if x.open == 0 {
 		x.enter(over, now)
 	}
@@ -129,7 +130,15 @@ func (x *execution) explained(m *dyetracev1.Explanation) {
 	}
 	delete(x.pending, m.GetId())
 	x.host[q.host].asked--
-	e := x.evidence(q.track)
-	e.Explanation = verdict.ExplanationFromProto(m, q.point)
-	x.answer(q.track, verdict.Judge(e))
+	q.explanation = verdict.ExplanationFromProto(m, q.point)
+	r := x.judgeWith(&q, nil)
+	if r.NeedUnderlay == nil {
+		x.answer(q.track, r)
+		return
+	}
+	if e := x.exchangeFor(r.NeedUnderlay, false); e.step != done {
+		e.questions = append(e.questions, q)
+	} else {
+		x.answer(q.track, x.judgeWith(&q, e.result))
+	}
 }

@@ -15,6 +15,7 @@ type metrics struct {
 	probes       map[stain.Scheme]prometheus.Counter
 	arms         *prometheus.CounterVec
 	explanations prometheus.Counter
+	exchanges    prometheus.Counter
 	samples      *prometheus.CounterVec
 	write        prometheus.Histogram
 
@@ -49,6 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		arms: vec("arms_total", "answer", "What agents were asked to put in place before probes were sent (no-touch; answers without the "+
 			"stain's ToS), by answer: in_place, refused (no answer in time included)."),
 		explanations: counter("explanations_total", "Explanations asked for."),
+		exchanges:    counter("underlay_exchanges_total", "Exchanges of UDP packets between two hosts asked for."),
 		samples: vec("samples_total", "fate",
 			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),
 		patrols:     counter("patrols_total", "Patrols of continuous runs that took over: another key, or another plan."),

@@ -113,6 +113,8 @@ type cast struct {
 	quiet   bool                     // writes no log
 	asks    *dyetracev1.ProbeOptions // of loss
 	drops   bool                     // agents drop samples of their own
+	// underlay is what a host says when it is asked for an exchange; nil is nothing.
+	underlay func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport
 
 	mu       sync.Mutex
 	began    time.Time
@@ -127,7 +129,14 @@ type cast struct {
 	sent     map[int]int          // by track
 	nth      map[uint32]int       // which of its track such a probe is
 	finished []string
-	asked    int // explanations
+	asked    int // explanations and exchanges
+	explored []exploration
+}
+
+// exploration is an exchange that a host was asked for.
+type exploration struct {
+	host string
+	ask  *dyetracev1.ProbeUnderlay
 }
 
 // withheld is what an Arm asks to withhold, and when: known to be so once it is answered.
@@ -387,6 +396,23 @@ func (c *cast) Finish(host int) {
 	}
 }
 
+func (c *cast) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) uint64 {
+	c.mu.Lock()
+	c.asked++
+	id := uint64(c.asked)
+	name := c.spec.Hosts[host]
+	c.explored = append(c.explored, exploration{name, m})
+	answer := c.underlay
+	c.mu.Unlock()
+	if answer == nil || c.mute["underlay "+name] {
+		return id
+	}
+	r := answer(name, m)
+	r.Id = id
+	c.put(host, r)
+	return id
+}
+
 func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	c.mu.Lock()
 	c.asked++
@@ -424,7 +450,7 @@ func (c *cast) Events(buf []fleet.Event) []fleet.Event {
 // options returns those that the cast was made with.
 func (c *cast) options() options {
 	return options{
-		scheme: c.layout.asked, plan: plan.Options{NoTouch: c.layout.ways == 2}, test: testOf(c.asks), measure: c.asks.GetLoss(),
+		scheme: c.layout.asked, plan: plan.Options{NoTouch: c.layout.ways == 2}, test: testOf(c.asks), measure: c.asks.GetLoss(), mtu: c.layout.mtu,
 	}
 }
 

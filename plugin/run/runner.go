@@ -71,6 +71,8 @@ type Config struct {
 	// runs, after a burst of so many.
 	PerInstanceRate  float64
 	PerInstanceBurst int
+	// ToS of probes: underlay probes bear what a tunnel makes of it.
+	ToS uint8
 	// MaxActive bounds the runs at one time, MaxPairs the pairs of one.
 	MaxActive, MaxPairs int
 

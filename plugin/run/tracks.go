@@ -20,6 +20,8 @@ type options struct {
 	measure bool
 	// patrol says that probes are sent for ever, and for nobody's verdict.
 	patrol bool
+	// mtu has large packets tried between hosts as well.
+	mtu bool
 }
 
 // optionsFromProto reads a request's options, which are valid; nil is the zero value.
@@ -28,6 +30,7 @@ func optionsFromProto(m *dyetracev1.ProbeOptions) options {
 		scheme: stain.Scheme(m.GetScheme()),
 		plan:   plan.Options{Version: inventory.IPVersion(m.GetIpVersion()), NoTouch: m.GetNoTouch()},
 		test:   testOf(m), measure: m.GetLoss(),
+		mtu: m.GetMtu(),
 	}
 }
 
@@ -54,12 +57,13 @@ type layout struct {
 	asked   stain.Scheme
 	schemes int
 	ways    int // paths of a pair
+	mtu     bool
 }
 
 // layout returns the tracks of pairs that have these paths, and the paths that they take.
 func (o options) layout(paths []plan.Path) (l layout, ps []*plan.Path, tracks []track) {
 	schemes := o.schemes()
-	l = layout{asked: o.scheme, schemes: len(schemes), ways: o.ways()}
+	l = layout{asked: o.scheme, mtu: o.mtu, schemes: len(schemes), ways: o.ways()}
 	ps = make([]*plan.Path, 0, len(paths)*l.ways)
 	tracks = make([]track, 0, len(paths)*l.ways*l.schemes)
 	for i := range paths {

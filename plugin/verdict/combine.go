@@ -60,7 +60,7 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 		r = choose(bothWays(tcp), bothWays(icmp))
 	}
 	r.Probes = probes
-	r.Need = nil // it was a question about one track, and has been asked
+	r.Need, r.NeedUnderlay = nil, nil // they were questions about one track, and have been asked
 	return r
 }
 

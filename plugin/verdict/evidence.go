@@ -32,6 +32,9 @@ type Evidence struct {
 	// Explanation answers Result.Need of an earlier judgement on the same attempts; nil where
 	// none was asked for or came.
 	Explanation *Explanation
+	// Underlay answers Result.NeedUnderlay of an earlier judgement with the same explanation; nil
+	// where none was asked for or came.
+	Underlay *Underlay
 }
 
 // Place is a bridge of a host.

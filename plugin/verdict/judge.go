@@ -87,6 +87,11 @@ type Result struct {
 	Passed bool
 	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
 	Need *NeedExplain
+	// NeedUnderlay likewise, once the explanation is there: what the network between the two hosts
+	// does with packets that are no tunnel's.
+	NeedUnderlay *NeedUnderlay
+	// Underlay is what that showed, where the cause speaks of it.
+	Underlay *Underlay
 
 	// Scheme is how the probes were stained that this is from, 0 where none was sent;
 	// SchemeReason why that one, empty where it was asked for or there is but one track.

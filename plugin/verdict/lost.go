@@ -25,6 +25,9 @@ type loss struct {
 	name             string
 	passed           bool         // the switch's flows pass it now
 	x                *Explanation // of this very point, without error; nil if none
+
+	asks *NeedUnderlay // what would tell more
+	u    *Underlay     // what told
 }
 
 // finding is what a rule makes of a loss.
@@ -58,6 +61,7 @@ func (j *judgement) lost(to int) Result {
 		r.Kind = CauseLoop
 	}
 	r.Need = j.need(&l)
+	r.NeedUnderlay, r.Underlay = l.asks, l.u
 	r.Cause = strings.Join(append([]string{f.cause}, j.lossNotes(&l)...), "; ")
 	return r
 }
@@ -498,8 +502,7 @@ func (j *judgement) inTunnel(l *loss) finding {
 	if !l.narrow() {
 		where = fmt.Sprintf("but %s did not see it: lost on the way", l.next)
 	}
-	return finding{Faulty, sender, CauseBetweenHosts, fmt.Sprintf("%s sends it to %s (%s, key %d) as it should, %s",
-		sender, receiver, l.x.TunnelRemote, l.x.TunnelID, where), 0}
+	return j.inUnderlay(l, fmt.Sprintf("%s, %s", l.goesRight(), where))
 }
 
 // key is the tunnel key of the network that the packet travels in once routed; 0 if not known.

@@ -28,6 +28,7 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 
 		Scheme: dyetracev1.Scheme(r.Scheme), SchemeReason: r.SchemeReason, NoTouch: r.NoTouch,
 		SrcIp: text(r.Src), DstIp: text(r.Dst), CauseKind: dyetracev1.CauseKind(r.Kind),
+		Underlay: r.Underlay.Proto(),
 	}
 	for i := range r.Samples {
 		m.Samples[i] = r.Samples[i].proto()

@@ -1,0 +1,251 @@
+package run
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+)
+
+const (
+	// exchangeTimeout is how long an agent may take for an exchange: some 350 ms if nothing is answered,
+	// a second where it looks for a size, and those before it in its queue.
+	exchangeTimeout = 4 * time.Second
+	// recallTimeout is how long one may take to say what it has seen.
+	recallTimeout = time.Second
+	// exchangeWindow bounds the exchanges that a run has under way at one host, whether it sends or
+	// answers: more would be lost by each other.
+	exchangeWindow = 2
+	// mtuPorts is how many source ports try large packets where nothing is known to be lost: fewer
+	// than where a loss is looked into, since all hosts are tried.
+	mtuPorts = 8
+)
+
+// exchange is what is asked about the network between two hosts, once for all pairs of a run.
+type exchange struct {
+	need   verdict.NeedUnderlay
+	ask    *dyetracev1.ProbeUnderlay
+	step   exchangeStep
+	from   int // host that sends
+	to     int // host that answers, -1 where the run has no agent of it
+	host   int // host whose answer is due
+	until  time.Time
+	report *dyetracev1.UnderlayReport
+	recall *dyetracev1.UnderlayReport
+
+	result    *verdict.Underlay // once it is done
+	questions []question        // tracks that wait for it
+	held      []heldPair        // pairs that do
+}
+
+type exchangeStep uint8
+
+const (
+	queued exchangeStep = iota
+	sending
+	recalling
+	done
+)
+
+// heldPair is a pair that is concluded but for the exchange between its hosts.
+type heldPair struct {
+	pair   int
+	result verdict.Result
+}
+
+// exchangeKey tells exchanges apart.
+type exchangeKey struct {
+	from, to string
+	dst      netip.Addr
+	large    int
+	brief    bool // by fewer source ports
+}
+
+// mtuCheck is the exchange that a pair waits for, or why there is none; neither where none is needed.
+type mtuCheck struct {
+	exchange *exchange
+	why      string
+}
+
+// exchangeFor returns the exchange that is needed, and begins it if there is none.
+func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
+	key := exchangeKey{n.From, n.To, n.Dst, n.Large, brief}
+	if e := x.exchanges[key]; e != nil {
+		return e
+	}
+	e := &exchange{
+		need: *n, ask: n.Proto(rand.Uint64()|1, x.tos),
+		from: slices.Index(x.ledger.hosts, n.From), to: slices.Index(x.ledger.hosts, n.To),
+	}
+	if brief {
+		e.ask.SourcePorts = mtuPorts
+	}
+	x.exchanges[key] = e
+	x.exploring = append(x.exploring, e)
+	return e
+}
+
+// checkMTUs begins an exchange for each two hosts that pairs lie between: one tells of both ways.
+func (x *execution) checkMTUs() {
+	x.mtu = make([]mtuCheck, len(x.pairs))
+	type hosts [2]string
+	begun := map[hosts]*exchange{}
+	for pair := range x.pairs {
+		from, _ := x.layout.group(pair, 0)
+		p := x.ledger.path(from)
+		n, why := verdict.NeedMTU(p)
+		if n == nil {
+			x.mtu[pair].why = why
+			continue
+		}
+		// Two pairs of the same hosts may have other MTUs: what is larger does for both only if it passes.
+		e := begun[hosts{n.To, n.From}]
+		if e == nil || e.need.Large != n.Large {
+			e = x.exchangeFor(n, true)
+			begun[hosts{n.From, n.To}] = e
+		}
+		x.mtu[pair].exchange = e
+	}
+}
+
+// explore does what is due of exchanges, and returns when it wants to be called again.
+func (x *execution) explore(now time.Time) (wake time.Time) {
+	wake = x.hard
+	rest := x.exploring[:0]
+	for _, e := range x.exploring {
+		switch {
+		case e.step == done:
+			continue
+		case !now.Before(x.hard):
+			x.explored(e, "the run's time was up")
+			continue
+		case e.step == queued && (e.from < 0 || x.host[e.from].gone):
+			x.explored(e, fmt.Sprintf("no agent of %s is connected", e.need.From))
+			continue
+		case e.step == queued && x.host[e.from].exchanges < exchangeWindow && (e.to < 0 || x.host[e.to].exchanges < exchangeWindow):
+			x.busy(e, 1)
+			x.metrics.exchanges.Inc()
+			x.request(e, sending, e.from, e.ask, exchangeTimeout, now)
+		case e.step != queued && !now.Before(e.until):
+			x.proceed(e, nil, now)
+		}
+		if e.step != done {
+			rest = append(rest, e)
+			if e.step != queued {
+				wake = earliest(wake, e.until)
+			}
+		}
+	}
+	clear(x.exploring[len(rest):])
+	x.exploring = rest
+	return wake
+}
+
+// busy counts an exchange at both of its hosts.
+func (x *execution) busy(e *exchange, n int) {
+	x.host[e.from].exchanges += n
+	if e.to >= 0 {
+		x.host[e.to].exchanges += n
+	}
+}
+
+func (x *execution) request(e *exchange, s exchangeStep, host int, m *dyetracev1.ProbeUnderlay, timeout time.Duration, now time.Time) {
+	e.step, e.host, e.until = s, host, now.Add(timeout)
+	x.owing[x.agents.ProbeUnderlay(host, m)] = e
+}
+
+// reported takes in what an agent says of an exchange.
+func (x *execution) reported(m *dyetracev1.UnderlayReport, now time.Time) {
+	if e := x.owing[m.GetId()]; e != nil && e.step != done {
+		delete(x.owing, m.GetId())
+		x.proceed(e, m, now)
+	}
+}
+
+// deserted ends what a host that is gone still owed.
+func (x *execution) deserted(host int, now time.Time) {
+	for _, e := range slices.Clone(x.exploring) {
+		if e.step != queued && e.step != done && e.host == host {
+			x.proceed(e, nil, now)
+		}
+	}
+}
+
+// proceed goes on with an exchange after an answer; nil is that none came.
+func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.Time) {
+	for id, o := range x.owing {
+		if o == e {
+			delete(x.owing, id)
+		}
+	}
+	switch e.step {
+	case sending:
+		x.busy(e, -1)
+		switch {
+		case m == nil:
+			x.explored(e, fmt.Sprintf("the agent of %s did not answer", e.need.From))
+			return
+		case m.GetError() != "" || verdict.Whole(m, len(e.ask.Sizes)):
+			e.report = m
+			x.explored(e, "")
+			return
+		}
+		e.report = m
+		x.recallOf(e, now)
+	case recalling:
+		e.recall = m
+		x.explored(e, "")
+	}
+}
+
+// recallOf asks the other host what of the exchange it has seen.
+func (x *execution) recallOf(e *exchange, now time.Time) {
+	if e.to < 0 || x.host[e.to].gone {
+		x.explored(e, "")
+		return
+	}
+	src, _ := netip.ParseAddr(e.report.GetSrcIp())
+	x.request(e, recalling, e.to, verdict.RecallProto(&e.need, e.ask.Session, src), recallTimeout, now)
+}
+
+// explored ends an exchange: why is why it could not be made, empty if it was.
+func (x *execution) explored(e *exchange, why string) {
+	e.step = done
+	if why != "" || e.report == nil {
+		e.result = &verdict.Underlay{From: e.need.From, To: e.need.To, Src: e.need.Src, Dst: e.need.Dst, Port: e.need.Port, Error: why}
+	} else {
+		e.result = verdict.UnderlayFromProto(&e.need, e.ask, e.report, e.recall)
+	}
+	questions, held := e.questions, e.held
+	e.questions, e.held = nil, nil
+	for _, q := range questions {
+		x.answer(q.track, x.judgeWith(&q, e.result))
+	}
+	for _, h := range held {
+		x.emit(h.pair, x.withMTU(h.pair, h.result))
+	}
+}
+
+// judgeWith judges a track whose explanation wanted the underlay looked at.
+func (x *execution) judgeWith(q *question, u *verdict.Underlay) verdict.Result {
+	e := x.evidence(q.track)
+	e.Explanation, e.Underlay = q.explanation, u
+	return verdict.Judge(e)
+}
+
+// withMTU adds what large packets did between a pair's hosts.
+func (x *execution) withMTU(pair int, r verdict.Result) verdict.Result {
+	from, _ := x.layout.group(pair, 0)
+	c := &x.mtu[pair]
+	if c.exchange == nil {
+		if c.why == "" {
+			return r
+		}
+		return verdict.WithMTU(r, x.ledger.path(from), nil, c.why)
+	}
+	return verdict.WithMTU(r, x.ledger.path(from), c.exchange.result, "")
+}

@@ -1,0 +1,159 @@
+package run
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+// explorable is a site whose hosts answer underlay probes, at every tunnel address.
+func explorable(t testing.TB, n int) *inventory.Snapshot {
+	t.Helper()
+	return siteOf(t, n, func(h *inventory.Host) {
+		h.Underlay = &dyetracev1.UnderlayEcho{Port: 7443, Addresses: []string{h.Bridges[1].Tunnels[0].LocalIp}}
+		for range h.Endpoints {
+			h.MTUs = append(h.MTUs, 1450)
+		}
+	})
+}
+
+// underlayOf answers for all hosts: lost says which sizes never come.
+func underlayOf(lost func(bytes uint32) bool) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	return func(_ string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		if m.GetRecall() {
+			return &dyetracev1.UnderlayReport{Listening: true, FromOthersNs: uint64(time.Second)}
+		}
+		r := &dyetracev1.UnderlayReport{SrcIp: "10.1.0.1"}
+		for p := range m.GetSourcePorts() {
+			r.SourcePorts = append(r.SourcePorts, 40000+p)
+			for _, bytes := range m.GetSizes() {
+				answered := m.GetRepeats()
+				if lost(bytes) {
+					answered = 0
+				}
+				r.Sent, r.Answered, r.RttNs = append(r.Sent, m.GetRepeats()), append(r.Answered, answered), append(r.RttNs, 1000)
+			}
+		}
+		return r
+	}
+}
+
+func everything(uint32) bool { return true }
+func large(n uint32) bool    { return n > 1400 }
+
+// between returns the pairs from one host to another, and their paths.
+func between(t testing.TB, snap *inventory.Snapshot, from, to string) (pairs []plan.Pair, paths []plan.Path) {
+	t.Helper()
+	all, ways := pathsOf(t, snap, allPairs)
+	for i := range all {
+		if all[i].Src.Host == from && all[i].Dst.Host == to {
+			pairs, paths = append(pairs, all[i]), append(paths, ways[i])
+		}
+	}
+	return pairs, paths
+}
+
+func causesOf(results map[uint32]*dyetracev1.PairResult) string {
+	seen := map[string]int{}
+	for _, r := range results {
+		seen[fmt.Sprintf("%s | %s", verdictLabel(r.GetVerdict()), r.GetCause())]++
+	}
+	return fmt.Sprint(seen)
+}
+
+// TestUnderlay has all pairs between two hosts lost in the tunnel: the network between the hosts is
+// asked once.
+func TestUnderlay(t *testing.T) {
+	const right = "hv1 sends it to hv2 (10.1.0.2, key 0) as it should"
+	tests := []struct {
+		name  string
+		cast  func(*cast)
+		asked string
+		want  string
+		most  time.Duration
+	}{
+		{name: "lost there", cast: func(c *cast) { c.underlay = underlayOf(everything) }, asked: "hv1 hv2 recalls",
+			want: right + ": lost in the underlay: none of 128 packets arrives by UDP from 10.1.0.1 to 10.1.0.2 either; the last ones to come there did so 1s ago"},
+		{name: "passes", cast: func(c *cast) { c.underlay = underlayOf(large) }, asked: "hv1 hv2 recalls",
+			want: "so the packet is lost at hv2's end of the tunnel, or the network drops GRE"},
+		{name: "no answer", cast: func(c *cast) {}, asked: "hv1", want: "UDP between the two told nothing: the agent of hv1 did not answer", most: exchangeTimeout},
+		{name: "no recall", cast: func(c *cast) { c.underlay = underlayOf(everything); c.mute["underlay hv2"] = true }, asked: "hv1 hv2 recalls",
+			want: "UDP between the two told nothing: none of 128 packets by UDP from 10.1.0.1 to 10.1.0.2 was answered, and hv2 could not be asked whether any came", most: recallTimeout},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pairs, paths := between(t, explorable(t, 16), "hv1", "hv2")
+				c := newCast(paths)
+				c.lost = func(s shot) bool { return s.point >= 2 } // seen on hv1 only
+				c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: "10.1.0.2"}
+				tt.cast(c)
+				results, took, whole := play(t.Context(), testConfig, c, pairs, time.Minute)
+				if !whole || len(results) != 16 {
+					t.Fatalf("%d results, whole %t", len(results), whole)
+				}
+				for _, r := range results {
+					if r.GetVerdict() != dyetracev1.Verdict_VERDICT_FAULTY || !strings.Contains(r.GetCause(), tt.want) {
+						t.Fatalf("%s %s\nwant %s", r.GetVerdict(), r.GetCause(), tt.want)
+					}
+				}
+				var asked []string
+				for _, e := range c.explored {
+					asked = append(asked, e.host)
+					if e.ask.GetRecall() {
+						asked = append(asked, "recalls")
+					}
+				}
+				if got := strings.Join(asked, " "); got != tt.asked {
+					t.Errorf("asked %s, want %s", got, tt.asked)
+				}
+				if most := tt.most + 10*time.Second; took > most {
+					t.Errorf("took %v, want at most %v", took, most)
+				}
+			})
+		})
+	}
+}
+
+// TestMTU has large packets tried once for each two hosts, whose pairs wait for that.
+func TestMTU(t *testing.T) {
+	o := options{scheme: byTCP.scheme, mtu: true}
+	tests := []struct {
+		name  string
+		cast  func(*cast)
+		asked int // exchanges
+		want  string
+	}{
+		{"passes", func(c *cast) { c.underlay = underlayOf(func(uint32) bool { return false }) }, 6, "map[healthy | :56]"},
+		{"lost", func(c *cast) { c.underlay = underlayOf(large) }, 6, "path MTU: packets of 1492 bytes"},
+		{"no answer", func(c *cast) {}, 6, "whether large ones do could not be tried: the agent of"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pairs, paths := pathsOf(t, explorable(t, 8), allPairs)
+				c := newCastOf(paths, o)
+				tt.cast(c)
+				results, _, whole := play(t.Context(), testConfig, c, pairs, time.Minute)
+				if got := causesOf(results); !whole || len(results) != 56 || !strings.Contains(got, tt.want) {
+					t.Errorf("%d results, whole %t: %s, want %s", len(results), whole, got, tt.want)
+				}
+				n := 0
+				for _, e := range c.explored {
+					if !e.ask.GetRecall() {
+						n++
+					}
+				}
+				if n != tt.asked {
+					t.Errorf("%d exchanges, want %d", n, tt.asked)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,599 @@
+package verdict
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+const (
+	// smallPacket is as large as a stained probe in a tunnel is, at the most (bytes of IP packet):
+	// what becomes of it is what becomes of our probes.
+	smallPacket = 128
+	// recently is how long ago a responder must have heard anybody for us to believe that
+	// nothing on its own host keeps packets out. The fleet has each tried every few minutes
+	// (fleet.Acquaint), so that one which is not heard for twice that time is under suspicion.
+	recently = 10 * time.Minute
+	// proof is how many packets of one kind must be lost, and none pass, to be lost for a reason: four
+	// at random have 1 in 10,000 at a loss of 10 %.
+	proof = 4
+	// rifeLoss is from which share on the underlay's loss of single packets can be why three probes of
+	// three were lost (at this share, 1 in 125).
+	rifeLoss = 0.2
+	// byChance is how likely it may be that large packets were all lost at random, by what small ones
+	// tell of that.
+	byChance = 1e-6
+)
+
+// NeedUnderlay asks for an exchange of UDP packets between the tunnel addresses of two hosts.
+type NeedUnderlay struct {
+	From, To string
+	// Src is the zero Addr where the sending host is to choose.
+	Src, Dst netip.Addr
+	// Port where the other host answers.
+	Port uint16
+	// Small and Large are bytes of IP packets: as large as our probes, and as the instances' traffic;
+	// Large is 0 where that is not known.
+	Small, Large int
+}
+
+// Underlay is what an exchange of UDP packets between the tunnel addresses of two hosts showed.
+type Underlay struct {
+	From, To string
+	Src, Dst netip.Addr
+	Port     uint16
+	// Error is why nothing was found out; the rest may be empty then.
+	Error string
+	// Sizes ascend, the first being small.
+	Sizes []UnderlaySize
+	// Asked says that the other host told what came there; otherwise only what was answered is known.
+	Asked bool
+	// FromOthers is how long ago the other host had packets of other exchanges, negative for never. If
+	// that is not long, nothing there keeps them out.
+	FromOthers time.Duration
+	// Passes is the largest size that passed there and back, where that was looked for.
+	Passes int
+	// Refusals came back instead of answers.
+	Refusals []UnderlayRefusal
+	// MayFragment says that the tunnel does not insist on whole packets, as the exchange does.
+	MayFragment  bool
+	ToS, ToSSeen uint8
+}
+
+// UnderlaySize is what became of packets of one size, by source port.
+type UnderlaySize struct {
+	Bytes int
+	Ports []UnderlayPort
+}
+
+// UnderlayPort is what became of packets of one size from one source port.
+type UnderlayPort struct {
+	SourcePort              uint16
+	Sent, Arrived, Answered int // Arrived is Answered where the other host was not asked
+	RTT                     time.Duration
+}
+
+// UnderlayRefusal is an ICMP error, or a refusal of the sending host itself, where From is empty.
+type UnderlayRefusal struct {
+	From       string
+	Type, Code uint8
+	MTU        int
+	Text       string
+	Size       int
+	Count      int
+}
+
+// traffic sums up what became of packets in one direction.
+type traffic struct {
+	sent, came  int
+	ports       int
+	dead, whole int  // source ports of which nothing came, and everything
+	scarce      bool // there are ports of which nothing came that were tried too seldom to tell
+}
+
+// forward counts what came to the other host of size i.
+func (u *Underlay) forward(i int) traffic {
+	return u.Sizes[i].tally(func(p *UnderlayPort) (sent, came int) { return p.Sent, p.Arrived })
+}
+
+// reply counts what came back of what had come to the other host.
+func (u *Underlay) reply(i int) traffic {
+	return u.Sizes[i].tally(func(p *UnderlayPort) (sent, came int) { return p.Arrived, p.Answered })
+}
+
+func (s *UnderlaySize) tally(of func(*UnderlayPort) (sent, came int)) traffic {
+	t := traffic{}
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		sent, came := of(p)
+		if sent == 0 {
+			continue
+		}
+		t.ports++
+		t.sent, t.came = t.sent+sent, t.came+came
+		switch {
+		case came == sent:
+			t.whole++
+		case came == 0:
+			t.dead++
+			t.scarce = t.scarce || sent < proof
+		}
+	}
+	return t
+}
+
+// nothing says that all was lost, for a reason.
+func (t traffic) nothing() bool { return t.came == 0 && t.sent >= proof }
+
+// some says that some source ports lose everything, and the others nothing.
+func (t traffic) some() bool {
+	return t.dead > 0 && t.whole > 0 && t.dead+t.whole == t.ports && !t.scarce
+}
+
+func (t traffic) loss() float64 {
+	if t.sent == 0 {
+		return 0
+	}
+	return 1 - float64(t.came)/float64(t.sent)
+}
+
+// Route words which way an exchange went.
+func (u *Underlay) Route() string {
+	src := "UDP from " + u.From
+	if u.Src.IsValid() {
+		src = "UDP from " + u.Src.String()
+	}
+	return src + " to " + u.Dst.String()
+}
+
+// refusal is what somebody on the way says of small packets, but not that nobody listens.
+func (u *Underlay) refusal() (UnderlayRefusal, bool) {
+	for _, r := range u.Refusals {
+		if !r.nobody() && r.MTU == 0 {
+			return r, true
+		}
+	}
+	return UnderlayRefusal{}, false
+}
+
+// nobody says that no program listens (ICMP port unreachable; ICMPv6 likewise).
+func (r UnderlayRefusal) nobody() bool {
+	six := strings.Contains(r.From, ":")
+	return r.From != "" && (!six && r.Type == 3 && r.Code == 3 || six && r.Type == 1 && r.Code == 4)
+}
+
+func (r UnderlayRefusal) String() string {
+	who := r.From
+	if who == "" {
+		who = "the sending host"
+	}
+	text := fmt.Sprintf("%s says: %s", who, r.Text)
+	if r.MTU > 0 {
+		text += fmt.Sprintf(", at most %d bytes", r.MTU)
+	}
+	return text
+}
+
+// underlayFault is what an exchange says of a loss between two tunnel ends.
+type underlayFault uint8
+
+const (
+	unclear      underlayFault = iota
+	noWay                      // nothing arrives
+	maybeNoWay                 // nothing arrives, which a firewall that minds our port would do too
+	oneOfSeveral               // some source ports lose everything, the others nothing
+	rife                       // much is lost
+	passable                   // what we send arrives
+)
+
+// small sums up what became of small packets in the exchange's direction.
+func (u *Underlay) small() (f underlayFault, words string) {
+	if u.Error != "" || len(u.Sizes) == 0 {
+		return unclear, u.Error
+	}
+	t := u.forward(0)
+	route := u.Route()
+	refusal, refused := u.refusal()
+	switch {
+	case t.sent == 0 && refused:
+		return noWay, fmt.Sprintf("%s cannot be sent: %s", route, refusal)
+	case t.sent == 0:
+		return unclear, "no packet was sent"
+	case t.nothing() && slices.ContainsFunc(u.Refusals, UnderlayRefusal.nobody):
+		return unclear, fmt.Sprintf("nobody listens at UDP port %d of %s", u.Port, u.Dst)
+	case t.nothing() && refused:
+		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; %s", t.sent, route, refusal)
+	case t.nothing() && !u.Asked:
+		return unclear, fmt.Sprintf("none of %d packets by %s was answered, and %s could not be asked whether any came", t.sent, route, u.To)
+	case t.nothing() && u.FromOthers >= 0 && u.FromOthers <= recently:
+		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; the last ones to come there did so %s ago", t.sent, route, ago(u.FromOthers))
+	case t.nothing():
+		return maybeNoWay, fmt.Sprintf("none of %d packets arrives by %s, port %d, either; but nor have any others of late, so that a firewall may drop them",
+			t.sent, route, u.Port)
+	case t.some():
+		return oneOfSeveral, fmt.Sprintf("of %d source ports, %d lose everything by %s, and the others nothing", t.ports, t.dead, route)
+	case t.loss() >= rifeLoss:
+		return rife, fmt.Sprintf("%d of %d packets are lost by %s too", t.sent-t.came, t.sent, route)
+	case t.came < t.sent:
+		return passable, fmt.Sprintf("%d of %d packets of %d source ports pass by %s", t.came, t.sent, t.ports, route)
+	}
+	return passable, fmt.Sprintf("%d packets of %d source ports pass by %s", t.came, t.ports, route)
+}
+
+// narrow says that large packets are lost where small ones pass, there or (reply) back; and in
+// words, how.
+func (u *Underlay) narrow() (reply bool, words string, ok bool) {
+	last := len(u.Sizes) - 1
+	if u.Error != "" || last < 1 || u.MayFragment {
+		return false, "", false
+	}
+	for _, way := range []struct {
+		reply bool
+		of    func(int) traffic
+	}{{false, u.forward}, {true, u.reply}} {
+		small, large := way.of(0), way.of(last)
+		switch {
+		case small.sent < proof || large.sent < proof:
+			continue // we cannot tell
+		case large.nothing() && math.Pow(small.loss(), float64(large.sent)) <= byChance && small.loss() < 0.5:
+			return way.reply, u.tooLarge(way.reply, ""), true
+		case large.some() && small.came == small.sent:
+			return way.reply, u.tooLarge(way.reply, fmt.Sprintf(", by %d of %d source ports", large.dead, large.ports)), true
+		}
+	}
+	return false, "", false
+}
+
+func (u *Underlay) tooLarge(reply bool, by string) string {
+	a, b := firstOf(text(u.Src), u.From), text(u.Dst)
+	if reply {
+		a, b = b, a
+	}
+	large := u.Sizes[len(u.Sizes)-1].Bytes
+	words := fmt.Sprintf("packets of %d bytes from %s to %s are lost%s, while %d bytes pass", large, a, b, by, u.Sizes[0].Bytes)
+	if u.Passes > 0 {
+		words = fmt.Sprintf("packets of %d bytes from %s to %s are lost%s, while up to %d bytes pass", large, a, b, by, u.Passes)
+	}
+	for _, r := range u.Refusals {
+		if r.MTU > 0 {
+			return words + "; " + r.String()
+		}
+	}
+	return words
+}
+
+// overhead is what a tunnel adds to the IP packet of an instance, the outer IP header apart: the inner
+// Ethernet header, and GRE with a key (RFC 2784, RFC 2890), UDP and VXLAN (RFC 7348), or UDP and
+// Geneve without options (RFC 8926). 0 is not known.
+func overhead(typ string) int {
+	switch typ {
+	case "gre", "ip6gre":
+		return 14 + 8
+	case "vxlan", "geneve":
+		return 14 + 8 + 8
+	}
+	return 0
+}
+
+// largest is the outer packet that the largest of two instances' packets makes in a tunnel to dst; 0
+// where that is not known. The smaller MTU of the two counts: no more is expected to pass.
+func largest(a, b *plan.End, typ string, dst netip.Addr) int {
+	mtu := min(a.MTU, b.MTU)
+	if mtu == 0 || overhead(typ) == 0 || !dst.IsValid() {
+		return 0
+	}
+	ip := 40
+	if dst.Is4() {
+		ip = 20
+	}
+	return mtu + overhead(typ) + ip
+}
+
+// between returns the exchange between the tunnel addresses of two hosts, by a tunnel of that type;
+// why says why there can be none.
+func between(from, to *plan.End, typ string, dst netip.Addr) (n *NeedUnderlay, why string) {
+	for _, end := range []*plan.End{from, to} {
+		switch {
+		case end.Echo == nil:
+			return nil, fmt.Sprintf("the agent of %s knows no underlay probes", end.Host)
+		case end.Echo.Port == 0:
+			return nil, fmt.Sprintf("underlay probes are switched off on %s", end.Host)
+		}
+	}
+	if !slices.Contains(to.Echo.At, dst) {
+		why = fmt.Sprintf("the agent of %s does not answer underlay probes at %s", to.Host, dst)
+		if len(to.Echo.Problems) > 0 {
+			why += " (" + strings.Join(to.Echo.Problems, "; ") + ")"
+		}
+		return nil, why
+	}
+	n = &NeedUnderlay{From: from.Host, To: to.Host, Dst: dst, Port: to.Echo.Port, Small: smallPacket, Large: largest(from, to, typ, dst)}
+	if src, ok := sameVersion(from, dst); ok {
+		n.Src = src
+	}
+	return n, ""
+}
+
+// sameVersion is the one address of a host that its tunnels to dst can have; ok is false where there
+// are several, or none that we know.
+func sameVersion(from *plan.End, dst netip.Addr) (src netip.Addr, ok bool) {
+	for _, t := range from.Tunnels {
+		if t.Remote == dst && t.Local.IsValid() {
+			return t.Local, true
+		}
+	}
+	for _, a := range from.VTEPs {
+		if a.Is4() == dst.Is4() {
+			if ok {
+				return netip.Addr{}, false
+			}
+			src, ok = a, true
+		}
+	}
+	return src, ok
+}
+
+// inUnderlay asks for an exchange by the tunnel that the flows take, or tells what one showed: base
+// is what is known without.
+func (j *judgement) inUnderlay(l *loss, base string) finding {
+	f := finding{verdict: Faulty, host: l.last.Host, kind: CauseBetweenHosts}
+	remote, err := netip.ParseAddr(l.x.TunnelRemote)
+	if err != nil {
+		f.cause = base
+		return f
+	}
+	need, why := between(l.sender, l.receiver, typeOf(l.sender.Tunnels, l.x.Port), remote)
+	u := j.Underlay
+	if u != nil && (u.From != l.sender.Host || u.To != l.receiver.Host || u.Dst != remote) {
+		u = nil // of another question
+	}
+	if u == nil {
+		if need == nil {
+			base += "; UDP between the two could not be tried: " + why
+		}
+		if j.Underlay == nil {
+			l.asks = need
+		}
+		f.cause = base
+		return f
+	}
+	l.u = u
+	what, words := u.small()
+	end := fmt.Sprintf("%s's end of the tunnel", l.receiver.Host)
+	if !l.narrow() {
+		end = fmt.Sprintf("%s before %s", l.receiver.Host, l.next)
+	}
+	lead := l.goesRight()
+	switch what {
+	case noWay:
+		f.kind = CauseUnderlay
+		f.cause = fmt.Sprintf("%s: lost in the underlay: %s", lead, words)
+	case maybeNoWay:
+		f.cause = fmt.Sprintf("%s: %s", base, words)
+	case oneOfSeveral:
+		f.kind = CauseUnderlayMember
+		f.cause = fmt.Sprintf("%s: lost on one of several ways through the underlay: %s", lead, words)
+	case rife:
+		f.kind = CauseUnderlay
+		f.cause = fmt.Sprintf("%s: the underlay loses much: %s", lead, words)
+	case passable:
+		f.host, f.kind = l.receiver.Host, CauseEntrypoint
+		f.cause = fmt.Sprintf("%s: %s, so the packet is lost at %s, or the network drops %s", lead, words, end,
+			firstOf(strings.ToUpper(typeOf(l.sender.Tunnels, l.x.Port)), "the tunnel's packets"))
+	default:
+		f.cause = base + "; UDP between the two told nothing: " + words
+	}
+	if _, large, ok := u.narrow(); ok {
+		f.cause += "; besides, " + large
+	}
+	return f
+}
+
+// goesRight words that the tunnel is the right one.
+func (l *loss) goesRight() string {
+	return fmt.Sprintf("%s sends it to %s (%s, key %d) as it should", l.last.Host, l.receiver.Host, l.x.TunnelRemote, l.x.TunnelID)
+}
+
+// NeedMTU returns the exchange that shows whether packets as large as a pair's instances may send pass
+// between their hosts; nil with an empty why where they share a host, or where why says that it cannot be.
+func NeedMTU(p *plan.Path) (n *NeedUnderlay, why string) {
+	if p.From.Host == p.To.Host || p.From.Host == "" || p.To.Host == "" {
+		return nil, ""
+	}
+	t, ok := tunnelTo(&p.From, &p.To)
+	if !ok {
+		return nil, fmt.Sprintf("no tunnel from %s to %s is known", p.From.Host, p.To.Host)
+	}
+	n, why = between(&p.From, &p.To, t.Type, t.Remote)
+	if n != nil && n.Large == 0 {
+		return nil, "the MTU of the instances' ports is not known"
+	}
+	return n, why
+}
+
+// tunnelTo is the tunnel from one host to another that adds least to a packet: which one is taken the
+// flows tell, and no more must be expected to pass than by any.
+func tunnelTo(from, to *plan.End) (best inventory.Tunnel, ok bool) {
+	at := to.VTEPs
+	if len(at) == 0 && to.Echo != nil {
+		at = to.Echo.At
+	}
+	for _, t := range from.Tunnels {
+		if !t.Remote.IsValid() && len(at) > 0 { // remote_ip=flow
+			t.Remote = at[0]
+		}
+		if !slices.Contains(at, t.Remote) || overhead(t.Type) == 0 {
+			continue
+		}
+		if !ok || overhead(t.Type) < overhead(best.Type) {
+			best, ok = t, true
+		}
+	}
+	return best, ok
+}
+
+// BetweenHosts returns the exchange between two hosts that a person asks for, at given tunnel addresses
+// or, where these are zero, the first that fit. Its large packets are what the largest MTU of both
+// makes of the tunnel that adds most.
+func BetweenHosts(from, to *plan.End, src, dst netip.Addr) (n *NeedUnderlay, why string) {
+	if !dst.IsValid() && to.Echo != nil {
+		for _, a := range to.Echo.At {
+			if !src.IsValid() || a.Is4() == src.Is4() {
+				dst = a
+				break
+			}
+		}
+	}
+	if !dst.IsValid() && to.Echo != nil && to.Echo.Port != 0 {
+		return nil, fmt.Sprintf("%s answers underlay probes at no tunnel address that fits", to.Host)
+	}
+	typ := ""
+	for _, t := range from.Tunnels {
+		if (t.Remote == dst || !t.Remote.IsValid()) && overhead(t.Type) > overhead(typ) {
+			typ = t.Type
+		}
+	}
+	n, why = between(from, to, typ, dst)
+	if n != nil && src.IsValid() {
+		n.Src = src
+	}
+	return n, why
+}
+
+// WithMTU adds to the verdict on a pair what an exchange of large packets between its hosts showed: nil
+// is one that could not be made, for the reason why. The exchange may have been begun by either host.
+func WithMTU(r Result, p *plan.Path, u *Underlay, why string) Result {
+	if u != nil && u.Error != "" {
+		u, why = nil, u.Error
+	}
+	if u == nil {
+		if r.Verdict == Healthy {
+			r.Verdict, r.Host, r.Kind = Unknown, p.From.Host, CauseUnseen
+			r.Cause = join("small packets pass both ways; whether large ones do could not be tried: "+why, r.Cause)
+		}
+		return r
+	}
+	reply, words, ok := u.narrow()
+	if !ok {
+		if r.Verdict == Healthy && !u.largePass() {
+			r.Verdict, r.Host, r.Kind = Unknown, p.From.Host, CauseUnseen
+			r.Cause = join("small packets pass both ways; whether large ones do is not known: "+u.unclear(), r.Cause)
+			r.Underlay = u
+		}
+		return r
+	}
+	if r.Verdict != Healthy {
+		if !strings.Contains(r.Cause, words) {
+			r.Cause = join(r.Cause, "besides, "+words)
+		}
+		return r
+	}
+	there := (u.From == p.From.Host) != reply
+	r.Verdict, r.Kind, r.Underlay = Faulty, CausePathMTU, u
+	r.Segment, r.Host = crossing(p, there)
+	r.Cause = join("path MTU: "+words, r.Cause)
+	return r
+}
+
+// largePass says that large packets pass both ways, from every source port.
+func (u *Underlay) largePass() bool {
+	last := len(u.Sizes) - 1
+	if last < 1 {
+		return false
+	}
+	if u.MayFragment {
+		last = 0
+	}
+	there, back := u.forward(last), u.reply(last)
+	return there.sent > 0 && there.dead == 0 && back.dead == 0
+}
+
+// unclear words why neither is known of large packets, that they pass or that they do not.
+func (u *Underlay) unclear() string {
+	what, words := u.small()
+	if what != passable {
+		return words
+	}
+	last := len(u.Sizes) - 1
+	there, back := u.forward(last), u.reply(last)
+	return fmt.Sprintf("%s; of packets of %d bytes, %d of %d source ports had none through", words, u.Sizes[last].Bytes,
+		max(there.dead, back.dead), there.ports)
+}
+
+// crossing is the segment of a path between its hosts, and the host that sends there.
+func crossing(p *plan.Path, there bool) (*Segment, string) {
+	d, from, to := plan.Forward, p.From.Host, p.To.Host
+	if !there {
+		d, from, to = plan.Reply, to, from
+	}
+	points := p.Points
+	if !there && p.Back != nil {
+		points, d = p.Back.Points, plan.Forward
+	}
+	var s *Segment
+	for i := range points {
+		switch pt := &points[i]; {
+		case pt.Direction == d && pt.Host == from:
+			last := *pt
+			s = &Segment{From: &last}
+		case pt.Direction == d && pt.Host == to && s != nil:
+			s.To = *pt
+			if !there {
+				s.From.Direction, s.To.Direction = plan.Reply, plan.Reply
+			}
+			return s, from
+		}
+	}
+	return nil, from
+}
+
+// Says is what can be said of the way there in one line, and of the way back; empty where nothing can.
+func (u *Underlay) Says() (there, back string) {
+	what, words := u.small()
+	if u.Error != "" || len(u.Sizes) == 0 {
+		return "", ""
+	}
+	switch {
+	case what == noWay, what == maybeNoWay, what == unclear, what == rife, what == oneOfSeveral:
+		there = words
+	}
+	reply, large, narrow := u.narrow()
+	if narrow && !reply {
+		there = join(there, "path MTU: "+large)
+	}
+	if there == "" {
+		there = words
+		if last := len(u.Sizes) - 1; last > 0 && u.forward(last).dead == 0 {
+			there += fmt.Sprintf(", of %d bytes too", u.Sizes[last].Bytes)
+		}
+	}
+	t := u.reply(0)
+	switch {
+	case t.sent == 0:
+	case narrow && reply:
+		back = "path MTU: " + large
+	case !u.Asked && t.came > 0:
+		back = fmt.Sprintf("%d answers", t.came)
+	case t.nothing():
+		back = fmt.Sprintf("none of %d answers comes back", t.sent)
+	case t.some():
+		back = fmt.Sprintf("the answers to %d of %d source ports are lost", t.dead, t.ports)
+	default:
+		back = fmt.Sprintf("%d of %d answers come back", t.came, t.sent)
+	}
+	return there, back
+}
+
+// ago is a time in words, as exact as it matters.
+func ago(d time.Duration) string {
+	if d < time.Minute {
+		return d.Round(time.Second).String()
+	}
+	return fmt.Sprintf("%d min", int(d.Minutes()))
+}

@@ -1,0 +1,332 @@
+package verdict
+
+import (
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+)
+
+// echoes has hosts answer underlay probes, and instances of 1450 bytes.
+func echoes(hosts map[string]*inventory.Host) {
+	for name, h := range hosts {
+		h.Underlay = &dyetracev1.UnderlayEcho{Port: 7443}
+		for _, b := range h.Bridges {
+			for _, t := range b.Tunnels {
+				if a := t.GetLocalIp(); !slices.Contains(h.Underlay.Addresses, a) {
+					h.Underlay.Addresses = append(h.Underlay.Addresses, a)
+				}
+			}
+		}
+		h.MTUs = slices.Repeat([]uint32{1450}, len(h.Endpoints))
+		hosts[name] = h
+	}
+}
+
+// network is what lies between two hosts, as the simulator knows it.
+type network struct {
+	// ways there and back; of those that are dead nothing comes out.
+	ways              int
+	deadThere         []bool
+	deadBack          []bool
+	most, mostBack    int     // largest packet that passes there, and back
+	loss              float64 // of single packets, each way
+	firewall          bool    // at the other host: nobody gets in by our port
+	responder, recall bool    // it answers; its agent can be asked
+	tells             bool    // a router says that there is no way
+	heard             time.Duration
+	fragments         bool
+}
+
+func open() network {
+	return network{ways: 1, deadThere: []bool{false}, deadBack: []bool{false}, most: 9000, mostBack: 9000,
+		responder: true, recall: true, heard: time.Minute}
+}
+
+// exchange plays both agents. Which way a source port goes is drawn.
+func (n network) exchange(need *NeedUnderlay, seed int64) *Underlay {
+	r := rand.New(rand.NewSource(seed))
+	q := need.Proto(7, 0)
+	ports, sizes := int(q.SourcePorts), len(q.Sizes)
+	m := &dyetracev1.UnderlayReport{SrcIp: "10.1.1.1", DstIp: need.Dst.String(), MayFragment: n.fragments,
+		Sent: make([]uint32, ports*sizes), Answered: make([]uint32, ports*sizes), RttNs: make([]uint64, ports*sizes)}
+	recall := &dyetracev1.UnderlayReport{Listening: n.responder, Seen: make([]byte, 1024)}
+	if !n.responder {
+		recall.Problem = "address already in use"
+	}
+	if n.heard > 0 && !n.firewall {
+		recall.FromOthersNs = uint64(n.heard)
+	}
+	there, back := make([]int, ports), make([]int, ports)
+	for p := range ports {
+		m.SourcePorts = append(m.SourcePorts, uint32(40000+p))
+		there[p], back[p] = r.Intn(n.ways), r.Intn(n.ways)
+	}
+	for repeat := range int(q.Repeats) {
+		for p := range ports {
+			for s, bytes := range q.Sizes {
+				i := p*sizes + s
+				if s > 0 && m.Answered[i] > 0 {
+					continue
+				}
+				m.Sent[i]++
+				if n.deadThere[there[p]] || int(bytes) > n.most || n.firewall || !n.responder || r.Float64() < n.loss {
+					continue
+				}
+				serial := (repeat*ports+p)*sizes + s
+				recall.Seen[serial/8] |= 1 << (serial % 8)
+				if n.deadBack[back[p]] || int(bytes) > n.mostBack || r.Float64() < n.loss {
+					continue
+				}
+				m.Answered[i]++
+				m.RttNs[i] = 200_000
+			}
+		}
+	}
+	if n.tells && !slices.Contains(n.deadThere, false) {
+		m.Errors = append(m.Errors, &dyetracev1.UnderlayError{From: "10.1.1.254", Type: 3, Code: 1, Text: "host unreachable", Count: 9})
+	}
+	if !n.recall {
+		recall = nil
+	}
+	return UnderlayFromProto(need, q, m, recall)
+}
+
+func TestUnderlay(t *testing.T) {
+	t.Parallel()
+	const (
+		segment = " | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | "
+		right   = "hv1 sends it to hv3 (10.1.2.3, key 1001) as it should"
+		either  = right + ", where it does not come in: lost in the underlay, or at hv3's end of the tunnel"
+		route   = "UDP from 10.1.1.1 to 10.1.2.3"
+	)
+	half := func(n *network) { n.ways, n.deadThere, n.deadBack = 2, []bool{false, true}, []bool{false, false} }
+	tests := []struct {
+		name   string
+		change func(*network)
+		hosts  func(hosts)
+		want   string
+	}{
+		{name: "passes", want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
+			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE"},
+		{name: "nothing there", change: func(n *network) { n.deadThere[0] = true },
+			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; the last ones to come there did so 1 min ago"},
+		{name: "nothing there, and a router says so", change: func(n *network) { n.deadThere[0], n.tells, n.heard = true, true, 0 },
+			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; 10.1.1.254 says: host unreachable"},
+		{name: "nothing there, and nobody was heard", change: func(n *network) { n.deadThere[0], n.heard = true, time.Hour },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + ": none of 128 packets arrives by " + route + ", port 7443, either; but nor have any others of late, so that a firewall may drop them"},
+		{name: "a firewall that minds our port", change: func(n *network) { n.firewall = true },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + ": none of 128 packets arrives by " + route + ", port 7443, either; but nor have any others of late, so that a firewall may drop them"},
+		{name: "nothing back", change: func(n *network) { n.deadBack[0] = true }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
+			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE"},
+		{name: "nothing answered, nobody to be asked", change: func(n *network) { n.deadBack[0], n.recall = true, false },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: none of 128 packets by " + route + " was answered, and hv3 could not be asked whether any came"},
+		{name: "responder not there", change: func(n *network) { n.responder = false },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: the agent of hv3 did not answer: address already in use"},
+		{name: "one of two ways", change: half,
+			want: "faulty underlay-member" + segment + "hv1 | " + right + ": lost on one of several ways through the underlay: of 32 source ports, 22 lose everything by " + route + ", and the others nothing"},
+		{name: "large ones lost as well", change: func(n *network) { n.most = 1400 }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
+			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE; besides, packets of 1492 bytes from 10.1.1.1 to 10.1.2.3 are lost, while 128 bytes pass"},
+		{name: "much lost", change: func(n *network) { n.loss = 0.5 },
+			want: "faulty underlay" + segment + "hv1 | " + right + ": the underlay loses much: 57 of 128 packets are lost by " + route + " too"},
+		{name: "switched off", hosts: func(h hosts) { h["hv3"].Underlay = &dyetracev1.UnderlayEcho{} },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two could not be tried: underlay probes are switched off on hv3"},
+		{name: "not bound", hosts: func(h hosts) {
+			h["hv3"].Underlay = &dyetracev1.UnderlayEcho{Port: 7443, Problems: []string{"bind to UDP 10.1.2.3:7443: address already in use"}}
+		}, want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two could not be tried: the agent of hv3 does not answer underlay probes at 10.1.2.3 (bind to UDP 10.1.2.3:7443: address already in use)"},
+		{name: "an old agent", hosts: func(h hosts) { h["hv3"].Underlay = nil },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two could not be tried: the agent of hv3 knows no underlay probes"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			change := []func(hosts){func(h hosts) { echoes(h) }}
+			if tt.hosts != nil {
+				change = append(change, tt.hosts)
+			}
+			p := pathOf(t, lab(t, change...), "blue-1 blue-3")
+			e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")},
+				Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
+			r := Judge(e)
+			if tt.hosts == nil {
+				want := NeedUnderlay{From: "hv1", To: "hv3", Src: netip.MustParseAddr("10.1.1.1"), Dst: netip.MustParseAddr("10.1.2.3"), Port: 7443, Small: 128, Large: 1492}
+				if r.NeedUnderlay == nil || *r.NeedUnderlay != want {
+					t.Fatalf("NeedUnderlay = %+v, want %+v", r.NeedUnderlay, want)
+				}
+				n := open()
+				if tt.change != nil {
+					tt.change(&n)
+				}
+				e.Underlay = n.exchange(r.NeedUnderlay, 1)
+				r = Judge(e)
+			}
+			if got := show(&r); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if r.NeedUnderlay != nil || (r.Underlay == nil) != (tt.hosts != nil) {
+				t.Errorf("asks for %+v; shows %+v", r.NeedUnderlay, r.Underlay)
+			}
+		})
+	}
+}
+
+// Whatever an exchange shows, what is said of it is true of the network.
+func TestUnderlayNeverWrong(t *testing.T) {
+	t.Parallel()
+	need := &NeedUnderlay{From: "hv1", To: "hv3", Dst: netip.MustParseAddr("10.1.2.3"), Port: 7443, Small: 128, Large: 1492}
+	rapid.Check(t, func(t *rapid.T) {
+		n := open()
+		n.ways = rapid.IntRange(1, 8).Draw(t, "ways")
+		n.deadThere = rapid.SliceOfN(rapid.Bool(), n.ways, n.ways).Draw(t, "dead there")
+		n.deadBack = rapid.SliceOfN(rapid.Bool(), n.ways, n.ways).Draw(t, "dead back")
+		if rapid.Bool().Draw(t, "all there") {
+			n.deadThere = make([]bool, n.ways)
+		}
+		if rapid.Bool().Draw(t, "all back") {
+			n.deadBack = make([]bool, n.ways)
+		}
+		n.most = rapid.SampledFrom([]int{9000, 9000, 1492, 1491, 1400}).Draw(t, "most")
+		n.mostBack = rapid.SampledFrom([]int{9000, 9000, 1492, 1491, 1400}).Draw(t, "most back")
+		n.loss = rapid.SampledFrom([]float64{0, 0, 0.001, 0.01, 0.05}).Draw(t, "loss")
+		n.firewall = rapid.IntRange(0, 4).Draw(t, "firewall") == 0
+		n.responder = rapid.IntRange(0, 4).Draw(t, "responder") > 0
+		n.recall = rapid.IntRange(0, 4).Draw(t, "recall") > 0
+		n.tells = rapid.Bool().Draw(t, "tells")
+		n.fragments = rapid.IntRange(0, 4).Draw(t, "fragments") == 0
+		n.heard = rapid.SampledFrom([]time.Duration{0, time.Second, 9 * time.Minute, time.Hour}).Draw(t, "heard")
+		u := n.exchange(need, rapid.Int64().Draw(t, "seed"))
+
+		noWayThere := !slices.Contains(n.deadThere, false)
+		what, words := u.small()
+		wrong := ""
+		switch {
+		case what == noWay && !noWayThere:
+			wrong = "no way"
+		case what == oneOfSeveral && (noWayThere || !slices.Contains(n.deadThere, true)) && n.recall:
+			wrong = "one of several"
+		case what == rife && n.recall && !slices.Contains(n.deadThere, true):
+			wrong = "rife loss"
+		case what == passable && (noWayThere || n.firewall || !n.responder):
+			wrong = "passable"
+		case u.Error != "" && what != unclear:
+			wrong = "something"
+		}
+		if wrong != "" {
+			t.Fatalf("says %s (%s) of %+v", wrong, words, n)
+		}
+		reply, words, narrow := u.narrow()
+		small := n.most < need.Large || n.mostBack < need.Large
+		if narrow && (!small || n.fragments || n.recall && (reply && n.mostBack >= need.Large || !reply && n.most >= need.Large)) {
+			t.Fatalf("narrow (reply %t): %s, of %+v", reply, words, n)
+		}
+		if u.largePass() && !n.fragments && small {
+			t.Fatalf("large packets pass, of %+v", n)
+		}
+		u.Says() // of whatever there is
+		if m := u.Proto(); m.GetDstHost() != "hv3" {
+			t.Fatalf("%v", m)
+		}
+	})
+}
+
+func TestWithMTU(t *testing.T) {
+	t.Parallel()
+	const route = "packets of 1492 bytes from 10.1.1.1 to 10.1.2.3 are lost, while 128 bytes pass"
+	healthy := func(r *Result) { r.Verdict, r.Cause = Healthy, "1 of 2 probes lost" }
+	tests := []struct {
+		name, pair string
+		change     func(*network)
+		result     func(*Result)
+		want       string
+	}{
+		{"passes", "blue-1 blue-3", func(*network) {}, healthy, "healthy | - |  | 1 of 2 probes lost"},
+		{"lost there", "blue-1 blue-3", func(n *network) { n.most = 1400 }, healthy,
+			"faulty path-mtu | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | path MTU: " + route + "; 1 of 2 probes lost"},
+		{"lost back", "blue-1 blue-3", func(n *network) { n.mostBack = 1400 }, healthy,
+			"faulty path-mtu | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | path MTU: packets of 1492 bytes from 10.1.2.3 to 10.1.1.1 are lost, while 128 bytes pass; 1 of 2 probes lost"},
+		{"lost there, the other pair", "blue-3 blue-1", func(n *network) { n.most = 1400 }, healthy,
+			"faulty path-mtu | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | path MTU: " + route + "; 1 of 2 probes lost"},
+		{"nothing is known", "blue-1 blue-3", func(n *network) { n.firewall = true }, healthy,
+			"unknown unseen | - | hv1 | small packets pass both ways; whether large ones do is not known: none of 128 packets arrives by UDP from 10.1.1.1 to 10.1.2.3, port 7443, " +
+				"either; but nor have any others of late, so that a firewall may drop them; 1 of 2 probes lost"},
+		{"fragments", "blue-1 blue-3", func(n *network) { n.most, n.fragments = 1400, true }, healthy, "healthy | - |  | 1 of 2 probes lost"},
+		{"faulty already", "blue-1 blue-3", func(n *network) { n.most = 1400 }, func(r *Result) { r.Verdict, r.Host, r.Cause = Faulty, "hv9", "a flow" },
+			"faulty | - | hv9 | a flow; besides, " + route},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			snap := lab(t, func(h hosts) { echoes(h) })
+			need, why := NeedMTU(pathOf(t, snap, "blue-1 blue-3"))
+			if need == nil {
+				t.Fatal(why)
+			}
+			n := open()
+			tt.change(&n)
+			r := Result{}
+			tt.result(&r)
+			r = WithMTU(r, pathOf(t, snap, tt.pair), n.exchange(need, 1), "")
+			if got := show(&r); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if _, _, narrow := n.exchange(need, 1).narrow(); narrow && r.Verdict == Faulty && r.Host != "hv9" && r.Underlay == nil {
+				t.Error("the exchange is not shown")
+			}
+		})
+	}
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	if n, why := NeedMTU(p); n != nil || !strings.Contains(why, "knows no underlay probes") {
+		t.Errorf("NeedMTU of old agents = %+v, %q", n, why)
+	}
+	r := WithMTU(Result{Verdict: Healthy}, p, nil, "the agent of hv1 knows no underlay probes")
+	if got, want := show(&r), "unknown unseen | - | hv1 | small packets pass both ways; whether large ones do could not be tried: the agent of hv1 knows no underlay probes"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if n, why := NeedMTU(pathOf(t, lab(t), "blue-1 blue-2")); n != nil || why != "" {
+		t.Errorf("NeedMTU on one host = %+v, %q", n, why)
+	}
+}
+
+// Reports that do not fit the question decide nothing.
+func TestUnderlayFromProto(t *testing.T) {
+	t.Parallel()
+	need := &NeedUnderlay{From: "hv1", To: "hv3", Dst: netip.MustParseAddr("10.1.2.3"), Port: 7443, Small: 128}
+	q := need.Proto(1, 0)
+	good := func() *dyetracev1.UnderlayReport {
+		m := &dyetracev1.UnderlayReport{}
+		for p := range q.GetSourcePorts() {
+			m.SourcePorts = append(m.SourcePorts, p)
+			m.Sent, m.Answered, m.RttNs = append(m.Sent, 4), append(m.Answered, 4), append(m.RttNs, 1)
+		}
+		return m
+	}
+	if !Whole(good(), 1) {
+		t.Error("an exchange that lost nothing is not whole")
+	}
+	for name, change := range map[string]func(m, recall *dyetracev1.UnderlayReport){
+		"columns":       func(m, _ *dyetracev1.UnderlayReport) { m.Answered = m.Answered[1:] },
+		"ports":         func(m, _ *dyetracev1.UnderlayReport) { m.SourcePorts = m.SourcePorts[1:] },
+		"an error":      func(m, _ *dyetracev1.UnderlayReport) { m.Error = "no" },
+		"not listening": func(_, r *dyetracev1.UnderlayReport) { r.Listening = false },
+		"limited":       func(_, r *dyetracev1.UnderlayReport) { r.Limited = 1 },
+	} {
+		m, recall := good(), &dyetracev1.UnderlayReport{Listening: true}
+		change(m, recall)
+		if u := UnderlayFromProto(need, q, m, recall); u.Error == "" {
+			t.Errorf("%s: no error", name)
+		} else if what, _ := u.small(); what != unclear {
+			t.Errorf("%s: says %d", name, what)
+		}
+	}
+	if u := UnderlayFromProto(need, q, good(), nil); u.Error != "" || u.Asked || fmt.Sprint(u.forward(0)) != fmt.Sprint(traffic{sent: 128, came: 128, ports: 32, whole: 32}) {
+		t.Errorf("%+v", u)
+	}
+}
