@@ -22,10 +22,19 @@ type truth struct {
 	IP     int      `json:"ip"`
 	Causes []string `json:"causes"`
 	Fates  []fate   `json:"fates"`
-	Unseen []struct {
-		Src []string `json:"src"`
-		Dst []string `json:"dst"`
-	} `json:"unseen"`
+	Unseen []reach  `json:"unseen"`
+	Maybe  []reach  `json:"maybe"`
+	Large  []reach  `json:"large"`
+}
+
+// reach is a set of pairs: each source with each destination.
+type reach struct {
+	Src []string `json:"src"`
+	Dst []string `json:"dst"`
+}
+
+func holds(reaches []reach, p pair) bool {
+	return slices.ContainsFunc(reaches, func(r reach) bool { return slices.Contains(r.Src, p.Src) && slices.Contains(r.Dst, p.Dst) })
 }
 
 type fate struct {
@@ -80,6 +89,9 @@ func testBreak(t *testing.T, l *lab, kind breakKind) {
 		l.must("lab", "heal", kind.Name)
 		checkHealthy(t, l.check(0, "--all"))
 	}()
+	if strings.HasPrefix(kind.Cause, "underlay") {
+		tryUnderlay(t, l) // that nothing on a host keeps packets out is known where it was seen of late
+	}
 	l.must("lab", "break", kind.Name)
 	probes := allTraffic
 	if !slices.Contains(bySort, kind.Cause) {
@@ -113,6 +125,14 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 		t.Fatalf("asked for the truth on %v, got that on %s over IPv%d", probes, tr.Scheme, tr.IP)
 	}
 	args = append(args, "--all")
+	switch kind.Cause {
+	case "path-mtu":
+		testLarge(t, l, tr, args)
+		return
+	case "underlay-member":
+		testMember(t, l, tr, args)
+		return
+	}
 	if len(tr.Fates) == 0 {
 		if kind.Cause != "none" && !slices.Contains(spared[kind.Name], probes.scheme) {
 			t.Fatalf("%s declares no pair that fails where a sampling point could tell", kind.Name)
@@ -132,6 +152,66 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 		if p.Scheme != probes.scheme && p.Probes > 0 && p.Scheme != "" {
 			t.Errorf("%v: by %s (want %s, as asked)", p, p.Scheme, probes.scheme)
 		}
+	}
+}
+
+// tryUnderlay has every host try every other one. On a busy machine a packet may be lost.
+func tryUnderlay(t *testing.T, l *lab) {
+	t.Helper()
+	hosts := []string{"hv1", "hv2", "hv3", "hv4"}
+	for _, a := range hosts {
+		for _, b := range hosts {
+			if a != b {
+				if r := l.dyetrace("underlay", a, b); r.code > 1 || !strings.Contains(r.stdout, "there:") {
+					t.Errorf("underlay %s %s: exit code %d\n%s%s", a, b, r.code, r.stdout, r.stderr)
+				}
+			}
+		}
+	}
+}
+
+// testLarge holds against the truth what is said of pairs whose large packets are lost: nothing to who
+// does not ask, and their path MTU to who does.
+func testLarge(t *testing.T, l *lab, tr truth, args []string) {
+	if len(tr.Large) == 0 {
+		t.Fatal("the break declares no pair whose large packets are lost")
+	}
+	checkHealthy(t, l.check(0, args...))
+	for _, p := range l.check(1, append(args, "--mtu")...).Pairs {
+		switch hit := holds(tr.Large, p); {
+		case !hit && p.Verdict != "healthy":
+			t.Errorf("%v; large packets of this pair pass", p)
+		case hit && (p.Verdict != "faulty" || p.CauseKind != "path-mtu"):
+			t.Errorf("%v (want faulty, by its path MTU)", p)
+		case hit && (p.Segment == nil || *p.Segment != "hv1/br-tun to-tunnel → hv4/br-tun from-tunnel" || p.Host != "hv1" ||
+			!strings.Contains(p.Cause, "up to 1400 bytes pass")):
+			t.Errorf("%v (want it lost between hv1 and hv4, and 1400 bytes to pass)", p)
+		}
+	}
+}
+
+// testMember holds against the truth what is said while one of two ways is a black hole: pairs that it
+// does not take are healthy, and it is named for the others.
+func testMember(t *testing.T, l *lab, tr truth, args []string) {
+	if len(tr.Maybe) == 0 {
+		t.Fatal("the break declares no pair that may be hit")
+	}
+	c := l.check(anyCode, args...)
+	for _, p := range c.Pairs {
+		switch maybe := holds(tr.Maybe, p); {
+		case p.Verdict == "healthy":
+		case !maybe:
+			t.Errorf("%v; this pair is not broken", p)
+		case p.Verdict != "faulty" || p.CauseKind != "underlay-member":
+			t.Errorf("%v (want healthy, or faulty by one of several ways)", p)
+		case p.Segment == nil || !strings.Contains(*p.Segment, "to-tunnel → ") || !strings.Contains(*p.Segment, "from-tunnel"):
+			t.Errorf("%v (want it lost between two hosts)", p)
+		}
+	}
+	// Whichever pairs it takes, a look at the network shows it: all 32 ports on one side happens once in 2^31.
+	r := l.dyetrace("underlay", "hv1", "hv3")
+	if r.code != 1 || !strings.Contains(r.stdout, "of 32 source ports") || !strings.Contains(r.stdout, "lose everything") {
+		t.Errorf("underlay hv1 hv3: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 }
 
@@ -188,19 +268,13 @@ func (f fate) atTap(delivered bool) fate {
 	return f
 }
 
-func (tr truth) unseen(p pair) bool {
-	for _, u := range tr.Unseen {
-		if slices.Contains(u.Src, p.Src) && slices.Contains(u.Dst, p.Dst) {
-			return true
-		}
-	}
-	return false
-}
+func (tr truth) unseen(p pair) bool { return holds(tr.Unseen, p) }
 
 // kindsOf are the kinds of cause by which a verdict may call what the lab calls a cause.
 var kindsOf = map[string][]string{
 	"flow": {"flow"}, "policy": {"security-rule"}, "tunnel": {"tunnel", "vni"}, "stale-vtep": {"stale-vtep"},
-	"underlay": {"between-hosts", "underlay"}, "port": {"port"},
+	"underlay": {"underlay"}, "underlay-protocol": {"entrypoint"}, "underlay-member": {"underlay-member"}, "path-mtu": {"path-mtu"},
+	"port": {"port"},
 	// What is sent to the port where it came in, the switch drops (OpenFlow 1.3, section 5.12).
 	"misdirected": {"misdirected", "flow"},
 	"guest":       {"guest-silent", "guest-down"},

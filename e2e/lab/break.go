@@ -166,6 +166,17 @@ func (l *Lab) breakage(b Broken) (breakage, error) {
 		return breakage{}, err
 	}
 	t, err := kind.aim(l.base, b.Target)
+	if err != nil || !kind.twoWays {
+		return breakage{kind, t}, err
+	}
+	w, err := l.workshop()
+	if err != nil {
+		return breakage{}, err
+	}
+	leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
+	if spine, _ := w.peer(leaf, secondUplink); spine == "" {
+		err = fmt.Errorf("%w: %s: %s has but one way to the other racks", ErrBadBreak, kind.Name, leaf)
+	}
 	return breakage{kind, t}, err
 }
 

@@ -157,6 +157,32 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		},
 	},
 	{
+		Name: "underlay-protocol", Form: "HOST:HOST:ENCAP", Default: "hv1:hv3:gre", Cause: CauseProtocol,
+		Help: "the first host's leaf drops its tunnel packets to the second, of that encapsulation; all else passes",
+		dies: func(t target, l leg) segment { return diesIf(t.oneWay(l) && t.encapOf(l) == t.encap, onWire) },
+		apply: func(w workshop, t target) []step {
+			match := map[string]string{overlay.GRE: "ip protocol gre", overlay.VXLAN: "udp dport 4789"}[t.encap]
+			return leafDrops(w, t, "lab-protocol-"+t.encap, match)
+		},
+		heal: func(w workshop, t target) []step { return leafDrops(w, t, "lab-protocol-"+t.encap, "") },
+	},
+	{
+		Name: "underlay-mtu", Form: "HOST:HOST", Default: "hv1:hv4", Cause: CauseMTU,
+		Help:  "the first host's leaf drops what its VTEP sends to the second's and is larger than 1400 bytes, without a word",
+		dies:  func(target, leg) segment { return unharmed },
+		large: func(t target, l leg) bool { return t.oneWay(l) },
+		apply: func(w workshop, t target) []step { return leafDrops(w, t, "lab-mtu", "ip length > 1400") },
+		heal:  func(w workshop, t target) []step { return leafDrops(w, t, "lab-mtu", "") },
+	},
+	{
+		Name: "underlay-member", Form: "HOST", Default: "hv1", Cause: CauseMember, twoWays: true,
+		Help:  "one of the two ways from the host's rack to others is a black hole; what goes by it is told by addresses, protocol and ports",
+		dies:  func(target, leg) segment { return unharmed },
+		maybe: func(t target, l leg) bool { return t.leavesRack(l) },
+		apply: func(w workshop, t target) []step { return spineDrops(w, t, "counter drop") },
+		heal:  func(w workshop, t target) []step { return spineDrops(w, t, "") },
+	},
+	{
 		Name: "security-rule", Form: "INSTANCE", Default: "blue-4", Cause: CausePolicy,
 		Help: "the security rules that let others reach the instance are gone",
 		dies: func(t target, l leg) segment { return diesIf(t.request(l), atDelivery) },
@@ -465,6 +491,31 @@ func nft(where, family, table, rules string) step {
 		text += fmt.Sprintf("table %s %s {\n chain lab {\n %s\n }\n}\n", family, table, rules)
 	}
 	return step{where: where, stdin: text, argv: []string{"nft", "-f", "-"}}
+}
+
+// leafDrops has the first host's leaf drop what its VTEP sends to the second's, and matches; an empty
+// match undoes it.
+func leafDrops(w workshop, t target, name, match string) []step {
+	leaf, port := w.peer(t.host(), t.hosts[0].Uplink)
+	rule := ""
+	if match != "" {
+		rule = fmt.Sprintf("type filter hook ingress device %s priority 0\n ip saddr %s ip daddr %s %s drop",
+			port, t.hosts[0].VTEP.Addr(), t.hosts[1].VTEP.Addr(), match)
+	}
+	return []step{nft(leaf, "netdev", fmt.Sprintf("%s-%s-%s", name, t.host(), t.other()), rule)}
+}
+
+// secondUplink is by what a leaf of the default lab reaches its second spine.
+const secondUplink = "eth4"
+
+// spineDrops has the second spine treat so what comes from the leaf of the host; an empty rule undoes it.
+func spineDrops(w workshop, t target, rule string) []step {
+	leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
+	spine, port := w.peer(leaf, secondUplink)
+	if rule != "" {
+		rule = fmt.Sprintf("type filter hook ingress device %s priority 0\n %s", port, rule)
+	}
+	return []step{nft(spine, "netdev", "lab-member-"+t.host(), rule)}
 }
 
 func aclName(t target) string { return "lab-acl-" + t.host() + "-" + t.other() }

@@ -22,9 +22,12 @@ const (
 	CauseGuest    = "guest"      // delivered, but the guest does not take it
 	CauseNone     = "none"       // unusual, but nothing is lost
 
-	CauseMisdirected = "misdirected" // a flow sends to another port than it should
-	CauseLoss        = "loss"        // some are lost, some pass
-	CauseTwice       = "twice"       // some come twice, none is lost
+	CauseMisdirected = "misdirected"       // a flow sends to another port than it should
+	CauseLoss        = "loss"              // some are lost, some pass
+	CauseTwice       = "twice"             // some come twice, none is lost
+	CauseMember      = "underlay-member"   // one of several ways through the fabric does not deliver
+	CauseProtocol    = "underlay-protocol" // the fabric does not deliver what is in a tunnel, and all else
+	CauseMTU         = "path-mtu"          // the fabric does not deliver large packets
 )
 
 // BreakKind is a way to break the lab.
@@ -41,6 +44,13 @@ type BreakKind struct {
 	// tells in which it may.
 	dies  func(t target, l leg) segment
 	loses func(t target, l leg) segment
+	// maybe tells which packets may die besides, on the wire: by something in them that nobody chose.
+	maybe func(t target, l leg) bool
+	// large tells which packets would die on the wire if they were as large as guests may send, and
+	// are not as they are.
+	large func(t target, l leg) bool
+	// twoWays: the fabric must have two ways from the first host.
+	twoWays bool
 	// at and edit are for those that change flows: on which host and bridge, and how.
 	at   func(t target) (host, bridge string)
 	edit func(t target, p overlay.Ports, flows []flow) []flow
@@ -112,7 +122,13 @@ func (t target) dst() overlay.Instance      { return t.instances[1] }
 func (t target) between(l leg) bool         { return t.oneWay(l) || t.oneWay(leg{from: l.to, to: l.from}) }
 func (t target) oneWay(l leg) bool          { return l.from.Host == t.host() && l.to.Host == t.other() }
 func (t target) sends(l leg) bool           { return l.crosses() && l.from.Host == t.host() }
-func (t target) receives(l leg) bool        { return l.crosses() && l.to.Host == t.host() }
+func (t target) leavesRack(l leg) bool {
+	from, _ := t.spec.Host(l.from.Host)
+	to, _ := t.spec.Host(l.to.Host)
+	rack := t.hosts[0].VTEP.Masked()
+	return rack.Contains(from.VTEP.Addr()) && !rack.Contains(to.VTEP.Addr())
+}
+func (t target) receives(l leg) bool { return l.crosses() && l.to.Host == t.host() }
 
 // networkMeant is the network that is named, else the instance's.
 func (t target) networkMeant() overlay.Network {

@@ -102,6 +102,12 @@ type Truth struct {
 	Unseen []Reach `json:"unseen"`
 	// Losses are pairs of which a share of the probes die, of those that nothing kills for certain.
 	Losses []Loss `json:"losses"`
+	// Maybe are pairs of which nobody knows whether they are hit: it is told by something in their
+	// packets that nobody chose. If they are, these die between the hosts.
+	Maybe []Reach `json:"maybe"`
+	// Large are pairs whose packets die between the hosts, there or back, if they are as large as
+	// guests may send.
+	Large []Reach `json:"large"`
 }
 
 // Loss is a fate that some probes of its pairs have.
@@ -239,7 +245,7 @@ func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending
 // truthOf works out what breaks do together to every pair that would reach each other, wherever
 // they move instances to.
 func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
-	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}, Losses: []Loss{}}
+	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}, Losses: []Loss{}, Maybe: []Reach{}, Large: []Reach{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
@@ -254,8 +260,17 @@ func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
 		default:
 			t.Losses = append(t.Losses, losses(s, traffic, p, breaks)...)
 		}
+		for _, b := range breaks {
+			if either(b.kind.maybe, b.target, traffic, p) {
+				t.Maybe = addReach(t.Maybe, p)
+			}
+			if either(b.kind.large, b.target, traffic, p) {
+				t.Large = addReach(t.Large, p)
+			}
+		}
 	}
 	t.Fates, t.Unseen = mergeFates(t.Fates), mergeReaches(t.Unseen)
+	t.Maybe, t.Large = mergeReaches(t.Maybe), mergeReaches(t.Large)
 	return t
 }
 
@@ -283,6 +298,11 @@ func losses(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) []Los
 		}
 	}
 	return all
+}
+
+// either says whether a packet of a pair is hit, there or back.
+func either(hits func(target, leg) bool, t target, traffic Traffic, p overlay.Pair) bool {
+	return hits != nil && (hits(t, leg{Traffic: traffic, from: p.Src, to: p.Dst}) || hits(t, leg{Traffic: traffic, from: p.Dst, to: p.Src, answer: true}))
 }
 
 // addFate adds a pair to the fates, one for each source.
@@ -319,6 +339,9 @@ func mergeFates(fates []Fate) []Fate {
 func addReach(reaches []Reach, p overlay.Pair) []Reach {
 	for i, r := range reaches {
 		if r.Src[0] == p.Src.Name {
+			if slices.Contains(r.Dst, p.Dst.Name) {
+				return reaches
+			}
 			reaches[i].Dst = append(r.Dst, p.Dst.Name)
 			return reaches
 		}
@@ -344,4 +367,11 @@ func (t Truth) Failing(src, dst string) bool {
 	has := func(s, d []string) bool { return slices.Contains(s, src) && slices.Contains(d, dst) }
 	return slices.ContainsFunc(t.Fates, func(f Fate) bool { return has(f.Src, f.Dst) }) ||
 		slices.ContainsFunc(t.Unseen, func(r Reach) bool { return has(r.Src, r.Dst) })
+}
+
+// Maybes returns whether nobody knows if guests of a pair get an answer from each other.
+func (t Truth) Maybes(src, dst string) bool { return reached(t.Maybe, src, dst) }
+
+func reached(reaches []Reach, src, dst string) bool {
+	return slices.ContainsFunc(reaches, func(r Reach) bool { return slices.Contains(r.Src, src) && slices.Contains(r.Dst, dst) })
 }
