@@ -45,6 +45,10 @@ How to probe; scheme and IP version are found out for each pair unless given:
   --no-touch     where guests must not see a probe: it is dropped where it would leave the switch
                  for the guest, and the way back is checked by a probe of its own. It needs ports
                  where delivery is seen (dyetrace hosts), and cannot tell whether guests answer
+  --mtu          where large packets may be lost though small ones pass: packets as large as the
+                 instances' ports allow are sent by UDP between the tunnel addresses of each two
+                 hosts on the way, once, there and back. A pair between hosts where they are lost
+                 is faulty; where that cannot be tried, unknown
 
 Loss that is not total: a pair whose first probe arrives is healthy, and takes no other. If the first
 is lost more follow: three in a row are a hard fault (chance once in a million where 1 % is lost);

@@ -21,6 +21,7 @@ type probeFlags struct {
 
 	continuous bool
 	rate       float64
+	mtu        bool
 }
 
 func (p *probeFlags) flags(cmd *cobra.Command) {
@@ -34,6 +35,7 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 	f.Float64Var(&p.rate, "rate", 0, "with --continuous: let an instance take part in this `NUMBER` of probes a second, at most the controller's own bound")
 	must(cmd.RegisterFlagCompletionFunc("rate", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("max-loss", cobra.NoFileCompletions))
+	f.BoolVar(&p.mtu, "mtu", false, "also try packets as large as the instances' MTU allows between the hosts on the way; pairs whose large packets are lost are faulty")
 	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions([]cobra.Completion{
 		cobra.CompletionWithDesc("auto", "tcp, and icmp for pairs that are not healthy by it"),
 		cobra.CompletionWithDesc("tcp", "a SYN to port 11"),
@@ -50,7 +52,7 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 func (p *probeFlags) options() *dyetracev1.ProbeOptions {
 	return &dyetracev1.ProbeOptions{
 		Scheme: dyetracev1.Scheme(p.scheme), IpVersion: dyetracev1.IPVersion(p.ip), NoTouch: p.noTouch,
-		Loss: p.loss, MaxLoss: float64(p.maxLoss), Continuous: p.continuous, Rate: p.rate,
+		Loss: p.loss, MaxLoss: float64(p.maxLoss), Continuous: p.continuous, Rate: p.rate, Mtu: p.mtu,
 	}
 }
 

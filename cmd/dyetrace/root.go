@@ -35,7 +35,7 @@ sees it at every switch that it passes, and says where it died and why.`,
 		}
 	}
 	group("check", newCheckCmd(), newRunCmd(), newRunsCmd())
-	group("look", newStatusCmd(), newHostsCmd(), newInstancesCmd(), newHooksCmd(), newRoutesCmd(), newPeersCmd(), newDoctorCmd())
+	group("look", newStatusCmd(), newHostsCmd(), newInstancesCmd(), newHooksCmd(), newUnderlayCmd(), newRoutesCmd(), newPeersCmd(), newDoctorCmd())
 	group("daemon", newServeCmd(), newAgentCmd(), newPKICmd(), newLabCmd())
 	cmd.AddCommand(newVersionCmd())
 	noteStart(cmd, started)

@@ -220,6 +220,7 @@ func (s service) GetStatus(context.Context, *connect.Request[dyetracev1.GetStatu
 		res.Problems = append(res.Problems, why...)
 	}
 	res.Problems = append(res.Problems, homeless(snap)...)
+	res.Problems = append(res.Problems, s.Fleet.Problems()...)
 	if s.Speaker != nil {
 		for _, p := range s.Speaker.Peers() {
 			res.Peers++

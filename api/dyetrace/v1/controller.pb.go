@@ -4937,6 +4937,156 @@ func (x *Peer) GetLastErrorAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type ProbeUnderlayRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	SrcHost string                 `protobuf:"bytes,1,opt,name=src_host,json=srcHost,proto3" json:"src_host,omitempty"`
+	DstHost string                 `protobuf:"bytes,2,opt,name=dst_host,json=dstHost,proto3" json:"dst_host,omitempty"`
+	// Tunnel addresses; empty is the hosts' first ones of the same IP version.
+	SrcIp string `protobuf:"bytes,3,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp string `protobuf:"bytes,4,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	// 0 is what the tunnel between them makes of the stain's.
+	Tos uint32 `protobuf:"varint,5,opt,name=tos,proto3" json:"tos,omitempty"`
+	// Bytes of the large IP packets; 0 is what the instances' MTU makes of the largest
+	// tunnel between the two.
+	Size uint32 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	// 0 is 32; at most 128.
+	SourcePorts uint32 `protobuf:"varint,7,opt,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
+	// How often each size is sent from each source port; 0 is 4; at most 64.
+	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeUnderlayRequest) Reset() {
+	*x = ProbeUnderlayRequest{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeUnderlayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeUnderlayRequest) ProtoMessage() {}
+
+func (x *ProbeUnderlayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeUnderlayRequest.ProtoReflect.Descriptor instead.
+func (*ProbeUnderlayRequest) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ProbeUnderlayRequest) GetSrcHost() string {
+	if x != nil {
+		return x.SrcHost
+	}
+	return ""
+}
+
+func (x *ProbeUnderlayRequest) GetDstHost() string {
+	if x != nil {
+		return x.DstHost
+	}
+	return ""
+}
+
+func (x *ProbeUnderlayRequest) GetSrcIp() string {
+	if x != nil {
+		return x.SrcIp
+	}
+	return ""
+}
+
+func (x *ProbeUnderlayRequest) GetDstIp() string {
+	if x != nil {
+		return x.DstIp
+	}
+	return ""
+}
+
+func (x *ProbeUnderlayRequest) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *ProbeUnderlayRequest) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ProbeUnderlayRequest) GetSourcePorts() uint32 {
+	if x != nil {
+		return x.SourcePorts
+	}
+	return 0
+}
+
+func (x *ProbeUnderlayRequest) GetRepeats() uint32 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+type ProbeUnderlayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Check         *UnderlayCheck         `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeUnderlayResponse) Reset() {
+	*x = ProbeUnderlayResponse{}
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeUnderlayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeUnderlayResponse) ProtoMessage() {}
+
+func (x *ProbeUnderlayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_controller_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeUnderlayResponse.ProtoReflect.Descriptor instead.
+func (*ProbeUnderlayResponse) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_controller_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ProbeUnderlayResponse) GetCheck() *UnderlayCheck {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
 var File_dyetrace_v1_controller_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_controller_proto_rawDesc = "" +
@@ -5285,7 +5435,18 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"lastUpdate\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x14 \x01(\tR\tlastError\x12>\n" +
-	"\rlast_error_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt*\x84\x01\n" +
+	"\rlast_error_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt\"\xdd\x01\n" +
+	"\x14ProbeUnderlayRequest\x12\x19\n" +
+	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
+	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
+	"\x06src_ip\x18\x03 \x01(\tR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x04 \x01(\tR\x05dstIp\x12\x10\n" +
+	"\x03tos\x18\x05 \x01(\rR\x03tos\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\rR\x04size\x12!\n" +
+	"\fsource_ports\x18\a \x01(\rR\vsourcePorts\x12\x18\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\"I\n" +
+	"\x15ProbeUnderlayResponse\x120\n" +
+	"\x05check\x18\x01 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\x05check*\x84\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x12\n" +
@@ -5381,7 +5542,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x11PEER_STATE_ACTIVE\x10\x03\x12\x18\n" +
 	"\x14PEER_STATE_OPEN_SENT\x10\x04\x12\x1b\n" +
 	"\x17PEER_STATE_OPEN_CONFIRM\x10\x05\x12\x1a\n" +
-	"\x16PEER_STATE_ESTABLISHED\x10\x062\xff\a\n" +
+	"\x16PEER_STATE_ESTABLISHED\x10\x062\xd7\b\n" +
 	"\x11ControllerService\x12G\n" +
 	"\bStartRun\x12\x1c.dyetrace.v1.StartRunRequest\x1a\x1d.dyetrace.v1.StartRunResponse\x12I\n" +
 	"\bWatchRun\x12\x1c.dyetrace.v1.WatchRunRequest\x1a\x1d.dyetrace.v1.WatchRunResponse0\x01\x12A\n" +
@@ -5396,7 +5557,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"ListRoutes\x12\x1e.dyetrace.v1.ListRoutesRequest\x1a\x1f.dyetrace.v1.ListRoutesResponse\x12S\n" +
 	"\fRouteHistory\x12 .dyetrace.v1.RouteHistoryRequest\x1a!.dyetrace.v1.RouteHistoryResponse\x12R\n" +
 	"\vWatchRoutes\x12\x1f.dyetrace.v1.WatchRoutesRequest\x1a .dyetrace.v1.WatchRoutesResponse0\x01\x12J\n" +
-	"\tListPeers\x12\x1d.dyetrace.v1.ListPeersRequest\x1a\x1e.dyetrace.v1.ListPeersResponseB9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
+	"\tListPeers\x12\x1d.dyetrace.v1.ListPeersRequest\x1a\x1e.dyetrace.v1.ListPeersResponse\x12V\n" +
+	"\rProbeUnderlay\x12!.dyetrace.v1.ProbeUnderlayRequest\x1a\".dyetrace.v1.ProbeUnderlayResponseB9Z7github.com/dyetrace/dyetrace/api/dyetrace/v1;dyetracev1b\x06proto3"
 
 var (
 	file_dyetrace_v1_controller_proto_rawDescOnce sync.Once
@@ -5411,7 +5573,7 @@ func file_dyetrace_v1_controller_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_controller_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_dyetrace_v1_controller_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(RunState)(0),                 // 0: dyetrace.v1.RunState
 	(Verdict)(0),                  // 1: dyetrace.v1.Verdict
@@ -5473,28 +5635,30 @@ var file_dyetrace_v1_controller_proto_goTypes = []any{
 	(*ListPeersRequest)(nil),      // 57: dyetrace.v1.ListPeersRequest
 	(*ListPeersResponse)(nil),     // 58: dyetrace.v1.ListPeersResponse
 	(*Peer)(nil),                  // 59: dyetrace.v1.Peer
-	(Scheme)(0),                   // 60: dyetrace.v1.Scheme
-	(IPVersion)(0),                // 61: dyetrace.v1.IPVersion
-	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
-	(*FlowRef)(nil),               // 63: dyetrace.v1.FlowRef
-	(*Point)(nil),                 // 64: dyetrace.v1.Point
-	(*UnderlayError)(nil),         // 65: dyetrace.v1.UnderlayError
-	(*Bridge)(nil),                // 66: dyetrace.v1.Bridge
-	(*Endpoint)(nil),              // 67: dyetrace.v1.Endpoint
-	(*AgentCounters)(nil),         // 68: dyetrace.v1.AgentCounters
-	(*Stain)(nil),                 // 69: dyetrace.v1.Stain
+	(*ProbeUnderlayRequest)(nil),  // 60: dyetrace.v1.ProbeUnderlayRequest
+	(*ProbeUnderlayResponse)(nil), // 61: dyetrace.v1.ProbeUnderlayResponse
+	(Scheme)(0),                   // 62: dyetrace.v1.Scheme
+	(IPVersion)(0),                // 63: dyetrace.v1.IPVersion
+	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
+	(*FlowRef)(nil),               // 65: dyetrace.v1.FlowRef
+	(*Point)(nil),                 // 66: dyetrace.v1.Point
+	(*UnderlayError)(nil),         // 67: dyetrace.v1.UnderlayError
+	(*Bridge)(nil),                // 68: dyetrace.v1.Bridge
+	(*Endpoint)(nil),              // 69: dyetrace.v1.Endpoint
+	(*AgentCounters)(nil),         // 70: dyetrace.v1.AgentCounters
+	(*Stain)(nil),                 // 71: dyetrace.v1.Stain
 }
 var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	11,  // 0: dyetrace.v1.Scope.pair:type_name -> dyetrace.v1.PairScope
 	10,  // 1: dyetrace.v1.StartRunRequest.scope:type_name -> dyetrace.v1.Scope
 	13,  // 2: dyetrace.v1.StartRunRequest.options:type_name -> dyetrace.v1.ProbeOptions
-	60,  // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
-	61,  // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
+	62,  // 3: dyetrace.v1.ProbeOptions.scheme:type_name -> dyetrace.v1.Scheme
+	63,  // 4: dyetrace.v1.ProbeOptions.ip_version:type_name -> dyetrace.v1.IPVersion
 	15,  // 5: dyetrace.v1.StartRunResponse.run:type_name -> dyetrace.v1.Run
 	0,   // 6: dyetrace.v1.Run.state:type_name -> dyetrace.v1.RunState
 	10,  // 7: dyetrace.v1.Run.scope:type_name -> dyetrace.v1.Scope
-	62,  // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
-	62,  // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
+	64,  // 8: dyetrace.v1.Run.started:type_name -> google.protobuf.Timestamp
+	64,  // 9: dyetrace.v1.Run.ended:type_name -> google.protobuf.Timestamp
 	18,  // 10: dyetrace.v1.Run.counts:type_name -> dyetrace.v1.Counts
 	1,   // 11: dyetrace.v1.Run.verdict:type_name -> dyetrace.v1.Verdict
 	13,  // 12: dyetrace.v1.Run.options:type_name -> dyetrace.v1.ProbeOptions
@@ -5504,7 +5668,7 @@ var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	2,   // 16: dyetrace.v1.Finding.kind:type_name -> dyetrace.v1.FindingKind
 	25,  // 17: dyetrace.v1.Finding.instance:type_name -> dyetrace.v1.InstanceRef
 	25,  // 18: dyetrace.v1.Finding.other:type_name -> dyetrace.v1.InstanceRef
-	63,  // 19: dyetrace.v1.Finding.flow:type_name -> dyetrace.v1.FlowRef
+	65,  // 19: dyetrace.v1.Finding.flow:type_name -> dyetrace.v1.FlowRef
 	1,   // 20: dyetrace.v1.Finding.verdict:type_name -> dyetrace.v1.Verdict
 	4,   // 21: dyetrace.v1.Finding.cause_kind:type_name -> dyetrace.v1.CauseKind
 	17,  // 22: dyetrace.v1.Finding.pairs:type_name -> dyetrace.v1.PairRef
@@ -5515,28 +5679,28 @@ var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	1,   // 27: dyetrace.v1.PairResult.verdict:type_name -> dyetrace.v1.Verdict
 	26,  // 28: dyetrace.v1.PairResult.segment:type_name -> dyetrace.v1.Segment
 	27,  // 29: dyetrace.v1.PairResult.samples:type_name -> dyetrace.v1.Sample
-	63,  // 30: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
-	60,  // 31: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
+	65,  // 30: dyetrace.v1.PairResult.flow:type_name -> dyetrace.v1.FlowRef
+	62,  // 31: dyetrace.v1.PairResult.scheme:type_name -> dyetrace.v1.Scheme
 	23,  // 32: dyetrace.v1.PairResult.underlay:type_name -> dyetrace.v1.UnderlayCheck
 	4,   // 33: dyetrace.v1.PairResult.cause_kind:type_name -> dyetrace.v1.CauseKind
 	20,  // 34: dyetrace.v1.PairResult.loss:type_name -> dyetrace.v1.PairLoss
 	21,  // 35: dyetrace.v1.PairResult.latencies:type_name -> dyetrace.v1.Latency
-	62,  // 36: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
+	64,  // 36: dyetrace.v1.PairResult.since:type_name -> google.protobuf.Timestamp
 	1,   // 37: dyetrace.v1.PairResult.before:type_name -> dyetrace.v1.Verdict
 	5,   // 38: dyetrace.v1.PairLoss.decision:type_name -> dyetrace.v1.LossDecision
 	26,  // 39: dyetrace.v1.PairLoss.segment:type_name -> dyetrace.v1.Segment
 	6,   // 40: dyetrace.v1.Latency.kind:type_name -> dyetrace.v1.LatencyKind
-	64,  // 41: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
-	64,  // 42: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
+	66,  // 41: dyetrace.v1.Latency.from:type_name -> dyetrace.v1.Point
+	66,  // 42: dyetrace.v1.Latency.to:type_name -> dyetrace.v1.Point
 	3,   // 43: dyetrace.v1.Latency.direction:type_name -> dyetrace.v1.Direction
 	26,  // 44: dyetrace.v1.SegmentLoss.segment:type_name -> dyetrace.v1.Segment
-	62,  // 45: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
+	64,  // 45: dyetrace.v1.SegmentLoss.since:type_name -> google.protobuf.Timestamp
 	24,  // 46: dyetrace.v1.UnderlayCheck.sizes:type_name -> dyetrace.v1.UnderlaySize
-	65,  // 47: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
-	64,  // 48: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
-	64,  // 49: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
+	67,  // 47: dyetrace.v1.UnderlayCheck.errors:type_name -> dyetrace.v1.UnderlayError
+	66,  // 48: dyetrace.v1.Segment.from:type_name -> dyetrace.v1.Point
+	66,  // 49: dyetrace.v1.Segment.to:type_name -> dyetrace.v1.Point
 	3,   // 50: dyetrace.v1.Segment.direction:type_name -> dyetrace.v1.Direction
-	64,  // 51: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
+	66,  // 51: dyetrace.v1.Sample.point:type_name -> dyetrace.v1.Point
 	3,   // 52: dyetrace.v1.Sample.direction:type_name -> dyetrace.v1.Direction
 	15,  // 53: dyetrace.v1.WatchRunResponse.run:type_name -> dyetrace.v1.Run
 	19,  // 54: dyetrace.v1.WatchRunResponse.pair:type_name -> dyetrace.v1.PairResult
@@ -5546,68 +5710,71 @@ var file_dyetrace_v1_controller_proto_depIdxs = []int32{
 	15,  // 58: dyetrace.v1.ResumeRunResponse.run:type_name -> dyetrace.v1.Run
 	15,  // 59: dyetrace.v1.CancelRunResponse.run:type_name -> dyetrace.v1.Run
 	40,  // 60: dyetrace.v1.ListHostsResponse.hosts:type_name -> dyetrace.v1.Host
-	62,  // 61: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	66,  // 62: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
-	67,  // 63: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
-	68,  // 64: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
+	64,  // 61: dyetrace.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	68,  // 62: dyetrace.v1.Host.bridges:type_name -> dyetrace.v1.Bridge
+	69,  // 63: dyetrace.v1.Host.endpoints:type_name -> dyetrace.v1.Endpoint
+	70,  // 64: dyetrace.v1.Host.counters:type_name -> dyetrace.v1.AgentCounters
 	43,  // 65: dyetrace.v1.ListInstancesResponse.instances:type_name -> dyetrace.v1.Instance
-	67,  // 66: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
-	62,  // 67: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	69,  // 68: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
+	69,  // 66: dyetrace.v1.Instance.endpoint:type_name -> dyetrace.v1.Endpoint
+	64,  // 67: dyetrace.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	71,  // 68: dyetrace.v1.GetStatusResponse.stain:type_name -> dyetrace.v1.Stain
 	49,  // 69: dyetrace.v1.ListRoutesResponse.routes:type_name -> dyetrace.v1.Route
 	50,  // 70: dyetrace.v1.ListRoutesResponse.answer:type_name -> dyetrace.v1.RouteAnswer
 	7,   // 71: dyetrace.v1.Route.kind:type_name -> dyetrace.v1.RouteKind
 	48,  // 72: dyetrace.v1.Route.vtep:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 73: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
+	64,  // 73: dyetrace.v1.Route.since:type_name -> google.protobuf.Timestamp
 	8,   // 74: dyetrace.v1.RouteAnswer.state:type_name -> dyetrace.v1.RouteState
 	48,  // 75: dyetrace.v1.RouteAnswer.vteps:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 76: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
+	64,  // 76: dyetrace.v1.RouteAnswer.since:type_name -> google.protobuf.Timestamp
 	53,  // 77: dyetrace.v1.RouteHistoryResponse.stays:type_name -> dyetrace.v1.RouteStay
-	62,  // 78: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
+	64,  // 78: dyetrace.v1.RouteHistoryResponse.remembered_from:type_name -> google.protobuf.Timestamp
 	48,  // 79: dyetrace.v1.RouteStay.vteps:type_name -> dyetrace.v1.RouteVTEP
-	62,  // 80: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
-	62,  // 81: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
+	64,  // 80: dyetrace.v1.RouteStay.from:type_name -> google.protobuf.Timestamp
+	64,  // 81: dyetrace.v1.RouteStay.to:type_name -> google.protobuf.Timestamp
 	56,  // 82: dyetrace.v1.WatchRoutesResponse.change:type_name -> dyetrace.v1.RouteChange
-	62,  // 83: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
+	64,  // 83: dyetrace.v1.RouteChange.at:type_name -> google.protobuf.Timestamp
 	48,  // 84: dyetrace.v1.RouteChange.from:type_name -> dyetrace.v1.RouteVTEP
 	48,  // 85: dyetrace.v1.RouteChange.to:type_name -> dyetrace.v1.RouteVTEP
 	59,  // 86: dyetrace.v1.ListPeersResponse.peers:type_name -> dyetrace.v1.Peer
 	9,   // 87: dyetrace.v1.Peer.state:type_name -> dyetrace.v1.PeerState
-	62,  // 88: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
-	62,  // 89: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
-	62,  // 90: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
-	62,  // 91: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
-	12,  // 92: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
-	28,  // 93: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
-	30,  // 94: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
-	32,  // 95: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
-	34,  // 96: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
-	36,  // 97: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
-	38,  // 98: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
-	41,  // 99: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
-	44,  // 100: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
-	46,  // 101: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
-	51,  // 102: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
-	54,  // 103: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
-	57,  // 104: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
-	14,  // 105: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
-	29,  // 106: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
-	31,  // 107: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
-	33,  // 108: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
-	35,  // 109: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
-	37,  // 110: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
-	39,  // 111: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
-	42,  // 112: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
-	45,  // 113: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
-	47,  // 114: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
-	52,  // 115: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
-	55,  // 116: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
-	58,  // 117: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
-	105, // [105:118] is the sub-list for method output_type
-	92,  // [92:105] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	64,  // 88: dyetrace.v1.Peer.since:type_name -> google.protobuf.Timestamp
+	64,  // 89: dyetrace.v1.Peer.restarting:type_name -> google.protobuf.Timestamp
+	64,  // 90: dyetrace.v1.Peer.last_update:type_name -> google.protobuf.Timestamp
+	64,  // 91: dyetrace.v1.Peer.last_error_at:type_name -> google.protobuf.Timestamp
+	23,  // 92: dyetrace.v1.ProbeUnderlayResponse.check:type_name -> dyetrace.v1.UnderlayCheck
+	12,  // 93: dyetrace.v1.ControllerService.StartRun:input_type -> dyetrace.v1.StartRunRequest
+	28,  // 94: dyetrace.v1.ControllerService.WatchRun:input_type -> dyetrace.v1.WatchRunRequest
+	30,  // 95: dyetrace.v1.ControllerService.GetRun:input_type -> dyetrace.v1.GetRunRequest
+	32,  // 96: dyetrace.v1.ControllerService.ListRuns:input_type -> dyetrace.v1.ListRunsRequest
+	34,  // 97: dyetrace.v1.ControllerService.ResumeRun:input_type -> dyetrace.v1.ResumeRunRequest
+	36,  // 98: dyetrace.v1.ControllerService.CancelRun:input_type -> dyetrace.v1.CancelRunRequest
+	38,  // 99: dyetrace.v1.ControllerService.ListHosts:input_type -> dyetrace.v1.ListHostsRequest
+	41,  // 100: dyetrace.v1.ControllerService.ListInstances:input_type -> dyetrace.v1.ListInstancesRequest
+	44,  // 101: dyetrace.v1.ControllerService.GetStatus:input_type -> dyetrace.v1.GetStatusRequest
+	46,  // 102: dyetrace.v1.ControllerService.ListRoutes:input_type -> dyetrace.v1.ListRoutesRequest
+	51,  // 103: dyetrace.v1.ControllerService.RouteHistory:input_type -> dyetrace.v1.RouteHistoryRequest
+	54,  // 104: dyetrace.v1.ControllerService.WatchRoutes:input_type -> dyetrace.v1.WatchRoutesRequest
+	57,  // 105: dyetrace.v1.ControllerService.ListPeers:input_type -> dyetrace.v1.ListPeersRequest
+	60,  // 106: dyetrace.v1.ControllerService.ProbeUnderlay:input_type -> dyetrace.v1.ProbeUnderlayRequest
+	14,  // 107: dyetrace.v1.ControllerService.StartRun:output_type -> dyetrace.v1.StartRunResponse
+	29,  // 108: dyetrace.v1.ControllerService.WatchRun:output_type -> dyetrace.v1.WatchRunResponse
+	31,  // 109: dyetrace.v1.ControllerService.GetRun:output_type -> dyetrace.v1.GetRunResponse
+	33,  // 110: dyetrace.v1.ControllerService.ListRuns:output_type -> dyetrace.v1.ListRunsResponse
+	35,  // 111: dyetrace.v1.ControllerService.ResumeRun:output_type -> dyetrace.v1.ResumeRunResponse
+	37,  // 112: dyetrace.v1.ControllerService.CancelRun:output_type -> dyetrace.v1.CancelRunResponse
+	39,  // 113: dyetrace.v1.ControllerService.ListHosts:output_type -> dyetrace.v1.ListHostsResponse
+	42,  // 114: dyetrace.v1.ControllerService.ListInstances:output_type -> dyetrace.v1.ListInstancesResponse
+	45,  // 115: dyetrace.v1.ControllerService.GetStatus:output_type -> dyetrace.v1.GetStatusResponse
+	47,  // 116: dyetrace.v1.ControllerService.ListRoutes:output_type -> dyetrace.v1.ListRoutesResponse
+	52,  // 117: dyetrace.v1.ControllerService.RouteHistory:output_type -> dyetrace.v1.RouteHistoryResponse
+	55,  // 118: dyetrace.v1.ControllerService.WatchRoutes:output_type -> dyetrace.v1.WatchRoutesResponse
+	58,  // 119: dyetrace.v1.ControllerService.ListPeers:output_type -> dyetrace.v1.ListPeersResponse
+	61,  // 120: dyetrace.v1.ControllerService.ProbeUnderlay:output_type -> dyetrace.v1.ProbeUnderlayResponse
+	107, // [107:121] is the sub-list for method output_type
+	93,  // [93:107] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_controller_proto_init() }
@@ -5632,7 +5799,7 @@ func file_dyetrace_v1_controller_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_controller_proto_rawDesc), len(file_dyetrace_v1_controller_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

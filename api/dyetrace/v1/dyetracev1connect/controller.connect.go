@@ -73,6 +73,9 @@ const (
 	// ControllerServiceListPeersProcedure is the fully-qualified name of the ControllerService's
 	// ListPeers RPC.
 	ControllerServiceListPeersProcedure = "/dyetrace.v1.ControllerService/ListPeers"
+	// ControllerServiceProbeUnderlayProcedure is the fully-qualified name of the ControllerService's
+	// ProbeUnderlay RPC.
+	ControllerServiceProbeUnderlayProcedure = "/dyetrace.v1.ControllerService/ProbeUnderlay"
 )
 
 // ControllerServiceClient is a client for the dyetrace.v1.ControllerService service.
@@ -105,6 +108,9 @@ type ControllerServiceClient interface {
 	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest]) (*connect.ServerStreamForClient[v1.WatchRoutesResponse], error)
 	// ListPeers returns the BGP peers, in the order of configuration.
 	ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error)
+	// ProbeUnderlay exchanges UDP datagrams between the tunnel addresses of two hosts.
+	// FAILED_PRECONDITION where one of them has no agent that can.
+	ProbeUnderlay(context.Context, *connect.Request[v1.ProbeUnderlayRequest]) (*connect.Response[v1.ProbeUnderlayResponse], error)
 }
 
 // NewControllerServiceClient constructs a client for the dyetrace.v1.ControllerService service. By
@@ -196,6 +202,12 @@ func NewControllerServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(controllerServiceMethods.ByName("ListPeers")),
 			connect.WithClientOptions(opts...),
 		),
+		probeUnderlay: connect.NewClient[v1.ProbeUnderlayRequest, v1.ProbeUnderlayResponse](
+			httpClient,
+			baseURL+ControllerServiceProbeUnderlayProcedure,
+			connect.WithSchema(controllerServiceMethods.ByName("ProbeUnderlay")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -214,6 +226,7 @@ type controllerServiceClient struct {
 	routeHistory  *connect.Client[v1.RouteHistoryRequest, v1.RouteHistoryResponse]
 	watchRoutes   *connect.Client[v1.WatchRoutesRequest, v1.WatchRoutesResponse]
 	listPeers     *connect.Client[v1.ListPeersRequest, v1.ListPeersResponse]
+	probeUnderlay *connect.Client[v1.ProbeUnderlayRequest, v1.ProbeUnderlayResponse]
 }
 
 // StartRun calls dyetrace.v1.ControllerService.StartRun.
@@ -281,6 +294,11 @@ func (c *controllerServiceClient) ListPeers(ctx context.Context, req *connect.Re
 	return c.listPeers.CallUnary(ctx, req)
 }
 
+// ProbeUnderlay calls dyetrace.v1.ControllerService.ProbeUnderlay.
+func (c *controllerServiceClient) ProbeUnderlay(ctx context.Context, req *connect.Request[v1.ProbeUnderlayRequest]) (*connect.Response[v1.ProbeUnderlayResponse], error) {
+	return c.probeUnderlay.CallUnary(ctx, req)
+}
+
 // ControllerServiceHandler is an implementation of the dyetrace.v1.ControllerService service.
 type ControllerServiceHandler interface {
 	// StartRun plans a scope and starts it. INVALID_ARGUMENT names the field of
@@ -311,6 +329,9 @@ type ControllerServiceHandler interface {
 	WatchRoutes(context.Context, *connect.Request[v1.WatchRoutesRequest], *connect.ServerStream[v1.WatchRoutesResponse]) error
 	// ListPeers returns the BGP peers, in the order of configuration.
 	ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error)
+	// ProbeUnderlay exchanges UDP datagrams between the tunnel addresses of two hosts.
+	// FAILED_PRECONDITION where one of them has no agent that can.
+	ProbeUnderlay(context.Context, *connect.Request[v1.ProbeUnderlayRequest]) (*connect.Response[v1.ProbeUnderlayResponse], error)
 }
 
 // NewControllerServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -398,6 +419,12 @@ func NewControllerServiceHandler(svc ControllerServiceHandler, opts ...connect.H
 		connect.WithSchema(controllerServiceMethods.ByName("ListPeers")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controllerServiceProbeUnderlayHandler := connect.NewUnaryHandler(
+		ControllerServiceProbeUnderlayProcedure,
+		svc.ProbeUnderlay,
+		connect.WithSchema(controllerServiceMethods.ByName("ProbeUnderlay")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/dyetrace.v1.ControllerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControllerServiceStartRunProcedure:
@@ -426,6 +453,8 @@ func NewControllerServiceHandler(svc ControllerServiceHandler, opts ...connect.H
 			controllerServiceWatchRoutesHandler.ServeHTTP(w, r)
 		case ControllerServiceListPeersProcedure:
 			controllerServiceListPeersHandler.ServeHTTP(w, r)
+		case ControllerServiceProbeUnderlayProcedure:
+			controllerServiceProbeUnderlayHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -485,4 +514,8 @@ func (UnimplementedControllerServiceHandler) WatchRoutes(context.Context, *conne
 
 func (UnimplementedControllerServiceHandler) ListPeers(context.Context, *connect.Request[v1.ListPeersRequest]) (*connect.Response[v1.ListPeersResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.ListPeers is not implemented"))
+}
+
+func (UnimplementedControllerServiceHandler) ProbeUnderlay(context.Context, *connect.Request[v1.ProbeUnderlayRequest]) (*connect.Response[v1.ProbeUnderlayResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("dyetrace.v1.ControllerService.ProbeUnderlay is not implemented"))
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/dyetrace/dyetrace/agent"
 )
 
 // Paths are where Open vSwitch keeps its sockets.
@@ -32,7 +34,20 @@ func Agent(p Paths) []Check {
 		{group, "bridges", "", func(ctx context.Context) (string, error) { return bridges(ctx, p) }},
 		{group, "datapath", "", func(ctx context.Context) (string, error) { return datapath(ctx, p) }},
 		{group, "packet sockets", "a kernel with CONFIG_PACKET, and CAP_NET_RAW", packetSocket},
+		{group, "underlay port", "set underlay_port in the agents' configuration to one that is free on all hosts, and open it in firewalls", underlayPort},
 	}
+}
+
+// underlayPort says whether the agents' default UDP port can be bound.
+func underlayPort(ctx context.Context) (string, error) {
+	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", fmt.Sprintf(":%d", agent.DefaultUnderlayPort))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Sprintf("UDP %d is in use: by the agent, if it runs", agent.DefaultUnderlayPort), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("UDP %d can be bound; other hosts' tunnel addresses must reach it", agent.DefaultUnderlayPort), conn.Close()
 }
 
 // Lab returns the checks of a machine that is to hold labs.

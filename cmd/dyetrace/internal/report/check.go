@@ -48,11 +48,13 @@ type Options struct {
 	// controller's.
 	Continuous bool    `json:"continuous"`
 	Rate       float64 `json:"rate"`
+	// MTU: large packets are tried between hosts too.
+	MTU bool `json:"mtu"`
 }
 
 // NewOptions returns the view of options; nil is all found out.
 func NewOptions(o *dyetracev1.ProbeOptions) Options {
-	return Options{Scheme(o.GetScheme(), Auto), IPVersion(o.GetIpVersion()), o.GetNoTouch(), o.GetLoss(), o.GetMaxLoss(), o.GetContinuous(), o.GetRate()}
+	return Options{Scheme(o.GetScheme(), Auto), IPVersion(o.GetIpVersion()), o.GetNoTouch(), o.GetLoss(), o.GetMaxLoss(), o.GetContinuous(), o.GetRate(), o.GetMtu()}
 }
 
 // String writes options as flags of check; those that are the default are left out.
@@ -78,6 +80,9 @@ func (o Options) String() string {
 	}
 	if o.Rate != 0 {
 		flags = append(flags, fmt.Sprintf("--rate %g", o.Rate))
+	}
+	if o.MTU {
+		flags = append(flags, "--mtu")
 	}
 	return strings.Join(flags, " ")
 }
@@ -165,6 +170,8 @@ type Pair struct {
 	Since   *time.Time `json:"since"`
 	Before  string     `json:"before"`
 	Changes uint32     `json:"changes"`
+	// Underlay is what UDP between the hosts' tunnel addresses showed; nil where nobody asked.
+	Underlay *Underlay `json:"underlay"`
 }
 
 // Point is a sampling point.
@@ -322,6 +329,7 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		Samples:        make([]Sample, 0, len(p.GetSamples())),
 		Loss:           newLoss(p.GetLoss()),
 		Latencies:      make([]Latency, 0, len(p.GetLatencies())),
+		Underlay:       NewUnderlay(p.GetUnderlay()),
 		Since:          Time(p.GetSince()),
 		Changes:        p.GetChanges(),
 	}
