@@ -14,7 +14,8 @@
 //	    nobody asked for either.
 //	  - closing: the agents attest their hooks a second time, after their last sample. If no pair
 //	    waits, nobody waits for that either.
-//	  - explaining: where the verdict asks for it, the host that saw the probe last replays it.
+//	  - explaining: where the verdict asks for it, the host that saw the probe last replays it; and
+//	    if its tunnel is the right one, the two hosts exchange UDP packets, once for all pairs of theirs.
 //
 // Some probes need that something is in place before they are sent (Arm of the contract): in no-touch
 // that all hosts on the way keep them from guests, or they are not sent at all; after an answer that

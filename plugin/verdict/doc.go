@@ -47,6 +47,15 @@
 // healthy or faulty. They turn faulty into unknown where the fault rests on the instance being where
 // only a file has it, and routes have it elsewhere.
 //
+// # Underlay
+//
+// What the flows send into the right tunnel, and the other host does not see, was lost by the network
+// between them or by a tunnel's end. An exchange of UDP packets between the tunnel addresses
+// ([Underlay]) tells which, once the explanation is there. It claims what it saw: that nothing arrives
+// is the network's doing only if a router says so, or if the other host had other packets of late; and
+// that all arrive says that UDP passes, not that the tunnel's protocol does. Large packets that are lost
+// explain no small one's loss; they make a healthy pair faulty where somebody asked ([WithMTU]).
+//
 // # What healthy does not say
 //
 // The answer is seen as it enters the source's bridge. Whether it also left by the source's
