@@ -35,16 +35,22 @@ func (l learned) MAC(vni uint32, mac stain.MAC) plan.Learned {
 	return l.answer(l.snap.MAC(vni, mac))
 }
 
-// IP passes over prefixes that hold more than the address: they say where a router is.
+// IP takes a prefix that holds more than the address for the answer only if all peers told all:
+// what is missing may be a longer one.
 func (l learned) IP(vni uint32, addr netip.Addr) plan.Learned {
 	if vni == 0 {
 		return plan.Learned{}
 	}
 	found := l.snap.IP(rib.VNI(vni), addr)
-	if found.Prefix.IsValid() && !found.Prefix.IsSingleIP() {
-		found = rib.Lookup{State: rib.Absent}
+	a := l.answer(found)
+	switch {
+	case a.State != plan.Present || found.Prefix.IsSingleIP():
+	case !l.whole:
+		return plan.Learned{State: plan.NotKnown}
+	default:
+		a.Prefix = found.Prefix
 	}
-	return l.answer(found)
+	return a
 }
 
 // answer takes an absence for one only if nobody is left who may know better.

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,11 +10,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/bgp"
+	"github.com/dyetrace/dyetrace/bgp/rib"
+	"github.com/dyetrace/dyetrace/bgp/wire"
 	"github.com/dyetrace/dyetrace/internal/teacher"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
@@ -183,4 +187,51 @@ func TestBadRouteRequests(t *testing.T) {
 			t.Errorf("%v; want %q", err, want)
 		}
 	}
+}
+
+// TestPrefixForPlans: routes for more than the one address are an answer once no longer one can be
+// missing, and only where there is none.
+func TestPrefixForPlans(t *testing.T) {
+	t.Parallel()
+	table := rib.New(rib.Options{Networks: bgp.Config{Networks: []bgp.Network{{VNI: 101, RTs: []string{"64512:8000001"}}}}.Targets()})
+	feed := table.Peer("rr1", rib.PeerOptions{Families: []wire.Family{wire.VPNv4}})
+	now := time.Now()
+	feed.Up(now, false)
+	asks := func(want plan.LearnedState, prefix, vtep string) {
+		t.Helper()
+		s := table.Snapshot()
+		got := learned{s, s.Whole()}.IP(101, netip.MustParseAddr("10.0.1.12"))
+		var at []netip.Addr
+		if vtep != "" {
+			at = []netip.Addr{netip.MustParseAddr(vtep)}
+		}
+		var in netip.Prefix
+		if prefix != "" {
+			in = netip.MustParsePrefix(prefix)
+		}
+		if got.State != want || got.Prefix != in || !slices.Equal(got.VTEPs, at) {
+			t.Errorf("%+v; want %v, %s at %s", got, want, prefix, vtep)
+		}
+	}
+	tell := func(body string) {
+		t.Helper()
+		b, err := hex.DecodeString(body)
+		if err == nil {
+			err = feed.Update(b, now)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const hop = "0001 80 0c 0000000000000000 0a0100"
+	tell(tfUpdate(hop+"09 00"+"60 000121 00010a0100020006 0a", tfTarget)) // 10.0.0.0/8
+	asks(plan.NotKnown, "", "")
+	tell("00000006" + "800f03" + "000180") // End-of-RIB
+	asks(plan.Present, "10.0.0.0/8", "10.1.0.9")
+	tell(tfUpdate(hop+"08 00"+"70 000121 00010a0100020006 0a0001", tfTarget)) // 10.0.1.0/24
+	asks(plan.Present, "10.0.1.0/24", "10.1.0.8")
+	tell(tfUpdate(hop+"02 00"+"78 000121 00010a0100020006 0a00010c", tfTarget)) // 10.0.1.12/32
+	asks(plan.Present, "", "10.1.0.2")
+	feed.Down(now, true)
+	asks(plan.Present, "", "10.1.0.2") // stale, and still for it alone
 }

@@ -42,6 +42,7 @@
 //
 // Where [Options] have [Routes], a path says what those tell of its ends ([End.Learned]), and in
 // words where that is not what the inventory tells ([Path.Disagree]). Neither changes the path:
-// points are where the inventory has the instances. An instance that has no route is a disagreement
-// only if the other end of the pair has one, since there are networks that never enter EVPN.
+// points are where the inventory has the instances. An instance that has no route of its own is a
+// disagreement only if the other end of the pair has one, since there are networks that never enter
+// EVPN; one whose prefix leads to its host is none.
 package plan

@@ -17,8 +17,9 @@ import (
 type Routes interface {
 	// MAC says where a MAC address is in the network of a VNI.
 	MAC(vni uint32, mac stain.MAC) Learned
-	// IP says where an address is in the network of a VNI, by a route for it alone: a prefix
-	// that holds other addresses too says where their router is, not where an instance is.
+	// IP says where an address is in the network of a VNI, by the longest prefix that holds it.
+	// One that holds other addresses, too, says so by Learned.Prefix, and is told only where no
+	// longer one can be missing.
 	IP(vni uint32, addr netip.Addr) Learned
 }
 
@@ -27,6 +28,9 @@ type Learned struct {
 	State LearnedState
 	// VTEPs are of Present: one or more, in a fixed order. Shared, never changed.
 	VTEPs []netip.Addr
+	// Prefix is of IP routes for more than the one address; invalid otherwise. They say where a
+	// router is: it may have the address, or pass on what is for it.
+	Prefix netip.Prefix
 	// Since is when they became the answer.
 	Since time.Time
 	// Sequence is of MAC mobility (RFC 7432, section 7.7).
@@ -63,8 +67,8 @@ func (s LearnedState) String() string {
 	return "not known"
 }
 
-// EVPN words what routes say of an end of the path: "10.1.2.4 (hv4) since 10:42:03, 5m ago", or
-// "no route"; empty where they do not say.
+// EVPN words what routes say of an end of the path: "10.1.2.4 (hv4) since 10:42:03, 5m ago", by a
+// prefix "10.0.0.0/16 at 10.1.2.4 …", or "no route"; empty where they do not say.
 func (p *Path) EVPN(e *End) string {
 	switch e.Learned.State {
 	case Present:
@@ -96,6 +100,9 @@ func (l *Learned) words(owners map[netip.Addr]string, now time.Time) string {
 		}
 	}
 	text := strings.Join(at, " and ")
+	if l.Prefix.IsValid() {
+		text = fmt.Sprintf("%s at %s", l.Prefix, text)
+	}
 	if !l.Since.IsZero() {
 		layout := time.TimeOnly
 		if now.Sub(l.Since) >= 24*time.Hour {
@@ -124,8 +131,9 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%dd", d/(24*time.Hour))
 }
 
-// learn returns what routes say of an instance: by its MAC address, and where that says nothing
-// by its IP addresses.
+// learn returns what routes say of an instance: by its MAC address, where that says nothing by its
+// IP addresses, and where there is no route for any of these, and none can be missing, by the prefix
+// that the first is in.
 func learn(in inventory.Instance, n inventory.Network, r Routes) Learned {
 	if r == nil || n.SegmentationID == 0 {
 		return Learned{}
@@ -134,30 +142,40 @@ func learn(in inventory.Instance, n inventory.Network, r Routes) Learned {
 	if l.State == Present || l.State == NotAsked {
 		return l
 	}
+	var prefix Learned
 	for _, a := range in.IPs {
-		switch by := r.IP(n.SegmentationID, a); by.State {
-		case Present:
+		switch by := r.IP(n.SegmentationID, a); {
+		case by.alone():
 			return by
-		case NotKnown:
+		case by.State == Present && prefix.State != Present:
+			prefix = by
+		case by.State == NotKnown:
 			l = by // its MAC may be absent, and yet it is not known to be nowhere
 		}
+	}
+	if l.State == Absent && prefix.State == Present {
+		return prefix
 	}
 	return l
 }
 
+// alone says that there is a route for no other address.
+func (l *Learned) alone() bool { return l.State == Present && !l.Prefix.IsValid() }
+
 // compare words for both ends where routes and inventory do not agree. That an instance has no
-// route is worth a word only if the other end has one: there are networks that never enter EVPN.
+// route of its own is worth a word only if the other end has one: there are networks that never
+// enter EVPN.
 func (w *way) compare(snap *inventory.Snapshot, o Options) {
 	w.from.Learned, w.to.Learned = learn(w.pair.Src, w.srcNet, o.Routes), learn(w.pair.Dst, w.dstNet, o.Routes)
-	from, to := w.from.Learned.State, w.to.Learned.State
-	w.from.compare(snap, w.pair.Src, to == Present, o.Now)
-	w.to.compare(snap, w.pair.Dst, from == Present, o.Now)
+	from, to := w.from.Learned.alone(), w.to.Learned.alone()
+	w.from.compare(snap, w.pair.Src, to, o.Now)
+	w.to.compare(snap, w.pair.Dst, from, o.Now)
 }
 
 func (s *site) compare(snap *inventory.Snapshot, in inventory.Instance, other bool, now time.Time) {
 	var evpn string
 	switch l := &s.Learned; {
-	case l.State == Present && s.Contradicted(snap.VTEPs()):
+	case l.State == Present && s.Contradicted(snap.VTEPs()) && (other || l.alone()):
 		evpn = "EVPN says " + l.words(snap.VTEPs(), now)
 	case l.State == Absent && other && s.Host != "":
 		evpn = "EVPN has no route for it"

@@ -40,6 +40,7 @@ func (r *table) find(vni uint32, address fmt.Stringer) Learned {
 //	incomplete
 //	1001 fa:16:3e:00:01:13 at=10.1.2.4,10.1.2.5 since=2026-03-01T10:42:03+01:00 seq=3 sticky stale
 //	1001 10.0.1.14 refused
+//	1001 10.0.1.15 at=10.1.2.9 in=10.0.1.0/24
 func readRoutes(t testing.TB, ar *txtar.Archive) (Routes, time.Time) {
 	t.Helper()
 	at := slices.IndexFunc(ar.Files, func(f txtar.File) bool { return f.Name == "routes" })
@@ -73,6 +74,8 @@ func readLearned(t testing.TB, words []string) Learned {
 			}
 		case "since":
 			l.Since = readTime(t, value)
+		case "in":
+			l.Prefix = netip.MustParsePrefix(value)
 		case "seq":
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil {
@@ -108,6 +111,8 @@ func TestLearn(t *testing.T) {
 	const mac, ip4, ip6 = "7 fa:16:3e:00:00:01", "7 10.0.0.1", "7 fd00::1"
 	here := Learned{State: Present, VTEPs: []netip.Addr{netip.MustParseAddr("10.1.1.1")}}
 	there := Learned{State: Present, VTEPs: []netip.Addr{netip.MustParseAddr("10.1.1.2")}}
+	router := Learned{State: Present, VTEPs: []netip.Addr{netip.MustParseAddr("10.1.1.9")}, Prefix: netip.MustParsePrefix("10.0.0.0/16")}
+	router6 := Learned{State: Present, VTEPs: []netip.Addr{netip.MustParseAddr("10.1.1.8")}, Prefix: netip.MustParsePrefix("fd00::/64")}
 	tests := []struct {
 		name    string
 		vni     uint32
@@ -120,6 +125,13 @@ func TestLearn(t *testing.T) {
 		{"by IP", 7, map[string]Learned{ip4: there}, Absent, there, []string{mac, ip4}},
 		{"by the other IP", 7, map[string]Learned{ip6: there}, Absent, there, []string{mac, ip4, ip6}},
 		{"by IP, the MAC's route was refused", 7, map[string]Learned{mac: {State: NotKnown}, ip4: there}, Absent, there, []string{mac, ip4}},
+		{"by a prefix", 7, map[string]Learned{ip4: router}, Absent, router, []string{mac, ip4, ip6}},
+		{"by the other prefix", 7, map[string]Learned{ip6: router6}, Absent, router6, []string{mac, ip4, ip6}},
+		{"by the first prefix", 7, map[string]Learned{ip4: router, ip6: router6}, Absent, router, []string{mac, ip4, ip6}},
+		{"by MAC, not by a prefix", 7, map[string]Learned{mac: here, ip4: router}, Absent, here, []string{mac}},
+		{"by the other IP, not by a prefix", 7, map[string]Learned{ip4: router, ip6: there}, Absent, there, []string{mac, ip4, ip6}},
+		{"a prefix, and the MAC's route was refused", 7, map[string]Learned{mac: {State: NotKnown}, ip4: router}, Absent, Learned{State: NotKnown}, []string{mac, ip4, ip6}},
+		{"a prefix, and the other IP's route was refused", 7, map[string]Learned{ip4: router, ip6: {State: NotKnown}}, Absent, Learned{State: NotKnown}, []string{mac, ip4, ip6}},
 		{"nowhere", 7, nil, Absent, Learned{State: Absent}, []string{mac, ip4, ip6}},
 		{"no MAC, and the IP's route was refused", 7, map[string]Learned{ip4: {State: NotKnown}}, Absent, Learned{State: NotKnown}, []string{mac, ip4, ip6}},
 		{"not known", 7, nil, NotKnown, Learned{State: NotKnown}, []string{mac, ip4, ip6}},
@@ -130,7 +142,7 @@ func TestLearn(t *testing.T) {
 		r := &table{known: tt.known, missing: tt.missing}
 		in := inventory.Instance{MAC: stain.MAC{0xfa, 0x16, 0x3e, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}
 		got := learn(in, inventory.Network{SegmentationID: tt.vni}, r)
-		if got.State != tt.want.State || !slices.Equal(got.VTEPs, tt.want.VTEPs) || !slices.Equal(r.asked, tt.asked) {
+		if got.State != tt.want.State || !slices.Equal(got.VTEPs, tt.want.VTEPs) || got.Prefix != tt.want.Prefix || !slices.Equal(r.asked, tt.asked) {
 			t.Errorf("%s: %+v, asked %v; want %+v, asked %v", tt.name, got, r.asked, tt.want, tt.asked)
 		}
 	}
@@ -162,6 +174,9 @@ func TestWords(t *testing.T) {
 		if got := l.words(owners, now); got != tt.want {
 			t.Errorf("%s, %v: %q, want %q", tt.at, tt.ago, got, tt.want)
 		}
+	}
+	if l := readLearned(t, []string{"at=10.1.2.4", "in=10.0.1.0/24"}); l.words(owners, now) != "10.0.1.0/24 at 10.1.2.4 (hv4)" {
+		t.Errorf("by a prefix: %q", l.words(owners, now))
 	}
 	l := readLearned(t, []string{"at=10.9.9.9"})
 	if got := l.words(owners, now); got != "10.9.9.9" {

@@ -77,12 +77,19 @@ func (j *judgement) weigh(lead string, w whereto, end *plan.End, name string) (c
 		return fmt.Sprintf("%s, but %s is on %s, and EVPN says %s", lead, name, place, evpn), true
 	case !apart:
 		return fmt.Sprintf("%s, and so EVPN says: %s", lead, evpn), false
+	case j.confirmed(end) && end.Learned.Prefix.IsValid():
+		return fmt.Sprintf("%s, as EVPN says of its prefix (%s), but %s is on %s, whose agent reports %s: it has no route of its own",
+			lead, evpn, name, place, firstOf(end.Port, "its port")), true
 	case j.confirmed(end):
 		return fmt.Sprintf("%s, as EVPN still says (%s), but %s is on %s, whose agent reports %s: the route is stale",
 			lead, evpn, name, place, firstOf(end.Port, "its port")), true
 	}
-	return fmt.Sprintf("%s, as EVPN says (%s), but the inventory says that %s is on %s: it is out of date, or a route was not withdrawn",
-		lead, evpn, name, place), false
+	doubt := "a route was not withdrawn"
+	if end.Learned.Prefix.IsValid() {
+		doubt = "that is a router on the way"
+	}
+	return fmt.Sprintf("%s, as EVPN says (%s), but the inventory says that %s is on %s: it is out of date, or %s",
+		lead, evpn, name, place, doubt), false
 }
 
 // sends is the lead of weigh for an explained tunnel.
@@ -120,10 +127,10 @@ func (j *judgement) astrayBy(l *loss) (f finding, ok bool) {
 
 // outdated judges a tunnel that leads to the inventory's host, where the packet did not come in, if
 // only routes know better. Wherever the instance is, the packet did not come there: here it was not
-// seen, and there it was not sent.
+// seen, and there it was not sent. A prefix is too little for that: the inventory may be right.
 func (j *judgement) outdated(l *loss) (f finding, ok bool) {
 	w, end := j.whereto(l.x.TunnelRemote), l.receiver
-	if !w.listed(end) || !j.displaced(end) || j.routed(w, end) {
+	if !w.listed(end) || !j.displaced(end) || j.routed(w, end) || end.Learned.Prefix.IsValid() {
 		return finding{}, false
 	}
 	j.speak(end)
@@ -160,7 +167,7 @@ func (j *judgement) elsewhere(l *loss) finding {
 // portMissing words that it came to a host which has no port for the instance.
 func (j *judgement) portMissing(l *loss) (kind CauseKind, cause string) {
 	end := l.receiver
-	if l.sender.Host == end.Host || !end.Contradicted(j.Path.VTEPs) || end.Learned.On(end.Host, j.Path.VTEPs) {
+	if l.sender.Host == end.Host || !end.Contradicted(j.Path.VTEPs) || end.Learned.Prefix.IsValid() || end.Learned.On(end.Host, j.Path.VTEPs) {
 		return CausePort, end.Absent
 	}
 	j.speak(end)

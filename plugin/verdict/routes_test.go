@@ -19,7 +19,7 @@ import (
 )
 
 // routes say of the lab's instances, by name, "hv2", an address, several of them joined by "+", "no"
-// (absent), "?" (not known) or "" (not asked); "stale" after that. None is known by an IP address.
+// (absent), "?" (not known) or "" (not asked); "by prefix" or "stale" after that.
 type routes map[string]string
 
 var routesNow = time.Date(2026, 3, 1, 10, 47, 3, 0, time.UTC)
@@ -54,6 +54,9 @@ func learned(text string) plan.Learned {
 	}
 	l := plan.Learned{State: plan.Present, Since: routesNow.Add(-5 * time.Minute)}
 	text, l.Stale = strings.CutSuffix(text, " stale")
+	if host, ok := strings.CutSuffix(text, " by prefix"); ok {
+		text, l.Prefix = host, netip.MustParsePrefix("10.0.0.0/16")
+	}
 	for at := range strings.SplitSeq(text, "+") {
 		if host, ok := vteps[at]; ok {
 			at = host
@@ -156,6 +159,26 @@ func TestRoutes(t *testing.T) {
 			want: "unknown unseen | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | seen up to hv1/br-tun to-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen; no agent has reported host hv3; asked afterwards, hv1 sends it to 10.9.9.9, and so EVPN says: 10.9.9.9 since 10:42:03, 5m ago"},
 		{name: "no agent, maybe answered, tunnel elsewhere", pair: crossing, net: []func(hosts){noAgent("hv3")}, routes: routes{"blue-3": "10.9.9.9"}, probes: []string{"bare 01"}, explain: to(1, "10.1.1.2"),
 			want: "unknown unseen | hv1/br-tun to-tunnel → hv1/br-tun from-tunnel | hv1 | stale VTEP: asked afterwards, hv1 sends it to 10.1.1.2 (hv2), but blue-3 is on hv3, and EVPN says 10.9.9.9 since 10:42:03, 5m ago; seen up to hv1/br-tun to-tunnel; beyond, we could not see: an answer without the stain's ToS would have passed unseen; no agent has reported host hv3"},
+
+		// Routes for more than the one address.
+		{name: "prefix, underlay", pair: crossing, routes: routes{"blue-3": "hv3 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel"},
+		{name: "prefix, stale tunnel", pair: crossing, routes: routes{"blue-3": "hv3 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
+			want: "faulty stale-vtep | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | stale VTEP: hv1 sends it to 10.1.1.2 (hv2), but blue-3 is on hv3 (10.1.2.3), and EVPN says 10.0.0.0/16 at 10.1.2.3 (hv3) since 10:42:03, 5m ago"},
+		{name: "prefix of a router, to the router", pair: crossing, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
+			want: "faulty stale-vtep | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | stale VTEP: hv1 sends it to 10.1.1.2 (hv2), as EVPN says of its prefix (10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago), but blue-3 is on hv3 (10.1.2.3), whose agent reports tap-b3: it has no route of its own"},
+		{name: "prefix of a router, to the router, not confirmed", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
+			want: "unknown inventory | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.1.2 (hv2), as EVPN says (10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago), but the inventory says that blue-3 is on hv3 (10.1.2.3): it is out of date, or that is a router on the way"},
+		{name: "prefix of a router, to the host", pair: crossing, routes: routes{"blue-1": "hv1", "blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel; blue-3: inventory says hv3 (10.1.2.3), EVPN says 10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago"},
+		{name: "prefix of a router, to the host, not confirmed", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel"},
+		{name: "prefix of a router, delivered", pair: crossing, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01234567"},
+			want: "healthy | - |  | "},
+		{name: "prefix of a router, answered by the router", pair: crossing, routes: routes{"blue-3": "10.9.9.9 by prefix"}, probes: []string{"01234567"}, impair: []func(*Evidence){cameFrom(6, "10.9.9.9")},
+			want: "healthy | - |  | "},
+		{name: "prefix of a router without an agent, to the router", scheme: stain.ICMP, pair: crossing, net: []func(hosts){noAgent("hv3")}, routes: routes{"blue-3": "10.9.9.9 by prefix"}, probes: []string{"01"}, explain: to(1, "10.9.9.9"),
+			want: "unknown unseen | hv1/br-tun to-tunnel → hv1/br-int from-tunnel | hv1 | lost after hv1/br-tun to-tunnel; its flows send it into tunnel gre-x (to 10.9.9.9), and what became of it there is not known (hv3/ did not show the request, so a reply without the stain's ToS would have passed unseen)"},
 
 		// Nobody sees the destination, and the source's bridge would have known the reply.
 		{name: "icmp: destination blind, stale tunnel", scheme: stain.ICMP, pair: crossing, routes: routes{"blue-3": "hv3"}, probes: []string{"01"}, impair: []func(*Evidence){gone("hv3")}, explain: to(1, "10.1.1.2"),
@@ -262,6 +285,7 @@ func drawRoutes(t *rapid.T, pair string) routes {
 		home = firstOf(home, "hv1")
 		r[name] = rapid.SampledFrom([]string{
 			"", "?", "no", home, home, home + " stale", "hv2", "hv2 stale", "hv1", "hv3", "10.9.9.9", home + "+hv2", home + "+10.9.9.9",
+			"hv2 by prefix", "10.9.9.9 by prefix", home + " by prefix",
 		}).Draw(t, "routes to "+name)
 	}
 	return r
