@@ -25,6 +25,10 @@ type truth struct {
 	Unseen []reach  `json:"unseen"`
 	Maybe  []reach  `json:"maybe"`
 	Large  []reach  `json:"large"`
+	Losses []struct {
+		fate
+		PerMille int `json:"per_mille"`
+	} `json:"losses"`
 }
 
 // reach is a set of pairs: each source with each destination.

@@ -166,6 +166,8 @@ type check struct {
 	Counts   map[string]int `json:"counts"`
 	Pairs    []pair         `json:"pairs"`
 	Findings []finding      `json:"findings"`
+	// Transitions are of a continuous run.
+	Transitions []pair `json:"transitions"`
 }
 
 type pair struct {
@@ -188,7 +190,13 @@ type pair struct {
 	DstIP      string   `json:"dst_ip"`
 	NoTouch    bool     `json:"no_touch"`
 	Command    string   `json:"command"`
-	Flow       *struct {
+	Before     string   `json:"before"`
+	Since      string   `json:"since"`
+	Changes    int      `json:"changes"`
+
+	Loss      *loss     `json:"loss"`
+	Latencies []latency `json:"latencies"`
+	Flow      *struct {
 		Cookie, Owner, Stage string
 		LogicalFlow          *struct{ UUID, Datapath, Match string } `json:"logical_flow"`
 		ACL                  *struct{ Hint, Name, Direction string }
