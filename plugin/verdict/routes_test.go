@@ -162,7 +162,7 @@ func TestRoutes(t *testing.T) {
 
 		// Routes for more than the one address.
 		{name: "prefix, underlay", pair: crossing, routes: routes{"blue-3": "hv3 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
-			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel; UDP between the two could not be tried: the agent of hv1 knows no underlay probes"},
 		{name: "prefix, stale tunnel", pair: crossing, routes: routes{"blue-3": "hv3 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
 			want: "faulty stale-vtep | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | stale VTEP: hv1 sends it to 10.1.1.2 (hv2), but blue-3 is on hv3 (10.1.2.3), and EVPN says 10.0.0.0/16 at 10.1.2.3 (hv3) since 10:42:03, 5m ago"},
 		{name: "prefix of a router, to the router", pair: crossing, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
@@ -170,9 +170,9 @@ func TestRoutes(t *testing.T) {
 		{name: "prefix of a router, to the router, not confirmed", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.1.2"),
 			want: "unknown inventory | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.1.2 (hv2), as EVPN says (10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago), but the inventory says that blue-3 is on hv3 (10.1.2.3): it is out of date, or that is a router on the way"},
 		{name: "prefix of a router, to the host", pair: crossing, routes: routes{"blue-1": "hv1", "blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
-			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel; blue-3: inventory says hv3 (10.1.2.3), EVPN says 10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel; UDP between the two could not be tried: the agent of hv1 knows no underlay probes; blue-3: inventory says hv3 (10.1.2.3), EVPN says 10.0.0.0/16 at 10.1.1.2 (hv2) since 10:42:03, 5m ago"},
 		{name: "prefix of a router, to the host, not confirmed", pair: crossing, net: []func(hosts){unplug("hv3", "tap-b3")}, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01"}, explain: to(1, "10.1.2.3"),
-			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: lost in the underlay, or at hv3's end of the tunnel; UDP between the two could not be tried: the agent of hv1 knows no underlay probes"},
 		{name: "prefix of a router, delivered", pair: crossing, routes: routes{"blue-3": "hv2 by prefix"}, probes: []string{"01234567"},
 			want: "healthy | - |  | "},
 		{name: "prefix of a router, answered by the router", pair: crossing, routes: routes{"blue-3": "10.9.9.9 by prefix"}, probes: []string{"01234567"}, impair: []func(*Evidence){cameFrom(6, "10.9.9.9")},
