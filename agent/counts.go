@@ -41,6 +41,17 @@ func (c *counted) still() bool {
 	return true
 }
 
+// close says that so little came by that a lost queue would show all the same. Where probes come all the
+// time, no reading is ever still.
+func (c *counted) close() bool {
+	for _, p := range c.points {
+		if p.readMax-p.readMin > countSlack {
+			return false
+		}
+	}
+	return true
+}
+
 // of returns how many copies were made that were not read, or any number away from it that stays
 // the same for an epoch.
 func (p pointCount) of() int64 { return int64(p.counted - p.readMax) }
@@ -69,9 +80,13 @@ func (c *counts) message(epoch uint64) (list []*dyetracev1.PointCount) {
 }
 
 const (
-	// The counters are read again if copies came by meanwhile, so often at most: while a bridge is
-	// busy there is always something on its way, and the bounds say how much.
+	// The counters are read again if many copies came by meanwhile, so often at most, and not if
+	// somebody waits: each reading takes up to a second, the controller waits 5 s for an audit, and on
+	// a busy bridge there is always something on its way. The bounds say how much.
 	countTries = 3
+	// countSlack of two readings together is half of what the controller lets be on its way
+	// (package verdict, underWay): what gets lost is a queue of 1,000.
+	countSlack = 64
 	// What was counted has left the switch; it is in the ring, which hands it over within 4 ms
 	// (packetio.Options.RetireTimeout), or on its way there.
 	countPatience = 20 * time.Millisecond
@@ -80,25 +95,31 @@ const (
 
 // counter reads the counters of all bridges, for all who ask.
 type counter struct {
-	mu    sync.Mutex
-	begun atomic.Uint64
+	mu      sync.Mutex
+	begun   atomic.Uint64
+	waiting atomic.Int64
 }
 
 // count reads the counters of all hooks, once the switch has brought them up to date: that takes it
 // a sweep over its megaflows, as it makes one every half second anyway. Without all, it is done only
-// where there is no good reading of this epoch. Whoever asks while another reads waits for the next
-// reading, and shares it with all that do.
+// where there is no good reading of this epoch, and else nobody is waited for. Whoever asks while
+// another reads waits for the next reading, and shares it with all that do.
 func (h *hooks) count(ctx context.Context, all bool) error {
+	if !all && len(h.uncounted(false)) == 0 {
+		return nil
+	}
 	asked := h.counter.begun.Load()
+	h.counter.waiting.Add(1)
 	h.counter.mu.Lock()
+	h.counter.waiting.Add(-1)
 	defer h.counter.mu.Unlock()
 	if h.counter.begun.Load() > asked {
 		return nil // begun after we asked, and over
 	}
 	h.counter.begun.Add(1)
-	for range countTries {
+	for try := range countTries {
 		todo := h.uncounted(all)
-		if len(todo) == 0 {
+		if len(todo) == 0 || try > 0 && h.counter.waiting.Load() > 0 {
 			return nil
 		}
 		if err := h.countAll(ctx, todo); err != nil {
@@ -109,11 +130,11 @@ func (h *hooks) count(ctx context.Context, all bool) error {
 	return nil
 }
 
-// uncounted returns the bridges that have a hook and no exact reading of its counters in this epoch.
+// uncounted returns the bridges that have a hook and no good reading of its counters in this epoch.
 func (h *hooks) uncounted(all bool) (todo []*bridge) {
 	for _, b := range h.all() {
 		s, last := b.state.Load(), b.counts.last.Load()
-		if s.hook == dyetracev1.HookState_HOOK_STATE_LIVE && (all || last == nil || last.epoch != s.epoch || !last.still()) {
+		if s.hook == dyetracev1.HookState_HOOK_STATE_LIVE && (all || last == nil || last.epoch != s.epoch || !last.close()) {
 			todo = append(todo, b)
 		}
 	}
