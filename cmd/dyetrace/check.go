@@ -133,7 +133,7 @@ type textFlags struct {
 }
 
 func (t *textFlags) flags(cmd *cobra.Command) {
-	cmd.Flags().BoolVarP(&t.verbose, "verbose", "v", false, "list healthy pairs too, and draw every path")
+	cmd.Flags().BoolVarP(&t.verbose, "verbose", "v", false, "list healthy pairs too, draw every path, and tell all changes of a continuous run")
 	cmd.Flags().IntVar(&t.paths, "paths", report.DefaultPaths, "draw the paths of at most this `NUMBER` of pairs, and count the others")
 }
 
@@ -200,7 +200,8 @@ func follow(ctx context.Context, cmd *cobra.Command, s *session, run *dyetracev1
 	return printCheck(ctx, cmd, s, report.NewCheck(run, pairs), out, show)
 }
 
-// watch collects a run's verdicts until it ends. The run returned is its last known state.
+// watch collects a run's verdicts until it ends, of a continuous run the last on each pair. The run
+// returned is its last known state.
 func watch(ctx context.Context, s *session, run *dyetracev1.Run, progress *progress) (*dyetracev1.Run, []*dyetracev1.PairResult, error) {
 	stream, err := s.WatchRun(ctx, connect.NewRequest(&dyetracev1.WatchRunRequest{Id: run.GetId()}))
 	if err != nil {
@@ -208,6 +209,7 @@ func watch(ctx context.Context, s *session, run *dyetracev1.Run, progress *progr
 	}
 	defer stream.Close()
 	pairs := make([]*dyetracev1.PairResult, 0, run.GetTotal())
+	standing := map[string]int{} // of a continuous run: where in pairs each is
 	ended := false
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().(type) {
@@ -215,7 +217,14 @@ func watch(ctx context.Context, s *session, run *dyetracev1.Run, progress *progr
 			run = e.Run
 			ended = run.GetState() != dyetracev1.RunState_RUN_STATE_RUNNING
 		case *dyetracev1.WatchRunResponse_Pair:
-			pairs = append(pairs, e.Pair)
+			key := pairKey(e.Pair)
+			if i, ok := standing[key]; ok && run.GetOptions().GetContinuous() {
+				progress.remove(pairs[i].GetVerdict())
+				pairs[i] = e.Pair
+			} else {
+				standing[key] = len(pairs)
+				pairs = append(pairs, e.Pair)
+			}
 			progress.add(e.Pair.GetVerdict())
 		}
 		progress.show(run.GetTotal())

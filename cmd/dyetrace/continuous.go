@@ -29,10 +29,14 @@ func newLive(cmd *cobra.Command, out output) *live {
 	return &live{cmd: cmd, out: out, progress: newProgress(cmd), pairs: map[string]*dyetracev1.PairResult{}}
 }
 
+// pairKey tells the pairs of a run apart.
+func pairKey(p *dyetracev1.PairResult) string {
+	return p.GetSrc().GetNetwork() + "/" + p.GetSrc().GetName() + " " + p.GetDst().GetNetwork() + "/" + p.GetDst().GetName()
+}
+
 // take takes in a verdict.
 func (l *live) take(p *dyetracev1.PairResult) error {
-	v := report.NewPair(p)
-	key := v.SrcNetwork + "/" + v.Src + " " + v.DstNetwork + "/" + v.Dst
+	v, key := report.NewPair(p), pairKey(p)
 	old := l.pairs[key]
 	l.pairs[key] = p
 	first := old == nil

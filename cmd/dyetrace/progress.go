@@ -40,6 +40,12 @@ func (p *progress) add(v dyetracev1.Verdict) {
 	p.judged++
 }
 
+// remove takes back a verdict that another takes the place of.
+func (p *progress) remove(v dyetracev1.Verdict) {
+	p.counts[report.Verdict(v)]--
+	p.judged--
+}
+
 func (p *progress) show(total uint32) {
 	now := time.Now()
 	if p.w == nil || now.Sub(p.last) < progressEvery {

@@ -6,7 +6,9 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -128,6 +130,47 @@ func TestDuration(t *testing.T) {
 	} {
 		if got := duration(ns); got != want {
 			t.Errorf("%d ns: %q; want %q", ns, got, want)
+		}
+	}
+}
+
+// TestChanges lists what changed in a continuous run below how it stands; of many, the last.
+func TestChanges(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
+	pair := func(n int, verdict, before, cause string) Pair {
+		since := at.Add(time.Duration(n) * time.Second)
+		return Pair{Src: "blue-1", SrcNetwork: "blue", Dst: "blue-3", DstNetwork: "blue", Verdict: verdict, Before: before, Cause: cause, Since: &since}
+	}
+	c := Check{Transitions: []Pair{pair(0, "healthy", "", ""), pair(1, "faulty", "healthy", "dropped"), pair(2, "healthy", "faulty", "")}}
+	var buf bytes.Buffer
+	if err := c.Text(&buf, TextOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	_, got, _ := strings.Cut(buf.String(), "\n")
+	want := `
+what changed:
+2026-03-01 12:00:01.000  ✗ blue/blue-1 → blue/blue-3  faulty  was healthy
+    cause:   dropped
+2026-03-01 12:00:02.000  ✓ blue/blue-1 → blue/blue-3  healthy  was faulty
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for n := range 30 {
+		c.Transitions = append(c.Transitions, pair(3+n, "healthy", "unknown", ""))
+	}
+	for _, tt := range []struct {
+		options TextOptions
+		lines   int
+		word    string
+	}{{TextOptions{}, shownChanges, "the last 20 changes (-v lists 12 more):"}, {TextOptions{Verbose: true}, 32, "what changed:"}} {
+		buf.Reset()
+		if err := c.Text(&buf, tt.options); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(buf.String(), " was "); n != tt.lines || !strings.Contains(buf.String(), tt.word) {
+			t.Errorf("%+v: %d changes listed (want %d, and %q):\n%s", tt.options, n, tt.lines, tt.word, &buf)
 		}
 	}
 }

@@ -54,6 +54,7 @@ func (c Check) Text(w io.Writer, o TextOptions) error {
 		t.measured(p)
 	}
 	t.folded(failed[drawn:])
+	t.changes(c.Transitions)
 	return t.w.Flush()
 }
 
