@@ -59,11 +59,20 @@ func u64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 
 // macRoute is type 2; an invalid ip is none, and as many labels as are given.
 func macRoute(rd uint64, tag uint32, mac stain.MAC, ip netip.Addr, labels ...uint32) []byte {
+	return macOnSegment(rd, tag, mac, wire.ESI{}, ip, labels...)
+}
+
+func macOnSegment(rd uint64, tag uint32, mac stain.MAC, esi wire.ESI, ip netip.Addr, labels ...uint32) []byte {
 	var l []byte
 	for _, v := range labels {
 		l = append(l, uint24(v)...)
 	}
-	return typed(2, u64(rd), make([]byte, 10), u32(tag), []byte{48}, mac[:], []byte{byte(ip.BitLen())}, ip.AsSlice(), l)
+	return typed(2, u64(rd), esi[:], u32(tag), []byte{48}, mac[:], []byte{byte(ip.BitLen())}, ip.AsSlice(), l)
+}
+
+// segmentRoute is type 1: with wire.MaxTag per ES, else per EVI.
+func segmentRoute(rd uint64, tag uint32, esi wire.ESI, label uint32) []byte {
+	return typed(1, u64(rd), esi[:], u32(tag), uint24(label))
 }
 
 func multicastRoute(rd uint64, tag uint32, ip netip.Addr) []byte {

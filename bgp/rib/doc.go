@@ -23,6 +23,11 @@
 // answer: several VTEPs at the same rank are ECMP, or a duplicate address; it is not for this
 // package to say which.
 //
+// A MAC route that is on an Ethernet segment says nothing without Ethernet A-D routes per ES for that
+// (RFC 7432, 9.2.2). With them the address is at the route's VTEP, if that is on the segment, and at
+// all that are on it and have a route per EVI for the network (8.4). On a single-active segment it is at
+// the route's VTEP alone; if that has left, at the one that is left, if there is but one.
+//
 // An answer is Present, Absent or Unknown. It is Unknown rather than Absent where
 //
 //   - no peer that carries the family is up, or one that is up has not sent its End-of-RIB,
@@ -30,6 +35,7 @@
 //   - there is a route whose content was refused: a next hop outside of what the peer may
 //     name, an UPDATE treated as withdrawn (RFC 7606). Such a route is kept as a bare claim
 //     until the peer withdraws or mends it; no address is ever taken from it;
+//   - all VTEPs of its routes have left its segment, or more than 256 routes are for that;
 //   - more than 8192 routes are for the same address (a MAC is at one place or a few).
 //
 // Routes outside of a peer's route target list are not kept: for their networks, Absent says

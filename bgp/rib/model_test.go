@@ -34,15 +34,20 @@ type modelKey struct {
 	tag    uint32
 	mac    stain.MAC
 	prefix netip.Prefix
+	esi    wire.ESI // kind 1
 }
 
 type modelRoute struct {
 	hop     netip.Addr
+	esi     wire.ESI // kind 2
+	tag     uint32
+	single  bool
 	seq     uint32
 	sticky  bool
 	refused bool
-	nets    []Network // of its MAC or prefix
-	l3      Network   // of its IP address besides; 0: none
+	hops    []netip.Addr // in claims: by whom it is reached
+	nets    []Network    // of its MAC or prefix
+	l3      Network      // of its IP address besides; 0: none
 }
 
 type modelPlace struct {
@@ -62,6 +67,7 @@ var (
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:f::1"),
 		netip.MustParseAddr("198.51.100.9"), // the first peer may not name it
 	}
+	modelESIs     = []wire.ESI{{}, {1, 1}, {1, 2}, maxESI}
 	modelRTs      = []wire.RouteTarget{rt("64512:1"), rt("192.0.2.9:2"), rt("4200000000:3"), rt("64512:999")}
 	modelNetworks = map[wire.RouteTarget]uint32{modelRTs[2]: 300}
 	modelOptions  = [2]PeerOptions{
@@ -81,14 +87,21 @@ type announcement struct {
 	rts    []wire.RouteTarget
 	label  uint32
 	l3     uint32 // 0: no second label
+	esi    wire.ESI
+	single bool
 }
 
 func drawKey(t *rapid.T) modelKey {
-	k := modelKey{kind: rapid.SampledFrom([]wire.Kind{2, 2, 2, 3, 5, 128}).Draw(t, "kind"), rd: rapid.Uint64Range(1, 2).Draw(t, "rd")}
+	k := modelKey{kind: rapid.SampledFrom([]wire.Kind{1, 1, 1, 2, 2, 2, 2, 3, 5, 128}).Draw(t, "kind"), rd: rapid.Uint64Range(1, 2).Draw(t, "rd")}
 	if k.kind != wire.KindVPN {
 		k.tag = rapid.SampledFrom([]uint32{0, 0, 7}).Draw(t, "tag")
 	}
 	switch k.kind {
+	case wire.KindSegment:
+		k.esi = rapid.SampledFrom(modelESIs[1:3]).Draw(t, "segment")
+		if rapid.Bool().Draw(t, "per ES") {
+			k.tag = wire.MaxTag
+		}
 	case wire.KindMAC:
 		k.mac = rapid.SampledFrom(modelMACs).Draw(t, "mac")
 		if ip := rapid.SampledFrom(modelIPs).Draw(t, "ip"); ip.IsValid() {
@@ -113,6 +126,8 @@ func drawAnnouncement(t *rapid.T) announcement {
 		rts:    rapid.SliceOfNDistinct(rapid.SampledFrom(modelRTs), 0, 3, rapid.ID).Draw(t, "rts"),
 		label:  rapid.SampledFrom([]uint32{0, 100, 100, 200}).Draw(t, "label"),
 		l3:     rapid.SampledFrom([]uint32{0, 0, 5000}).Draw(t, "l3"),
+		esi:    rapid.SampledFrom([]wire.ESI{modelESIs[0], modelESIs[0], modelESIs[1], modelESIs[1], modelESIs[2], modelESIs[3]}).Draw(t, "esi"),
+		single: rapid.IntRange(0, 3).Draw(t, "single") == 0,
 	}
 }
 
@@ -126,10 +141,12 @@ func (k modelKey) family() wire.Family {
 	return wire.VPNv4
 }
 
-func (k modelKey) nlri(labels ...uint32) []byte {
+func (k modelKey) nlri(esi wire.ESI, labels ...uint32) []byte {
 	switch k.kind {
+	case wire.KindSegment:
+		return segmentRoute(k.rd, k.tag, k.esi, labels[0])
 	case wire.KindMAC:
-		return macRoute(k.rd, k.tag, k.mac, k.prefix.Addr(), labels...)
+		return macOnSegment(k.rd, k.tag, k.mac, esi, k.prefix.Addr(), labels...)
 	case wire.KindMulticast:
 		return multicastRoute(k.rd, k.tag, k.prefix.Addr())
 	case wire.KindPrefix:
@@ -140,6 +157,9 @@ func (k modelKey) nlri(labels ...uint32) []byte {
 
 func (a announcement) attributes() [][]byte {
 	c := [][]byte{mobility(a.seq, a.sticky), community(0x0605, 1<<40), community(0x8071, 17), community(0x4fff, 3)}
+	if a.single {
+		c = append(c, community(0x0601, 1<<40))
+	}
 	for _, rt := range a.rts {
 		c = append(c, rtBytes(rt))
 	}
@@ -150,7 +170,7 @@ func (a announcement) attributes() [][]byte {
 	if a.l3 != 0 {
 		labels = append(labels, a.l3)
 	}
-	return [][]byte{reach(a.key.family(), a.hop, a.key.nlri(labels...)), communities(c...), pmsi(a.label)}
+	return [][]byte{reach(a.key.family(), a.hop, a.key.nlri(a.esi, labels...)), communities(c...), pmsi(a.label)}
 }
 
 func (m *model) announce(peer int, a announcement) {
@@ -161,8 +181,9 @@ func (m *model) announce(peer int, a announcement) {
 		return
 	}
 	vxlan := a.encap == wire.EncapVXLAN || a.encap == 0 && o.Default == 0
-	r := modelRoute{hop: a.hop, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
+	r := modelRoute{hop: a.hop, esi: a.esi, tag: a.key.tag, single: a.single, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
 	switch {
+	case a.key.kind == wire.KindSegment && a.key.tag == wire.MaxTag:
 	case slices.Contains(a.rts, modelRTs[2]):
 		r.nets = []Network{VNI(300)}
 	case a.key.kind != wire.KindVPN && vxlan && a.label != 0:
@@ -186,13 +207,42 @@ func (m *model) claims(place modelPlace) (claims []modelRoute) {
 		for k, r := range m.peers[i].routes {
 			in := slices.Contains(r.nets, place.net)
 			byMAC := k.kind == wire.KindMAC && place.mac != stain.MAC{} && k.mac == place.mac
-			byIP := k.kind != wire.KindMulticast && place.prefix.IsValid() && k.prefix == place.prefix
+			byIP := k.kind != wire.KindMulticast && k.kind != wire.KindSegment && place.prefix.IsValid() && k.prefix == place.prefix
 			if byMAC && in || byIP && (in || r.l3 != 0 && r.l3 == place.net) {
+				if k.kind == wire.KindMAC && r.esi != modelESIs[0] && r.esi != maxESI {
+					r.hops = m.behind(r, place.net)
+				} else {
+					r.hops = []netip.Addr{r.hop}
+				}
 				claims = append(claims, r)
 			}
 		}
 	}
 	return claims
+}
+
+// behind says by whom a MAC on a segment is reached in a network.
+func (m *model) behind(r modelRoute, n Network) (hops []netip.Addr) {
+	on, in, single := map[netip.Addr]bool{}, map[netip.Addr]bool{}, false
+	for i := range m.peers {
+		for k, ad := range m.peers[i].routes {
+			switch {
+			case k.kind != wire.KindSegment || k.esi != r.esi || ad.refused:
+			case k.tag == wire.MaxTag:
+				on[ad.hop], single = true, single || ad.single
+			case k.tag == r.tag && slices.Contains(ad.nets, n):
+				in[ad.hop] = true
+			}
+		}
+	}
+	maps.DeleteFunc(in, func(hop netip.Addr, _ bool) bool { return !on[hop] })
+	if on[r.hop] {
+		hops = append(hops, r.hop)
+	}
+	if !single || !on[r.hop] && len(in) == 1 {
+		hops = slices.AppendSeq(hops, maps.Keys(in))
+	}
+	return hops
 }
 
 // best is the answer of the claims: next hops by address; none: no sound claim.
@@ -212,11 +262,14 @@ func best(claims []modelRoute) (hops []netip.Addr, seq uint32, sticky bool) {
 	}
 	top := slices.MaxFunc(claims, order)
 	for _, r := range claims {
-		if order(r, top) == 0 && !slices.Contains(hops, r.hop) {
-			hops = append(hops, r.hop)
+		if order(r, top) == 0 {
+			hops = append(hops, r.hops...)
 		}
 	}
 	slices.SortFunc(hops, netip.Addr.Compare)
+	if hops = slices.Compact(hops); len(hops) == 0 {
+		return nil, 0, false // all have left the segment
+	}
 	return hops, top.seq, top.sticky
 }
 
@@ -325,7 +378,7 @@ func (m *machine) step(t *rapid.T) {
 		parts := a.attributes()
 		if do < 3 { // withdraw another one in the same UPDATE
 			k := drawKey(t)
-			parts = append(parts, unreach(k.family(), k.nlri(0)))
+			parts = append(parts, unreach(k.family(), k.nlri(wire.ESI{}, 0)))
 			delete(p.routes, k)
 			delete(p.stale, k)
 		}
@@ -337,7 +390,7 @@ func (m *machine) step(t *rapid.T) {
 		k := drawKey(t)
 		delete(p.routes, k)
 		delete(p.stale, k)
-		if err := f.Update(update(unreach(k.family(), k.nlri(0))), now); err != nil {
+		if err := f.Update(update(unreach(k.family(), k.nlri(wire.ESI{}, 0))), now); err != nil {
 			t.Fatalf("withdraw %+v: %v", k, err)
 		}
 	case do < 16:

@@ -38,10 +38,13 @@ type placeKey struct {
 type placeKind uint8
 
 const (
-	placeMAC   placeKind = iota + 1
-	place4               // an IPv4 prefix
-	place6               // an IPv6 prefix
-	placeFlood           // VTEPs that take part: a list, with no answer to weigh
+	placeMAC     placeKind = iota + 1
+	place4                 // an IPv4 prefix
+	place6                 // an IPv6 prefix
+	placeFlood             // VTEPs that take part: a list, with no answer to weigh, as all below
+	placeSegment           // those on an Ethernet segment
+	placePart              // those on it that are in a network
+	placeMembers           // MAC routes of it
 )
 
 type placeFlags uint8
@@ -74,6 +77,12 @@ func (t *Table) keys(to []placeKey, r *route, p *path) (_ []placeKey, cut bool) 
 	if r.flags&flagV6 != 0 {
 		ip.kind = place6
 	}
+	if r.kind == wire.KindSegment {
+		return segmentKeys(to, nets, r), cut
+	}
+	if esi, ok := p.on(r); ok {
+		to = append(to, membersKey(esi))
+	}
 	for _, n := range nets {
 		ip.net = n
 		switch r.kind {
@@ -100,7 +109,7 @@ func (t *Table) keys(to []placeKey, r *route, p *path) (_ []placeKey, cut bool) 
 // attach puts a route in all places where it belongs.
 func (t *Table) attach(id uint32) {
 	r := t.routes.at(id)
-	var buf [2 * (maxTargets + 1)]placeKey
+	var buf [2*(maxTargets+1) + 1]placeKey
 	keys, cut := t.keys(buf[:0], r, t.paths.vals.at(r.path))
 	for i := range keys {
 		t.link(id, &keys[i])
@@ -192,11 +201,12 @@ func (t *Table) settle(now time.Time) {
 	if len(t.dirty) == 0 {
 		return
 	}
+	t.turnSegments()
 	t.warmPast(len(t.dirty))
 	for _, id := range t.dirty {
 		p := t.places.edit(id, &t.memory)
 		p.flags &^= placeDirty
-		if p.kind != placeFlood {
+		if p.kind <= place6 {
 			t.weigh(id, p, now)
 		}
 		t.forget(id, p)
@@ -248,6 +258,7 @@ func (t *Table) weigh(id uint32, p *place, now time.Time) {
 // best returns the next hops, sorted, of the routes of highest rank.
 func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
 	hops = t.scratch[:0]
+	some := false
 	if p.count > maxClaims {
 		return hops, 0, false
 	}
@@ -260,11 +271,12 @@ func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
 			continue
 		}
 		way := t.paths.vals.at(r.path)
-		switch at := way.rank(); {
-		case len(hops) == 0 || at > rank:
-			rank, hops = at, append(hops[:0], way.hop)
-		case at == rank:
-			hops = append(hops, way.hop)
+		at := way.rank()
+		if !some || at > rank {
+			some, rank, hops = true, at, hops[:0]
+		}
+		if at == rank {
+			hops = t.addHops(hops, p.net, r, way)
 		}
 	}
 	if len(hops) > 1 {
@@ -272,7 +284,27 @@ func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
 		hops = slices.Compact(hops)
 	}
 	t.scratch = hops
+	if len(hops) == 0 {
+		rank = 0 // of nobody: all have left the segment
+	}
 	return hops, rank, claimed
+}
+
+// addHops appends where a route says that its address is.
+func (t *Table) addHops(hops []uint32, n Network, r *route, way *path) []uint32 {
+	esi, ok := way.on(r)
+	if !ok {
+		return append(hops, way.hop)
+	}
+	a := t.around(&t.paths.vals, n, esi, r.tag)
+	self, others := a.behind(&t.paths.vals, &t.view, way.hop)
+	if self {
+		hops = append(hops, way.hop)
+	}
+	for _, id := range others {
+		hops = append(hops, t.paths.vals.at(t.routes.at(id).path).hop)
+	}
+	return hops
 }
 
 // ofSet tells an answer of several next hops, a number in t.sets, from one of one next hop,

@@ -172,12 +172,12 @@ func (s *Snapshot) IP(n Network, addr netip.Addr) Lookup {
 }
 
 // find returns a place that routes are for; nil: there is none.
-func (s *Snapshot) find(k *placeKey) *place {
-	id := s.byPlace.search(s.placeHash(k), func(id uint32) bool { return id < s.places.next && s.places.at(id).is(k) })
-	if id == 0 || s.places.at(id).links == 0 {
+func (v *view) find(k *placeKey) *place {
+	id := v.byPlace.search(v.placeHash(k), func(id uint32) bool { return id < v.places.next && v.places.at(id).is(k) })
+	if id == 0 || v.places.at(id).links == 0 {
 		return nil
 	}
-	return s.places.at(id)
+	return v.places.at(id)
 }
 
 func (s *Snapshot) missing(n Network, families familySet) Lookup {
@@ -201,6 +201,7 @@ func (s *Snapshot) lookup(p *place) Lookup {
 	if l.Sticky {
 		rank |= 1 << 32
 	}
+	var aliases []uint32
 	for n := p.links; n != 0; {
 		at := s.links.at(n)
 		n = at.next
@@ -211,8 +212,19 @@ func (s *Snapshot) lookup(p *place) Lookup {
 		}
 		l.Gateway = l.Gateway || way.flags&pathGateway != 0
 		l.Stale = l.Stale && s.stale(r)
-		l.VTEPs = s.addVTEP(l.VTEPs, r, way)
+		esi, ok := way.on(r)
+		if !ok {
+			l.VTEPs = s.addVTEP(l.VTEPs, r, way)
+			continue
+		}
+		a := s.around(&s.paths, p.net, esi, r.tag)
+		self, others := a.behind(&s.paths, &s.view, way.hop)
+		if self {
+			l.VTEPs = s.addVTEP(l.VTEPs, r, way)
+		}
+		aliases = append(aliases, others...)
 	}
+	l.VTEPs = s.addAliases(l.VTEPs, aliases)
 	if len(l.VTEPs) > 1 {
 		slices.SortStableFunc(l.VTEPs, func(a, b VTEP) int {
 			return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Label, b.Label), cmp.Compare(a.RDs[0], b.RDs[0]))
@@ -262,6 +274,21 @@ func (s *Snapshot) addVTEP(to []VTEP, r *route, way *path) []VTEP {
 	}
 	if j, have := slices.BinarySearch(w.Peers, peer); !have {
 		w.Peers = slices.Insert(w.Peers, j, peer)
+	}
+	return to
+}
+
+// addAliases appends those by which the address is reached by their A-D routes alone.
+func (s *Snapshot) addAliases(to []VTEP, routes []uint32) []VTEP {
+	slices.Sort(routes)
+	told := len(to)
+	for _, id := range slices.Compact(routes) {
+		r := s.routes.at(id)
+		way := s.paths.at(r.path)
+		hop := *s.hops.at(way.hop)
+		if !slices.ContainsFunc(to[:told], func(v VTEP) bool { return v.Addr == hop }) {
+			to = s.addVTEP(to, r, way)
+		}
 	}
 	return to
 }
@@ -355,7 +382,9 @@ func (s *Snapshot) fits(f *Filter, r *route) bool {
 func (s *Snapshot) networks(r *route) []Network {
 	var nets []Network
 	for n := r.links; n != 0; n = s.links.at(n).more {
-		nets = addNetwork(nets, s.places.at(s.links.at(n).place).net)
+		if n := s.places.at(s.links.at(n).place).net; n != 0 {
+			nets = addNetwork(nets, n)
+		}
 	}
 	slices.Sort(nets)
 	return nets

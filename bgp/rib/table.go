@@ -349,7 +349,7 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 	r = t.routes.edit(id, &t.memory)
 	was, is := t.paths.vals.at(r.path), t.paths.vals.at(pathID)
 	moved := was.targets != is.targets || was.encaps.VNI() != is.encaps.VNI() || was.label2 != is.label2 ||
-		r.label != w.Label || r.flags&flagsPlace != flags&flagsPlace
+		was.esi != is.esi || r.label != w.Label || r.flags&flagsPlace != flags&flagsPlace
 	if moved {
 		t.detach(id)
 	} else {
@@ -412,7 +412,7 @@ func (t *Table) dropHop(id uint32) {
 // were more.
 func (t *Table) networks(nets []Network, r *route, p *path) (_ []Network, cut bool) {
 	targets := *t.targets.vals.at(p.targets)
-	if len(t.opts.Networks) > 0 {
+	if len(t.opts.Networks) > 0 && !(r.kind == wire.KindSegment && r.tag == wire.MaxTag) {
 		for s := targets; s != ""; s = s[8:] {
 			if vni, ok := t.opts.Networks[target(s)]; ok {
 				nets = addNetwork(nets, VNI(vni))
@@ -423,6 +423,8 @@ func (t *Table) networks(nets []Network, r *route, p *path) (_ []Network, cut bo
 		}
 	}
 	switch {
+	case r.kind == wire.KindSegment && r.tag == wire.MaxTag:
+		return nets, false // its route targets are those of all networks on the segment
 	case r.kind != wire.KindVPN && p.encaps.VNI() && r.label != 0:
 		return append(nets, VNI(r.label)), false
 	case r.kind != wire.KindVPN && r.tag != 0:

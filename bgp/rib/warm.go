@@ -50,7 +50,7 @@ func (f *Feed) warmAnnounced(routes *wire.Routes, p path) {
 	i := 0
 	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
 		if t.findRoute(h.hashes[i], &w, f.id) == 0 {
-			p.label2 = w.Label2
+			p.label2, p.esi = w.Label2, w.ESI
 			r := newRoute(f, &w, 0)
 			h.keys, _ = t.keys(h.keys[:0], &r, &p)
 			for j := range h.keys {

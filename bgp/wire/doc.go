@@ -5,7 +5,7 @@
 // # What is read
 //
 //	family               routes                       skipped, no error
-//	EVPN (25/70)         types 2, 3, 5                all other types (RFC 7606, 5.4)
+//	EVPN (25/70)         types 1, 2, 3, 5             all other types (RFC 7606, 5.4)
 //	VPN-IPv4 (1/128)     all
 //	VPN-IPv6 (2/128)     all
 //	any other                                         all
@@ -30,6 +30,7 @@
 //
 // # A route on the wire
 //
+//	type 1  1 | length | RD 8 | ESI 10 | tag 4 | label 3
 //	type 2  2 | length | RD 8 | ESI 10 | tag 4 | 48 | MAC 6 | 0, 32 or 128 | IP 0, 4 or 16 | label 3 [| label 3]
 //	type 3  3 | length | RD 8 | tag 4 | 32 or 128 | IP 4 or 16
 //	type 5  5 | length | RD 8 | ESI 10 | tag 4 | prefix length | IP 4 or 16 | gateway 4 or 16 | label 3
@@ -37,7 +38,8 @@
 //
 // A label is 24 bits whose meaning hangs on the encapsulation (RFC 8365, 5.1.3): a VNI, or
 // an MPLS label in the upper 20. Encaps.Label says which. In a withdrawal labels, ESI and
-// gateway mean nothing, and FRR leaves them 0: RD, tag, MAC and IP alone tell a route.
+// gateway mean nothing, and FRR leaves them 0: RD, tag, MAC and IP alone tell a route
+// (of type 1: RD, ESI and tag; RFC 7432, 7.1).
 //
 // # Errors
 //

@@ -13,6 +13,7 @@ type Kind uint8
 
 // The kinds, EVPN's by their route types.
 const (
+	KindSegment   Kind = 1   // a VTEP is on an Ethernet segment: Ethernet A-D, per ES or per EVI
 	KindMAC       Kind = 2   // a MAC, with an IP address or without
 	KindMulticast Kind = 3   // a VTEP takes part in a network
 	KindPrefix    Kind = 5   // an IP prefix
@@ -22,6 +23,8 @@ const (
 // String returns the kind in words.
 func (k Kind) String() string {
 	switch k {
+	case KindSegment:
+		return "segment"
 	case KindMAC:
 		return "mac"
 	case KindMulticast:
@@ -36,6 +39,10 @@ func (k Kind) String() string {
 
 // ESI is an Ethernet segment identifier; zero: the route's host is on no segment.
 type ESI [10]byte
+
+// MaxTag is the Ethernet tag of a KindSegment route that is about the segment as a whole (MAX-ET; RFC
+// 7432, 8.2.1); with any other it is about one network on it (8.4.1).
+const MaxTag = 1<<32 - 1
 
 // String returns the bytes as routers print them, 00:11:….
 func (e ESI) String() string {
@@ -70,7 +77,7 @@ type Route struct {
 	RD      RD
 	Tag     uint32 // Ethernet tag
 	MAC     stain.MAC
-	Addr    [16]byte // IPv4 in the first 4; bits behind Bits are 0
+	Addr    [16]byte // IPv4 in the first 4; bits behind Bits are 0; KindSegment: the ESI, which tells routes apart
 	Label   uint32   // 24 bits as sent; see Encaps.Label
 	Label2  uint32   // likewise, of the IP network; see HasL3
 	HasL3   bool     // KindMAC: there is a second label
@@ -83,7 +90,7 @@ func (r *Route) Prefix() netip.Prefix {
 	switch {
 	case r.V6:
 		return netip.PrefixFrom(netip.AddrFrom16(r.Addr), int(r.Bits))
-	case r.Kind == KindMAC && r.Bits == 0:
+	case r.Kind == KindMAC && r.Bits == 0 || r.Kind == KindSegment:
 		return netip.Prefix{}
 	}
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte(r.Addr[:4])), int(r.Bits))
@@ -111,7 +118,7 @@ func (r *Routes) check(withdrawn bool) error {
 	return nil
 }
 
-func learnedType(t byte) bool { return t == 2 || t == 3 || t == 5 }
+func learnedType(t byte) bool { return t == 1 || t == 2 || t == 3 || t == 5 }
 
 // checkEVPN returns the length of the first route with its two bytes in front, or what is
 // wrong with it. Types that are not learned may hold anything.
@@ -125,6 +132,11 @@ func checkEVPN(b []byte, withdrawn bool) (int, string) {
 	}
 	v := b[2 : 2+n]
 	switch b[0] {
+	case 1:
+		// Who withdraws may leave out the label.
+		if n != 25 && !(n == 22 && withdrawn) {
+			return 0, "type 1 of other than 25 bytes"
+		}
 	case 2:
 		if n < 30 {
 			return 0, "type 2 below 30 bytes"
@@ -189,6 +201,9 @@ func (r *Routes) Next(nlri []byte, out *Route) (rest []byte, ok bool) {
 		v := nlri[2 : 2+int(nlri[1])]
 		rest = nlri[2+len(v):]
 		switch nlri[0] {
+		case 1:
+			decodeSegment(v, out)
+			return rest, true
 		case 2:
 			decodeMAC(v, out)
 			return rest, true
@@ -202,6 +217,19 @@ func (r *Routes) Next(nlri []byte, out *Route) (rest []byte, ok bool) {
 		nlri = rest
 	}
 	return nil, false
+}
+
+func decodeSegment(v []byte, r *Route) {
+	*r = Route{
+		Kind: KindSegment,
+		RD:   RD(binary.BigEndian.Uint64(v)),
+		ESI:  ESI(v[8:18]),
+		Tag:  binary.BigEndian.Uint32(v[18:]),
+	}
+	copy(r.Addr[:], v[8:18])
+	if len(v) == 25 {
+		r.Label = uint24(v[22:])
+	}
 }
 
 func decodeMAC(v []byte, r *Route) {

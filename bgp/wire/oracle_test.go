@@ -31,7 +31,7 @@ func ask(body []byte) (u *bgp.BGPUpdate, err error) {
 	return m.Body.(*bgp.BGPUpdate), nil
 }
 
-// theirs turns what GoBGP says of a route of type 2, 3 or 5 into ours.
+// theirs turns what GoBGP says of a route of type 1, 2, 3 or 5 into ours.
 func theirs(nlri bgp.AddrPrefixInterface) (Route, bool) {
 	e, ok := nlri.(*bgp.EVPNNLRI)
 	if !ok {
@@ -56,6 +56,9 @@ func theirs(nlri bgp.AddrPrefixInterface) (Route, bool) {
 		mask(&r.Addr, bits)
 	}
 	switch v := e.RouteTypeData.(type) {
+	case *bgp.EVPNEthernetAutoDiscoveryRoute:
+		r.RD, r.ESI, r.Tag, r.Label = rd(v.RD), esi(v.ESI), v.ETag, v.Label
+		copy(r.Addr[:], r.ESI[:])
 	case *bgp.EVPNMacIPAdvertisementRoute:
 		r.RD, r.ESI, r.Tag, r.MAC = rd(v.RD), esi(v.ESI), v.ETag, stain.MAC(v.MacAddress)
 		r.V6 = v.IPAddressLength == 128
@@ -141,6 +144,7 @@ func TestOracle(t *testing.T) {
 		mac := net.HardwareAddr(rapid.SliceOfN(rapid.Byte(), 6, 6).Draw(t, "mac")).String()
 		ip := rapid.SampledFrom([]string{"", "10.0.0.1", "2001:db8::1"}).Draw(t, "ip")
 		routes := []bgp.AddrPrefixInterface{
+			bgp.NewEVPNEthernetAutoDiscoveryRoute(rd, esi, tag, labels[0]),
 			bgp.NewEVPNMacIPAdvertisementRoute(rd, esi, tag, mac, ip, labels),
 			bgp.NewEVPNMulticastEthernetTagRoute(rd, tag, "192.0.2.1"),
 			bgp.NewEVPNEthernetSegmentRoute(rd, esi, "192.0.2.1"),
@@ -182,6 +186,8 @@ func TestOracle(t *testing.T) {
 // refuses beyond that are its own; no UPDATE makes ours panic.
 func FuzzOracle(f *testing.F) {
 	for _, attrs := range []string{
+		"80 0e" + sized(evpnHop+"01"+sized(rd1+esi1+"ffffffff 000000")+"01"+sized(rd1+esi1+"00000000 000064")) + "c0 10 08 0601010000000000",
+		"80 0f" + sized("0019 46 01"+sized(rd1+esi1+"ffffffff 000000")),
 		"80 0e" + sized(evpnHop+"02"+sized(rd1+noESI+"00000000 30"+mac1+"00 000064")) + "c0 10 10 0002fc0000000064 030c000000000008",
 		"80 0f" + sized("0019 46 02"+sized(rd1+noESI+"00000000 30"+mac1+"00 000000")),
 		"80 0e" + sized(evpnHop+"05"+sized(rd1+noESI+"00000000 15 0a01ffff 00000000 001388")+"03"+sized(rd1+"00000000 20"+hop1)),

@@ -49,11 +49,19 @@ func sized(s string) string {
 const (
 	rd1     = "0001 0a000001 0064 " // 10.0.0.1:100
 	noESI   = "00000000000000000000 "
+	esi1    = "00112233445566778899 "
 	mac1    = "02000000ab01 "
 	hop1    = "c0000201 "
 	evpnHop = "0019 46 04 " + hop1 + "00 "
 	vpn4Hop = "0001 80 0c 0000000000000000" + hop1 + "00 "
 )
+
+var segment1 = ESI{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99}
+
+func addrOf(e ESI) (a [16]byte) {
+	copy(a[:], e[:])
+	return a
+}
 
 func TestParseGolden(t *testing.T) {
 	t.Parallel()
@@ -80,7 +88,7 @@ func TestParseGolden(t *testing.T) {
 				"c0 10" + sized("0102c00002090002 0202fa56ea000003 030c000000000008 0600010000000005 06030200000000ff"),
 			reach: []Route{{
 				Kind: KindMAC, RD: rd, Tag: 7, MAC: mac, Bits: 32, Addr: addr16("10.0.0.9"), Label: 100, Label2: 5000, HasL3: true,
-				ESI: ESI{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99},
+				ESI: segment1,
 			}},
 			hop:  "192.0.2.1",
 			want: Attributes{Encaps: 1 << EncapVXLAN, Mobility: true, Sticky: true, Seq: 5, RouterMAC: stain.MAC{2, 0, 0, 0, 0, 255}},
@@ -96,9 +104,27 @@ func TestParseGolden(t *testing.T) {
 			rts:   "64512:8000001",
 		},
 		{
-			name: "types 1, 4 and 6 beside types 3 and 5; next hop IPv6",
+			name: "Ethernet A-D per ES of a single-active segment, and per EVI",
+			attrs: "80 0e" + sized(evpnHop+"01"+sized(rd1+esi1+"ffffffff 000000")+"01"+sized(rd1+esi1+"00000007 000064")) +
+				"c0 10" + sized("0002fc0000000064 030c000000000008 0601010000001230"),
+			reach: []Route{
+				{Kind: KindSegment, RD: rd, Tag: MaxTag, ESI: segment1, Addr: addrOf(segment1)},
+				{Kind: KindSegment, RD: rd, Tag: 7, ESI: segment1, Addr: addrOf(segment1), Label: 100},
+			},
+			hop: "192.0.2.1", want: Attributes{Encaps: 1 << EncapVXLAN, Single: true, ESILabel: 0x1230}, rts: "64512:100",
+		},
+		{
+			name:  "a segment's withdrawal, with its label and without",
+			attrs: "80 0f" + sized("0019 46 01"+sized(rd1+esi1+"ffffffff 000000")+"01"+sized(rd1+esi1+"00000007")),
+			unreach: []Route{
+				{Kind: KindSegment, RD: rd, Tag: MaxTag, ESI: segment1, Addr: addrOf(segment1)},
+				{Kind: KindSegment, RD: rd, Tag: 7, ESI: segment1, Addr: addrOf(segment1)},
+			},
+		},
+		{
+			name: "types 4 and 6 beside types 3 and 5; next hop IPv6",
 			attrs: "80 0e" + sized("0019 46 10 20010db8000f00000000000000000001 00"+
-				"01"+sized(rd1+noESI+"00000000 000000")+"04 03 010203"+
+				"04 03 010203"+
 				"03"+sized(rd1+"00000000 20"+hop1)+
 				"06"+sized(rd1+"00000000 000000000000 0000")+
 				"05"+sized(rd1+noESI+"00000000 15 0a01ffff 00000000 001388")) +
@@ -215,6 +241,8 @@ func TestParseErrors(t *testing.T) {
 		{"next hop behind the end", "80 0e" + sized("0019 46 ff c0 00"), "next hop of 255", ErrReset},
 		{"route behind the end", reach("02 ff" + rd1), "behind the attribute", ErrReset},
 		{"half a header", reach("02"), "one byte left", ErrReset},
+		{"type 1 of 24", reach("01" + sized(rd1+esi1+"00000007 0000")), "other than 25", ErrReset},
+		{"type 1 without label", reach("01" + sized(rd1+esi1+"00000007")), "other than 25", ErrReset},
 		{"type 2 truncated", type2("30 0200"), "below 30", ErrReset},
 		{"type 2, MAC of 40 bits", type2("28" + mac1 + "00 000064"), "48 bits", ErrReset},
 		{"type 2, IP of 33 bits", type2("30" + mac1 + "21 000064"), "0, 32 or 128", ErrReset},

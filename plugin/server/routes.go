@@ -107,6 +107,9 @@ func firstRoutes(ctx context.Context, snap *rib.Snapshot, f rib.Filter, limit in
 		first = first[:min(len(first), to)]
 	}
 	for r := range snap.Routes(f) {
+		if r.Kind == wire.KindSegment {
+			continue // of no address: answers are of it, and it has no kind in the contract
+		}
 		if total++; total%ctxEvery == 0 && ctx.Err() != nil {
 			return nil, 0, ctx.Err()
 		}

@@ -1,0 +1,165 @@
+package rib
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/dyetrace/dyetrace/bgp/wire"
+)
+
+// A MAC that is on an Ethernet segment is behind several VTEPs, and often taught by one of them. Who
+// is on the segment, they say by Ethernet A-D routes (RFC 7432): per ES, which hold for all that is on
+// it, and whose withdrawal takes it all away at once (8.2), and per EVI, for one network on it (8.4).
+// MAC routes are linked to a place of their segment, so that what comes and goes there finds them.
+
+// maxOnSegment is how many routes per ES, or per EVI, are looked at, each time a MAC on the segment
+// changes. A segment has two VTEPs, or four. Beyond, its MACs are not known.
+const maxOnSegment = 256
+
+// on returns the segment that a MAC route is on; false: none, or one whose A-D routes do not
+// matter: 0 and MAX-ESI are reserved (RFC 7432, 5; 9.2.2).
+func (p *path) on(r *route) (esi wire.ESI, ok bool) {
+	if r.kind != wire.KindMAC || p.esi == (wire.ESI{}) || p.esi == maxESI {
+		return wire.ESI{}, false
+	}
+	return p.esi, true
+}
+
+var maxESI = wire.ESI{255, 255, 255, 255, 255, 255, 255, 255, 255, 255}
+
+// segmentKey is the place of a segment's A-D routes per ES, membersKey that of the MACs on it.
+func segmentKey(esi wire.ESI) (k placeKey) {
+	k.kind = placeSegment
+	copy(k.addr[:], esi[:])
+	return k
+}
+
+func membersKey(esi wire.ESI) placeKey {
+	k := segmentKey(esi)
+	k.kind = placeMembers
+	return k
+}
+
+// partKey is the place of A-D routes per EVI: of a segment in a network, by Ethernet tag.
+func partKey(n Network, esi wire.ESI, tag uint32) placeKey {
+	k := segmentKey(esi)
+	k.kind, k.net = placePart, n
+	binary.BigEndian.PutUint32(k.addr[len(esi):], tag)
+	return k
+}
+
+// segmentKeys appends the places of an A-D route.
+func segmentKeys(to []placeKey, nets []Network, r *route) []placeKey {
+	esi := wire.ESI(r.addr[:10])
+	if r.tag == wire.MaxTag {
+		return append(to, segmentKey(esi))
+	}
+	for _, n := range nets {
+		to = append(to, partKey(n, esi, r.tag))
+	}
+	return to
+}
+
+// around is who is on a segment, as far as it matters to a network.
+type around struct {
+	known  bool     // there are not too many to look at
+	single bool     // single-active: one VTEP at a time has the MACs (RFC 7432, 7.5)
+	hops   []uint32 // of those on the segment; sorted
+	parts  []uint32 // routes per EVI of those, in the order of links
+}
+
+// around looks at the A-D routes of a segment. Those that were refused are none. If VTEPs do not
+// agree on single-active, it is: nobody shall be named who does not forward.
+func (v *view) around(paths *pages[path], n Network, esi wire.ESI, tag uint32) (a around) {
+	k := segmentKey(esi)
+	a.known = v.visit(&k, func(r *route) {
+		way := paths.at(r.path)
+		a.single = a.single || way.flags&pathSingle != 0
+		a.hops = append(a.hops, way.hop)
+	})
+	slices.Sort(a.hops)
+	a.hops = slices.Compact(a.hops)
+	if len(a.hops) == 0 {
+		return a
+	}
+	k = partKey(n, esi, tag)
+	known := v.visitIDs(&k, func(id uint32, r *route) {
+		if _, on := slices.BinarySearch(a.hops, paths.at(r.path).hop); on {
+			a.parts = append(a.parts, id)
+		}
+	})
+	a.known = a.known && known
+	return a
+}
+
+func (v *view) visit(k *placeKey, do func(*route)) (known bool) {
+	return v.visitIDs(k, func(_ uint32, r *route) { do(r) })
+}
+
+// visitIDs has do look at the routes of a place that are not refused; false: there are too many.
+func (v *view) visitIDs(k *placeKey, do func(id uint32, r *route)) (known bool) {
+	p := v.find(k)
+	if p == nil {
+		return true
+	}
+	if p.count > maxOnSegment {
+		return false
+	}
+	for n := p.links; n != 0; n = v.links.at(n).next {
+		id := v.links.at(n).route
+		if r := v.routes.at(id); r.flags&flagsRefused == 0 {
+			do(id, r)
+		}
+	}
+	return true
+}
+
+// behind says by whom a MAC on the segment is reached that hop teaches: by hop itself, unless it has
+// left the segment, and by others, of which the routes per EVI are returned. All-active, these are all;
+// single-active, the one that is left when hop has left, if it is one (RFC 7432, 8.4).
+func (a *around) behind(paths *pages[path], v *view, hop uint32) (self bool, others []uint32) {
+	if !a.known {
+		return false, nil
+	}
+	_, self = slices.BinarySearch(a.hops, hop)
+	switch {
+	case !a.single:
+		return self, a.parts
+	case self:
+		return true, nil
+	}
+	for _, id := range a.parts {
+		if paths.at(v.routes.at(id).path).hop != paths.at(v.routes.at(a.parts[0]).path).hop {
+			return false, nil
+		}
+	}
+	return false, a.parts
+}
+
+// turnSegments has all MACs on segments weighed again of which an A-D route changed.
+func (t *Table) turnSegments() {
+	for _, id := range t.dirty {
+		p := t.places.at(id)
+		if p.kind != placeSegment && p.kind != placePart {
+			continue
+		}
+		k := membersKey(wire.ESI(p.addr[:10]))
+		net, members := p.net, t.find(&k)
+		if members == nil {
+			continue
+		}
+		for n := members.links; n != 0; n = t.links.at(n).next {
+			t.touchIn(t.routes.at(t.links.at(n).route), net)
+		}
+	}
+}
+
+// touchIn is touch for the places in one network, or (0) all.
+func (t *Table) touchIn(r *route, net Network) {
+	for n := r.links; n != 0; n = t.links.at(n).more {
+		id := t.links.at(n).place
+		if p := t.places.at(id); p.kind <= place6 && (net == 0 || p.net == net) && p.flags&placeDirty == 0 {
+			t.mark(id, t.places.edit(id, &t.memory))
+		}
+	}
+}
