@@ -224,13 +224,13 @@ func TestPrefixForPlans(t *testing.T) {
 		}
 	}
 	const hop = "0001 80 0c 0000000000000000 0a0100"
-	tell(tfUpdate(hop+"09 00"+"60 000121 00010a0100020006 0a", tfTarget)) // 10.0.0.0/8
+	tell(teacher.TungstenUpdate(hop+"09 00"+"60 000121 00010a0100020006 0a", teacher.TungstenTarget)) // 10.0.0.0/8
 	asks(plan.NotKnown, "", "")
 	tell("00000006" + "800f03" + "000180") // End-of-RIB
 	asks(plan.Present, "10.0.0.0/8", "10.1.0.9")
-	tell(tfUpdate(hop+"08 00"+"70 000121 00010a0100020006 0a0001", tfTarget)) // 10.0.1.0/24
+	tell(teacher.TungstenUpdate(hop+"08 00"+"70 000121 00010a0100020006 0a0001", teacher.TungstenTarget)) // 10.0.1.0/24
 	asks(plan.Present, "10.0.1.0/24", "10.1.0.8")
-	tell(tfUpdate(hop+"02 00"+"78 000121 00010a0100020006 0a00010c", tfTarget)) // 10.0.1.12/32
+	tell(teacher.TungstenUpdate(hop+"02 00"+"78 000121 00010a0100020006 0a00010c", teacher.TungstenTarget)) // 10.0.1.12/32
 	asks(plan.Present, "", "10.1.0.2")
 	feed.Down(now, true)
 	asks(plan.Present, "", "10.1.0.2") // stale, and still for it alone

@@ -281,6 +281,36 @@ func (c *controllerOf) reload(group string, g *teacher.Teacher, addr string, ans
 	}
 }
 
+// What a control node of Tungsten Fabric says byte by byte, the verbs show: by the VNI that its route
+// targets are mapped to, with labels of MPLS.
+func TestTungstenRoutes(t *testing.T) {
+	t.Parallel()
+	ours, addr := place()
+	ours, addr = strings.TrimSuffix(ours, "250")+"251", addr+"1"
+	c := newController(t, fmt.Sprintf("bgp:\n  router_id: 10.0.0.9\n  as: 64512\n  networks: [{vni: 1001, rts: [\"64512:8000001\"]}]\n"+
+		"  peers:\n    - {address: %s, port: %d, as: 64512, source: %s, families: [evpn, vpnv4]}\n", addr, teacher.StartTungsten(t, addr), ours))
+	c.start()
+	var routes report.Routes
+	eventually(t, "two routes of the network", func() bool {
+		return c.asked(&routes, "routes", "--vni", "1001") && len(routes.Routes) == 2
+	})
+	for _, r := range routes.Routes {
+		if !slices.Equal(r.VNIs, []uint32{1001}) || !slices.Contains(r.RouteTargets, "64512:8000001") || !strings.Contains(r.Encapsulation, "mpls-udp") || r.Label != map[string]uint32{"mac": 17, "vpn": 18}[r.Kind] {
+			t.Errorf("route %+v", r)
+		}
+	}
+	for address, want := range map[string]string{
+		"--mac fa:16:3e:00:01:11": "fa:16:3e:00:01:11 in vni 1001: present at 10.1.0.1 since ",
+		"--ip 10.0.1.12":          "10.0.1.12 in vni 1001: present at 10.1.0.2 since ",
+	} {
+		r := c.dyetrace(append([]string{"routes", "--vni", "1001"}, strings.Fields(address)...)...)
+		if r.code != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("%s: %s%s\nwant %q", address, r.stdout, r.stderr, want)
+		}
+	}
+	c.stop()
+}
+
 func TestBadBGP(t *testing.T) {
 	t.Parallel()
 	c := newController(t, "bgp: {router_id: 10.0.0.9, as: 64512, peers: [{address: 10.0.0.1, as: 64512, md5: hush, hold_time: 1s}]}\n")

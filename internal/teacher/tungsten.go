@@ -1,0 +1,108 @@
+package teacher
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// StartTungsten has a control node of Tungsten Fabric listen on an address, for one session until the
+// test ends, and returns its port. Its AS is 64512; it teaches three routes.
+func StartTungsten(t testing.TB, addr string) (port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- controlNode(l) }()
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Communities as a control node of Tungsten Fabric puts them on its routes (its
+// src/bgp/extended-community, origin-vn, security_group, tunnel_encap, mac_mobility and etree).
+const (
+	TungstenTarget = "0002 fc00 007a1201" // 64512:8000001
+	tfOther        = "0002 fc00 007a1209" // 64512:8000009, which nobody maps
+	tfGRE          = "030c 0000 0000 0002"
+	tfUDP          = "030c 0000 0000 000d"
+	tfOldUDP       = "030c 0000 0000 9089" // 37001, from before IANA had a number
+	tfOldVXLAN     = "030c 0000 0000 908a" // 37002
+	tfGroup        = "8004 fc00 007a1202"  // security group
+	tfOrigin       = "8071 fc00 00000004"  // origin virtual network
+	tfLeaf         = "0605 0100 00000000"
+	tfMobility     = "0600 0000 00000005"
+)
+
+// tungstenUpdates are UPDATEs in hexadecimal: a type-2 route with an MPLS label (the lowest bit is the
+// stack's bottom), an inet-vpn route, and a type-2 route with a VNI.
+var tungstenUpdates = []string{
+	TungstenUpdate("0019 46 04 0a010001 00"+
+		"02 25 00010a0100010005 00000000000000000000 00000000 30 fa163e000111 20 0a00010b 000111",
+		TungstenTarget, tfGroup, tfOrigin, tfGRE, tfUDP, tfOldUDP, tfMobility, tfLeaf),
+	TungstenUpdate("0001 80 0c 0000000000000000 0a010002 00"+
+		"78 000121 00010a0100020006 0a00010c",
+		TungstenTarget, tfGroup, tfOrigin, tfGRE, tfUDP, tfOldUDP),
+	TungstenUpdate("0019 46 04 0a010003 00"+
+		"02 21 00010a0100030007 00000000000000000000 00000066 30 fa163e000199 00 000066",
+		tfOther, tfGroup, tfOrigin, tfOldVXLAN),
+}
+
+// TungstenUpdate is the body of an UPDATE with MP_REACH_NLRI and communities.
+func TungstenUpdate(reach string, communities ...string) string {
+	unspaced := func(s string) string { return strings.ReplaceAll(s, " ", "") }
+	reach, all := unspaced(reach), unspaced(strings.Join(communities, ""))
+	attrs := "400101 00" + "400200" + "400504 00000064" +
+		fmt.Sprintf("900e%04x", len(reach)/2) + reach + fmt.Sprintf("c010%02x", len(all)/2) + all
+	attrs = unspaced(attrs)
+	return fmt.Sprintf("0000%04x", len(attrs)/2) + attrs
+}
+
+// controlNode takes one connection, and says what a control node says: an OPEN without four-octet AS
+// numbers, which are off by default, its routes, and KEEPALIVEs for an answer.
+func controlNode(l net.Listener) error {
+	c, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	send := func(kind byte, body string) {
+		b, _ := hex.DecodeString(body)
+		m := append(bytes.Repeat([]byte{0xff}, 16), 0, 0, kind)
+		binary.BigEndian.PutUint16(m[16:], uint16(19+len(b)))
+		c.Write(append(m, b...))
+	}
+	// Version 4, AS 64512, 90 s, 10.1.0.9; families inet-vpn and EVPN.
+	send(1, "04fc00005a0a010009"+"10"+"020e"+"010400010080"+"010400190046"+"0200")
+	for {
+		h := make([]byte, 19)
+		if _, err := io.ReadFull(c, h); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint16(h[16:]))-19); err != nil {
+			return err
+		}
+		switch h[18] {
+		case 1:
+			send(4, "")
+			for _, u := range tungstenUpdates {
+				send(2, u)
+			}
+		case 3:
+			return nil
+		case 4:
+			send(4, "")
+		}
+	}
+}
