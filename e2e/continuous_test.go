@@ -269,3 +269,51 @@ func checkWaited(t *testing.T, r result) {
 		}
 	}
 }
+
+// BenchmarkNamed measures how long a continuous run of one pair takes to name a break of its way, from
+// before the command that breaks it, and to tell that it is healed; in rounds of the patrol, too.
+func BenchmarkNamed(b *testing.B) {
+	const breaks = 20
+	const dropped = "table=0,priority=60000,ip,nw_dst=10.0.1.13" // what is for blue-3
+	l := up(b)
+	p := l.follow("check", "blue-1", "blue-3", "--continuous")
+	last := func() pair {
+		if all := p.all(); len(all) > 0 {
+			return all[len(all)-1]
+		}
+		return pair{}
+	}
+	until := func(verdict string, since time.Time) float64 {
+		eventually(b, verdict, 45*time.Second, func() bool { return last().Verdict == verdict })
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.at[len(p.at)-1].Sub(since).Seconds()
+	}
+	until("healthy", time.Now())
+	const round = 0.1 // seconds: the lab's run.per_instance_rate is 10 a second
+	var named, told []float64
+	flows := func(argv ...string) {
+		l.node("hv1", append([]string{"ovs-ofctl"}, argv...)...)
+	}
+	for range breaks {
+		// Not `lab break`, which takes longer to compare flows than the run to name it.
+		begin := time.Now()
+		flows("add-flow", "br-int", dropped+",actions=drop")
+		named = append(named, until("faulty", begin))
+		begin = time.Now()
+		flows("--strict", "del-flows", "br-int", dropped)
+		told = append(told, until("healthy", begin))
+	}
+	for _, m := range []struct {
+		name string
+		took []float64
+	}{{"named", named}, {"healed", told}} {
+		slices.Sort(m.took)
+		most := m.took[len(m.took)-1] // of 20, that is the 99th percentile
+		b.ReportMetric(median(m.took)*1e3, "ms-"+m.name+"-median")
+		b.ReportMetric(most*1e3, "ms-"+m.name+"-p99")
+		b.ReportMetric(median(m.took)/round, m.name+"-median/round")
+		b.ReportMetric(most/round, m.name+"-p99/round")
+	}
+	b.ReportMetric(0, "ns/op")
+}
