@@ -8,6 +8,7 @@ import (
 
 	"github.com/dyetrace/dyetrace/bgp"
 	"github.com/dyetrace/dyetrace/bgp/rib"
+	"github.com/dyetrace/dyetrace/bgp/wire"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
@@ -65,6 +66,9 @@ func (l learned) answer(found rib.Lookup) plan.Learned {
 		State: plan.Present, Since: found.Since, Sequence: found.Seq, Sticky: found.Sticky, Stale: found.Stale,
 		VTEPs: make([]netip.Addr, 0, len(found.VTEPs)),
 	}
+	a.Segment = found.VTEPs[0].ESI != (wire.ESI{}) && !slices.ContainsFunc(found.VTEPs, func(v rib.VTEP) bool {
+		return v.ESI != found.VTEPs[0].ESI
+	})
 	for _, v := range found.VTEPs {
 		if n := len(a.VTEPs); n == 0 || a.VTEPs[n-1] != v.Addr { // they come sorted
 			a.VTEPs = append(a.VTEPs, v.Addr)

@@ -189,6 +189,34 @@ func TestBadRouteRequests(t *testing.T) {
 	}
 }
 
+// TestSegmentForPlans: a MAC on an Ethernet segment is at all switches that are on it, by right.
+func TestSegmentForPlans(t *testing.T) {
+	t.Parallel()
+	table := rib.New(rib.Options{})
+	feed := table.Peer("rr1", rib.PeerOptions{})
+	now := time.Now()
+	feed.Up(now, false)
+	const esi, vxlan = "00112233445566778899", "030c 0000 0000 0008"
+	for i, hop := range []string{"01", "02"} {
+		routes := "01 19 00010a0100" + hop + "0005" + esi + "ffffffff 000000" + "01 19 00010a0100" + hop + "0005" + esi + "00000000 000065"
+		if i == 0 {
+			routes += "02 21 00010a0100" + hop + "0005" + esi + "00000000 30 fa163e000111 00 000065"
+		}
+		b, err := hex.DecodeString(teacher.TungstenUpdate("0019 46 04 0a0100"+hop+"00"+routes, teacher.TungstenTarget, vxlan))
+		if err == nil {
+			err = feed.Update(b, now)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := table.Snapshot()
+	l := learned{s, s.Whole()}.MAC(101, blue1)
+	if l.State != plan.Present || !l.Segment || !slices.Equal(l.VTEPs, []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.1.0.2")}) {
+		t.Errorf("%+v", l)
+	}
+}
+
 // TestPrefixForPlans: routes for more than the one address are an answer once no longer one can be
 // missing, and only where there is none.
 func TestPrefixForPlans(t *testing.T) {

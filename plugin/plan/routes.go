@@ -31,6 +31,8 @@ type Learned struct {
 	// Prefix is of IP routes for more than the one address; invalid otherwise. They say where a
 	// router is: it may have the address, or pass on what is for it.
 	Prefix netip.Prefix
+	// Segment says that it is at all VTEPs by right: they are on one Ethernet segment (RFC 7432, 8.4).
+	Segment bool
 	// Since is when they became the answer.
 	Since time.Time
 	// Sequence is of MAC mobility (RFC 7432, section 7.7).
@@ -221,9 +223,15 @@ func (l *Learned) On(host string, owners map[netip.Addr]string) bool {
 	return host != "" && slices.ContainsFunc(l.VTEPs, func(a netip.Addr) bool { return owners[a] == host })
 }
 
-// Contradicted says that routes lead to another place than the end's host, or there as well. A
-// tunnel address that nobody is known to have is another place if the host's are known.
+// Contradicted says that routes lead to another place than the end's host, or there as well, unless
+// it is on one Ethernet segment with the host. A tunnel address that nobody is known to have is
+// another place if the host's are known.
 func (e *End) Contradicted(owners map[netip.Addr]string) bool {
+	if e.Learned.Segment && (e.Learned.On(e.Host, owners) || slices.ContainsFunc(e.VTEPs, func(a netip.Addr) bool {
+		return slices.Contains(e.Learned.VTEPs, a)
+	})) {
+		return false
+	}
 	return e.Learned.State == Present && e.Host != "" && slices.ContainsFunc(e.Learned.VTEPs, func(a netip.Addr) bool {
 		owner := owners[a]
 		return owner != e.Host && !slices.Contains(e.VTEPs, a) && (owner != "" || len(e.VTEPs) > 0)

@@ -151,6 +151,32 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// TestContradicted: an old route beside the right one is a contradiction, another switch of the same
+// Ethernet segment is none.
+func TestContradicted(t *testing.T) {
+	t.Parallel()
+	a, b, c := netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("10.1.1.2"), netip.MustParseAddr("10.1.1.3")
+	owners := map[netip.Addr]string{a: "tor1", b: "tor2", c: "tor3"}
+	for _, tt := range []struct {
+		at      []netip.Addr
+		segment bool
+		want    bool
+	}{
+		{[]netip.Addr{a}, false, false},
+		{[]netip.Addr{a, b}, false, true},
+		{[]netip.Addr{a, b}, true, false},
+		{[]netip.Addr{b}, true, true},
+		{[]netip.Addr{b, c}, true, true},
+	} {
+		for _, own := range [][]netip.Addr{nil, {a}} {
+			e := End{Host: "tor1", VTEPs: own, Learned: Learned{State: Present, VTEPs: tt.at, Segment: tt.segment}}
+			if got := e.Contradicted(owners); got != tt.want {
+				t.Errorf("%v, on one segment %t: %t", tt.at, tt.segment, got)
+			}
+		}
+	}
+}
+
 func TestWords(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 3, 1, 10, 47, 3, 0, time.FixedZone("", 3600))
