@@ -169,10 +169,7 @@ func (l *Lab) breakage(b Broken) (breakage, error) {
 	if err != nil || !kind.twoWays {
 		return breakage{kind, t}, err
 	}
-	w, err := l.workshop()
-	if err != nil {
-		return breakage{}, err
-	}
+	w := workshop{topology: l.topology} // of a lab that need not be up
 	leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
 	if spine, _ := w.peer(leaf, secondUplink); spine == "" {
 		err = fmt.Errorf("%w: %s: %s has but one way to the other racks", ErrBadBreak, kind.Name, leaf)

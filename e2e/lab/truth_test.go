@@ -69,6 +69,14 @@ func truthText(t *testing.T, truth Truth) []byte {
 		text.WriteString("loss ")
 		line(t, &text, l)
 	}
+	for _, r := range truth.Maybe {
+		text.WriteString("maybe ")
+		line(t, &text, r)
+	}
+	for _, r := range truth.Large {
+		text.WriteString("large ")
+		line(t, &text, r)
+	}
 	return text.Bytes()
 }
 
