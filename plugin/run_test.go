@@ -93,19 +93,19 @@ func TestRunFaults(t *testing.T) {
 	}{
 		{
 			name: "lost in the tunnel", rule: at(pair, 2, gone),
-			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 5, segment: "hv1/br-tun to-tunnel → hv2/br-tun from-tunnel",
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 6, segment: "hv1/br-tun to-tunnel → hv2/br-tun from-tunnel",
 		},
 		{
 			name: "dropped before the guest", rule: at(pair, 4, gone), explain: drop,
-			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 5, cause: "table 60", segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 6, cause: "table 60", segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
 		},
 		{
 			name: "guest does not answer", rule: at(pair, 4, gone), explain: deliver,
-			verdict: dyetracev1.Verdict_VERDICT_SILENT, probes: 5,
+			verdict: dyetracev1.Verdict_VERDICT_SILENT, probes: 6,
 		},
 		{
 			name: "nobody explains", rule: at(pair, 4, gone),
-			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 5,
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 6,
 		},
 		{
 			name: "one sample missed", rule: at(pair, 3, unseen),
@@ -131,7 +131,7 @@ func TestRunFaults(t *testing.T) {
 				}
 				all["hv1"].windows = []*dyetracev1.HookWindow{{Bridge: "br-int", Reason: "wiped"}, {Bridge: "br-tun", Reason: "wiped"}}
 			},
-			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 5,
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 6,
 		},
 		{
 			name: "port absent",

@@ -51,7 +51,7 @@ How to probe; scheme and IP version are found out for each pair unless given:
                  is faulty; where that cannot be tried, unknown
 
 Loss that is not total: a pair whose first probe arrives is healthy, and takes no other. If the first
-is lost more follow: three in a row are a hard fault (chance once in a million where 1 % is lost);
+is lost more follow: four in a row are a hard fault (where 1 % is lost, chance once in 10⁸ pairs);
 if some arrive, a sequential test tells whether the share is too much: 20 % or more is faulty, found
 in 9 of 10 such pairs that are looked at, 2 % or less is healthy. That takes 23 more probes if all of
 them arrive, 80 at the most: 2 to 8 s at the default pace of 10 a second per instance.

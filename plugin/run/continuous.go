@@ -88,6 +88,7 @@ type standing struct {
 	// since is when the first probe was lost, or arrived, that does not fit base.
 	since   time.Time
 	suspect bool
+	missed  bool   // suspect since a probe of it was lost
 	exam    uint64 // under way, 0 is none
 	flying  bool
 	again   time.Time // to be examined then
@@ -406,6 +407,7 @@ func (c *continuous) told(m meeting) {
 		}
 		c.count(m, false, now)
 	case healthy && (m.outcome == missed || m.outcome == unable):
+		p.missed = p.missed || m.outcome == missed && !p.suspect
 		c.suspect(m.pair, m.sent)
 	case m.outcome == lost && healthy:
 		// The examination found it healthy, or is under way: then it is that one's to say.

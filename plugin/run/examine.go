@@ -13,6 +13,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		return
 	}
 	var due []int
+	afterLoss := true
 	for i := range c.pairs {
 		p := &c.pairs[i]
 		if p.exam != 0 || !p.suspect && (p.again.IsZero() || now.Before(p.again)) {
@@ -21,7 +22,8 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		if !p.suspect {
 			p.since = now
 		}
-		p.exam, p.suspect = c.begun+1, false
+		afterLoss = afterLoss && p.missed
+		p.exam, p.suspect, p.missed = c.begun+1, false, false
 		due = append(due, i)
 	}
 	if len(due) == 0 {
@@ -33,19 +35,19 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.wait
-	c.wg.Go(func() { c.exam(ctx, &cfg, number, due) })
+	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss) })
 }
 
 // exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
 // never changes.
-func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int) {
+func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, afterLoss bool) {
 	began := time.Now()
 	j := job{options: c.job.options}
 	for _, i := range due {
 		j.pairs = append(j.pairs, c.job.pairs[i])
 		j.seq = append(j.seq, uint32(i)) // of the pairs of the run
 	}
-	j.options.measure = false
+	j.options.measure, j.options.afterLoss = false, afterLoss
 	j.options.test = testOf(&dyetracev1.ProbeOptions{})
 	pairs, paths, seq := c.r.paths(&j, c.r.freshSnapshot(ctx, j.pairs))
 	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())

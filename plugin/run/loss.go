@@ -11,9 +11,13 @@ import (
 // lost begins a test: if all are lost, the fault is hard; if some arrive, a sequential test decides
 // whether the share that is lost is too much.
 const (
-	// hardAttempts is sequential.AllLost(0.01, 1e-6), which a test holds: on a path that loses 1 % of
-	// its probes, three in a row are lost once in a million pairs; at 0.1 %, once in 10⁹.
-	hardAttempts = 3
+	// hardAttempts bounds the probes of a track of which none arrives. On a path that loses 1 % of its
+	// probes, there or back, four in a row are lost once in 10⁸ pairs; where it loses 1 % each way, once
+	// in six millions. Three, sequential.AllLost(0.01, 1e-6), would be a false alarm in every million.
+	hardAttempts = 4
+	// fewAttempts are enough where something else than chance is known to be behind it: a probe could
+	// not be sent, or one was lost before, on patrol.
+	fewAttempts = 3
 	// afterScheme is how many probes a scheme takes that is tried after another: it explains that
 	// one's verdict, or takes its place, and needs no proof of a loss.
 	afterScheme = 2
@@ -57,9 +61,17 @@ func testOf(o *dyetracev1.ProbeOptions) sequential.Plan {
 }
 
 // tries is how many probes a track may take until one arrives.
-func (l layout) tries(track int) int {
-	if l.scheme(track) > 0 {
+func (x *execution) tries(track int) int {
+	switch {
+	case x.layout.scheme(track) > 0:
 		return afterScheme
+	case x.options.afterLoss:
+		return fewAttempts
+	}
+	for a := range x.ledger.attempts(track) {
+		if x.ledger.probes[x.ledger.number(track, a)].state == failed {
+			return fewAttempts
+		}
 	}
 	return hardAttempts
 }
@@ -89,7 +101,7 @@ func (o options) each() int {
 func (x *execution) verdictOn(track int) sequential.Decision {
 	arrived, lost := x.ledger.score(track)
 	switch {
-	case arrived == 0 && x.ledger.attempts(track) < x.layout.tries(track):
+	case arrived == 0 && x.ledger.attempts(track) < x.tries(track):
 		return sequential.More
 	case arrived == 0:
 		return sequential.Above

@@ -2,7 +2,6 @@ package run
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,12 +12,9 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/sequential"
 )
 
-// The constant is what the test of package sequential computes.
-func TestHardAttempts(t *testing.T) {
+// TestTests holds what help and pages say of the tests.
+func TestTests(t *testing.T) {
 	t.Parallel()
-	if n := sequential.AllLost(0.01, 1e-6); n != hardAttempts {
-		t.Errorf("%d probes in a row prove a hard fault, want %d", hardAttempts, n)
-	}
 	for _, o := range []*dyetracev1.ProbeOptions{nil, {Loss: true}, {Loss: true, MaxLoss: MinLoss}, {MaxLoss: MaxLoss}, {Continuous: true}} {
 		if err := testOf(o).Validate(); err != nil {
 			t.Errorf("%v: %v", o, err)
@@ -161,51 +157,5 @@ func TestLossMemory(t *testing.T) {
 	late := c.see([]uint32{4000})[0]
 	if f := l.see(0, l.bridges["br-int"], late, 0); f != spent {
 		t.Errorf("a late sample of a probe that is forgotten: %d", f)
-	}
-}
-
-// TestFalseAlarms simulates pairs on paths that lose 0.1 % and 1 % of their probes, at random: how
-// many a plain check calls anything but healthy. What a check does is decided by the number lost
-// in a row and by the test, so that no agents need be played.
-func TestFalseAlarms(t *testing.T) {
-	t.Parallel()
-	rng := rand.New(rand.NewPCG(2026, 11))
-	p := testOf(nil)
-	for _, rate := range []float64{0.001, 0.01} {
-		pairs, alarms := 3_000_000, 0
-		if testing.Short() {
-			pairs = 100_000
-		}
-		for range pairs {
-			probes, lost := 0, 0
-			for {
-				probes++
-				if rng.Float64() < rate {
-					lost++
-				}
-				if lost == probes && lost < hardAttempts {
-					continue
-				}
-				if lost == 0 {
-					break
-				}
-				d := sequential.Above
-				if lost < probes {
-					d = p.Decide(probes, lost)
-				}
-				if d == sequential.Above {
-					alarms++
-				}
-				if d != sequential.More {
-					break
-				}
-			}
-		}
-		// One in a million is expected of the hard test at 1 %, none at 0.1 %; 12 of three millions
-		// would be chance once in 14,000 runs.
-		if alarms > 12 || rate < 0.01 && alarms > 0 {
-			t.Errorf("%d of %d pairs that lose %g %% are not healthy", alarms, pairs, 100*rate)
-		}
-		t.Logf("%g %%: %d false alarms in %d pairs", 100*rate, alarms, pairs)
 	}
 }

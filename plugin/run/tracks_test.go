@@ -78,8 +78,8 @@ func TestScheme(t *testing.T) {
 	after := func(point int) func(*cast) {
 		return func(c *cast) { c.lost = func(s shot) bool { return s.point > point } }
 	}
-	three := []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp"}
-	lostThree := []string{"0s 0 tcp", "250ms 0 tcp", "500ms 0 tcp"}
+	four := []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "750ms hv2 answers tap1", "750ms 0 tcp"}
+	lostFour := []string{"0s 0 tcp", "250ms 0 tcp", "500ms 0 tcp", "750ms 0 tcp"}
 	tests := []struct {
 		name    string
 		options options
@@ -94,44 +94,44 @@ func TestScheme(t *testing.T) {
 			log: []string{"0s 0 tcp"}, said: "healthy by tcp (tcp is answered), 1 probes",
 		}, {
 			name: "auto, the guest drops tcp", options: auto, cast: []func(*cast){tcpAfter(atGuest), func(c *cast) { c.explain = delivered("tap1") }},
-			log: append(slices.Clone(three), "750ms 0 icmp"), took: time.Second,
-			said: "healthy by icmp (tcp is delivered but not answered, icmp echo is), 4 probes",
+			log: append(slices.Clone(four), "1s 0 icmp"), took: 1250 * time.Millisecond,
+			said: "healthy by icmp (tcp is delivered but not answered, icmp echo is), 5 probes",
 		}, {
 			name: "auto, the guest drops all", options: auto, cast: []func(*cast){after(atGuest), func(c *cast) { c.explain = delivered("tap1") }},
-			log: append(slices.Clone(three), "750ms 0 icmp", "1s hv2 expects on br-int", "1s 0 icmp"), took: 1250 * time.Millisecond,
-			said: "silent by tcp (tcp is delivered, and icmp echo does no better), 5 probes",
+			log: append(slices.Clone(four), "1s 0 icmp", "1.25s hv2 expects on br-int", "1.25s 0 icmp"), took: 1500 * time.Millisecond,
+			said: "silent by tcp (tcp is delivered, and icmp echo does no better), 6 probes",
 		}, {
 			name: "auto, denied by a security rule", options: auto, cast: []func(*cast){tcpAfter(atGuest), func(c *cast) {
 				c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 82}}
 			}},
-			log: append(slices.Clone(three), "750ms 0 icmp"), took: time.Second,
-			said: "policy by tcp (tcp shows the rule), 4 probes", cause: "icmp echo passes",
+			log: append(slices.Clone(four), "1s 0 icmp"), took: 1250 * time.Millisecond,
+			said: "policy by tcp (tcp shows the rule), 5 probes", cause: "icmp echo passes",
 		}, {
 			name: "auto, tcp is lost on the way", options: auto, cast: []func(*cast){tcpAfter(leftHost)},
-			log: append(slices.Clone(lostThree), "750ms 0 icmp"), took: time.Second,
-			said: "faulty by tcp (tcp shows the fault), 4 probes", cause: "icmp echo passes",
+			log: append(slices.Clone(lostFour), "1s 0 icmp"), took: 1250 * time.Millisecond,
+			said: "faulty by tcp (tcp shows the fault), 5 probes", cause: "icmp echo passes",
 		}, {
 			name: "auto, all is lost on the way", options: auto, cast: []func(*cast){after(leftHost)},
-			log: append(slices.Clone(lostThree), "750ms 0 icmp", "1s 0 icmp"), took: 1250 * time.Millisecond,
-			said: "faulty by tcp (tcp shows the fault), 5 probes", cause: "icmp echo is lost there too",
+			log: append(slices.Clone(lostFour), "1s 0 icmp", "1.25s 0 icmp"), took: 1500 * time.Millisecond,
+			said: "faulty by tcp (tcp shows the fault), 6 probes", cause: "icmp echo is lost there too",
 		}, {
 			name: "auto, one probe is lost on the way", options: auto,
 			cast: []func(*cast){func(c *cast) { c.lost = func(s shot) bool { return s.attempt == 0 && s.point > leftHost } }},
-			log:  append(slices.Clone(lostThree[:2]), "…"), took: 1810 * time.Millisecond,
+			log:  append(slices.Clone(lostFour[:2]), "…"), took: 1810 * time.Millisecond,
 			said: "healthy by tcp (tcp is answered), 24 probes", cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, less than 20 %",
 		}, {
 			name: "auto, the port is gone", options: auto, cast: []func(*cast){func(c *cast) { c.absent["tap0"] = true }},
-			log: lostThree[:1], took: 250 * time.Millisecond,
+			log: lostFour[:1], took: 250 * time.Millisecond,
 			said: "faulty by none (tcp shows the fault), 1 probes", cause: "tap0 is not on br-int of hv1",
 		}, {
 			name: "tcp, the guest drops it", options: byTCP, cast: []func(*cast){tcpAfter(atGuest), func(c *cast) { c.explain = delivered("tap1") }},
-			log: three, took: 750 * time.Millisecond, said: "silent by tcp (), 3 probes",
+			log: four, took: time.Second, said: "silent by tcp (), 4 probes",
 		}, {
 			name: "icmp is answered", options: byICMP, log: []string{"0s 0 icmp"}, said: "healthy by icmp (), 1 probes",
 		}, {
 			name: "icmp, the guest drops it", options: byICMP, cast: []func(*cast){after(atGuest), func(c *cast) { c.explain = delivered("tap1") }},
-			log:  []string{"0s 0 icmp", "250ms hv2 expects on br-int", "250ms 0 icmp", "500ms hv2 expects on br-int", "500ms 0 icmp"},
-			took: 750 * time.Millisecond, said: "silent by icmp (), 3 probes",
+			log:  []string{"0s 0 icmp", "250ms hv2 expects on br-int", "250ms 0 icmp", "500ms hv2 expects on br-int", "500ms 0 icmp", "750ms hv2 expects on br-int", "750ms 0 icmp"},
+			took: time.Second, said: "silent by icmp (), 4 probes",
 		}, {
 			name: "icmp, the port is gone", options: byICMP, cast: []func(*cast){func(c *cast) { c.absent["tap0"] = true }},
 			log: []string{"0s 0 icmp"}, took: 250 * time.Millisecond, said: "faulty by none (), 1 probes",
@@ -230,7 +230,7 @@ func TestAnswers(t *testing.T) {
 					return s.attempt == 0 && s.point > atGuest && s.point < lastOfAll || s.attempt == 1 && s.point > leftHost
 				}
 			}},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "…"},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "501ms hv2 answers tap1", "501ms 0 tcp", "…"},
 			took: 1959 * time.Millisecond, said: []string{"healthy by tcp (), 24 probes"}, cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes",
 		}, {
 			name: "an armed attempt is lost on the way: the next one is armed, too", pairs: to1,
@@ -239,7 +239,7 @@ func TestAnswers(t *testing.T) {
 					return s.attempt == 0 && s.point > atGuest || s.attempt == 1 && s.point > leftHost
 				}
 			}},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "…"},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "501ms hv2 answers tap1", "501ms 0 tcp", "…"},
 			took: 2060 * time.Millisecond, said: []string{"healthy by tcp (), 25 probes"},
 		}, {
 			name: "once per host and round", pairs: []string{"i0 i1", "i2 i1", "i0 i5", "i2 i3"}, cast: []func(*cast){bare},
@@ -252,8 +252,8 @@ func TestAnswers(t *testing.T) {
 			said: []string{"healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes", "healthy by tcp (), 2 probes"},
 		}, {
 			name: "not armed: what is not seen proves nothing", pairs: to1, cast: []func(*cast){silent, func(c *cast) { c.refuses["hv2"] = true }},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp"},
-			took: 750 * time.Millisecond, said: []string{"unknown by tcp (), 3 probes"}, cause: "without the stain's ToS",
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "750ms hv2 answers tap1", "750ms 0 tcp"},
+			took: time.Second, said: []string{"unknown by tcp (), 4 probes"}, cause: "without the stain's ToS",
 		}, {
 			name: "one port that is refused keeps no other from being armed", pairs: []string{"i0 i1", "i0 i5"},
 			cast: []func(*cast){bare, func(c *cast) { c.refuses["hv2 tap1"] = true }},
@@ -261,24 +261,25 @@ func TestAnswers(t *testing.T) {
 				"0s 0 tcp", "0s 1 tcp",
 				"250ms hv2 answers tap1, answers tap5", "250ms 0 tcp", "250ms 1 tcp",
 				"500ms hv2 answers tap1", "500ms hv2 answers tap5", "500ms 0 tcp", "500ms 1 tcp",
+				"750ms hv2 answers tap1", "750ms 0 tcp",
 			},
-			took: 750 * time.Millisecond, said: []string{"unknown by tcp (), 3 probes", "healthy by tcp (), 3 probes"},
+			took: time.Second, said: []string{"unknown by tcp (), 4 probes", "healthy by tcp (), 3 probes"},
 		}, {
 			name: "no answer: unarmed, and not asked again", pairs: to1, cast: []func(*cast){silent, mute},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s 0 tcp"},
-			took: 5750 * time.Millisecond, said: []string{"unknown by tcp (), 3 probes"}, cause: "without the stain's ToS",
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s 0 tcp", "5.75s 0 tcp"},
+			took: 6 * time.Second, said: []string{"unknown by tcp (), 4 probes"}, cause: "without the stain's ToS",
 		}, {
-			name: "a late answer: asked again", pairs: to1, cast: []func(*cast){silent, mute, late("hv2", 1, 5400*time.Millisecond), late("hv2", 2, 6*time.Second)},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s hv2 answers tap1", "6s 0 tcp"},
-			took: 6250 * time.Millisecond, said: []string{"silent by tcp (), 3 probes"},
+			name: "a late answer: asked again", pairs: to1, cast: []func(*cast){silent, mute, late("hv2", 1, 5400*time.Millisecond), late("hv2", 2, 6*time.Second), late("hv2", 3, 7*time.Second)},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s hv2 answers tap1", "6s 0 tcp", "6.25s hv2 answers tap1", "7s 0 tcp"},
+			took: 7250 * time.Millisecond, said: []string{"silent by tcp (), 4 probes"},
 		}, {
 			name: "somebody else answers", pairs: to1, cast: []func(*cast){silent, mute, late("hv1", 1, time.Second)},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s 0 tcp"},
-			took: 5750 * time.Millisecond, said: []string{"unknown by tcp (), 3 probes"},
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "5.25s 0 tcp", "5.5s 0 tcp", "5.75s 0 tcp"},
+			took: 6 * time.Second, said: []string{"unknown by tcp (), 4 probes"},
 		}, {
 			name: "the host goes while it arms", pairs: to1, cast: []func(*cast){silent, mute, goes("hv2", time.Second)},
-			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "1s 0 tcp", "1.25s 0 tcp"},
-			took: 1500 * time.Millisecond, said: []string{"unknown by tcp (), 3 probes"}, cause: "no heartbeat",
+			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "1s 0 tcp", "1.25s 0 tcp", "1.5s 0 tcp"},
+			took: 1750 * time.Millisecond, said: []string{"unknown by tcp (), 4 probes"}, cause: "no heartbeat",
 		}, {
 			name: "the source's host goes meanwhile", pairs: to1, cast: []func(*cast){silent, mute, goes("hv1", time.Second), late("hv2", 1, 2*time.Second)},
 			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1"},
@@ -293,9 +294,9 @@ func TestAnswers(t *testing.T) {
 				h.Endpoints = slices.DeleteFunc(h.Endpoints, func(e *dyetracev1.Endpoint) bool { return e.Port == "tap1" })
 			},
 			log: []string{
-				"0s 0 tcp", "0s 1 tcp", "250ms hv2 answers tap5", "250ms 0 tcp", "250ms 1 tcp", "500ms 0 tcp",
+				"0s 0 tcp", "0s 1 tcp", "250ms hv2 answers tap5", "250ms 0 tcp", "250ms 1 tcp", "500ms 0 tcp", "750ms 0 tcp",
 			},
-			took: 750 * time.Millisecond, said: []string{"faulty by tcp (), 3 probes", "healthy by tcp (), 2 probes"}, cause: "tap1 is not on br-int of hv2",
+			took: time.Second, said: []string{"faulty by tcp (), 4 probes", "healthy by tcp (), 2 probes"}, cause: "tap1 is not on br-int of hv2",
 		},
 	}
 	for _, tt := range tests {
@@ -414,20 +415,20 @@ func TestNoTouch(t *testing.T) {
 		}, {
 			name: "way back lost", options: tcpNoTouch, cast: []func(*cast){lost(func(s shot) bool { return s.back && s.point > leftHost })},
 			log: slices.Concat(arms("0s", there, []string{"0 tcp"}), arms("250ms", back, []string{"0 tcp back"}),
-				arms("500ms", back, []string{"0 tcp back"}), arms("750ms", back, []string{"0 tcp back"})),
-			took: time.Second, said: "faulty by tcp (), 4 probes", cause: "way back: ", segment: "hv1/br-tun REPLY",
+				arms("500ms", back, []string{"0 tcp back"}), arms("750ms", back, []string{"0 tcp back"}), arms("1s", back, []string{"0 tcp back"})),
+			took: 1250 * time.Millisecond, said: "faulty by tcp (), 5 probes", cause: "way back: ", segment: "hv1/br-tun REPLY",
 		}, {
 			name: "way there lost", options: tcpNoTouch, cast: []func(*cast){lost(func(s shot) bool { return !s.back && s.point > leftHost })},
 			log: slices.Concat(arms("0s", there, []string{"0 tcp"}), arms("250ms", back, []string{"0 tcp back"}),
-				arms("500ms", there, []string{"0 tcp"}), arms("750ms", there, []string{"0 tcp"})),
-			took: time.Second, said: "faulty by tcp (), 4 probes", segment: "hv2/br-tun FORWARD",
+				arms("500ms", there, []string{"0 tcp"}), arms("750ms", there, []string{"0 tcp"}), arms("1s", there, []string{"0 tcp"})),
+			took: 1250 * time.Millisecond, said: "faulty by tcp (), 5 probes", segment: "hv2/br-tun FORWARD",
 		}, {
 			name: "auto, tcp is lost on the way back", options: untouched,
 			cast: []func(*cast){lost(func(s shot) bool { return s.back && s.scheme == stain.TCP && s.point > leftHost })},
 			log: slices.Concat(arms("0s", there, []string{"0 tcp"}), arms("250ms", back, []string{"0 tcp back"}),
 				arms("500ms", back, []string{"0 tcp back"}), arms("750ms", back, []string{"0 tcp back"}),
-				arms("1s", there, []string{"0 icmp"}), arms("1.001s", back, []string{"0 icmp back"})),
-			took: 1251 * time.Millisecond, said: "faulty by tcp (tcp shows the fault), 6 probes", cause: "icmp echo passes", segment: "hv1/br-tun REPLY",
+				arms("1s", back, []string{"0 tcp back"}), arms("1.25s", there, []string{"0 icmp"}), arms("1.251s", back, []string{"0 icmp back"})),
+			took: 1501 * time.Millisecond, said: "faulty by tcp (tcp shows the fault), 7 probes", cause: "icmp echo passes", segment: "hv1/br-tun REPLY",
 		}, {
 			name: "not sampled at the destination: nothing is sent", options: untouched, unsampled: []string{"tap1"},
 			said: "unknown by none (icmp echo was not tried), 0 probes", cause: "to-instance is not sampled at tap1 of hv2: vhost-user",
@@ -470,13 +471,13 @@ func TestNoTouch(t *testing.T) {
 				}
 			}},
 			log: slices.Concat(arms("0s", there, []string{"0 icmp"}), arms("250ms", back, []string{"0 icmp back"}),
-				arms("251ms", there, []string{"0 icmp"}), arms("501ms", there, []string{"0 icmp"})),
-			took: 751 * time.Millisecond, said: "unknown by icmp (), 4 probes", cause: "it left by OpenFlow port 99, not by 11",
+				arms("251ms", there, []string{"0 icmp"}), arms("501ms", there, []string{"0 icmp"}), arms("751ms", there, []string{"0 icmp"})),
+			took: 1001 * time.Millisecond, said: "unknown by icmp (), 5 probes", cause: "it left by OpenFlow port 99, not by 11",
 		}, {
 			name: "the port is gone: no icmp", options: untouched, cast: []func(*cast){func(c *cast) { c.absent["tap0"] = true }, lost(func(s shot) bool { return s.point > leftHost })},
 			log: slices.Concat(arms("0s", there, []string{"0 tcp"}), arms("250ms", back, []string{"0 tcp back"}),
-				arms("500ms", back, []string{"0 tcp back"}), arms("750ms", back, []string{"0 tcp back"})),
-			took: time.Second, said: "faulty by tcp (tcp shows the fault), 4 probes", cause: "tap0 is not on br-int of hv1",
+				arms("500ms", back, []string{"0 tcp back"}), arms("750ms", back, []string{"0 tcp back"}), arms("1s", back, []string{"0 tcp back"})),
+			took: 1250 * time.Millisecond, said: "faulty by tcp (tcp shows the fault), 5 probes", cause: "tap0 is not on br-int of hv1",
 		},
 	}
 	for _, tt := range tests {
@@ -765,7 +766,7 @@ func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		m := newMetrics(registry)
-		// A guest that is silent to tcp: 3 probes, two of them armed, and one by icmp.
+		// A guest that is silent to tcp: 4 probes, three of them armed, and one by icmp.
 		pairs, paths := pathsOf(t, site(t, 2), probed("i0", "i1"))
 		c := newCastOf(paths, auto)
 		c.metrics = m
@@ -795,8 +796,8 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		for name, want := range map[string]float64{
-			"dyetrace_run_probes_total tcp": 3, "dyetrace_run_probes_total icmp": 1,
-			"dyetrace_run_arms_total in_place": 2 + 6 + 1, "dyetrace_run_arms_total refused": 6 + 1,
+			"dyetrace_run_probes_total tcp": 4, "dyetrace_run_probes_total icmp": 1,
+			"dyetrace_run_arms_total in_place": 3 + 6 + 1, "dyetrace_run_arms_total refused": 6 + 1,
 		} {
 			if got[name] != want {
 				t.Errorf("%s = %v, want %v", name, got[name], want)

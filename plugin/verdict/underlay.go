@@ -23,8 +23,8 @@ const (
 	// proof is how many packets of one kind must be lost, and none pass, to be lost for a reason: four
 	// at random have 1 in 10,000 at a loss of 10 %.
 	proof = 4
-	// rifeLoss is from which share on the underlay's loss of single packets can be why three probes of
-	// three were lost (at this share, 1 in 125).
+	// rifeLoss is from which share on the underlay's loss of single packets can be why all probes of a
+	// pair were lost (at this share, three of them once in 125).
 	rifeLoss = 0.2
 	// byChance is how likely it may be that large packets were all lost at random, by what small ones
 	// tell of that.
