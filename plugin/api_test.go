@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -523,6 +524,9 @@ func TestReload(t *testing.T) {
 		}
 		return len(res.Msg.Instances)
 	}
+	// A signal that comes when the last controller has gone must not end the process: kill(2) promises
+	// that one is delivered before it returns only to a process of one thread.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	hup := func(text string) {
 		t.Helper()
 		if err := os.WriteFile(w.cfg.Inventory[0], []byte(text), 0o600); err != nil {
