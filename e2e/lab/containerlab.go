@@ -212,7 +212,17 @@ func (l *Lab) writeDeployment() error {
 // deploy has containerlab do its part. It ends well even if a command of the topology's failed, but
 // says so.
 func (l *Lab) deploy(ctx context.Context) error {
-	said, err := l.containerlab(ctx, "deploy", "--max-workers", strconv.Itoa(len(l.topology.Nodes())))
+	const tries = 20 // at the least a second: as long as another lab takes to be removed
+	var said string
+	var err error
+	for range tries {
+		said, err = l.containerlab(ctx, "deploy", "--max-workers", strconv.Itoa(len(l.topology.Nodes())))
+		// It asks Docker for all containers, and then for each. If one of another lab is removed in
+		// between, it gives up; it has done nothing yet.
+		if err == nil || !strings.Contains(said, "could not list containers") || !strings.Contains(said, "cannot be found") {
+			break
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -310,11 +320,30 @@ func (c containerlab) end(ctx context.Context, l *Lab, recorded []process) error
 			return err
 		}
 	}
+	return l.removeNetwork(ctx)
+}
+
+// removeNetwork removes the lab's management network, whose containers are gone. Docker may count
+// them for a moment yet.
+func (l *Lab) removeNetwork(ctx context.Context) error {
 	out, err := docker(ctx, "network", "ls", "--quiet", "--filter", "label="+labLabel+"="+l.dir)
-	if networks := strings.Fields(out); err == nil && len(networks) > 0 {
-		_, err = docker(ctx, append([]string{"network", "rm"}, networks...)...)
+	networks := strings.Fields(out)
+	if err != nil || len(networks) == 0 {
+		return err
 	}
-	return err
+	ctx, cancel := context.WithTimeout(ctx, dockerWait)
+	defer cancel()
+	for {
+		_, err := docker(ctx, append([]string{"network", "rm"}, networks...)...)
+		if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // docker runs Docker's command line. The engine is the one that it finds by itself: $DOCKER_HOST, or

@@ -130,7 +130,7 @@ func (c ovnControl) program(ctx context.Context) error {
 	if err := runAll(ctx, [][]string{{"mkdir", "-p", ovnRun}, controllerCommand()}); err != nil {
 		return err
 	}
-	wait := []string{"--timeout=20"}
+	wait := []string{fmt.Sprintf("--timeout=%.0f", gatewayWait.Seconds())} // no longer than ctx
 	for _, i := range c.spec.On(c.host.Name) {
 		wait = append(wait, "--", "wait-until", "Interface", i.Tap(), "external_ids:ovn-installed=true")
 	}
