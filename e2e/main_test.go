@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,6 +46,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	if binary = os.Getenv(binaryEnv); binary != "" {
+		sweep()
 		return m.Run()
 	}
 	binary = filepath.Join(dir, "dyetrace")
@@ -54,7 +56,26 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building dyetrace: %v\n%s", err, out)
 		return 1
 	}
+	sweep()
 	return m.Run()
+}
+
+// sweep takes down the labs of tests that were killed.
+func sweep() {
+	dirs, _ := filepath.Glob(stateDir("e2e-*")) // its one error is of a bad pattern
+	for _, dir := range dirs {
+		var pid int
+		name := filepath.Base(dir)
+		if n, _ := fmt.Sscanf(name, "e2e-%d-", &pid); n != 1 {
+			continue
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if out, err := exec.Command(binary, "lab", "down", "--lab", name).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "lab %s, of a test that was killed: %v\n%s", name, err, out)
+		}
+	}
 }
 
 // result is what a command said.

@@ -139,7 +139,8 @@ func raise(t *testing.T, name, until string) *exec.Cmd {
 func TestInterrupted(t *testing.T) {
 	needContainers(t)
 	before := dockers(t)
-	for name, signal := range map[string]unix.Signal{"clab-term": unix.SIGTERM, "clab-kill": unix.SIGKILL} {
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		name := fmt.Sprintf("e2e-%d-%d", os.Getpid(), signal) // by which the next run knows it, if this one is killed
 		cmd := raise(t, name, "nodes:")
 		deadline := time.Now().Add(time.Minute)
 		for !strings.Contains(strings.Join(dockers(t), " "), "clab-"+name+"-") {
