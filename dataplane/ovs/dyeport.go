@@ -88,7 +88,7 @@ func (s *Switch) ensureDyePort(ctx context.Context, bridge string) (DyePort, err
 		}
 		port, _ = b.Port(name)
 	}
-	index, err := quiet(name)
+	index, err := s.quiet(name)
 	if err != nil {
 		return DyePort{}, err
 	}
@@ -127,6 +127,7 @@ func (s *Switch) makeDyePort(ctx context.Context, bridge, name string) (dataplan
 	}
 	config := t.root.NextConfig
 	if !found {
+		s.changing(bridge, "adding the dye port")
 		if config, err = db.addDyePort(ctx, t.root, row, name); err != nil {
 			return b, fmt.Errorf("adding %s: %w", name, err)
 		}
@@ -213,6 +214,7 @@ func (s *Switch) noFlood(ctx context.Context, b dataplane.Bridge, name string) e
 		return nil
 	}
 	// ModPort leaves out what ovs.Protocols sets, so the version is added here.
+	s.changing(b.Name, "dye port: no-flood")
 	c := ovs.New(ovs.Exec(func(name string, args ...string) ([]byte, error) {
 		return s.run(ctx, nil, name, append([]string{"-O", version}, args...)...)
 	}))
@@ -224,7 +226,7 @@ func (s *Switch) noFlood(ctx context.Context, b dataplane.Bridge, name string) e
 
 // quiet sets a device up, so that the kernel itself never says a word on it, and
 // returns its index.
-func quiet(name string) (int, error) {
+func (s *Switch) quiet(name string) (int, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return 0, fmt.Errorf("device %s: %w", name, err)
@@ -234,6 +236,7 @@ func quiet(name string) (int, error) {
 		return a.Index, nil
 	}
 	// Before it is up: a device that comes up with IPv6 sends at once.
+	s.changing(name, "device: IPv6 off")
 	path := "/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6"
 	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("device %s: IPv6 off: %w", name, err)
@@ -246,6 +249,7 @@ func quiet(name string) (int, error) {
 		{"multicast off", netlink.LinkSetMulticastOff},
 		{"up", netlink.LinkSetUp},
 	} {
+		s.changing(name, "device: "+step.what)
 		if err := step.do(link); err != nil {
 			return 0, fmt.Errorf("device %s: %s: %w", name, step.what, err)
 		}
@@ -297,11 +301,13 @@ func (s *Switch) removeDyePort(ctx context.Context, bridge string) error {
 	if err != nil {
 		return err
 	}
+	s.changing(bridge, "removing the dye port")
 	config, err := db.transact(ctx, t.root, ops)
 	if err != nil {
 		return err
 	}
 	if s.switchd() == "" {
+		s.changing(p.Name, "removing the device")
 		return removeTap(p.Name) // Open vSwitch made it persistent, and will not know of it
 	}
 	return db.await(ctx, func(t tables) (bool, error) { return t.root.CurConfig >= config, nil })

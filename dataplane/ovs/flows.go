@@ -72,6 +72,7 @@ func (s *Switch) Apply(ctx context.Context, bridge string, add, del []flows.Flow
 	for _, f := range add {
 		lines = append(lines, f.AddLine())
 	}
+	s.changing(bridge, fmt.Sprintf("%d flows added, %d deleted", len(add), len(del)))
 	err := s.bundle(ctx, bridge, lines)
 	if err != nil && !errors.Is(err, ErrUnsupported) && ctx.Err() == nil {
 		err = s.refused(ctx, bridge, add, err)
@@ -109,6 +110,7 @@ func (s *Switch) Renew(ctx context.Context, bridge string, ours []flows.Flow) er
 	for _, f := range ours {
 		lines = append(lines, f.RenewLine())
 	}
+	s.changing(bridge, fmt.Sprintf("lease of %d flows renewed", len(ours)))
 	return s.bundle(ctx, bridge, lines)
 }
 

@@ -29,7 +29,8 @@ type Options struct {
 	// RunDir has the control sockets and the pidfile of ovs-vswitchd. Empty is
 	// DefaultRunDir.
 	RunDir string
-	// Log takes what Run has to say; nil is nobody.
+	// Log takes what Run has to say and, at level debug, each change of the host before it is
+	// made; nil is nobody.
 	Log *slog.Logger
 }
 
@@ -65,6 +66,11 @@ type Switch struct {
 		sync.Mutex
 		kept map[string]dyeState // by bridge
 	}
+}
+
+// changing says what is about to be changed, of a bridge or a device.
+func (s *Switch) changing(of, what string) {
+	s.opts.Log.Debug("changing the host", "of", of, "what", what)
 }
 
 // Open connects to the switch's database. The error says which path or address did
