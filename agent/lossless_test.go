@@ -107,9 +107,9 @@ func (p *tenants) send(t testing.TB, packets int64) {
 }
 
 // No tenant's packet of a million is lost while hooks come, are repaired and go, time and again;
-// nor of those before, with no hook, or the test would be of something else.
+// nor of those before, with no hook, or the test would be of something else. It is not parallel:
+// the switch, which all tests share, has time for nothing else.
 func TestNoPacketIsLost(t *testing.T) {
-	t.Parallel()
 	const packets = 1_000_000
 	h := prepareHost(t)
 	p := newTenants(h)

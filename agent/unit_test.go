@@ -70,7 +70,7 @@ for m in / /run; do mount --bind $m $m; mount -o remount,ro,bind $m; done
 mount -t tmpfs tmpfs /tmp
 touch /etc/dyetrace-was-here 2>/dev/null && exit 70
 exec setpriv --bounding-set ` + strings.Join(append([]string{"-all"}, caps...), ",") + ` --inh-caps -all --no-new-privs "$0"`
-	self, err := os.Executable()
+	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,9 @@ exec setpriv --bounding-set ` + strings.Join(append([]string{"-all"}, caps...), 
 	}
 	defer os.RemoveAll(dir)
 	program := filepath.Join(dir, "agent")
-	pipe(t, "", "cp", self, program)
+	if err := os.WriteFile(program, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command("unshare", "--mount", "sh", "-c", script, program)
 	cmd.Env = append(os.Environ(), victimBridge+"="+h.bridge, fmt.Sprint(victimStep, "=0"))
 	if out, err := cmd.CombinedOutput(); err != nil {
