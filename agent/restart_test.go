@@ -45,9 +45,11 @@ func killDaemon(t testing.TB, name string) (start func()) {
 		}
 	}
 	(&host{t: t}).await("the end of "+name, func() bool {
-		// A zombie of the sandbox's first process, which reaps none, is gone enough.
+		// A zombie of the sandbox's first process, which reaps none, is gone enough, once the last
+		// of its other threads let go of what it held.
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || strings.Contains(string(stat), ") Z ")
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ") && len(threads) <= 1
 	})
 	running = false
 	t.Cleanup(start)
