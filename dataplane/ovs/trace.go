@@ -96,7 +96,8 @@ const maxRecirculations = 8
 // probe is taken for the first packet of a connection, and the answer for one of
 // an established connection.
 //
-// Our own hook is left out of the outcome: a copy to the dye port is no delivery.
+// Our own hook is left out of the outcome: a copy to the dye port is no delivery. The error wraps
+// ErrUnsupported where the switch's ofproto/trace has no --names, as that of 2.15.
 func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Trace, error) {
 	flow, err := req.flow()
 	if err != nil {
@@ -113,6 +114,9 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
 	out, err := s.run(ctx, nil, "ovs-appctl", append([]string{"-t", target}, args...)...)
+	if err != nil && strings.Contains(err.Error(), "--names: unknown option") {
+		err = fmt.Errorf("ofproto/trace without --names (Open vSwitch %s) tells no ports: %w", s.Snapshot().OVSVersion, ErrUnsupported)
+	}
 	if err != nil {
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}

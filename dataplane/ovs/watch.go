@@ -38,8 +38,9 @@ type Watch struct {
 }
 
 // watchVersions are the versions of OpenFlow to watch by: what all else goes by; and, for a switch
-// that has flow monitors only as the extension that they began as, those before 1.3.
-var watchVersions = []string{openFlowVersions, "OpenFlow10,OpenFlow11,OpenFlow12"}
+// that has flow monitors only as the extension that they began as, those before 1.3, or, like that of
+// Open vSwitch 2.15, the very first.
+var watchVersions = []string{openFlowVersions, "OpenFlow10,OpenFlow11,OpenFlow12", "OpenFlow10"}
 
 // ErrUnwatched says that the switch cannot tell of changes: it is too old, or the bridge is
 // restricted to versions of OpenFlow in which it does not.
@@ -104,6 +105,9 @@ func (w *Watch) begin(ctx context.Context, socket string) error {
 		line := strings.TrimSpace(w.lines.Text())
 		if !strings.Contains(line, "FLOW_MONITOR reply") {
 			said = append(said, line)
+			if hasNoMonitor(line) {
+				break // and ovs-ofctl would wait for more
+			}
 			continue
 		}
 		if err := w.connect(ctx, socket); err != nil {
@@ -113,13 +117,21 @@ func (w *Watch) begin(ctx context.Context, socket string) error {
 	}
 	err := w.end()
 	text := strings.Join(said, "; ")
-	// What a switch says that has no such request, and ovs-ofctl of one that it has no words for.
-	for _, sign := range []string{"OFPBRC_", "OFPBMC_", "OFPMOFC_", "not support"} {
-		if strings.Contains(text, sign) {
-			return fmt.Errorf("%w: %s", ErrUnwatched, text)
-		}
+	if hasNoMonitor(text) {
+		return fmt.Errorf("%w: %s", ErrUnwatched, text)
 	}
 	return fmt.Errorf("%s: %w", text, err)
+}
+
+// hasNoMonitor tells from what ovs-ofctl said that the switch has no such request, or it no words for
+// one in that version of OpenFlow.
+func hasNoMonitor(text string) bool {
+	for _, sign := range []string{"OFPBRC_", "OFPBMC_", "OFPMOFC_", "not support", "none of the usable flow formats"} {
+		if strings.Contains(text, sign) {
+			return true
+		}
+	}
+	return false
 }
 
 // connect connects to ovs-ofctl's control socket, which it makes after the monitor.
