@@ -247,11 +247,12 @@ func inPort(n uint16) string {
 	return fmt.Sprintf("in_port=%d", n)
 }
 
-// inject is the flow that lets a probe in whose label has this traffic class. A
+// inject is the flow that lets a probe in whose label has this traffic class; the group bit
+// of its source goes (stain.AppendFrame). A
 // class that stands for no ethertype has no flow, and so the guard drops it.
 func (h Hook) inject(class int, etherType uint16) Flow {
 	return h.flow(inject, 0, 0, enterPriority, fmt.Sprintf("mpls,%s,mpls_tc=%d", inPort(h.Dye), class),
-		fmt.Sprintf("move:OXM_OF_MPLS_LABEL[0..15]->NXM_OF_IN_PORT[],pop_mpls:0x%04x,resubmit(,0)", etherType))
+		fmt.Sprintf("move:OXM_OF_MPLS_LABEL[0..15]->NXM_OF_IN_PORT[],load:0->NXM_OF_ETH_SRC[40],pop_mpls:0x%04x,resubmit(,0)", etherType))
 }
 
 // version is what an echo's flows must know of an IP version.

@@ -209,6 +209,31 @@ func TestInjectedFrameEnters(t *testing.T) {
 	})
 }
 
+// A frame of ours that meets no hook, since somebody has just deleted it, does not teach the bridge
+// that the instance is at the dye port.
+func TestInjectedFrameTeachesNothing(t *testing.T) {
+	t.Parallel()
+	eachVersion(t, func(t *testing.T, probe func(uint32) stain.Probe) {
+		br, _ := hooked(t, normal)
+		var frames [][]byte
+		for token, ofport := range []uint16{1, 2} {
+			p := probe(uint32(token))
+			p.SrcMAC[5] = byte(0x70 + ofport) // sends nothing else
+			frame, err := stain.Default().AppendFrame(nil, ofport, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			frames = append(frames, frame)
+		}
+		br.sw.must(t, "ovs-ofctl", "del-flows", br.name, fmt.Sprintf("cookie=%#x/%#x", Cookie, CookieMask))
+		br.receive(t, "dye", frames...)
+		br.settle(t, "tap1", "tap2")
+		if fdb := br.sw.appctl(t, "fdb/show", br.name); strings.Contains(fdb, " 9 ") {
+			t.Errorf("the bridge has learned from the dye port:\n%s", fdb)
+		}
+	})
+}
+
 // Of all else that comes in by the dye port, nothing goes anywhere: not what the
 // host's kernel may say there, not a stained packet without a label, nor one whose
 // label stands for no ethertype.

@@ -89,7 +89,9 @@ func probeFrames(t *testing.T, s Stain, p Probe) []dissected {
 		t.Fatal(errFrame, errPacket)
 	}
 	a := dissected{"injected", labelled, "eth:ethertype:mpls:" + layer(p.Scheme, p.Src), s.fields(p.Scheme, p.Src, p.Dst, p.TTL, p.Token, p.message())}
-	a.want["eth.src"], a.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
+	group := p.SrcMAC
+	group[0] |= 1
+	a.want["eth.src"], a.want["eth.dst"] = group.String(), p.DstMAC.String()
 	b := dissected{"packet", plain, "eth:ethertype:" + layer(p.Scheme, p.Src), s.fields(p.Scheme, p.Src, p.Dst, p.TTL, p.Token, p.message())}
 	b.want["eth.src"], b.want["eth.dst"] = p.SrcMAC.String(), p.DstMAC.String()
 	a.want["mpls.label"], a.want["mpls.exp"], a.want["mpls.bottom"], a.want["mpls.ttl"] = fmt.Sprint(ofport), "0", "1", "64"

@@ -102,7 +102,9 @@
 //
 //	Ethernet, type 0x8847 | MPLS: label = ofport, TC, S 1, TTL 64 | IP | TCP or ICMP
 //
-// TC is the payload's ethertype: 0 IPv4, 1 IPv6.
+// TC is the payload's ethertype: 0 IPv4, 1 IPv6. The source bears the bit of a group
+// (53:… for 52:…) until the hook takes it off: where somebody has just deleted the hook,
+// the frame meets the bridge's own flows, and no switch learns a group's address as that of a port.
 //
 // # Out of the bridge
 //

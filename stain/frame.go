@@ -103,9 +103,14 @@ const (
 	portLocal = 0xfffe // OFPP_LOCAL
 )
 
+// groupBit is the least significant bit of a MAC address's first octet: a group's (IEEE 802, I/G).
+// None is the source of a frame, and no bridge learns one.
+const groupBit = 1
+
 // AppendFrame appends the frame that makes probe p enter a bridge as if it came
-// in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP or ICMP. It
-// validates p but not s. On error b is returned as it was; the error names the
+// in by port ofport: Ethernet, one MPLS label, IPv4 or IPv6, TCP or ICMP. Its source
+// is a group's address until the hook takes that bit off, so that a frame which meets
+// no hook teaches nobody where the instance is. It validates p but not s. On error b is returned as it was; the error names the
 // field of p, and wraps ErrUnsupported for a scheme that there is not.
 func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if ofport == 0 || ofport >= portMax && ofport != portLocal {
@@ -119,12 +124,14 @@ func (s Stain) AppendFrame(b []byte, ofport uint16, p Probe) ([]byte, error) {
 	if src.Is6() {
 		label |= mplsTC
 	}
-	b = appendEthernet(b, p.DstMAC, p.SrcMAC, typeMPLS)
+	from := p.SrcMAC
+	from[0] |= groupBit
+	b = appendEthernet(b, p.DstMAC, from, typeMPLS)
 	b = binary.BigEndian.AppendUint32(b, label)
 	return s.appendPacket(b, p.Scheme, src, dst, p.TTL, p.Token, p.message()), nil
 }
 
-// AppendPacket appends what AppendFrame does, without the MPLS label: the frame
+// AppendPacket appends what AppendFrame does, without the MPLS label and that bit: the frame
 // as the instance itself would have sent it.
 func (s Stain) AppendPacket(b []byte, p Probe) ([]byte, error) {
 	src, dst, err := s.check(p)

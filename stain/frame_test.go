@@ -64,7 +64,7 @@ func goodProbe() Probe {
 // ^0xd98d = 0x2672; those of the pseudo-header and the TCP header add to 0x2fcc1,
 // and ^(0xfcc1+2) = 0x033c. Linux took a frame like it, and sent goldenReply.
 const goldenFrame = "" +
-	"525400000002" + "525400000001" + "8847" + // Ethernet
+	"525400000002" + "535400000001" + "8847" + // Ethernet
 	"00005140" + // label 5, TC 0, S, TTL 64
 	"455c0028" + "00004000" + "40062672" + "0a000001" + "0a000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "033c0000"
@@ -78,7 +78,7 @@ func goodProbe6() Probe {
 // The words of the pseudo-header and the TCP header add to 0x4e2c1, and
 // ^(0xe2c1+4) = 0x1d3a. Linux 6.18 took it, and sent goldenReply6.
 const goldenFrame6 = "" +
-	"525400000002" + "525400000001" + "8847" + // Ethernet
+	"525400000002" + "535400000001" + "8847" + // Ethernet
 	"00005340" + // label 5, TC 1, S, TTL 64
 	"65c00000" + "00140640" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
 	"000b000b" + "deadbeef" + "00000000" + "5002faf0" + "1d3a0000"
@@ -94,11 +94,11 @@ func echo(p Probe) Probe {
 // Linux 6.18 answered with goldenEchoReply and goldenEchoReply6.
 const (
 	goldenEcho = "" +
-		"525400000002" + "525400000001" + "8847" + "00005140" +
+		"525400000002" + "535400000001" + "8847" + "00005140" +
 		"455c0024" + "00004000" + "4001267b" + "0a000001" + "0a000002" +
 		"0800baad" + "deadbeef" + "6479657472616365"
 	goldenEcho6 = "" +
-		"525400000002" + "525400000001" + "8847" + "00005340" +
+		"525400000002" + "535400000001" + "8847" + "00005340" +
 		"65c00000" + "00103a40" + "fd000000000000000000000000000001" + "fd000000000000000000000000000002" +
 		"8000485e" + "deadbeef" + "6479657472616365"
 )
@@ -302,7 +302,9 @@ func TestAppendFrameOracle(t *testing.T) {
 		if p.Src.Is6() {
 			mpls.TrafficClass, etherType = 1, layers.EthernetTypeIPv6
 		}
-		want := append(ethernet(p.DstMAC, p.SrcMAC, layers.EthernetTypeMPLSUnicast),
+		group := p.SrcMAC
+		group[0] |= 1
+		want := append(ethernet(p.DstMAC, group, layers.EthernetTypeMPLSUnicast),
 			serialize(t, append([]gopacket.SerializableLayer{mpls}, packet...)...)...)
 		if got, err := s.AppendFrame(nil, ofport, p); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("AppendFrame = %x, %v; want %x", got, err, want)
