@@ -15,7 +15,6 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/dyetrace/dyetrace/stain"
@@ -150,13 +149,7 @@ func open(o Options, change func(*ebpf.CollectionSpec)) (_ *Sampler, err error) 
 	}
 	s := &Sampler{attached: make(map[int]device)}
 	s.names.Store(&map[int]string{})
-	// Before Linux 5.11 the memory of programs counts against RLIMIT_MEMLOCK. Raising
-	// it can be refused and the limit still suffice.
-	memlock := rlimit.RemoveMemlock()
-	if err := spec.LoadAndAssign(&s.objects, nil); err != nil {
-		if errors.Is(err, unix.EPERM) && memlock != nil {
-			err = fmt.Errorf("%w (and raising RLIMIT_MEMLOCK: %w)", err, memlock)
-		}
+	if err := s.load(spec); err != nil {
 		return nil, fmt.Errorf("loading: %w", explain(err))
 	}
 	if s.reader, err = ringbuf.NewReader(s.objects.Samples); err != nil {
@@ -164,6 +157,21 @@ func open(o Options, change func(*ebpf.CollectionSpec)) (_ *Sampler, err error) 
 	}
 	s.tcx = haveTCX(s.objects.ToInstance)
 	return s, nil
+}
+
+// load loads the program and its maps. Before Linux 5.11 their memory counts against RLIMIT_MEMLOCK,
+// and what is too much is refused with EPERM. (Package rlimit of ebpf knows by bpf(2) what this kernel
+// does, but asks as soon as it is linked, for every verb; a seccomp filter that has no bpf(2), as that
+// of the controller's unit, ends the process then.)
+func (s *Sampler) load(spec *ebpf.CollectionSpec) error {
+	err := spec.LoadAndAssign(&s.objects, nil)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if limit := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); limit != nil {
+		return fmt.Errorf("%w (and raising RLIMIT_MEMLOCK: %w)", err, limit)
+	}
+	return spec.LoadAndAssign(&s.objects, nil)
 }
 
 // explain makes an error of package ebpf one of ours: with the verifier's whole log,
