@@ -74,6 +74,20 @@ e2e-clab: setup build containerlab ## run the end-to-end tests on containers, by
 	$(GO) test -race -c -o $(CACHE)/clab.test ./e2e/clab
 	$(AS_ROOT) e2e/clab/with-docker e2e/clab/run $(BIN) -test.run '$(CLAB_RUN)' -test.skip TestNoTouch -test.timeout $(TEST_TIMEOUT) $(CLAB_FLAGS)
 
+# Debian's releases have Open vSwitch 2.15 (bullseye), 3.1 (bookworm) and 3.5 (trixie).
+SUITE      ?= trixie
+SUITE_TEST ?= .
+
+.PHONY: test-ovs
+test-ovs: setup ## run the tests of hooks, switches and agents on another Debian's Open vSwitch (SUITE=trixie)
+	@tools/setup debian
+	@$(AS_ROOT) e2e/debian/test $(SUITE) -test.run '$(SUITE_TEST)'
+
+.PHONY: e2e-systemd
+e2e-systemd: setup build ## boot a Debian (SUITE=trixie), and run both daemons there by their systemd units
+	@tools/setup debian
+	@$(AS_ROOT) e2e/debian/systemd $(SUITE) $(BIN)
+
 .PHONY: bench
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchtime $(BENCH_TIME) -timeout 40m $(BENCH_PACKAGES)
