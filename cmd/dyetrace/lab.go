@@ -18,7 +18,7 @@ import (
 
 // labBusyWait is how long a verb waits for another that has the same lab in hand: as long as
 // raising one takes at most on a slow machine.
-const labBusyWait = 30 * time.Second
+var labBusyWait = lab.Patience(30 * time.Second)
 
 // labName is the --lab flag of one verb.
 type labName struct{ name string }
@@ -88,8 +88,10 @@ same addresses inside.`,
 	f := cmd.Flags()
 	f.StringVar(&opts.Topology, "topology", lab.DefaultName, "`TOPOLOGY`: "+strings.Join(lab.Topologies(), ", "))
 	f.StringVar(&opts.Runner, "runner", "", "`RUNNER` that makes the nodes: "+strings.Join(lab.Runners(), ", ")+" (default: $"+lab.RunnerEnv+", else "+lab.Runners()[0]+")")
+	f.StringVar(&opts.Datapath, "datapath", "", "`DATAPATH` of the hypervisors' Open vSwitch: "+strings.Join(lab.Datapaths(), ", ")+" (default: $"+lab.DatapathEnv+", else "+lab.Datapaths()[0]+")")
 	f.BoolVar(&opts.Bare, "bare", false, "the network only, neither controller nor agents")
 	must(cmd.RegisterFlagCompletionFunc("topology", cobra.FixedCompletions(lab.Topologies(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.RegisterFlagCompletionFunc("datapath", cobra.FixedCompletions(lab.Datapaths(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("runner", cobra.FixedCompletions(lab.Runners(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }

@@ -87,7 +87,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		apply: func(_ workshop, t target) []step { return []step{guestIP(t, "link set eth0 down\n")} },
 		heal: func(_ workshop, t target) []step {
 			n, _ := t.spec.Network(t.instance().Network)
-			return []step{guestIP(t, guestAddresses(n, t.instance(), "eth0"))} // IPv6 addresses and routes went with the link
+			return []step{guestIP(t, guestAddresses(n, t.instance(), "eth0")+guestNeighbours(t.spec, n, "eth0"))} // IPv6 addresses and routes went with the link
 		},
 	},
 	{

@@ -24,10 +24,10 @@ import (
 const (
 	controllerNode = "controller"
 	controllerPort = 7443
-
-	// liveWait bounds the wait for live hooks on every host.
-	liveWait = 30 * time.Second
 )
+
+// liveWait bounds the wait for live hooks on every host.
+var liveWait = Patience(30 * time.Second)
 
 // tlsFiles is the tls section of all three configuration files.
 type tlsFiles struct {

@@ -18,7 +18,7 @@ type flowControl struct{ hypervisor }
 // plug makes br-int and br-tun, named and annotated as Neutron has them, with all tunnels.
 func (c flowControl) plug(tx *transaction) {
 	for _, br := range []string{overlay.Integration, overlay.Tunnel} {
-		tx.bridge(br)
+		tx.bridge(br, c.datapath())
 	}
 	tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
 	tx.patch(overlay.Tunnel, overlay.PatchInt, overlay.PatchTun)

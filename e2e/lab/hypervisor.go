@@ -25,11 +25,11 @@ const (
 	// OVN's option, 8 bytes (ovn-architecture(7), Tunnel Encapsulations).
 	guestMTU  = 1450
 	geneveMTU = 1442
-
-	// gatewayWait bounds the wait for the rack's router, which may still be starting: a container of
-	// eleven on a busy machine came 24 s after the first.
-	gatewayWait = time.Minute
 )
+
+// gatewayWait bounds the wait for the rack's router, which may still be starting: a container of
+// eleven on a busy machine came 24 s after the first.
+var gatewayWait = Patience(time.Minute)
 
 // hypervisor is the host that SetUpNode makes of the node it runs in.
 type hypervisor struct {
@@ -142,8 +142,7 @@ func (hv hypervisor) startSwitch(ctx context.Context) error {
 // off, because the userspace datapath would forward the empty checksums that veth leaves.
 func (hv hypervisor) addInstances(ctx context.Context) error {
 	for _, i := range hv.spec.On(hv.host.Name) {
-		n, _ := hv.spec.Network(i.Network)
-		for _, s := range guestSteps(n, i) {
+		for _, s := range guestSteps(hv.spec, i) {
 			if err := run(ctx, []byte(s.stdin), s.argv[0], s.argv[1:]...); err != nil {
 				return fmt.Errorf("%s: %w", i.Name, err)
 			}
@@ -153,7 +152,8 @@ func (hv hypervisor) addInstances(ctx context.Context) error {
 }
 
 // guestSteps make a guest on its host. Each may be done twice.
-func guestSteps(n overlay.Network, i overlay.Instance) []step {
+func guestSteps(spec *overlay.Spec, i overlay.Instance) []step {
+	n, _ := spec.Network(i.Network)
 	// One command, since each costs a namespace of mounts.
 	const setUp = "sysctl -q -w net.ipv6.conf.eth0.accept_ra=0 && ethtool -K eth0 tx off && ip -batch -"
 	mtu := guestMTU
@@ -162,7 +162,7 @@ func guestSteps(n overlay.Network, i overlay.Instance) []step {
 	}
 	outside := fmt.Sprintf("link add %s mtu %d type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up\n",
 		i.Tap(), mtu, mtu, i.MAC, i.Name, i.Tap())
-	inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i, "eth0")
+	inside := "link set lo up\nlink set eth0 addrgenmode none\n" + guestAddresses(n, i, "eth0") + guestNeighbours(spec, n, "eth0")
 	in := func(stdin string, argv ...string) step { return step{i.Host, stdin, argv} }
 	return []step{
 		in("", "sh", "-c", "[ -e /run/netns/"+i.Name+" ] || ip netns add "+i.Name),
@@ -196,6 +196,15 @@ func guestAddresses(n overlay.Network, i overlay.Instance, dev string) string {
 	return b.String()
 }
 
+// guestNeighbours returns commands of ip-batch that tell a guest its gateway's MAC where nobody would
+// answer: the kernel's datapath cannot write the option of neighbour advertisements that has it.
+func guestNeighbours(spec *overlay.Spec, n overlay.Network, dev string) string {
+	if spec.Answers(overlay.V6) || n.Gateway == nil || !n.Has(overlay.V6) {
+		return ""
+	}
+	return fmt.Sprintf("neigh replace %s lladdr %s dev %s nud permanent\n", n.Gateway.IP.V6, n.Gateway.MAC, dev)
+}
+
 // control is the network controller of a lab: a way to put an overlay in place on a hypervisor.
 type control interface {
 	// plug adds its bridges to a transaction, with the ports of the hypervisor's instances.
@@ -217,14 +226,14 @@ func (hv hypervisor) control() control {
 func (hv hypervisor) addBridges(ctx context.Context) error {
 	tx := newTransaction()
 	tx.add("--may-exist", "add-br", physical)
-	tx.add("set", "Bridge", physical, datapath, "fail_mode=standalone", "other_config:hwaddr="+quote(hv.host.UplinkMAC().String()))
+	tx.add("set", "Bridge", physical, hv.datapath(), "fail_mode=standalone", "other_config:hwaddr="+quote(hv.host.UplinkMAC().String()))
 	tx.add("add-port", physical, hv.host.Uplink)
 	hv.control().plug(tx)
 	return run(ctx, nil, "ovs-vsctl", tx.args...)
 }
 
-// datapath is what all bridges are of: the kernel may have none.
-const datapath = "datapath_type=netdev"
+// datapath is what all bridges are of, as a setting of theirs.
+func (hv hypervisor) datapath() string { return "datapath_type=" + hv.spec.DatapathType() }
 
 // transaction collects the commands of one call of ovs-vsctl.
 type transaction struct{ args []string }
@@ -236,7 +245,7 @@ func (tx *transaction) add(command ...string) {
 }
 
 // bridge adds a bridge that has the flows of its controller and no others.
-func (tx *transaction) bridge(name string) {
+func (tx *transaction) bridge(name, datapath string) {
 	tx.add("--may-exist", "add-br", name)
 	tx.add("set", "Bridge", name, datapath, "fail_mode=secure")
 }
@@ -303,6 +312,9 @@ func awaitGateway(ctx context.Context, gateway string) error {
 // knows for the longest time it can, in seconds. Left to itself it drops the first packet of a
 // tunnel while it asks by ARP, after 15 idle minutes again.
 func (hv hypervisor) knowNeighbours(ctx context.Context) error {
+	if hv.spec.InKernel() {
+		return nil // which finds the way, and holds packets meanwhile
+	}
 	steps := [][]string{{"ovs-appctl", "tnl/neigh/aging", "3600"}}
 	for _, o := range hv.spec.Hosts {
 		if o.Name != hv.host.Name && hv.host.VTEP.Contains(o.VTEP.Addr()) {

@@ -29,6 +29,7 @@ type Options struct {
 	Name     string    // DefaultName if empty
 	Topology string    // one of Topologies; DefaultName if empty
 	Runner   string    // what nodes are made of, one of Runners; $DYETRACE_LAB_RUNNER if empty, or else namespaces
+	Datapath string    // of hypervisors, overlay.Netdev or overlay.System; $DYETRACE_LAB_DATAPATH if empty, or else the topology's
 	Bare     bool      // the network only, neither controller nor agents
 	Binary   string    // answers to "lab init" and so on, see Reexec; os.Executable if empty
 	Log      io.Writer // a line for each step; nil for none
@@ -64,6 +65,9 @@ func (l *Lab) Topology() *Topology { return l.topology }
 
 // Took returns how long raising the lab took.
 func (l *Lab) Took() time.Duration { return time.Duration(l.state.Seconds * float64(time.Second)) }
+
+// Datapath returns what the hypervisors' Open vSwitch forwards by, overlay.Netdev or overlay.System.
+func (l *Lab) Datapath() string { return l.base.DatapathType() }
 
 // Runner returns what the lab's nodes are made of, one of Runners.
 func (l *Lab) Runner() string { return l.runner.name() }
@@ -281,6 +285,9 @@ func prepare(opts *Options) (*Lab, error) {
 	if err := l.load(files, opts.Topology); err != nil {
 		return nil, err
 	}
+	if l.base.Datapath, err = datapathOf(opts.Datapath, l.base.Datapath); err != nil {
+		return nil, err
+	}
 	// By it commands are run in nodes, whatever these are made of.
 	return l, errors.Join(lookFor("nsenter", "util-linux"), r.missing(l))
 }
@@ -405,6 +412,9 @@ func (l *Lab) writeFiles() error {
 	if err := os.CopyFS(filepath.Join(l.dir, "topology"), files); err != nil {
 		return err
 	}
+	if err := l.writeDatapath(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(filepath.Join(l.dir, "log"), 0o755); err != nil {
 		return err
 	}
@@ -418,7 +428,7 @@ func (l *Lab) writeFiles() error {
 // awaitOverlay returns when pairs that should reach each other do, over each version that they
 // have, and how many it asked.
 func (l *Lab) awaitOverlay(ctx context.Context) (asked int, err error) {
-	patience := 5 * time.Second // measured: 0.1 s
+	patience := Patience(5 * time.Second) // measured: 0.1 s
 	if l.Overlay().EVPN != nil {
 		patience += routesWait
 	}

@@ -114,10 +114,9 @@ func (l *Lab) leave(t target, on bool) []step {
 
 // arrive makes the instance on its host, with the port number that flows will know.
 func (l *Lab) arrive(w workshop, i overlay.Instance) []step {
-	n, _ := l.base.Network(i.Network)
 	tx := newTransaction()
 	tx.tap(i, l.base.LocalVLANs(i.Host)[i.Network])
-	return append(guestSteps(n, i), samePort(i.Host, i.Tap(), w.portsWith(i).Taps[i.Name], tx)...)
+	return append(guestSteps(l.base, i), samePort(i.Host, i.Tap(), w.portsWith(i).Taps[i.Name], tx)...)
 }
 
 // movedPort is the number of a port of an instance that moved to a host; Open vSwitch counts from 1.

@@ -103,13 +103,13 @@ type ovnControl struct{ hypervisor }
 
 // plug makes br-int with the taps, as Nova leaves them to OVN, and says where OVN's central node is.
 func (c ovnControl) plug(tx *transaction) {
-	tx.bridge(overlay.Integration)
+	tx.bridge(overlay.Integration, c.datapath())
 	for _, i := range c.spec.On(c.host.Name) {
 		tx.tap(i, 0)
 	}
 	tx.add("set", "Open_vSwitch", ".", "external_ids:ovn-remote="+quote(c.spec.OVN.Southbound()),
 		"external_ids:ovn-encap-type="+overlay.Geneve, "external_ids:ovn-encap-ip="+c.host.VTEP.Addr().String(),
-		"external_ids:ovn-bridge-datapath-type=netdev")
+		"external_ids:ovn-bridge-datapath-type="+c.spec.DatapathType())
 }
 
 // controllerCommand starts ovn-controller on a hypervisor.
@@ -124,8 +124,10 @@ func (c ovnControl) program(ctx context.Context) error {
 	if err := awaitDial(ctx, c.spec.OVN.SouthboundAddress().String()); err != nil {
 		return err
 	}
-	if err := withoutNAT(ctx); err != nil {
-		return err
+	if !c.spec.InKernel() {
+		if err := withoutNAT(ctx); err != nil {
+			return err
+		}
 	}
 	if err := runAll(ctx, [][]string{{"mkdir", "-p", ovnRun}, controllerCommand()}); err != nil {
 		return err

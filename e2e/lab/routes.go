@@ -13,13 +13,12 @@ import (
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
-const (
-	// routesWait bounds the wait for routes to be what they should be. Measured: 2 s after lab up,
-	// which are FRR's first sessions; 0.1 s after a move.
-	routesWait = 30 * time.Second
-	// routesEvery is how long to wait before FRR is asked again; it takes 30 ms to answer.
-	routesEvery = 50 * time.Millisecond
-)
+// routesWait bounds the wait for routes to be what they should be. Measured: 2 s after lab up,
+// which are FRR's first sessions; 0.1 s after a move.
+var routesWait = Patience(30 * time.Second)
+
+// routesEvery is how long to wait before FRR is asked again; it takes 30 ms to answer.
+const routesEvery = 50 * time.Millisecond
 
 // place is what a type-2 route tells of: a MAC alone, or with an address.
 type place struct {

@@ -310,7 +310,7 @@ func (h *host) forwarding() {
 		vlan := h.vlans[n.Name]
 		reg := fmt.Sprintf("reg6=%#x,", vlan)
 		if g := n.Gateway; g != nil {
-			for _, ip := range g.IP.All() {
+			for _, ip := range h.answered(g.IP.All()) {
 				h.add(94, 20, asks(reg, ip), "%s", answer(g.MAC, ip, isRouter, finishOnIntegration))
 			}
 			h.add(94, 15, reg+fmt.Sprintf("dl_dst=%s,", g.MAC), "resubmit(,95)")
@@ -454,7 +454,7 @@ func (h *host) answerNeighbours() {
 			continue
 		}
 		for _, v := range Versions() {
-			for _, ip := range i.Addresses(v) {
+			for _, ip := range h.answered(i.Addresses(v)) {
 				h.add(21, 1, asks(fmt.Sprintf("dl_vlan=%d,", vlan), ip), "%s", answer(i.MAC, ip, isHost, finishOnTunnel))
 			}
 		}
@@ -493,6 +493,11 @@ const (
 	isRouter = 0xe0000000
 )
 
+// answered returns those addresses for which a bridge answers.
+func (h *host) answered(ips []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(ips), func(ip netip.Addr) bool { return ip.Is6() && !h.Answers(V6) })
+}
+
 // asks returns a match, which ends in a comma as in does, of questions for an address.
 func asks(in string, ip netip.Addr) string {
 	if ip.Is4() {
@@ -524,7 +529,7 @@ func answer(mac MAC, ip netip.Addr, flags uint32, finish int) string {
 // finishAnswer adds the second half of neighbour answers: the target's MAC, which is whom the
 // frame comes from, in the option that carried the asker's.
 func (h *host) finishAnswer(table int) {
-	if h.carriesV6() {
+	if h.carriesV6() && h.Answers(V6) {
 		h.add(table, 1, fmt.Sprintf("icmp6,icmpv6_type=%d,", neighbourAnswer), "move:NXM_OF_ETH_SRC[]->NXM_NX_ND_TLL[],in_port")
 		h.add(table, 0, "", "drop")
 	}

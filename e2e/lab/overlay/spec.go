@@ -22,6 +22,12 @@ const (
 	Geneve = "geneve" // of OVN's networks, and of no others
 )
 
+// Datapaths that a hypervisor's Open vSwitch can have (ovs-vswitchd.conf.db(5), datapath_type).
+const (
+	Netdev = "netdev" // in ovs-vswitchd; needs nothing of the kernel
+	System = "system" // the kernel's own, of its module openvswitch
+)
+
 // MAC is an Ethernet address, written aa:bb:cc:dd:ee:ff.
 type MAC [6]byte
 
@@ -43,7 +49,8 @@ func (m *MAC) UnmarshalText(text []byte) error {
 
 // Spec says what an overlay consists of.
 type Spec struct {
-	Underlay  netip.Prefix `yaml:"underlay"` // holds every VTEP; each host routes it to its gateway
+	Underlay  netip.Prefix `yaml:"underlay"`           // holds every VTEP; each host routes it to its gateway
+	Datapath  string       `yaml:"datapath,omitempty"` // of all hypervisors; Netdev if empty
 	EVPN      *EVPN        `yaml:"evpn,omitempty"`
 	OVN       *OVN         `yaml:"ovn,omitempty"`
 	Hosts     []Host       `yaml:"hosts"`
@@ -131,6 +138,23 @@ func (i Instance) Addresses(v Version) []netip.Addr {
 	return []netip.Addr{ip}
 }
 
+// InKernel reports whether the hypervisors forward in the kernel.
+func (s *Spec) InKernel() bool { return s.Datapath == System }
+
+// Answers reports whether bridges answer for others: of a version, who asks for an instance on another
+// host or for a gateway. The kernel's datapath can for ARP; of neighbour discovery it can write
+// neither the flags nor the type of an option (ovs-fields(7), nd_reserved and nd_options_type), so
+// questions for instances are flooded.
+func (s *Spec) Answers(v Version) bool { return v == V4 || !s.InKernel() }
+
+// DatapathType returns what datapath_type of all bridges is.
+func (s *Spec) DatapathType() string {
+	if s.Datapath == "" {
+		return Netdev
+	}
+	return s.Datapath
+}
+
 // Parse reads a specification in YAML and validates it. A key that it does not know is an
 // error.
 func Parse(r io.Reader) (*Spec, error) {
@@ -152,6 +176,9 @@ func (s *Spec) Validate() error {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if !s.Underlay.IsValid() || !s.Underlay.Addr().Is4() {
 		bad("underlay: want an IPv4 prefix that holds every VTEP")
+	}
+	if s.Datapath != "" && s.Datapath != Netdev && s.Datapath != System {
+		bad("datapath: %q: want %s or %s", s.Datapath, Netdev, System)
 	}
 	if len(s.Hosts) == 0 {
 		bad("hosts: want at least one")
