@@ -261,8 +261,9 @@ func (l *Lab) writeConfigs(address string) error {
 			TLS            tlsFiles
 			Store          string
 			Inventory      []string
+			Heartbeat      string
 			BGP            *bgpSection `yaml:"bgp,omitempty"`
-		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, l.bgp()},
+		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, heartbeat(), l.bgp()},
 		l.ContextFile(): struct {
 			Server     string
 			ServerName string `yaml:"server_name"`
@@ -285,6 +286,12 @@ func (l *Lab) writeConfigs(address string) error {
 		}
 	}
 	return nil
+}
+
+// heartbeat is how often agents say that they live: three that miss end their sessions.
+func heartbeat() string {
+	const usual, most = time.Second, 10 * time.Second // of the controller's configuration
+	return min(Patience(usual), most).String()
 }
 
 // bgpSection is the bgp section of the controller's configuration.
