@@ -18,7 +18,7 @@ const (
 	// large run's explanations from starving the switch.
 	maxExplain     = 64
 	parallelTraces = 2
-	explainTimeout = 3 * time.Second
+	explainTimeout = 10 * time.Second // at most what the controller waits, which may be less
 )
 
 // explain answers what this host's flows do with a packet.

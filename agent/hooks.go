@@ -23,6 +23,10 @@ import (
 // a second cost a saturated two-core lab some percent of its throughput.
 const auditEvery = 5 * time.Second
 
+// auditTimeout bounds what is asked of one bridge, which takes a second where there are 50,000 flows:
+// a switch that hangs must not hold up others' audits for long.
+const auditTimeout = 10 * time.Second
+
 // hooks keeps the hooks of all the host's bridges.
 type hooks struct {
 	sw    Switch
@@ -118,7 +122,7 @@ func (h *hooks) look(ctx context.Context, attest bool) {
 	for _, b := range h.follow(ctx, snap) {
 		found, _ := snap.Bridge(b.name) // follow took the name from this very snapshot
 		wg.Go(func() {
-			bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			bctx, cancel := context.WithTimeout(ctx, auditTimeout)
 			defer cancel()
 			b.reconcile(bctx, found, attest, now)
 		})

@@ -138,7 +138,7 @@ func (l *lab) captures(guests []string) (end func() map[string]int) {
 	for guest, r := range all {
 		select {
 		case <-r.out.first:
-		case <-time.After(30 * time.Second):
+		case <-time.After(patient(30 * time.Second)):
 			l.t.Fatalf("capture in %s does not begin", guest)
 		}
 	}

@@ -71,7 +71,7 @@ func dial(args []string) error {
 	}
 	conns := make([]net.Conn, 0, n)
 	for len(conns) < n {
-		c, err := net.DialTimeout("tcp4", args[0], 5*time.Second)
+		c, err := net.DialTimeout("tcp4", args[0], patient(5*time.Second))
 		if err != nil {
 			return fmt.Errorf("connection %d: %w", len(conns)+1, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,7 +115,7 @@ func (l *lab) with(t testing.TB) *lab { return &lab{t: t, name: l.name} }
 // dyetrace runs the binary against this lab.
 func (l *lab) dyetrace(args ...string) result {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patient(2*time.Minute))
 	defer cancel()
 	return l.start(ctx, args...)
 }
@@ -264,10 +265,19 @@ func (l *lab) check(code int, args ...string) check {
 	return c
 }
 
+// patient returns how long to wait where d is enough on an ordinary machine; labs' own waits go by the
+// same variable.
+func patient(d time.Duration) time.Duration {
+	if factor, err := strconv.ParseFloat(os.Getenv("DYETRACE_LAB_PATIENCE"), 64); err == nil && factor >= 1 && factor <= 1000 {
+		return time.Duration(float64(d) * factor)
+	}
+	return d
+}
+
 // eventually polls until ok says so, for things that daemons do by themselves.
 func eventually(t testing.TB, what string, within time.Duration, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(patient(within))
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within %v", what, within)

@@ -52,6 +52,7 @@ type StainConfig struct {
 type RunConfig struct {
 	Timeout          time.Duration `koanf:"timeout"`
 	Settle           time.Duration `koanf:"settle"`
+	AnswerTimeout    time.Duration `koanf:"answer_timeout"`
 	PerInstanceRate  float64       `koanf:"per_instance_rate"`
 	PerInstanceBurst int           `koanf:"per_instance_burst"`
 	MaxActive        int           `koanf:"max_active"`
@@ -73,6 +74,7 @@ var keys = map[string]string{
 	"heartbeat":              "a time such as 1s",
 	"run.timeout":            "a time such as 30s",
 	"run.settle":             "a time such as 250ms",
+	"run.answer_timeout":     "a time such as 5s",
 	"run.per_instance_rate":  "probes per second, such as 10",
 	"run.per_instance_burst": "a number of probes, such as 10",
 	"run.max_active":         "a number of runs, such as 64",
@@ -116,6 +118,8 @@ const (
 	// A path takes 0.5 ms (measured), an agent batches for some more; after 10 s a packet of
 	// ours is not under way any more (RFC 791 bounds a TTL of 64 by 64 s, in theory).
 	minSettle, maxSettle = 5 * time.Millisecond, 10 * time.Second
+	// An audit of a bridge with 50,000 flows takes a second. An agent gives itself ten for any answer.
+	minAnswer, maxAnswer = 100 * time.Millisecond, 10 * time.Second
 	minTimeout           = 100 * time.Millisecond
 	maxTimeout           = 24 * time.Hour
 	// What one agent can send is a few hundred thousand a second.
@@ -137,6 +141,8 @@ func DefaultConfig() Config {
 		Heartbeat: time.Second,
 		Run: RunConfig{
 			Timeout: 30 * time.Second, Settle: 250 * time.Millisecond,
+			// An agent that takes longer is not well, and must not hold up a run for long.
+			AnswerTimeout:   5 * time.Second,
 			PerInstanceRate: 10, PerInstanceBurst: 20,
 			MaxActive: 64, MaxPairs: 100_000,
 		},
@@ -338,6 +344,9 @@ func (c RunConfig) validate() []error {
 	}
 	if c.Settle < minSettle || c.Settle > maxSettle {
 		bad("run.settle: %v (want %v to %v)", c.Settle, minSettle, maxSettle)
+	}
+	if c.AnswerTimeout < minAnswer || c.AnswerTimeout > maxAnswer {
+		bad("run.answer_timeout: %v (want %v to %v)", c.AnswerTimeout, minAnswer, maxAnswer)
 	}
 	if !(c.PerInstanceRate > 0 && c.PerInstanceRate <= maxRate) { // NaN is neither
 		bad("run.per_instance_rate: %g (want more than 0, at most %g probes per second)", c.PerInstanceRate, float64(maxRate))

@@ -103,7 +103,7 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		}
 	}
 	c.runner = run.New(run.Config{
-		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle,
+		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle, AnswerTimeout: cfg.Run.AnswerTimeout,
 		PerInstanceRate: cfg.Run.PerInstanceRate, PerInstanceBurst: cfg.Run.PerInstanceBurst,
 		MaxActive: cfg.Run.MaxActive, MaxPairs: cfg.Run.MaxPairs, ToS: cfg.stain().TOS,
 		Store: c.store, Fleet: c.fleet, Book: c.book, Routes: c.routes, Log: c.log, Metrics: c.metrics,

@@ -261,9 +261,9 @@ func (l *Lab) writeConfigs(address string) error {
 			TLS            tlsFiles
 			Store          string
 			Inventory      []string
-			Heartbeat      string
+			Slow           slowSection `yaml:",inline"`
 			BGP            *bgpSection `yaml:"bgp,omitempty"`
-		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, heartbeat(), l.bgp()},
+		}{address, socket, l.tls(controllerNode), l.path("controller.db"), []string{l.InventoryFile()}, slow(), l.bgp()},
 		l.ContextFile(): struct {
 			Server     string
 			ServerName string `yaml:"server_name"`
@@ -288,10 +288,32 @@ func (l *Lab) writeConfigs(address string) error {
 	return nil
 }
 
-// heartbeat is how often agents say that they live: three that miss end their sessions.
-func heartbeat() string {
-	const usual, most = time.Second, 10 * time.Second // of the controller's configuration
-	return min(Patience(usual), most).String()
+// slowSection is what the controller's configuration has on a machine that is slow.
+type slowSection struct {
+	Heartbeat time.Duration `yaml:"heartbeat,omitempty"`
+	Run       *runSection   `yaml:"run,omitempty"`
+}
+
+type runSection struct {
+	Timeout       time.Duration
+	Settle        time.Duration
+	AnswerTimeout time.Duration `yaml:"answer_timeout"`
+}
+
+// slow returns the defaults, with patience, as far as the controller's bounds go; nothing on an ordinary
+// machine.
+func slow() slowSection {
+	if patience == 1 {
+		return slowSection{}
+	}
+	return slowSection{
+		Heartbeat: min(Patience(time.Second), time.Minute),
+		Run: &runSection{
+			Timeout:       Patience(30 * time.Second),
+			Settle:        min(Patience(250*time.Millisecond), 10*time.Second),
+			AnswerTimeout: min(Patience(5*time.Second), 10*time.Second),
+		},
+	}
 }
 
 // bgpSection is the bgp section of the controller's configuration.

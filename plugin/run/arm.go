@@ -75,7 +75,9 @@ func unkept(host, why string) string {
 }
 
 // unasked is the reason where an agent has left an Arm without an answer before.
-var unasked = fmt.Sprintf("its agent gave no answer within %v", answerTimeout)
+func (x *execution) unasked() string {
+	return fmt.Sprintf("its agent gave no answer within %v", x.answers)
+}
 
 // armPlace tells the Arms of one round apart: one for each host; and where that has refused one, for
 // each port, so that a port which is not there keeps none but its own probes from being sent.
@@ -148,7 +150,7 @@ func (x *execution) withhold(round *armRound, p *plan.Path, number uint32, now t
 	hosts := p.Hosts()
 	for _, name := range hosts {
 		if x.host[slices.Index(x.ledger.hosts, name)].mute {
-			x.fail(number, unkept(name, unasked), false, now)
+			x.fail(number, unkept(name, x.unasked()), false, now)
 			return
 		}
 	}
@@ -188,12 +190,12 @@ func (x *execution) armed(host int, m *dyetracev1.Armed, now time.Time) {
 		h.mute = false // late, but it answers
 		return
 	}
-	if now.Before(a.since.Add(answerTimeout)) {
+	if now.Before(a.since.Add(x.answers)) {
 		h.refused = h.refused || m.GetError() != ""
 		x.settleArm(m.GetId(), m.GetError(), now)
 		return
 	}
-	x.settleArm(m.GetId(), unasked, now)
+	x.settleArm(m.GetId(), x.unasked(), now)
 }
 
 // settleArm ends an Arm; why is empty if all that it asked for is in place.
@@ -231,12 +233,12 @@ func (x *execution) settleArm(id uint64, why string, now time.Time) {
 func (x *execution) armLate(now time.Time) (wake time.Time) {
 	wake = x.hard
 	for id, a := range x.arms {
-		if at := a.since.Add(answerTimeout); now.Before(at) {
+		if at := a.since.Add(x.answers); now.Before(at) {
 			wake = earliest(wake, at)
 			continue
 		}
 		x.host[a.host].mute = true
-		x.settleArm(id, unasked, now)
+		x.settleArm(id, x.unasked(), now)
 	}
 	return wake
 }

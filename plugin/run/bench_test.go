@@ -25,7 +25,7 @@ func BenchmarkVerdicts(b *testing.B) {
 	defer s.Close()
 	// Two, since who watched a run to its end may be faster than its place is free.
 	r := New(Config{
-		Timeout: time.Minute, Settle: 250 * time.Millisecond, PerInstanceRate: 1e6, PerInstanceBurst: 1e6,
+		Timeout: time.Minute, Settle: 250 * time.Millisecond, AnswerTimeout: 5 * time.Second, PerInstanceRate: 1e6, PerInstanceBurst: 1e6,
 		MaxActive: 2, MaxPairs: 1e6, Store: s, Book: oneBook{snap}, Log: slog.New(slog.DiscardHandler),
 		Fleet: fleet.New(fleet.Config{Log: slog.New(slog.DiscardHandler)}), // without agents
 	})

@@ -20,7 +20,7 @@
 // Some probes need that something is in place before they are sent (Arm of the contract): in no-touch
 // that all hosts on the way keep them from guests, or they are not sent at all; after an answer that
 // was not seen, that the next one is recognised without the stain's ToS, or they are sent without. An
-// agent has [answerTimeout] to say so. One that refuses is asked about each port by itself from then
+// agent has [Config.AnswerTimeout] to say so. One that refuses is asked about each port by itself from then
 // on, one that says nothing is not asked again until it is heard.
 //
 // What routes say of instances is asked once, when the run is planned: a route that changes while

@@ -16,10 +16,6 @@ import (
 )
 
 const (
-	// answerTimeout is how long an agent may take to answer Prepare, Finish or Explain. An audit
-	// of a bridge with 50,000 flows takes a second; five are an agent that is not well, and one
-	// of them must not hold up a run for long.
-	answerTimeout = 5 * time.Second
 	// tick is how often probes are looked at that the pace held back. An instance gets a token
 	// every 100 ms by default.
 	tick = 20 * time.Millisecond
@@ -30,9 +26,6 @@ const (
 	// explainWindow bounds the explanations that a run has outstanding at one host. ovs-vswitchd
 	// traces in its main thread, one at a time, where it also installs flows; agents take 64.
 	explainWindow = 4
-	// maxReserve is what a run keeps of its time for closing and explaining; a quarter of it if
-	// that is less.
-	maxReserve = 2 * time.Second
 )
 
 // agents is the run as its agents know it: a fleet.Assignment.
@@ -48,6 +41,9 @@ type agents interface {
 	Close()
 }
 
+// reserve is what a run keeps of its time for closing and explaining; a quarter of it if that is less.
+func reserve(answers time.Duration) time.Duration { return 2 * answers / 5 }
+
 type stage uint8
 
 const (
@@ -62,6 +58,8 @@ const (
 type execution struct {
 	log    *slog.Logger
 	settle time.Duration
+	// answers is how long an agent may take to answer.
+	answers time.Duration
 	// withdraw is when the agent gives an unanswered probe up: well before it has settled here, and
 	// one in the other direction may follow. Two that cross half-open block each other in connection
 	// tracking, whose ends then drop what would withdraw them.
@@ -153,9 +151,9 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	o options, key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
 	lay, ps, tracks := o.layout(paths)
 	x := &execution{
-		log: log, settle: cfg.Settle, withdraw: cfg.Settle / 2, pace: p, metrics: m,
+		log: log, settle: cfg.Settle, answers: cfg.AnswerTimeout, withdraw: cfg.Settle / 2, pace: p, metrics: m,
 		pairs: pairs, seq: seq, layout: lay, options: o, ledger: newLedger(key, ps, tracks, o.room(len(tracks))),
-		since: now, soft: now.Add(timeout - min(maxReserve, timeout/4)), hard: now.Add(timeout),
+		since: now, soft: now.Add(timeout - min(reserve(cfg.AnswerTimeout), timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
@@ -166,7 +164,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	x.lanes = p.join(pairs, now)
 	x.agents = begin(fleet.Spec{
 		Hosts: x.ledger.hosts, Key: key, Total: uint32(hardAttempts*len(tracks) + o.room(len(tracks))),
-		Expires: timeout + answerTimeout,
+		Expires: timeout + cfg.AnswerTimeout,
 	})
 	if o.patrol {
 		return x // whoever patrols says what is sent
@@ -318,7 +316,7 @@ func (s stage) String() string {
 
 // prepare waits until all agents are ready, or as long as is decent.
 func (x *execution) prepare(now time.Time) (wake time.Time) {
-	wake = earliest(x.since.Add(answerTimeout), x.soft)
+	wake = earliest(x.since.Add(x.answers), x.soft)
 	switch {
 	case x.all(func(h *hostState) bool { return h.ready }):
 		x.enter(probing, now)

@@ -10,7 +10,7 @@ import (
 
 // close waits for the second audits, if any pair does; the agents were told to finish.
 func (x *execution) close(now time.Time) (wake time.Time) {
-	wake = x.since.Add(answerTimeout)
+	wake = x.since.Add(x.answers)
 	switch {
 	case x.open == 0:
 		x.enter(over, now)
@@ -81,7 +81,7 @@ func (x *execution) answer(track int, r verdict.Result) {
 func (x *execution) explain(now time.Time) (wake time.Time) {
 	wake = x.hard
 	for id, q := range x.pending {
-		if at := q.since.Add(answerTimeout); now.Before(at) {
+		if at := q.since.Add(x.answers); now.Before(at) {
 			wake = earliest(wake, at)
 			continue
 		}
@@ -111,7 +111,7 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 			q.since = now
 			x.metrics.explanations.Inc()
 			x.pending[x.agents.Explain(q.host, q.ask)] = q
-			wake = earliest(wake, now.Add(answerTimeout))
+			wake = earliest(wake, now.Add(x.answers))
 		}
 	}
 	x.asking = held

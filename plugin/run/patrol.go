@@ -274,7 +274,7 @@ func (p *patrol) settle(l lostProbe, now time.Time) bool {
 	hooks := map[verdict.Place]verdict.Window{}
 	for _, host := range p.hostsOf(l.track) {
 		if !p.windows(host, l, hooks) {
-			if x.host[host].gone || now.Sub(l.settled) > answerTimeout {
+			if x.host[host].gone || now.Sub(l.settled) > x.answers {
 				continue // it will not come
 			}
 			return false

@@ -52,7 +52,7 @@ func TestRoutes(t *testing.T) {
 	var now plan.Routes
 	set := func(r plan.Routes) { mu.Lock(); now = r; mu.Unlock() }
 	cfg := Config{
-		Timeout: time.Minute, Settle: 250 * time.Millisecond, PerInstanceRate: 1e6, PerInstanceBurst: 1e6,
+		Timeout: time.Minute, Settle: 250 * time.Millisecond, AnswerTimeout: 5 * time.Second, PerInstanceRate: 1e6, PerInstanceBurst: 1e6,
 		MaxActive: 8, MaxPairs: 100, Store: s, Book: oneBook{snap}, Log: slog.New(slog.DiscardHandler),
 		Fleet:  fleet.New(fleet.Config{Log: slog.New(slog.DiscardHandler)}), // without agents
 		Routes: func() plan.Routes { mu.Lock(); defer mu.Unlock(); return now },

@@ -454,7 +454,9 @@ func (c *cast) options() options {
 	}
 }
 
-var testConfig = Config{Settle: 250 * time.Millisecond, PerInstanceRate: 10, PerInstanceBurst: 10}
+const answerTimeout = 5 * time.Second
+
+var testConfig = Config{Settle: 250 * time.Millisecond, AnswerTimeout: answerTimeout, PerInstanceRate: 10, PerInstanceBurst: 10}
 
 // play executes a run with a cast, and returns the verdicts and how long it took.
 func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {

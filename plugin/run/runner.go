@@ -67,6 +67,8 @@ type Config struct {
 	Timeout time.Duration
 	// Settle is how long after a probe left its samples may take.
 	Settle time.Duration
+	// AnswerTimeout is how long an agent may take to answer Prepare, Finish, Arm or Explain.
+	AnswerTimeout time.Duration
 	// PerInstanceRate bounds the probes that an instance takes part in, per second over all
 	// runs, after a burst of so many.
 	PerInstanceRate  float64
