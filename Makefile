@@ -100,6 +100,9 @@ e2e-kernel: setup build ## run the end-to-end tests with switches that forward i
 	$(AS_ROOT) e2e/kernel/run $(BIN) $(CACHE)/e2e-kernel.test -test.run '$(KERNEL_RUN)' -test.skip TestNoTouch -test.timeout 2h $(KERNEL_FLAGS)
 >>>>>>> d92e299 (e2e: make e2e-kernel runs the end-to-end tests on the kernel's own datapath)
 
+.PHONY: e2e-all
+e2e-all: test e2e-clab e2e-kernel ## run all tests there are, on all that labs can be made of; hours
+
 .PHONY: bench
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchtime $(BENCH_TIME) -timeout 40m $(BENCH_PACKAGES)
