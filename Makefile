@@ -74,7 +74,6 @@ e2e-clab: setup build containerlab ## run the end-to-end tests on containers, by
 	$(GO) test -race -c -o $(CACHE)/clab.test ./e2e/clab
 	$(AS_ROOT) e2e/clab/with-docker e2e/clab/run $(BIN) -test.run '$(CLAB_RUN)' -test.skip TestNoTouch -test.timeout $(TEST_TIMEOUT) $(CLAB_FLAGS)
 
-<<<<<<< HEAD
 # Debian's releases have Open vSwitch 2.15 (bullseye), 3.1 (bookworm) and 3.5 (trixie).
 SUITE      ?= trixie
 SUITE_TEST ?= .
@@ -88,7 +87,6 @@ test-ovs: setup ## run the tests of hooks, switches and agents on another Debian
 e2e-systemd: setup build ## boot a Debian (SUITE=trixie), and run both daemons there by their systemd units
 	@tools/setup debian
 	@$(AS_ROOT) e2e/debian/systemd $(SUITE) $(BIN)
-=======
 # And again, on the kernel's own datapath: in a virtual machine where this host's kernel has none, which
 # is emulated, and takes hours for all of them. By KERNEL_RUN, some. The one of 104 guests is left out.
 KERNEL_RUN ?= .
@@ -98,7 +96,6 @@ e2e-kernel: setup build ## run the end-to-end tests with switches that forward i
 	@[ -d /sys/module/openvswitch ] || modprobe -n -q openvswitch 2>/dev/null || { tools/setup kernel && e2e/kernel/vm --prepare; }
 	CGO_ENABLED=0 $(GO) test -c -o $(CACHE)/e2e-kernel.test ./e2e
 	$(AS_ROOT) e2e/kernel/run $(BIN) $(CACHE)/e2e-kernel.test -test.run '$(KERNEL_RUN)' -test.skip TestNoTouch -test.timeout 2h $(KERNEL_FLAGS)
->>>>>>> d92e299 (e2e: make e2e-kernel runs the end-to-end tests on the kernel's own datapath)
 
 .PHONY: e2e-all
 e2e-all: test e2e-clab e2e-kernel ## run all tests there are, on all that labs can be made of; hours
