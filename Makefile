@@ -23,7 +23,7 @@ BENCH_PACKAGES = ./stain ./flows ./dataplane/... ./agent ./plugin/... ./e2e/...
 
 .PHONY: help
 help: ## list these targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing, from Debian's packages (root or sudo)
@@ -87,6 +87,7 @@ test-ovs: setup ## run the tests of hooks, switches and agents on another Debian
 e2e-systemd: setup build ## boot a Debian (SUITE=trixie), and run both daemons there by their systemd units
 	@tools/setup debian
 	@$(AS_ROOT) e2e/debian/systemd $(SUITE) $(BIN)
+
 # And again, on the kernel's own datapath: in a virtual machine where this host's kernel has none, which
 # is emulated, and takes hours for all of them. By KERNEL_RUN, some. The one of 104 guests is left out.
 KERNEL_RUN ?= .
