@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // breakKind is one way to break the lab, as `lab break -o json` lists them.
@@ -91,12 +92,14 @@ func TestEveryBreakIsNamed(t *testing.T) {
 func testBreak(t *testing.T, l *lab, kind breakKind) {
 	defer func() {
 		l.must("lab", "heal", kind.Name)
+		l.awaitLinks(kind.Name, 0)
 		checkHealthy(t, l.check(0, "--all"))
 	}()
 	if strings.HasPrefix(kind.Cause, "underlay") {
 		tryUnderlay(t, l) // that nothing on a host keeps packets out is known where it was seen of late
 	}
 	l.must("lab", "break", kind.Name)
+	l.awaitLinks(kind.Name, 1)
 	probes := allTraffic
 	if !slices.Contains(bySort, kind.Cause) {
 		probes = []traffic{allTraffic[0], allTraffic[3]} // what it does to one it does to all
@@ -104,6 +107,19 @@ func testBreak(t *testing.T, l *lab, kind breakKind) {
 	for _, p := range probes {
 		t.Run(p.scheme+p.ip, func(t *testing.T) { testTruth(t, l.with(t), kind, p) })
 	}
+}
+
+// awaitLinks returns when the controller has heard that the links of so many guests are down, where
+// that is what a break does: Open vSwitch tells of it a moment after it is so, the later the busier
+// the machine.
+func (l *lab) awaitLinks(kind string, down int) {
+	l.t.Helper()
+	if kind != "guest-down" {
+		return
+	}
+	eventually(l.t, fmt.Sprintf("%d links down", down), 20*time.Second, func() bool {
+		return strings.Count(l.must("instances", "-o", "json"), `"link_state": "down"`) == down
+	})
 }
 
 // bySome are the causes that do nothing to most probes, so that one check says little of them.

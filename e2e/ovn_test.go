@@ -91,8 +91,10 @@ func testOVNBreak(t *testing.T, l *lab, i int) {
 		args = append(args, b.target)
 	}
 	l.must(args...)
+	l.awaitLinks(b.kind, 1)
 	defer func() {
 		l.must("lab", "heal", b.kind)
+		l.awaitLinks(b.kind, 0)
 		checkOVNHealthy(t, l.check(0, "--all"))
 	}()
 	probes := allTraffic
