@@ -269,6 +269,8 @@ type labBreakView struct {
 	lab.BreakKind
 	Target string    `json:"target"`
 	Truth  lab.Truth `json:"truth"`
+	// At is when the lab began to break: nothing of it was in force before.
+	At time.Time `json:"at"`
 }
 
 func newLabBreakCmd() *cobra.Command {
@@ -308,7 +310,7 @@ lists all ways, and breaks nothing.`,
 			if err != nil {
 				return err
 			}
-			v := labBreakView{Target: broken.Target, Truth: truth}
+			v := labBreakView{Target: broken.Target, Truth: truth, At: l.BrokeAt().UTC()}
 			for _, k := range lab.BreakKinds() {
 				if k.Name == broken.Kind {
 					v.BreakKind = k
@@ -357,6 +359,7 @@ func newLabTruthCmd() *cobra.Command {
 		out     output
 		scheme  string
 		version int
+		try     bool
 	)
 	cmd := &cobra.Command{
 		Use:   "truth [KIND [TARGET]]",
@@ -364,8 +367,12 @@ func newLabTruthCmd() *cobra.Command {
 		Long: `Truth says what all breaks in force do together to probes of a scheme over an IP version: for which
 pairs, which sampling point is the last to see them, which the first to miss them, and what the probe
 comes to. Pairs that have the version and are not named are healthy. With a kind of break it says what
-that alone would do, and breaks nothing.`,
+that alone would do, and breaks nothing.
+
+With --try it has the guests send each other packets of that sort, without a stain, and names the pairs
+that fare otherwise than the truth on all breaks in force says. It exits with 1 if there are any.`,
 		Example: `  dyetrace lab truth --scheme icmp
+  dyetrace lab truth --scheme icmp --try
   dyetrace lab truth security-rule-port green-1 --ip 6 -o json`,
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: completeBreak,
@@ -377,6 +384,9 @@ that alone would do, and breaks nothing.`,
 			l, err := name.open()
 			if err != nil {
 				return err
+			}
+			if try {
+				return tryTruth(cmd, l, traffic, args, out)
 			}
 			var truth lab.Truth
 			if len(args) == 0 {
@@ -398,9 +408,34 @@ that alone would do, and breaks nothing.`,
 	f := cmd.Flags()
 	f.StringVar(&scheme, "scheme", lab.TCP4.Scheme, "`SCHEME` of the probes: "+strings.Join(lab.Schemes(), ", "))
 	f.IntVar(&version, "ip", int(lab.TCP4.IP), "IP `VERSION` of the probes: 4, 6")
+	f.BoolVar(&try, "try", false, "hold it against packets that the guests send each other, and name the pairs that differ")
 	must(cmd.RegisterFlagCompletionFunc("scheme", cobra.FixedCompletions(lab.Schemes(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("ip", cobra.FixedCompletions([]string{"4", "6"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
+}
+
+// tryTruth holds the truth on all breaks in force against what guests meet.
+func tryTruth(cmd *cobra.Command, l *lab.Lab, traffic lab.Traffic, args []string, out output) error {
+	if len(args) > 0 {
+		return usage(fmt.Errorf("--try is of all breaks in force; want no KIND, not %q", args[0]))
+	}
+	wrong, err := l.Try(cmd.Context(), traffic)
+	if err != nil {
+		return err
+	}
+	err = out.print(cmd, append([]lab.Mistaken{}, wrong...), func() error {
+		for _, w := range wrong {
+			fmt.Fprintln(cmd.OutOrStdout(), w)
+		}
+		if len(wrong) == 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: guests meet what the truth says\n", traffic)
+		}
+		return nil
+	})
+	if err == nil && len(wrong) > 0 {
+		err = &exitError{code: exitFailed}
+	}
+	return err
 }
 
 func printTruth(w io.Writer, t lab.Truth) {

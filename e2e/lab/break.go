@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
@@ -103,6 +104,10 @@ func (l *Lab) Break(ctx context.Context, kind, target string) (Broken, error) {
 	}
 	return broken, nil
 }
+
+// BrokeAt returns when the last Break or Heal of this Lab had worked out what to do and began to do
+// it: nothing of it can have been in force before. Like these, it is for one goroutine at a time.
+func (l *Lab) BrokeAt() time.Time { return l.brokeAt }
 
 // Heal undoes all breaks of a kind, or all there are if kind is empty or "all", and returns
 // which. That there are none is no error.
@@ -211,6 +216,7 @@ func (l *Lab) turn(ctx context.Context, b breakage, others []Broken, on bool) er
 // walk runs commands in order, and then has every hypervisor that they touched settle.
 func (l *Lab) walk(ctx context.Context, steps []step) error {
 	touched := make(map[string]bool)
+	l.brokeAt = time.Now()
 	for _, s := range steps {
 		if _, err := l.exec(ctx, strings.NewReader(s.stdin), s.where, s.argv...); err != nil {
 			return err
@@ -249,6 +255,7 @@ func (l *Lab) turnFlows(ctx context.Context, w workshop, b breakage, others []Br
 	if on {
 		from, to = without, with
 	}
+	l.brokeAt = time.Now()
 	if _, err := l.exec(ctx, strings.NewReader(bundle(from, to)), host, "ovs-ofctl", "bundle", bridge, "-"); err != nil {
 		return err
 	}

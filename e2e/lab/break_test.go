@@ -20,14 +20,6 @@ import (
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
-const (
-	// lossPatience is how long a ping must stay unanswered to count as lost: several requests,
-	// each a hundred times the usual round trip.
-	lossPatience = 400 * time.Millisecond
-	// healPatience bounds the wait for pairs that must answer again.
-	healPatience = 10 * time.Second
-)
-
 // checkTruth pings all pairs, and sends them SYNs as probes are, over each IP version, and
 // compares who gets no answer with the truth that the lab declares.
 func checkTruth(t *testing.T, l *Lab) {
@@ -35,44 +27,15 @@ func checkTruth(t *testing.T, l *Lab) {
 	var checks sync.WaitGroup // they wait more than they work
 	defer checks.Wait()
 	for _, traffic := range allTraffic() {
-		truth, err := l.Truth(traffic)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var whole, failing []overlay.Pair
-		for _, p := range l.Overlay().PairsOver(traffic.IP) {
-			if truth.Maybes(p.Src.Name, p.Dst.Name) {
-				continue
+		checks.Go(func() {
+			wrong, err := l.Try(t.Context(), traffic)
+			if err != nil {
+				t.Error(err)
 			}
-			if truth.Failing(p.Src.Name, p.Dst.Name) {
-				failing = append(failing, p)
-			} else {
-				whole = append(whole, p)
+			for _, w := range wrong {
+				t.Errorf("%v: %s", traffic, w)
 			}
-		}
-		checks.Go(func() { checkAnswers(t, l, traffic, whole, true, healPatience) })
-		checks.Go(func() { checkAnswers(t, l, traffic, failing, false, lossPatience) })
-	}
-}
-
-// checkAnswers wants all pairs to be answered, or none.
-func checkAnswers(t *testing.T, l *Lab, traffic Traffic, pairs []overlay.Pair, want bool, patience time.Duration) {
-	answered := make([]bool, len(pairs))
-	if traffic.Scheme == TCP {
-		answered = syn(t, l, traffic.IP, pairs, patience)
-	} else {
-		echoes, err := l.Echo(t.Context(), traffic.IP, pairs, patience)
-		if err != nil {
-			t.Error(err)
-		}
-		for i, e := range echoes {
-			answered[i] = e.Answered
-		}
-	}
-	for i, p := range pairs {
-		if answered[i] != want {
-			t.Errorf("%s to %s, %v: answered %v, want %v", p.Src.Name, p.Dst.Name, traffic, answered[i], want)
-		}
+		})
 	}
 }
 

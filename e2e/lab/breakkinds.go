@@ -104,6 +104,17 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		},
 	},
 	{
+		Name: "duplicate-mac", Form: "INSTANCE:INSTANCE", Default: "blue-3:blue-4", Cause: CauseGuest,
+		Help: "the first guest has taken the MAC of the second: it takes no frame that is for its own, and none that it sends leaves its switch",
+		dies: toGuest,
+		apply: func(_ workshop, t target) []step {
+			return []step{guestIP(t, "link set eth0 address "+t.instances[1].MAC.String()+"\n")}
+		},
+		heal: func(_ workshop, t target) []step {
+			return []step{guestIP(t, "link set eth0 address "+t.instance().MAC.String()+"\n")}
+		},
+	},
+	{
 		Name: "tap-off", Form: "INSTANCE", Default: "green-3", Cause: CausePort,
 		Help: "the instance's tap is taken off br-int",
 		dies: func(t target, l leg) segment {

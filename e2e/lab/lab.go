@@ -48,6 +48,8 @@ type Lab struct {
 
 	mu    sync.Mutex // guards state
 	state *state
+
+	brokeAt time.Time // see BrokeAt
 }
 
 // Name returns the lab's name.

@@ -1,11 +1,12 @@
 package lab
 
 import (
+	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,20 +30,19 @@ type synCheck struct {
 	answered []bool
 }
 
-// syn sends a SYN of each pair, again and again until patience ends, and returns which were
-// answered by a reset, or a SYN, that acknowledges it.
-func syn(t *testing.T, l *Lab, v overlay.Version, pairs []overlay.Pair, patience time.Duration) []bool {
-	t.Helper()
+// syn sends a SYN of each pair, again and again until all are answered or patience ends, and returns
+// which were: by a reset, or a SYN, that acknowledges it.
+func (l *Lab) syn(ctx context.Context, v overlay.Version, pairs []overlay.Pair, patience time.Duration) ([]bool, error) {
 	x := &synCheck{version: v, index: make(map[uint32]int), answered: make([]bool, len(pairs))}
 	conns := make(map[string]*net.IPConn)
 	var readers sync.WaitGroup
+	defer readers.Wait()
 	for _, p := range pairs {
 		for _, i := range []overlay.Instance{p.Src, p.Dst} {
 			if conns[i.Name] == nil {
 				conn, err := rawTCP(l, v, i)
 				if err != nil {
-					t.Errorf("raw socket in %s: %v", i.Name, err)
-					return x.answered
+					return nil, fmt.Errorf("raw socket in %s: %w", i.Name, err)
 				}
 				defer conn.Close()
 				conns[i.Name] = conn
@@ -50,19 +50,25 @@ func syn(t *testing.T, l *Lab, v overlay.Version, pairs []overlay.Pair, patience
 			}
 		}
 	}
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline) && !x.complete(); {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil && !x.complete() {
 		for i, p := range pairs {
 			if segment := x.segment(i, p); segment != nil {
+				// What does not leave is not answered.
 				_, _ = conns[p.Src.Name].WriteTo(segment, &net.IPAddr{IP: p.Dst.IP.Of(v).AsSlice()})
 			}
 		}
-		time.Sleep(min(echoEvery, max(0, time.Until(deadline)))) // between attempts, as in Echo
+		select {
+		case <-ctx.Done():
+		case <-time.After(echoEvery): // between attempts, as in Echo
+		}
 	}
 	for _, c := range conns {
 		c.SetReadDeadline(time.Unix(1, 0))
 	}
 	readers.Wait()
-	return x.answered
+	return x.answered, nil
 }
 
 func rawTCP(l *Lab, v overlay.Version, i overlay.Instance) (*net.IPConn, error) {
