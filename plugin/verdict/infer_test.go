@@ -23,17 +23,18 @@ func TestLocated(t *testing.T) {
 	}{
 		{crossing, "01234567", nil, "0 0 false"},
 		{crossing, "absent", nil, "1 1 false"},
-		{crossing, "0", nil, "2 2 false"},
+		{crossing, "0", nil, "0 0 false"}, // by a rule, maybe
+		{crossing, "0", &Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}, "2 2 false"},
 		{crossing, "01", nil, "3 3 false"},
 		{crossing, "01", &Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 20, 2, "dl_vlan=1")}, "2 3 false"},
 		{crossing, "01", &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}, "3 3 false"},
 		{crossing, "012", nil, "4 4 false"},
 		{crossing, "0123", &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip")}, "5 5 false"},
 		{crossing, "0123", &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"}, "6 6 false"},
-		{crossing, "01234", nil, "2 2 true"},
+		{crossing, "01234", &Explanation{Point: 4, Outcome: Tunnelled, Port: "gre-hv1", TunnelRemote: "10.1.1.1", TunnelID: 1001}, "2 2 true"},
 		{crossing, "012345", nil, "3 3 true"},
 		{crossing, "0123456", nil, "4 4 true"},
-		{shown, "012", nil, "5 5 false"},
+		{shown, "012", &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b4"}, "5 5 false"},
 		{shown, "0123", nil, "6 6 false"},
 		{local, "0", &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip")}, "2 5 false"},
 	}

@@ -155,7 +155,7 @@ func TestJudge(t *testing.T) {
 
 		// Lost on the source's host.
 		{name: "before br-tun", pair: crossing, probes: []string{"0"},
-			want: "faulty switch | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun | ask hv1/br-int!"},
+			want: "unknown unexplained | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun; whether by a fault or by a security rule is not known: what its flows do with it was not explained | ask hv1/br-int!"},
 		{name: "dropped by a flow", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: drop},
 			want: "faulty flow | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1: dropped by br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)"},
 		{name: "dropped by a security rule", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 72, 50, "ct_state=+inv+trk,reg5=0x1")},
@@ -379,7 +379,7 @@ func TestJudge(t *testing.T) {
 		{name: "no touch: denied", noTouch: true, pair: shown, probes: []string{"012"}, explain: &Explanation{Point: 2, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
 			want: "policy security-rule | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | hv4: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
 		{name: "no touch: not delivered, not explained", noTouch: true, pair: shown, probes: []string{"012"},
-			want: "faulty switch | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | no sample after hv4/br-int from-tunnel: lost on hv4 before tap-b4 | ask hv4/br-int!"},
+			want: "unknown unexplained | hv4/br-int from-tunnel → hv4/br-int to-instance | hv4 | no sample after hv4/br-int from-tunnel: lost on hv4 before tap-b4; whether by a fault or by a security rule is not known: what its flows do with it was not explained | ask hv4/br-int!"},
 		{name: "no touch: tunnel", noTouch: true, pair: shown, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv4", TunnelRemote: "10.1.2.3", TunnelID: 1001},
 			want: "faulty stale-vtep | hv1/br-tun to-tunnel → hv4/br-int from-tunnel | hv1 | hv1 sends it to 10.1.2.3 (hv3), but blue-4 is on hv4 (10.1.2.4): stale or wrong tunnel"},
 		{name: "no touch: tap off, nothing sent", noTouch: true, net: []func(hosts){unplug("hv4", "tap-b4")}, pair: shown,

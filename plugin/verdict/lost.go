@@ -244,6 +244,9 @@ func (j *judgement) dropped(l *loss) finding {
 	}
 	if l.x.Flow == nil {
 		f.cause = fmt.Sprintf("%s: dropped after %s", f.host, l.last)
+		if j.gap(l) != "" {
+			f.to = l.from + 1 // the next bridge is what it could not get to
+		}
 		return f
 	}
 	f.to = j.after(l, l.x.Flow.Bridge)
@@ -428,10 +431,22 @@ func (j *judgement) between(l *loss) finding {
 	default:
 		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.goal())
 	}
+	if l.x == nil && f.kind != CausePort && f.kind != CauseTunnel && j.rules(l) {
+		f.verdict, f.kind = Unknown, CauseUnexplained
+		f.cause += "; whether by a fault or by a security rule is not known: what its flows do with it was not explained" + j.unasked()
+	}
 	if !l.narrow() && f.to == 0 {
 		f.cause += because(few(j.blinds(l.from+1, l.to)))
 	}
 	return f
+}
+
+// unasked says why there is no explanation; empty if that is not known, or another.
+func (j *judgement) unasked() string {
+	if x := j.Explanation; x != nil && x.Error != "" {
+		return " (" + x.Error + ")"
+	}
+	return ""
 }
 
 // passes: a switch lost it, though its flows pass it now.
@@ -491,18 +506,33 @@ func (j *judgement) inTunnel(l *loss) finding {
 	if err == nil && len(l.receiver.VTEPs) > 0 && !right {
 		return finding{Faulty, sender, leads(owner), j.wrongTunnel(l, owner), j.landing(l)}
 	}
-	if key := j.key(l); key != 0 && l.x.TunnelID != 0 && l.x.TunnelID != key {
-		return finding{Faulty, sender, CauseVNI, fmt.Sprintf("%s sends it to %s (%s) with tunnel key %d, but the key of network %s is %d",
-			sender, receiver, l.x.TunnelRemote, l.x.TunnelID, j.network(l), key), 0}
-	}
+	// Where several things are wrong, what comes first on the way is why it was lost.
 	if missing := noTunnel(l, typeOf(l.sender.Tunnels, l.x.Port)); missing != "" {
-		return finding{Faulty, receiver, CauseTunnel, missing, 0}
+		return j.unless(l, finding{Faulty, receiver, CauseTunnel, missing, 0})
+	}
+	if key := j.key(l); key != 0 && l.x.TunnelID != 0 && l.x.TunnelID != key {
+		return j.unless(l, finding{Faulty, sender, CauseVNI, fmt.Sprintf("%s sends it to %s (%s) with tunnel key %d, but the key of network %s is %d",
+			sender, receiver, l.x.TunnelRemote, l.x.TunnelID, j.network(l), key), 0})
 	}
 	where := fmt.Sprintf("where it does not come in: lost in the underlay, or at %s's end of the tunnel", receiver)
 	if !l.narrow() {
 		where = fmt.Sprintf("but %s did not see it: lost on the way", l.next)
 	}
 	return j.inUnderlay(l, fmt.Sprintf("%s, %s", l.goesRight(), where))
+}
+
+// unless is what the two ends' configuration says of a loss in the tunnel, unless nothing at all passes
+// the underlay: then that is the cause, and the other is said besides.
+func (j *judgement) unless(l *loss, f finding) finding {
+	u := j.inUnderlay(l, "")
+	if l.u != nil {
+		if what, _ := l.u.small(); what == noWay {
+			u.cause += "; besides, " + f.cause
+			return u
+		}
+		l.u = nil // what it showed is not why
+	}
+	return f
 }
 
 // key is the tunnel key of the network that the packet travels in once routed; 0 if not known.

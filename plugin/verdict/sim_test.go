@@ -564,9 +564,6 @@ func (w *world) check(t *rapid.T, r *Result, explained bool) {
 		}
 	case Faulty:
 		network := []fate{byFlow, byNet, astray, answered}
-		if !explained || w.impaired {
-			network = append(network, byRule) // that it is a rule, only the explanation tells
-		}
 		blockedFact := w.path.Blocked != nil && (w.path.Blocked.Absent() || w.path.NoTouch && w.path.To.Absent != "")
 		if plainly || !blockedFact && !w.suffered(from, to, network...) {
 			wrong("wrong faulty")

@@ -1,0 +1,483 @@
+package run
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// simPlace is a bridge.
+type simPlace struct {
+	host   int
+	bridge string
+}
+
+// simOwn is a fault of ours, from a time after the run began to another.
+type simOwn struct {
+	kind       string
+	host       int
+	bridge     string // where it is of one
+	from, to   time.Duration
+	share      float64
+	delay      time.Duration
+	breaksHost bool // packets through the host are lost meanwhile, in truth
+}
+
+func (o *simOwn) during(at time.Duration) bool { return at >= o.from && at < o.to }
+
+// simAgents are the agents of a simulated cloud: they answer the controller as the contract has it.
+type simAgents struct {
+	c      *simCloud
+	chance *rand.Rand
+	own    []*simOwn
+	spec   fleet.Spec
+	hosts  []int // of the spec's
+	wake   chan struct{}
+	began  time.Time
+
+	mu      sync.Mutex
+	events  []fleet.Event
+	closed  bool
+	id      uint64
+	armed   map[string]bool
+	counted map[simPlace]map[stain.Kind]uint64
+	read    map[simPlace]map[stain.Kind]uint64
+	lost    map[simPlace]uint64
+	epoch   map[simPlace]uint64
+	passed  map[uint64]*dyetracev1.UnderlayReport // by session, what came to the other host
+	probes  int
+}
+
+func newSimAgents(c *simCloud, chance *rand.Rand, own []*simOwn) *simAgents {
+	return &simAgents{
+		c: c, chance: chance, own: own, wake: make(chan struct{}, 1), armed: map[string]bool{},
+		counted: map[simPlace]map[stain.Kind]uint64{}, read: map[simPlace]map[stain.Kind]uint64{},
+		lost: map[simPlace]uint64{}, epoch: map[simPlace]uint64{}, passed: map[uint64]*dyetracev1.UnderlayReport{},
+	}
+}
+
+func (a *simAgents) begin(s fleet.Spec) agents {
+	a.spec, a.began = s, time.Now()
+	for _, name := range s.Hosts {
+		a.hosts = append(a.hosts, int(name[2]-'1'))
+	}
+	for i, h := range a.hosts {
+		a.put(i, &dyetracev1.Ready{Windows: a.windows(h)})
+		for _, o := range a.own {
+			if o.host == h && o.kind == "agent killed" {
+				time.AfterFunc(o.from, func() { a.put(i, fleet.Gone{Reason: "its connection broke"}) })
+			}
+			if o.host == h && o.kind == "controller drops samples" {
+				time.AfterFunc(o.from, func() { a.put(i, fleet.Lost{Samples: 3}) })
+			}
+		}
+	}
+	return a
+}
+
+func (a *simAgents) since() time.Duration { return time.Since(a.began) }
+
+// put has the controller hear something.
+func (a *simAgents) put(host int, m any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tell(host, m)
+}
+
+func (a *simAgents) tell(host int, m any) {
+	if a.closed {
+		return
+	}
+	a.events = append(a.events, fleet.Event{Host: host, Message: m})
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// later has the controller hear something of a host when that host's agent gets to say it.
+func (a *simAgents) later(host int, m any) {
+	at := a.since() + time.Millisecond
+	for _, o := range a.own {
+		if o.host != a.hosts[host] {
+			continue
+		}
+		switch {
+		case o.kind == "agent killed" && at >= o.from:
+			return
+		case o.kind == "agent stalls" && o.during(at):
+			at = o.to
+		case o.kind == "agent slow":
+			at += o.delay
+		}
+	}
+	time.AfterFunc(at-a.since(), func() { a.put(host, m) })
+}
+
+// hooked says that a bridge's hook is there at a time; epochs count how often it was not.
+func (a *simAgents) hooked(p simPlace, at time.Duration) bool {
+	for _, o := range a.own {
+		if (o.kind == "hook wiped" && o.host == p.host && o.bridge == p.bridge || o.kind == "vswitchd restarted" && o.host == p.host) && o.during(at) {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *simAgents) epochOf(p simPlace, at time.Duration) uint64 {
+	e := uint64(1)
+	for _, o := range a.own {
+		if (o.kind == "hook wiped" && o.host == p.host && o.bridge == p.bridge || o.kind == "vswitchd restarted" && o.host == p.host) && at >= o.from {
+			e++
+			if at >= o.to {
+				e++
+			}
+		}
+	}
+	return e
+}
+
+// windows are audits of a host's hooks.
+func (a *simAgents) windows(h int) []*dyetracev1.HookWindow {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.since()
+	var all []*dyetracev1.HookWindow
+	for _, bridge := range []string{"br-int", "br-tun"} {
+		p := simPlace{h, bridge}
+		w := &dyetracev1.HookWindow{Bridge: bridge, Live: a.hooked(p, at), Epoch: a.epochOf(p, at), Lost: a.lost[p]}
+		if !w.Live {
+			w.Reason = "wiped"
+		}
+		for _, k := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToTunnel} {
+			// The counters stand some copies behind or before what was read, and by a number that means nothing.
+			w.Counts = append(w.Counts, &dyetracev1.PointCount{Kind: dyetracev1.PointKind(k), Counted: 1000 + a.counted[p][k], ReadMin: 40 + a.read[p][k], ReadMax: 40 + a.read[p][k]})
+		}
+		all = append(all, w)
+	}
+	return all
+}
+
+func (a *simAgents) guest(ip []byte) *simGuest {
+	var b [16]byte
+	copy(b[:], ip)
+	addr := netip.AddrFrom16(b).Unmap()
+	i := slices.IndexFunc(a.c.guests, func(g *simGuest) bool { return g.ip == addr })
+	if i < 0 {
+		panic("no guest has " + addr.String())
+	}
+	return a.c.guests[i]
+}
+
+func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
+	left := &dyetracev1.Injected{}
+	all := make([]*dyetracev1.Samples, len(a.hosts))
+	for i := range all {
+		all[i] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
+	}
+	a.mu.Lock()
+	at := a.since()
+	for i, number := range m.Index {
+		from, to := a.guest(m.SrcIp[16*i:16*i+16]), a.guest(m.DstIp[16*i:16*i+16])
+		a.probes++
+		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, uint64(at))
+		if !a.hooked(simPlace{from.host, "br-int"}, at) {
+			continue // the flow that lets it in is the hook's
+		}
+		scheme := stain.Scheme(m.Scheme)
+		there, back, answered := a.c.probe(from, to, scheme, a.chance)
+		if a.brokenFor(from, to, at) {
+			there = simTrip{seen: there.seen[:1]}
+			answered = false
+		}
+		a.sample(all, number, from, to, scheme, there.seen, true)
+		if answered {
+			// An answer without the ToS is known by its ports where the guest's port was armed (tcp), by the
+			// request where it passed the hook (icmp).
+			known := !a.c.mute[to.name] || scheme == stain.ICMP || a.armed[to.name]
+			a.sample(all, number, to, from, scheme, back.seen, known)
+		}
+	}
+	a.mu.Unlock()
+	a.later(host, left)
+	for i, s := range all {
+		if len(s.Index) > 0 {
+			a.later(i, s)
+		}
+	}
+}
+
+// brokenFor says that a fault of ours has the network itself lose packets.
+func (a *simAgents) brokenFor(from, to *simGuest, at time.Duration) bool {
+	return slices.ContainsFunc(a.own, func(o *simOwn) bool {
+		return o.breaksHost && o.during(at) && (from.host == o.host || to.host == o.host)
+	})
+}
+
+// sample has hooks see a packet, and agents what the hooks copy. Caller holds mu.
+func (a *simAgents) sample(all []*dyetracev1.Samples, number uint32, from, to *simGuest, scheme stain.Scheme, seen []simSighting, stained bool) {
+	at := a.since()
+	for n, s := range seen {
+		i := slices.Index(a.hosts, s.host)
+		tap := s.kind == stain.ToInstance
+		switch {
+		case i < 0: // no agent of that host takes part
+			continue
+		case !stained && !(tap && scheme == stain.TCP): // the program at the port knows tcp by its ports
+			continue
+		case !tap && !a.hooked(simPlace{s.host, s.bridge}, at):
+			continue
+		}
+		p := simPlace{s.host, s.bridge}
+		copies := 1
+		if a.chance.IntN(2000) == 0 {
+			copies = 2
+		}
+		for range copies {
+			if !a.told(p, s.kind) {
+				continue
+			}
+			m := all[i]
+			m.Index = append(m.Index, number)
+			m.Bridge = append(m.Bridge, uint32(slices.Index(m.Bridges, s.bridge)))
+			m.Kind = append(m.Kind, dyetracev1.PointKind(s.kind))
+			m.AtNs = append(m.AtNs, uint64(at)+uint64(s.host)*1e12+uint64(20_000*n))
+			m.AddrTag = append(m.AddrTag, stain.AddrTag(a.spec.Key, from.ip, to.ip))
+			m.Ttl = append(m.Ttl, 64)
+			m.InPort = append(m.InPort, s.inPort)
+			src := uint32(0)
+			if s.tunSrc.IsValid() {
+				b := s.tunSrc.As4()
+				src = uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+			}
+			m.TunSrc, m.TunId = append(m.TunSrc, src), append(m.TunId, s.tunID)
+			m.Reply, m.NoReply = append(m.Reply, s.answer), append(m.NoReply, false)
+			m.Scheme = append(m.Scheme, dyetracev1.Scheme(scheme))
+		}
+	}
+}
+
+// told says whether a copy comes to the agent. Caller holds mu.
+func (a *simAgents) told(p simPlace, kind stain.Kind) bool {
+	if kind != stain.ToInstance {
+		if a.counted[p] == nil {
+			a.counted[p], a.read[p] = map[stain.Kind]uint64{}, map[stain.Kind]uint64{}
+		}
+		a.counted[p][kind]++
+	}
+	for _, o := range a.own {
+		switch {
+		case o.host != p.host || o.bridge != "" && o.bridge != p.bridge || !o.during(a.since()) || a.chance.Float64() >= o.share:
+		case o.kind == "samples lost":
+			if kind != stain.ToInstance {
+				a.read[p][kind]++
+			}
+			a.lost[p]++
+			return false
+		case o.kind == "samples lost unseen" && kind != stain.ToInstance: // the program at the port counts for itself
+			return false
+		}
+	}
+	if kind != stain.ToInstance {
+		a.read[p][kind]++
+	}
+	return true
+}
+
+func (a *simAgents) Arm(host int, m *dyetracev1.Arm) uint64 {
+	a.mu.Lock()
+	a.id++
+	id := a.id
+	for _, p := range m.Answers {
+		a.armed[p.Port[len("tap-"):]] = true
+	}
+	a.mu.Unlock()
+	a.later(host, &dyetracev1.Armed{Id: id})
+	return id
+}
+
+func (a *simAgents) Audit(host int) {
+	a.later(host, &dyetracev1.Audited{Windows: a.windows(a.hosts[host])})
+}
+
+// Finish is answered after all that the agent has seen: what it may still be told is on its way by then.
+func (a *simAgents) Finish(host int) {
+	time.AfterFunc(2*time.Millisecond, func() {
+		a.later(host, &dyetracev1.Finished{Windows: a.windows(a.hosts[host])})
+	})
+}
+
+func (a *simAgents) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) uint64 {
+	a.mu.Lock()
+	a.id++
+	id := a.id
+	var r *dyetracev1.UnderlayReport
+	if m.GetRecall() {
+		r = &dyetracev1.UnderlayReport{Listening: true, FromOthersNs: uint64(time.Second)}
+		if p := a.passed[m.GetSession()]; p != nil {
+			r.Seen = p.Seen
+		}
+	} else {
+		r = a.exchange(a.hosts[host], m)
+	}
+	r.Id = id
+	a.mu.Unlock()
+	a.later(host, r)
+	return id
+}
+
+// exchange sends UDP between two hosts, and back. Caller holds mu.
+func (a *simAgents) exchange(h int, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	dst := netip.AddrFrom16([16]byte(m.GetDstIp())).Unmap().As4()
+	g := int(dst[3]) - 1
+	r := &dyetracev1.UnderlayReport{SrcIp: simVTEP(h).String(), DstIp: simVTEP(g).String()}
+	ports, sizes := int(m.GetSourcePorts()), len(m.GetSizes())
+	seen := make([]byte, (ports*sizes*int(m.GetRepeats())+7)/8)
+	some := false
+	for p := range ports {
+		r.SourcePorts = append(r.SourcePorts, uint32(40000+p))
+		for s, bytes := range m.GetSizes() {
+			var sent, answered uint32
+			for n := range m.GetRepeats() {
+				if s > 0 && answered > 0 {
+					break
+				}
+				sent++
+				if !a.datagram(h, g, p, bytes) {
+					continue
+				}
+				serial := (int(n)*ports+p)*sizes + s
+				seen[serial/8] |= 1 << (serial % 8)
+				some = true
+				if a.datagram(g, h, p, bytes) {
+					answered++
+				}
+			}
+			r.Sent, r.Answered, r.RttNs = append(r.Sent, sent), append(r.Answered, answered), append(r.RttNs, 40_000)
+			if answered == 0 {
+				r.RttNs[len(r.RttNs)-1] = 0
+			}
+		}
+	}
+	if some {
+		a.passed[m.GetSession()] = &dyetracev1.UnderlayReport{Seen: seen}
+	}
+	return r
+}
+
+// datagram says whether one arrives. Caller holds mu.
+func (a *simAgents) datagram(from, to, port int, bytes uint32) bool {
+	for _, f := range a.c.faults {
+		switch {
+		case f.udp != nil && f.udp(from, to), f.large != nil && bytes > 1400 && f.large(from, to):
+			return false
+		case f.dark != nil && f.dark(from, to) == spine(from, to, port+2):
+			return false
+		case f.share > 0 && f.loses(&simPacket{from: &simGuest{host: from}, to: &simGuest{host: to}}) && a.chance.Float64() < f.share:
+			return false
+		}
+	}
+	return a.chance.Float64() >= a.c.loss
+}
+
+// Explain has a host say what its flows do with a packet: no chance, no guest, and no other host.
+func (a *simAgents) Explain(host int, m *dyetracev1.Explain) uint64 {
+	a.mu.Lock()
+	a.id++
+	x := a.trace(a.hosts[host], m)
+	x.Id = a.id
+	id := a.id
+	a.mu.Unlock()
+	a.later(host, x)
+	return id
+}
+
+func (a *simAgents) trace(h int, m *dyetracev1.Explain) *dyetracev1.Explanation {
+	p := &simPacket{a.guest(m.GetSrcIp()), a.guest(m.GetDstIp()), m.GetReply(), stain.Scheme(max(m.GetScheme(), 1))}
+	dropped := func(f *simFault) *dyetracev1.Explanation {
+		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: f.flow}
+	}
+	dies := func(stages ...simStage) *simFault {
+		for _, s := range stages {
+			for _, f := range a.c.faults {
+				if f.dies != nil && f.dies(p, s) {
+					return f
+				}
+			}
+		}
+		return nil
+	}
+	if p.from.host == h && p.to.host != h {
+		if f := dies(stageOut, stagePatchOut, stageTunnel); f != nil {
+			return dropped(f)
+		}
+		to, key, remote := p.to.host, simKeys[p.to.net], ""
+		for _, f := range a.c.faults {
+			if f.sends != nil && remote == "" {
+				if where, ok := f.sends(p); ok {
+					to = where
+					remote = "10.1.0.254"
+				}
+			}
+			if f.key != nil {
+				if k, ok := f.key(p, h); ok {
+					key = k
+				}
+			}
+		}
+		name := simHost(p.to.host)
+		if to >= 0 {
+			remote, name = simVTEP(to).String(), simHost(to)
+		}
+		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: simEncap[p.to.net] + "-" + name, TunnelRemote: remote, TunnelId: key}
+	}
+	if m.GetBridge() == "br-tun" {
+		for _, f := range a.c.faults {
+			if f.key != nil {
+				if k, ok := f.key(p, h); (ok && k != m.GetTunId()) || (!ok && m.GetTunId() != simKeys[p.to.net]) {
+					return dropped(f)
+				}
+			}
+		}
+		if f := dies(stageIn, stagePatchIn); f != nil {
+			return dropped(f)
+		}
+	} else if f := dies(stageOut); f != nil && p.from.host == h {
+		return dropped(f)
+	}
+	if p.to.host != h {
+		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60, Actions: "NORMAL"}}
+	}
+	if f := dies(stageDelivery); f != nil {
+		return dropped(f)
+	}
+	port := p.to.port()
+	for _, f := range a.c.faults {
+		if f.hands != nil && f.hands(p) != nil {
+			port = "tap-other"
+		}
+	}
+	return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DELIVERED, Port: port}
+}
+
+func (a *simAgents) Wake() <-chan struct{} { return a.wake }
+
+func (a *simAgents) Close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+}
+
+func (a *simAgents) Events(buf []fleet.Event) []fleet.Event {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	events := a.events
+	a.events = buf[:0]
+	return events
+}

@@ -1,0 +1,388 @@
+package run
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// A cloud is simulated packet by packet, so that what is said of it can be held against what is so, ten
+// thousand times. It knows of ports, bridges, tunnels, wires and guests, and of faults as what they do to
+// a packet at one stage of its way; of plans, points that are expected and verdicts it knows nothing. It
+// shares the contract's messages with the code under test, and no judgement.
+
+const simHosts = 4
+
+// simGuest is an instance.
+type simGuest struct {
+	name   string
+	net    int // 0 is blue, over GRE, 1 is green, over VXLAN
+	host   int
+	ofport uint32
+	ip     netip.Addr
+	mac    stain.MAC
+}
+
+func (g *simGuest) port() string { return "tap-" + g.name }
+
+var (
+	simNets  = []string{"blue", "green"}
+	simEncap = []string{"gre", "vxlan"}
+	simKeys  = []uint32{1001, 1002}
+)
+
+func simHost(h int) string     { return fmt.Sprintf("hv%d", h+1) }
+func simVTEP(h int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, 0, byte(h + 1)}) }
+
+// simPatch, simTunnel are OpenFlow ports: of a patch port, and of the tunnel to a host.
+const simPatch = 1
+
+func simTunnel(h, net int) uint32 { return uint32(100 + 10*net + h) }
+
+// simStage is a part of a packet's way.
+type simStage uint8
+
+const (
+	stageEntry    simStage = iota // the sender's port
+	stageOut                      // br-int of the sender
+	stagePatchOut                 // from there to br-tun
+	stageTunnel                   // br-tun of the sender
+	stageWire                     // the network between the hosts
+	stageEnd                      // the receiver's end of the tunnel
+	stageIn                       // br-tun of the receiver
+	stagePatchIn                  // from there to br-int
+	stageDelivery                 // br-int of the receiver
+	stageGuest
+)
+
+// simPacket is one leg of a probe.
+type simPacket struct {
+	from, to *simGuest
+	answer   bool
+	scheme   stain.Scheme
+}
+
+// simSighting is a packet that comes to a place where a hook could see it.
+type simSighting struct {
+	host   int
+	bridge string
+	kind   stain.Kind
+	inPort uint32
+	tunSrc netip.Addr
+	tunID  uint32
+	stray  bool // beside its way
+	answer bool
+}
+
+// place draws it as a verdict's segment does.
+func (s simSighting) place() string {
+	way := "there"
+	if s.answer {
+		way = "back"
+	}
+	return fmt.Sprintf("%s/%s %v %s", simHost(s.host), s.bridge, s.kind, way)
+}
+
+// simTrip is what became of a packet.
+type simTrip struct {
+	seen  []simSighting
+	fault *simFault // that killed it; nil where it arrived, or chance did
+	lost  bool      // by chance
+	at    simStage  // where it died
+}
+
+func (t *simTrip) arrived() bool { return t.fault == nil && !t.lost }
+
+// simCloud is hosts, guests and faults.
+type simCloud struct {
+	random *rand.Rand
+	guests []*simGuest
+	faults []*simFault
+	// loss is the share of packets that any wire loses, 0 in a tidy network.
+	loss float64
+	// shown says which hosts see what they deliver.
+	shown [simHosts]bool
+	// gone are points that faults left no hook at.
+	gone func(h int, bridge string, kind stain.Kind) bool
+	// mute are guests that clear the ToS of what they answer.
+	mute map[string]bool
+}
+
+// leg sends a packet on its way. chance is nil where nothing is left to it.
+func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
+	see := func(h int, bridge string, kind stain.Kind, inPort uint32, stray bool) *simSighting {
+		if c.gone != nil && c.gone(h, bridge, kind) {
+			return &simSighting{}
+		}
+		t.seen = append(t.seen, simSighting{host: h, bridge: bridge, kind: kind, inPort: inPort, stray: stray, answer: p.answer})
+		return &t.seen[len(t.seen)-1]
+	}
+	die := func(s simStage) bool {
+		for _, f := range c.faults {
+			if f.dies != nil && f.dies(p, s) {
+				t.fault, t.at = f, s
+				return true
+			}
+		}
+		return false
+	}
+	h, g := p.from.host, p.to.host
+	if die(stageEntry) {
+		return t
+	}
+	see(h, "br-int", stain.FromInstance, p.from.ofport, false)
+	if die(stageOut) {
+		return t
+	}
+	if h != g {
+		if die(stagePatchOut) {
+			return t
+		}
+		see(h, "br-tun", stain.ToTunnel, simPatch, false)
+		if die(stageTunnel) {
+			return t
+		}
+		to, key, by := g, simKeys[p.to.net], (*simFault)(nil)
+		for _, f := range c.faults {
+			if f.sends != nil && by == nil {
+				if where, ok := f.sends(p); ok {
+					to, by = where, f
+				}
+			}
+			if f.key != nil {
+				if k, ok := f.key(p, h); ok {
+					key = k
+				}
+			}
+		}
+		if to < 0 {
+			t.fault, t.at = by, stageWire
+			return t
+		}
+		wired := &simPacket{p.from, &simGuest{name: p.to.name, host: to, net: p.to.net}, p.answer, p.scheme}
+		if to == g {
+			wired = p
+		}
+		for _, f := range c.faults {
+			if f.dies != nil && f.dies(wired, stageWire) {
+				t.fault, t.at = f, stageWire
+				if by != nil {
+					t.fault = by
+				}
+				return t
+			}
+			if share := f.share; share > 0 && f.loses(wired) && chance != nil && chance.Float64() < share {
+				t.lost, t.at = true, stageWire
+				return t
+			}
+		}
+		if chance != nil && c.loss > 0 && chance.Float64() < c.loss {
+			t.lost, t.at = true, stageWire
+			return t
+		}
+		for _, f := range c.faults {
+			if f.dies != nil && f.dies(wired, stageEnd) {
+				t.fault, t.at = f, stageEnd
+				if by != nil {
+					t.fault = by
+				}
+				return t
+			}
+		}
+		s := see(to, "br-tun", stain.FromTunnel, simTunnel(h, p.to.net), by != nil)
+		s.tunSrc, s.tunID = simVTEP(h), key
+		if by != nil {
+			see(to, "br-int", stain.FromTunnel, simPatch, true)
+			t.fault, t.at = by, stageWire // where it should have come in, it never did
+			return t
+		}
+		for _, f := range c.faults {
+			if f.key == nil {
+				continue
+			}
+			if k, ok := f.key(p, g); (ok && k != key) || (!ok && key != simKeys[p.to.net]) {
+				t.fault, t.at = f, stageIn
+				return t
+			}
+		}
+		if die(stageIn) || die(stagePatchIn) {
+			return t
+		}
+		see(g, "br-int", stain.FromTunnel, simPatch, false)
+	}
+	if die(stageDelivery) {
+		return t
+	}
+	for _, f := range c.faults {
+		if f.hands == nil {
+			continue
+		}
+		if other := f.hands(p); other != nil {
+			if c.shown[g] {
+				see(g, "br-int", stain.ToInstance, other.ofport, true)
+			}
+			t.fault, t.at = f, stageDelivery
+			return t
+		}
+	}
+	if c.shown[g] {
+		see(g, "br-int", stain.ToInstance, p.to.ofport, false)
+	}
+	die(stageGuest)
+	return t
+}
+
+// probe sends a request, and its answer if the guest gives one.
+func (c *simCloud) probe(from, to *simGuest, scheme stain.Scheme, chance *rand.Rand) (there, back simTrip, answered bool) {
+	there = c.leg(&simPacket{from, to, false, scheme}, chance)
+	if !there.arrived() {
+		return there, back, false
+	}
+	return there, c.leg(&simPacket{to, from, true, scheme}, chance), true
+}
+
+// way are the points that a probe passes where nothing is broken.
+func (c *simCloud) way(from, to *simGuest, scheme stain.Scheme) []string {
+	whole := *c
+	whole.faults = nil
+	there, back, _ := whole.probe(from, to, scheme, nil)
+	var all []string
+	for _, s := range append(there.seen, back.seen...) {
+		all = append(all, s.place())
+	}
+	return all
+}
+
+// simTruth is what becomes of probes of a pair, chance apart.
+type simTruth struct {
+	fault *simFault // that kills them; nil for none
+	// causes are those of all faults that alone would kill them there.
+	causes []dyetracev1.CauseKind
+	// after and before are the points between which they die.
+	after, before string
+	unseen        bool // no point is left that could tell
+}
+
+func (c *simCloud) truth(from, to *simGuest, scheme stain.Scheme) simTruth {
+	tr := c.where(from, to, scheme)
+	for _, f := range c.faults {
+		alone := *c
+		alone.faults = []*simFault{f}
+		if a := alone.where(from, to, scheme); a.fault != nil && a.after == tr.after && a.before == tr.before {
+			tr.causes = append(tr.causes, f.causes...)
+		}
+	}
+	return tr
+}
+
+// where is the truth but for its causes.
+func (c *simCloud) where(from, to *simGuest, scheme stain.Scheme) (tr simTruth) {
+	there, back, answered := c.probe(from, to, scheme, nil)
+	if answered {
+		tr.fault = back.fault
+	} else {
+		tr.fault = there.fault
+	}
+	if tr.fault == nil {
+		return tr
+	}
+	passed := 0
+	for _, s := range append(there.seen, back.seen...) {
+		if !s.stray {
+			passed++
+		}
+	}
+	way := c.way(from, to, scheme)
+	if passed == len(way) {
+		tr.unseen = true
+		return tr
+	}
+	if passed > 0 {
+		tr.after = way[passed-1]
+	}
+	tr.before = way[passed]
+	return tr
+}
+
+// newSimCloud has some guests on each host.
+func newSimCloud(random *rand.Rand, guests int) *simCloud {
+	c := &simCloud{random: random, mute: map[string]bool{}}
+	for i := range guests {
+		net := i / simHosts % 2
+		c.guests = append(c.guests, &simGuest{
+			name: fmt.Sprintf("g%d", i), net: net, host: random.IntN(simHosts), ofport: uint32(10 + i),
+			ip: netip.AddrFrom4([4]byte{10, 0, byte(net + 1), byte(10 + i)}), mac: stain.MAC{0xfa, 0x16, 0x3e, 0, byte(net), byte(10 + i)},
+		})
+		c.mute[c.guests[i].name] = random.IntN(8) == 0
+	}
+	for h := range c.shown {
+		c.shown[h] = random.IntN(3) > 0
+	}
+	if random.IntN(2) == 0 {
+		c.loss = 0.001
+	}
+	return c
+}
+
+// snapshot is what the inventory knows: a file, and what agents report of ports and bridges.
+func (c *simCloud) snapshot(t testing.TB) *inventory.Snapshot {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("networks:\n")
+	for i, n := range simNets {
+		fmt.Fprintf(&b, "  - {name: %s, cidr: 10.0.%d.0/24, segmentation_id: %d}\n", n, i+1, simKeys[i])
+	}
+	b.WriteString("instances:\n")
+	for _, g := range c.guests {
+		fmt.Fprintf(&b, "  - {name: %s, network: %s, ip: %s, mac: %q, host: %s, port: %s}\n", g.name, simNets[g.net], g.ip, g.mac, simHost(g.host), g.port())
+	}
+	file, err := inventory.Parse("inventory.yaml", []byte(b.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hosts []inventory.Host
+	for h := range simHosts {
+		hosts = append(hosts, c.reported(h))
+	}
+	return inventory.NewSnapshot(file, hosts...)
+}
+
+// reported is what a host's agent says of itself.
+func (c *simCloud) reported(h int) inventory.Host {
+	const live = dyetracev1.HookState_HOOK_STATE_LIVE
+	brInt := &dyetracev1.Bridge{Name: "br-int", State: live, UplinkBridge: "br-tun", Kinds: []dyetracev1.PointKind{
+		dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL}}
+	brTun := &dyetracev1.Bridge{Name: "br-tun", State: live, Kinds: []dyetracev1.PointKind{
+		dyetracev1.PointKind_POINT_KIND_TO_TUNNEL, dyetracev1.PointKind_POINT_KIND_FROM_TUNNEL}}
+	if c.shown[h] {
+		brInt.Kinds = append(brInt.Kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
+	}
+	host := inventory.Host{Name: simHost(h), Connected: true, Bridges: []*dyetracev1.Bridge{brInt, brTun},
+		Underlay: &dyetracev1.UnderlayEcho{Port: 7443, Addresses: []string{simVTEP(h).String()}}}
+	for o := range simHosts {
+		for net := range simNets {
+			if o != h {
+				brTun.Tunnels = append(brTun.Tunnels, &dyetracev1.Tunnel{Port: fmt.Sprintf("%s-%s", simEncap[net], simHost(o)), Ofport: simTunnel(o, net),
+					Type: simEncap[net], LocalIp: simVTEP(h).String(), RemoteIp: simVTEP(o).String()})
+			}
+		}
+	}
+	for _, g := range c.guests {
+		if g.host == h {
+			host.Endpoints = append(host.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: g.port(), Ofport: g.ofport, Mac: g.mac.String(), LinkState: "up"})
+			host.MTUs = append(host.MTUs, 1450)
+		}
+	}
+	for _, f := range c.faults {
+		if f.report != nil {
+			f.report(h, &host)
+		}
+	}
+	return host
+}
