@@ -32,8 +32,10 @@ func playRole(role string, args []string) int {
 		err = deafen(args)
 	case "capture":
 		err = capture(args)
+	case "flood":
+		err = flood(args[0])
 	default:
-		err = fmt.Errorf("role %q: want listen, dial, deafen or capture", role)
+		err = fmt.Errorf("role %q: want listen, dial, deafen, capture or flood", role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -19,17 +19,20 @@ type breakKind struct {
 // truth is what a break declares of itself: which probes die, and where. It comes
 // from the lab, which knows nothing of how Dyetrace finds out.
 type truth struct {
-	Scheme string   `json:"scheme"`
-	IP     int      `json:"ip"`
-	Causes []string `json:"causes"`
-	Fates  []fate   `json:"fates"`
-	Unseen []reach  `json:"unseen"`
-	Maybe  []reach  `json:"maybe"`
-	Large  []reach  `json:"large"`
-	Losses []struct {
-		fate
-		PerMille int `json:"per_mille"`
-	} `json:"losses"`
+	Scheme string     `json:"scheme"`
+	IP     int        `json:"ip"`
+	Causes []string   `json:"causes"`
+	Fates  []fate     `json:"fates"`
+	Unseen []reach    `json:"unseen"`
+	Maybe  []reach    `json:"maybe"`
+	Large  []reach    `json:"large"`
+	Losses []lossFate `json:"losses"`
+}
+
+// lossFate is a fate that some probes of its pairs have.
+type lossFate struct {
+	fate
+	PerMille int `json:"per_mille"`
 }
 
 // reach is a set of pairs: each source with each destination.

@@ -1,0 +1,308 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// benchCase is what the bench does to a lab at once: breaks of the lab's, and maybe one thing done to
+// Dyetrace itself, by which no packet is lost.
+type benchCase struct {
+	breaks []benchBreak
+	own    *ownFault
+	delay  time.Duration // of own, after the check began
+	probes traffic
+}
+
+func (c benchCase) String() string {
+	var names []string
+	if c.own != nil {
+		names = append(names, "own: "+c.own.name)
+	}
+	for _, k := range c.breaks {
+		names = append(names, k.Name)
+	}
+	return strings.Join(names, " + ")
+}
+
+// judging holds verdicts of one case against its truth.
+type judging struct {
+	b     *bench
+	c     benchCase
+	run   string
+	tr    truth
+	alone []truth // what each break does by itself
+	score *score
+	// refuted are pairs, "SRC DST", of which guests say otherwise than the lab.
+	refuted map[string]bool
+}
+
+// run breaks the lab, checks all pairs, and heals it.
+func (c benchCase) run(b *bench, l *lab) *score {
+	defer c.heal(l)
+	for _, k := range c.breaks {
+		l.must(append([]string{"lab", "break"}, k.args()...)...)
+	}
+	j := c.judging(b, l)
+	args := append(c.args(), "--all")
+	began := time.Now()
+	done := make(chan result, 1)
+	go func() { done <- l.dyetrace(append([]string{"check", "-o", "json"}, args...)...) }()
+	if c.own != nil {
+		time.Sleep(c.delay) // a part of the case, not a wait for something
+		c.own.do(l)
+	}
+	r := <-done
+	j.score.took = append(j.score.took, time.Since(began))
+	var got check
+	if r.code == 4 && c.own != nil && c.own.resumes {
+		got = c.resume(l)
+	} else if err := json.Unmarshal([]byte(r.stdout), &got); err != nil {
+		b.t.Fatalf("%s: check: exit %d, %v\n%s", c, r.code, err, r.stderr)
+	}
+	j.run = got.Run
+	for _, p := range got.Pairs {
+		j.judge(p)
+	}
+	return j.score
+}
+
+// resume has a run whose controller ended go on with the next one.
+func (c benchCase) resume(l *lab) check {
+	c.own.undo(l)
+	l.allReady()
+	id := l.newest()
+	l.dyetrace("run", id, "--resume", "-o", "json")
+	return l.readRun(id)
+}
+
+// heal undoes all, and waits until Dyetrace can see again.
+func (c benchCase) heal(l *lab) {
+	if c.own != nil {
+		c.own.undo(l)
+	}
+	l.must("lab", "heal", "all")
+	l.allReady()
+}
+
+// allReady waits until every agent of the lab has all its hooks. A switch has none, and is never ready.
+func (l *lab) allReady() {
+	l.t.Helper()
+	agents, err := filepath.Glob(filepath.Join(stateDir(l.name), "hv*.yaml"))
+	if err != nil || len(agents) == 0 {
+		l.t.Fatalf("no agent's configuration: %v", err)
+	}
+	eventually(l.t, "all agents with all hooks", 60*time.Second, func() bool {
+		var status struct {
+			Ready int `json:"hosts_ready"`
+		}
+		// It exits with an error for as long as a host is missing.
+		err := json.Unmarshal([]byte(l.dyetrace("status", "-o", "json").stdout), &status)
+		return err == nil && status.Ready == len(agents)
+	})
+}
+
+// args say how to probe.
+func (c benchCase) args() []string {
+	args := []string{"--scheme", c.probes.scheme, "--ip", c.probes.ip}
+	if slices.ContainsFunc(c.breaks, func(k benchBreak) bool { return k.Cause == "path-mtu" }) {
+		args = append(args, "--mtu")
+	}
+	return args
+}
+
+// judging reads the truth, and has the guests try it.
+func (c benchCase) judging(b *bench, l *lab) *judging {
+	j := &judging{b: b, c: c, score: &score{Cases: 1}, refuted: map[string]bool{}}
+	how := []string{"--scheme", c.probes.scheme, "--ip", c.probes.ip, "-o", "json"}
+	read := func(into any, args ...string) {
+		r := l.dyetrace(append(append([]string{"lab", "truth"}, args...), how...)...)
+		if err := json.Unmarshal([]byte(r.stdout), into); err != nil {
+			b.t.Fatalf("%s: lab truth: exit %d, %v\n%s", c, r.code, err, r.stderr)
+		}
+	}
+	read(&j.tr)
+	for _, k := range c.breaks {
+		var tr truth
+		read(&tr, k.args()...)
+		j.alone = append(j.alone, tr)
+	}
+	if len(c.breaks) > 0 {
+		var wrong []struct {
+			Src, Dst string
+			Answered bool
+		}
+		read(&wrong, "--try")
+		for _, w := range wrong {
+			j.refuted[w.Src+" "+w.Dst] = true
+			b.report.Lab = append(b.report.Lab, fmt.Sprintf("%s, %v: %s → %s answered: %t", c, c.probes, w.Src, w.Dst, w.Answered))
+		}
+	}
+	return j
+}
+
+// fateOf is what becomes of a pair.
+func (tr truth) fateOf(p pair) *fate {
+	i := slices.IndexFunc(tr.Fates, func(f fate) bool { return slices.Contains(f.Src, p.Src) && slices.Contains(f.Dst, p.Dst) })
+	if i < 0 {
+		return nil
+	}
+	return &tr.Fates[i]
+}
+
+func (f *fate) same(o *fate) bool {
+	return o != nil && f.FirstMissing == o.FirstMissing && (f.LastSeen == nil) == (o.LastSeen == nil) && (f.LastSeen == nil || *f.LastSeen == *o.LastSeen)
+}
+
+// causes are by what names the cause of a pair's failure may go: of those breaks that alone would have
+// it fail in the same segment; if there is none, of all that alone have it fail.
+func (j *judging) causes(p pair, f *fate) []string {
+	var same, any []string
+	for i, tr := range j.alone {
+		if own := tr.fateOf(p); own != nil {
+			any = append(any, j.c.breaks[i].causes...)
+			if f.same(own) {
+				same = append(same, j.c.breaks[i].causes...)
+			}
+		}
+	}
+	if len(same) > 0 {
+		return same
+	}
+	return any
+}
+
+func (j *judging) miss(p pair, what, want string) {
+	j.b.report.Missed = append(j.b.report.Missed, missed{j.c.String(), j.run, j.c.probes.scheme + " over IPv" + j.c.probes.ip, what, want, p.String()})
+}
+
+// wrong notes a verdict that a fault of ours must never lead to.
+func (j *judging) wrong(p pair, what, want string) {
+	if j.c.own == nil || j.c.own.breaks != nil && j.c.own.breaks(p) {
+		return
+	}
+	j.score.Wrong++
+	j.b.report.Wrong = append(j.b.report.Wrong, missed{j.c.String(), j.run, j.c.probes.scheme + " over IPv" + j.c.probes.ip, what, want, p.String()})
+}
+
+// judge holds one verdict against the truth.
+func (j *judging) judge(p pair) {
+	f := j.tr.fateOf(p)
+	switch {
+	case j.refuted[p.Src+" "+p.Dst], f == nil && j.tr.unseen(p):
+		return // nobody sees the latter, but for a link that is down
+	case j.c.own != nil && j.c.own.breaks != nil && j.c.own.breaks(p):
+		return // who knows what the network did meanwhile
+	case strings.HasPrefix(p.Src, "metal"): // no agent is there that would send
+		if p.Verdict != "unknown" {
+			j.score.Healthy++
+			j.score.Alarms++
+			j.miss(p, "a verdict on what cannot be seen", "unknown")
+		}
+		return
+	case f != nil:
+		j.failing(p, f)
+	case holds(j.tr.Large, p) && j.c.own == nil:
+		j.large(p)
+	case (j.lossy(p) || holds(j.tr.Maybe, p)) && p.Verdict != "healthy":
+		j.some(p)
+	case j.lossy(p) || holds(j.tr.Maybe, p):
+		// Healthy, or it is not known that it is not.
+	default:
+		j.score.Healthy++
+		switch p.Verdict {
+		case "healthy":
+		case "unknown":
+			j.score.Unsure++
+		default:
+			j.score.Alarms++
+			j.miss(p, "false alarm", "healthy")
+			j.wrong(p, "false alarm", "healthy")
+		}
+	}
+}
+
+// failing judges a pair that certainly fails.
+func (j *judging) failing(p pair, f *fate) {
+	j.score.Failing++
+	if p.Verdict == "healthy" || p.Verdict == "unknown" {
+		if p.Verdict == "healthy" {
+			j.wrong(p, "not detected", f.Outcome)
+		}
+		if j.c.own == nil {
+			j.miss(p, "not detected", f.Outcome)
+		}
+		return
+	}
+	j.score.Detected++
+	at := f.atTap(f.Outcome == "silent")
+	want := "→ " + at.FirstMissing.String()
+	if at.LastSeen != nil {
+		want = at.LastSeen.String() + " " + want
+	}
+	switch {
+	case p.Verdict == f.Outcome && p.Segment != nil && strings.HasSuffix(*p.Segment, want):
+		j.score.Segment++
+	case j.c.own != nil && p.Verdict == f.Outcome && p.Segment != nil && at.LastSeen != nil && strings.HasPrefix(*p.Segment, at.LastSeen.String()+" →"):
+		// It ends later: what lies between could not see.
+	default:
+		j.miss(p, "not the verdict or the segment", f.Outcome+", "+want)
+	}
+	j.cause(p, j.causes(p, f))
+}
+
+func (j *judging) cause(p pair, causes []string) {
+	if slices.Contains(causes, p.CauseKind) {
+		j.score.Cause++
+	} else {
+		j.miss(p, "not the cause", strings.Join(causes, " or "))
+	}
+}
+
+// large judges a pair whose large packets are lost between the hosts.
+func (j *judging) large(p pair) {
+	j.score.Failing++
+	if p.Verdict != "faulty" {
+		j.miss(p, "not detected", "faulty")
+		return
+	}
+	j.score.Detected++
+	j.between(p)
+	j.cause(p, []string{"path-mtu"})
+}
+
+// between wants the segment of a pair to lie between two hosts.
+func (j *judging) between(p pair) {
+	if p.Segment != nil && strings.Contains(*p.Segment, "to-tunnel → ") && strings.HasSuffix(*p.Segment, "from-tunnel") {
+		j.score.Segment++
+	} else {
+		j.miss(p, "not the segment", "between two hosts")
+	}
+}
+
+func (j *judging) lossy(p pair) bool {
+	return slices.ContainsFunc(j.tr.Losses, func(l lossFate) bool { return slices.Contains(l.Src, p.Src) && slices.Contains(l.Dst, p.Dst) })
+}
+
+// some judges a pair of which nobody knows whether it is hit, or of which some probes are lost, and which
+// is said to fail.
+func (j *judging) some(p pair) {
+	if p.Verdict == "unknown" {
+		return
+	}
+	j.score.Failing++
+	j.score.Detected++
+	j.between(p)
+	var causes []string
+	if j.lossy(p) {
+		causes = append(causes, "loss")
+	}
+	if holds(j.tr.Maybe, p) {
+		causes = append(causes, "underlay-member")
+	}
+	j.cause(p, causes)
+}

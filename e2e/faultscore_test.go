@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// score is what became of cases of one sort.
+type score struct {
+	Cases    int `json:"cases"`
+	Failing  int `json:"failing"` // pairs that the truth has failing; of them
+	Detected int `json:"detected"`
+	Segment  int `json:"segment_right"`
+	Cause    int `json:"cause_right"`
+	Healthy  int `json:"healthy"` // the other pairs; of them
+	Alarms   int `json:"false_alarms"`
+	Unsure   int `json:"unknown"`
+	Wrong    int `json:"wrong"` // verdicts under a fault of ours that are neither right nor unknown
+
+	Median  float64 `json:"median_ms"`
+	P99     float64 `json:"p99_ms"`
+	First   float64 `json:"first_median_ms,omitempty"` // in continuous runs: until one pair was named
+	FirstP9 float64 `json:"first_p99_ms,omitempty"`
+
+	took, first []time.Duration
+}
+
+func (s *score) add(o *score) {
+	s.Cases, s.Failing, s.Detected = s.Cases+o.Cases, s.Failing+o.Failing, s.Detected+o.Detected
+	s.Segment, s.Cause = s.Segment+o.Segment, s.Cause+o.Cause
+	s.Healthy, s.Alarms, s.Unsure, s.Wrong = s.Healthy+o.Healthy, s.Alarms+o.Alarms, s.Unsure+o.Unsure, s.Wrong+o.Wrong
+	s.took, s.first = append(s.took, o.took...), append(s.first, o.first...)
+}
+
+// quantile is in milliseconds; 0 of nothing.
+func quantile(of []time.Duration, q float64) float64 {
+	if len(of) == 0 {
+		return 0
+	}
+	slices.Sort(of)
+	return float64(of[int(q*float64(len(of)-1)+.5)].Microseconds()) / 1e3
+}
+
+func (s *score) sum() {
+	s.Median, s.P99 = quantile(s.took, .5), quantile(s.took, .99)
+	s.First, s.FirstP9 = quantile(s.first, .5), quantile(s.first, .99)
+}
+
+const scoreHead = "cases failing detected segment   cause  healthy alarms unknown wrong  median ms    p99 ms"
+
+func (s *score) String() string {
+	share := func(n int) string {
+		if s.Failing == 0 {
+			return "      -"
+		}
+		return fmt.Sprintf("%6.2f%%", 100*float64(n)/float64(s.Failing))
+	}
+	text := fmt.Sprintf("%5d %7d  %s %s %s  %7d %6d %7d %5d %10.0f %9.0f", s.Cases, s.Failing, share(s.Detected), share(s.Segment),
+		share(s.Cause), s.Healthy, s.Alarms, s.Unsure, s.Wrong, s.Median, s.P99)
+	if s.first != nil {
+		text += fmt.Sprintf("   first %.0f, p99 %.0f", s.First, s.FirstP9)
+	}
+	return text
+}
+
+// missed is one verdict that is not what the truth says.
+type missed struct {
+	Case   string `json:"case"`
+	Run    string `json:"run"`
+	Probes string `json:"probes"`
+	What   string `json:"what"`
+	Want   string `json:"want"`
+	Said   string `json:"said"`
+}
+
+func (m missed) String() string {
+	return fmt.Sprintf("%s: %s, run %s, %s: want %s: %s", m.Case, m.What, m.Run, m.Probes, m.Want, m.Said)
+}
+
+// benchReport is what the bench found out, and the JSON that it writes.
+type benchReport struct {
+	Seed       uint64            `json:"seed"`
+	Kinds      map[string]*score `json:"kinds"`      // alone, by a check of all pairs
+	Sums       map[string]*score `json:"sums"`       // by how many at once, and under faults of ours
+	Own        map[string]*score `json:"own"`        // by fault of ours
+	Continuous map[string]*score `json:"continuous"` // by kind, in a continuous run
+	Missed     []missed          `json:"missed"`
+	Wrong      []missed          `json:"wrong"` // of these, under faults of ours
+	// Lab are pairs that fared otherwise than the lab declared; they were not judged.
+	Lab     []string `json:"truth_refuted"`
+	Left    []string `json:"left_out"` // for want of time
+	Seconds float64  `json:"seconds"`
+}
+
+func newBenchReport(seed uint64) *benchReport {
+	return &benchReport{
+		Seed: seed, Kinds: map[string]*score{}, Sums: map[string]*score{}, Own: map[string]*score{}, Continuous: map[string]*score{},
+		Missed: []missed{}, Wrong: []missed{}, Lab: []string{}, Left: []string{},
+	}
+}
+
+func tally(all map[string]*score, name string, s *score) {
+	if all[name] == nil {
+		all[name] = &score{}
+	}
+	all[name].add(s)
+}
+
+// String draws tables, and names all that was missed.
+func (r *benchReport) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d, %.0f s\n", r.Seed, r.Seconds)
+	for _, table := range []struct {
+		title string
+		of    map[string]*score
+	}{{"alone", r.Kinds}, {"faults of ours", r.Own}, {"in a continuous run", r.Continuous}, {"in sum", r.Sums}} {
+		fmt.Fprintf(&b, "%-46s %s\n", table.title, scoreHead)
+		for _, name := range slices.Sorted(maps.Keys(table.of)) {
+			fmt.Fprintf(&b, "  %-44s %s\n", name, table.of[name])
+		}
+	}
+	fmt.Fprintln(&b, "targets: segment 99.5 % alone, 98 % of three; cause 97 %; under faults of ours nothing wrong; no alarms;\n"+
+		"         in a continuous run 1000 ms until a hard fault is named, 5000 for a loss of 1 %")
+	list := func(title string, what []string) {
+		fmt.Fprintf(&b, "%s (%d)\n", title, len(what))
+		for _, w := range what {
+			fmt.Fprintf(&b, "  %s\n", w)
+		}
+	}
+	var misses []string
+	for _, m := range r.Missed {
+		misses = append(misses, m.String())
+	}
+	list("missed", misses)
+	list("pairs that fared otherwise than the lab declared", r.Lab)
+	list("left out for want of time", r.Left)
+	return b.String()
+}
+
+// write sums up, and writes the JSON if there is a file to write to.
+func (r *benchReport) write(file string) error {
+	for _, table := range []map[string]*score{r.Kinds, r.Sums, r.Own, r.Continuous} {
+		for _, s := range table {
+			s.sum()
+		}
+	}
+	if file == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}

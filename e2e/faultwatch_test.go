@@ -1,0 +1,167 @@
+package e2e
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// nameWithin is how long the bench waits in a continuous run until a fault is named of all its pairs;
+	// a loss of 1 % takes longer.
+	nameWithin, lossWithin = 12 * time.Second, 30 * time.Second
+	// settleWithin is how long it waits until all pairs are healthy again.
+	settleWithin = 60 * time.Second
+)
+
+// continuous follows one run of all pairs through each kind of break, and through faults of ours: how soon
+// is each named?
+func (b *bench) continuous(until time.Time) {
+	if time.Now().After(until) {
+		b.report.Left = append(b.report.Left, "continuous runs")
+		return
+	}
+	l := up(b.t)
+	var cases []benchCase
+	for _, k := range b.kinds("racks") {
+		if k.Cause == "path-mtu" {
+			continue // a continuous run does not look for it unless asked
+		}
+		cases = append(cases, benchCase{breaks: []benchBreak{k}, probes: allTraffic[0]})
+		if k.Name == "underlay-loss" {
+			k.target = "hv2:hv4:1"
+			cases = append(cases, benchCase{breaks: []benchBreak{k}, probes: allTraffic[0]})
+		}
+	}
+	for i := range ownFaults {
+		if !ownFaults[i].resumes {
+			cases = append(cases, benchCase{own: &ownFaults[i], probes: allTraffic[0]})
+		}
+	}
+	b.random.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
+	p := l.follow("check", "--all", "--continuous", "--scheme", "tcp", "--ip", "4")
+	p.until("healthy", 58)
+	for _, c := range cases {
+		name := "continuous: " + c.String()
+		switch {
+		case !strings.Contains(name, *benchOnly):
+		case time.Now().After(until):
+			b.report.Left = append(b.report.Left, name)
+		default:
+			tally(b.report.Continuous, c.watchName(), c.watch(b, l, p))
+		}
+	}
+}
+
+// watchName tells losses by their rate.
+func (c benchCase) watchName() string {
+	name := c.String()
+	if c.own == nil && c.breaks[0].target != "" {
+		name += " " + c.breaks[0].target
+	}
+	return name
+}
+
+// watch breaks the lab, waits until the run has named it, heals, and waits until all is well again.
+func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
+	from := len(p.all())
+	var broken struct {
+		At time.Time `json:"at"`
+	}
+	broken.At = time.Now()
+	for _, k := range c.breaks {
+		if err := json.Unmarshal([]byte(l.must(append(append([]string{"lab", "break"}, k.args()...), "-o", "json")...)), &broken); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	j := c.judging(b, l)
+	j.run = p.run
+	if c.own != nil {
+		c.own.do(l)
+	}
+	named := c.await(j, p, from, broken.At)
+	last := map[string]pair{}
+	for _, q := range p.all()[from:] {
+		last[q.Src+" "+q.Dst] = q
+		if c.own != nil {
+			j.judge(q) // whatever it told, not only what it told last
+		}
+	}
+	for _, q := range p.standing().Pairs {
+		if c.own == nil {
+			j.judge(q)
+		}
+	}
+	j.score.took = append(j.score.took, named...)
+	if len(named) > 0 {
+		j.score.first = append(j.score.first, slices.Min(named))
+	}
+	c.heal(l)
+	if !p.settles(settleWithin) {
+		for _, q := range p.standing().Pairs {
+			if q.Verdict != "healthy" {
+				j.miss(q, "not told to be healed", "healthy")
+			}
+		}
+		p.until("healthy", 58)
+	}
+	return j.score
+}
+
+// await waits until all pairs that fail are told to, by a verdict, segment and cause that are right, and
+// returns how long after the break each was; those that were not in time are none of them. Of a loss it
+// waits for one.
+func (c benchCase) await(j *judging, p *patrol, from int, since time.Time) (named []time.Duration) {
+	within := nameWithin
+	lossy := len(j.tr.Losses) > 0
+	if lossy {
+		within = lossWithin
+	}
+	if c.own != nil || len(j.tr.Fates) == 0 && !lossy {
+		within = 4 * time.Second // in which nothing should happen
+	}
+	failing := 0
+	for _, f := range j.tr.Fates {
+		failing += len(f.Src) * len(f.Dst)
+	}
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); {
+		named = named[:0]
+		seen := map[string]bool{}
+		p.mu.Lock()
+		told, at := slices.Clone(p.told[from:]), slices.Clone(p.at[from:])
+		p.mu.Unlock()
+		for i, q := range told {
+			key := q.Src + " " + q.Dst
+			if !seen[key] && j.names(q) {
+				seen[key] = true
+				named = append(named, at[i].Sub(since))
+			}
+		}
+		if lossy && len(named) > 0 || failing > 0 && len(named) >= failing {
+			return named
+		}
+		time.Sleep(20 * time.Millisecond) // between looks
+	}
+	return named
+}
+
+// names says that what is told of a pair is all that is true of it.
+func (j *judging) names(p pair) bool {
+	if f := j.tr.fateOf(p); f != nil {
+		at := f.atTap(f.Outcome == "silent")
+		return p.Verdict == f.Outcome && p.Segment != nil && strings.HasSuffix(*p.Segment, "→ "+at.FirstMissing.String()) && slices.Contains(j.causes(p, f), p.CauseKind)
+	}
+	return j.lossy(p) && p.Verdict == "faulty" && p.CauseKind == "loss" && p.Segment != nil && strings.HasSuffix(*p.Segment, "from-tunnel")
+}
+
+// settles waits until all pairs are told to be healthy.
+func (p *patrol) settles(within time.Duration) bool {
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); {
+		if c := p.standing(); c.Counts["healthy"] == len(c.Pairs) {
+			return true
+		}
+		time.Sleep(20 * time.Millisecond) // between looks
+	}
+	return false
+}
