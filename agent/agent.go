@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -21,7 +20,6 @@ import (
 	"github.com/dyetrace/dyetrace/api/dyetrace/v1/dyetracev1connect"
 	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/pki"
-	"github.com/dyetrace/dyetrace/stain"
 )
 
 // cleanupTimeout bounds the removal of hooks at the end. systemd's default is
@@ -153,89 +151,4 @@ func (a *Agent) counters() *dyetracev1.AgentCounters {
 		c.Unread += b.counts.missing.Load()
 	}
 	return c
-}
-
-// collector turns copies into batches of samples. Each bridge's receive loop
-// works on a list of its own.
-type collector struct {
-	a *Agent
-}
-
-func newCollector(a *Agent) *collector { return &collector{a: a} }
-
-// copy takes one frame that left by a bridge's dye port.
-func (c *collector) copy(b *bridge, frame []byte, atNs int64) {
-	a := c.a
-	var seen stain.Copy
-	if err := b.stain.ParseCopy(frame, &seen); err != nil {
-		a.reject()
-		return
-	}
-	c.take(&b.gather, &seen, atNs)
-}
-
-// take takes one sighting, at time atNs of CLOCK_MONOTONIC.
-func (c *collector) take(g *gather, seen *stain.Copy, atNs int64) {
-	a, b := c.a, g.bridge
-	if seen.Close {
-		return // a probe being withdrawn, not a sample
-	}
-	known := false
-	for _, r := range a.runs.snapshot() {
-		index, ok := r.tokens.Index(seen.Token)
-		if !ok {
-			continue
-		}
-		known = true
-		if seen.Reply && seen.Kind == stain.ToInstance {
-			a.open.answered(r.id, index, b)
-		}
-		if !a.cap.Allow() {
-			b.lost.Add(1)
-			a.metrics.lost.Inc()
-			continue
-		}
-		c.batch(g, r).add(r, index, seen, atNs-a.started)
-		a.sampleCount.Add(1)
-		a.metrics.samples.Inc()
-	}
-	if !known {
-		a.reject()
-	}
-}
-
-func (a *Agent) reject() {
-	a.rejectedCount.Add(1)
-	a.metrics.rejected.Inc()
-}
-
-// batch returns the open batch of a run at a bridge; a full one is sent first.
-func (c *collector) batch(g *gather, r *activeRun) *batch {
-	i := slices.IndexFunc(g.batches, func(x *batch) bool { return x.run == r.id })
-	if i >= 0 && len(g.batches[i].msg.Index) >= batchSize {
-		c.send(g.bridge, g.batches[i])
-		g.batches = slices.Delete(g.batches, i, i+1)
-		i = -1
-	}
-	if i < 0 {
-		g.batches = append(g.batches, newBatch(r.id, g.bridge.name))
-		i = len(g.batches) - 1
-	}
-	return g.batches[i]
-}
-
-// flush sends what was gathered.
-func (c *collector) flush(g *gather) {
-	for _, x := range g.batches {
-		c.send(g.bridge, x)
-	}
-	g.batches = g.batches[:0]
-}
-
-func (c *collector) send(b *bridge, x *batch) {
-	ok := c.a.outbox.offer(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Samples{Samples: x.msg}})
-	if !ok {
-		b.lost.Add(uint64(len(x.msg.Index)))
-		c.a.metrics.lost.Add(float64(len(x.msg.Index)))
-	}
 }

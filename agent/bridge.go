@@ -123,12 +123,6 @@ type arms struct {
 
 func (a arms) equal(o arms) bool { return a.expect == o.expect && slices.Equal(a.answers, o.answers) }
 
-// gather is the samples of one bridge that one receive loop has not sent yet.
-type gather struct {
-	bridge  *bridge
-	batches []*batch
-}
-
 // How often the flows of a bridge that is not watched are all read again, to see whether
 // the mark and the table are still free. Reading 10,000 flows takes ovs-ofctl about 0.1 s,
 // so this costs a large bridge about one percent of a core; a foreign flow that sits in

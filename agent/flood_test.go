@@ -1,8 +1,14 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/dataplane/packetio"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -59,26 +66,8 @@ func TestForgedSamples(t *testing.T) {
 func TestFlood(t *testing.T) {
 	t.Parallel()
 	h := newHost(t).keep()
-	a, b := h.guests[0], h.guests[1]
-	var out, in *packetio.Port
-	inNamespace(t, a.ns, func() (err error) {
-		out, err = packetio.Open("eth0", packetio.Options{})
-		return err
-	})
-	defer out.Close()
-	inNamespace(t, b.ns, func() (err error) {
-		in, err = packetio.Open("eth0", packetio.Options{RetireTimeout: time.Millisecond, Filter: []bpf.Instruction{
-			bpf.LoadExtension{Num: bpf.ExtType},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 3},
-			bpf.LoadAbsolute{Off: 30, Size: 4},
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(b.ip.AsSlice()), SkipFalse: 1},
-			bpf.RetConstant{Val: 1 << 18},
-			bpf.RetConstant{Val: 0},
-		}})
-		return err
-	})
-	defer in.Close()
-	defer time.AfterFunc(3*deadline, func() { in.Close() }).Stop() // if one is lost
+	flood := newFlood(t, h)
+	out, in := flood.sockets(t, h)
 	const probes = 200
 	h.begin(1, probes, 10*deadline)
 	before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
@@ -89,7 +78,6 @@ func TestFlood(t *testing.T) {
 			h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, true, i, i+10)
 		}
 	}()
-	flood := newFlood(t, h)
 	begun, sent := time.Now(), 0
 	for probing := true; probing || time.Since(begun) < 2*time.Second; {
 		select {
@@ -97,20 +85,8 @@ func TestFlood(t *testing.T) {
 			probing = false
 		default:
 		}
-		frames := flood.next(128)
-		if _, err := out.Send(frames); err != nil {
-			t.Fatal(err)
-		}
-		sent += len(frames)
-		for got := 0; got < len(frames); {
-			if err := in.Receive(func(f []byte, _ int64) {
-				if _, ok := stainedToken(f); ok {
-					got++
-				}
-			}); err != nil {
-				t.Fatalf("%d packets were sent, of the last %d there came %d: %v", sent, len(frames), got, err)
-			}
-		}
+		flood.pass(t, out, in, 128)
+		sent += 128
 	}
 	took := time.Since(begun)
 	after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
@@ -130,15 +106,59 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// A guest that has seen a probe, and sends it again as fast as it gets through, makes few samples of it,
+// and takes none from others.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	h := newHost(t).keep()
+	f := newFlood(t, h)
+	out, in := f.sockets(t, h)
+	const probes, replayed = 100, 50_000
+	h.begin(1, probes+1, 10*deadline)
+	token := h.a.runs.get(1).tokens.At(probes)
+	f.token = func() uint32 { return token }
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := uint32(0); i < probes; i += 10 {
+			h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, true, i, i+10)
+		}
+	}()
+	before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
+	begun := time.Now()
+	for sent := 0; sent < replayed; sent += 128 {
+		f.pass(t, out, in, 128)
+	}
+	<-done
+	seconds := int(time.Since(begun)/time.Second) + 2
+	for _, kind := range []dyetracev1.PointKind{dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE} {
+		h.await(fmt.Sprintf("all probes, at %v", kind), func() bool {
+			n, _ := h.seen(1, kind, dyetracev1.Scheme_SCHEME_ICMP)
+			now := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return n+len(h.failed) == probes || now.Lost > before.Lost // which is known, and no fault of the network's
+		})
+		_, samples := h.seen(1, kind, dyetracev1.Scheme_SCHEME_TCP)
+		// Probes take its place among those seen last at most once each.
+		if most := maxRepeats * (seconds + probes); samples < maxRepeats || samples > most {
+			t.Errorf("%v: %d samples of a packet that came %d times in %d s (want %d to %d)", kind, samples, replayed, seconds, maxRepeats, most)
+		}
+	}
+	if rejected := h.a.rejectedCount.Load(); rejected < replayed {
+		t.Errorf("%d were rejected, of %d at two points", rejected, replayed)
+	}
+}
+
 // flood makes stained packets with tokens of no run, as from the first guest to the second.
 type flood struct {
 	frames [][]byte
-	random *rand.Rand
+	token  func() uint32
 }
 
 func newFlood(t testing.TB, h *host) *flood {
 	t.Helper()
-	f := &flood{random: rand.New(rand.NewPCG(3, 4))}
+	f := &flood{token: rand.New(rand.NewPCG(3, 4)).Uint32}
 	for range 128 {
 		frame, err := stain.Default().AppendPacket(nil, stain.Probe{
 			Scheme: stain.TCP, SrcMAC: h.guests[0].mac, DstMAC: h.guests[1].mac, Src: h.guests[0].ip, Dst: h.guests[1].ip, TTL: 64,
@@ -151,9 +171,121 @@ func newFlood(t testing.TB, h *host) *flood {
 	return f
 }
 
-func (f *flood) next(n int) [][]byte {
-	for _, frame := range f.frames[:n] {
-		binary.BigEndian.PutUint32(frame[14+20+4:], f.random.Uint32())
+// stain has the packets bear the stain, or the ports of it alone.
+func (f *flood) stain(stained bool) {
+	const tos, checksum = 14 + 1, 14 + 10
+	for _, frame := range f.frames {
+		sum := binary.BigEndian.Uint16(frame[checksum:]) + uint16(frame[tos])
+		frame[tos] = 0
+		if stained {
+			frame[tos] = stain.Default().TOS
+		}
+		binary.BigEndian.PutUint16(frame[checksum:], sum-uint16(frame[tos]))
 	}
-	return f.frames[:n]
+}
+
+// sockets are by which the first guest sends the flood, and the second receives what comes for it.
+func (f *flood) sockets(t testing.TB, h *host) (out, in *packetio.Port) {
+	t.Helper()
+	a, b := h.guests[0], h.guests[1]
+	inNamespace(t, a.ns, func() (err error) {
+		out, err = packetio.Open("eth0", packetio.Options{})
+		return err
+	})
+	inNamespace(t, b.ns, func() (err error) {
+		in, err = packetio.Open("eth0", packetio.Options{RetireTimeout: time.Millisecond, Filter: []bpf.Instruction{
+			bpf.LoadExtension{Num: bpf.ExtType},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 5},
+			bpf.LoadAbsolute{Off: 30, Size: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(b.ip.AsSlice()), SkipFalse: 3},
+			bpf.LoadAbsolute{Off: 23, Size: 1},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_TCP, SkipFalse: 1},
+			bpf.RetConstant{Val: 1 << 18},
+			bpf.RetConstant{Val: 0},
+		}})
+		return err
+	})
+	end := time.AfterFunc(10*deadline, func() { in.Close() }) // if a packet is lost
+	t.Cleanup(func() {
+		end.Stop()
+		in.Close()
+		out.Close()
+	})
+	return out, in
+}
+
+// pass sends so many packets, and returns when all have arrived.
+func (f *flood) pass(t testing.TB, out, in *packetio.Port, n int) {
+	t.Helper()
+	for _, frame := range f.frames[:n] {
+		binary.BigEndian.PutUint32(frame[14+20+4:], f.token())
+	}
+	if _, err := out.Send(f.frames[:n]); err != nil {
+		t.Fatal(err)
+	}
+	for got := 0; got < n; {
+		if err := in.Receive(func([]byte, int64) { got++ }); err != nil {
+			t.Fatalf("of %d packets there came %d: %v", n, got, err)
+		}
+	}
+}
+
+// BenchmarkFlood is what a packet of a tenant's that bears the stain costs beside one that does not,
+// when a guest sends as fast as it gets through: agent-ns of the agent's CPU time, switch-x times that
+// of ovs-vswitchd; with so many runs under way, each of which a copy is tried against.
+func BenchmarkFlood(b *testing.B) {
+	for _, runs := range []uint64{1, 32, maxRuns} {
+		b.Run(fmt.Sprintf("runs=%d", runs), func(b *testing.B) {
+			h := newHost(b).keep()
+			for run := range runs {
+				h.begin(run+1, 1000, 10*deadline)
+			}
+			f := newFlood(b, h)
+			out, in := f.sockets(b, h)
+			spend := func(n int) (agent, vswitchd time.Duration) {
+				begun, switchd := cpuOf(b, "self"), cpuOf(b, switchdPID(b))
+				for sent := 0; sent < n; sent += 128 {
+					f.pass(b, out, in, 128)
+				}
+				return cpuOf(b, "self") - begun, cpuOf(b, switchdPID(b)) - switchd
+			}
+			n := max(b.N, 100_000)
+			f.stain(false)
+			spend(10_000)
+			bare, bareSwitch := spend(n)
+			f.stain(true)
+			spend(10_000)
+			b.ResetTimer()
+			stained, stainedSwitch := spend(n)
+			b.ReportMetric(float64(stained-bare)/float64(n), "agent-ns/packet")
+			b.ReportMetric(float64(bareSwitch)/float64(n), "switch-ns/packet")
+			b.ReportMetric(float64(stainedSwitch)/float64(bareSwitch), "switch-x")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// cpuOf is the processor time that a process has had (proc(5), stat, fields 14 and 15).
+func cpuOf(t testing.TB, pid string) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, err1 := strconv.ParseInt(f[11], 10, 64)
+	system, err2 := strconv.ParseInt(f[12], 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * (time.Second / 100) // USER_HZ
+}
+
+func switchdPID(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile(ovs.DefaultRunDir + "/ovs-vswitchd.pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
 }
