@@ -123,6 +123,18 @@ func TestExchange(t *testing.T) {
 					t.Errorf("%d whole, %d lost when large, %d bytes pass, refused %v; want 1400 bytes", all, none, r.Passes, r.Refusals)
 				}
 			})
+			t.Run("a stall during the search", func(t *testing.T) {
+				w := w.sub(t)
+				w.responder()
+				for _, router := range []string{"r", "s"} {
+					w.drop(router, v.large)
+					// All that the first ladder sends of these sizes: 1078, 1183, 1289 and 1394, three times.
+					w.in(router, "nft", "add rule inet test forward meta length 1000-1400 quota until 14900 bytes drop")
+				}
+				if _, r := w.probe(v.dst, nil); r.Passes != 1400 {
+					t.Errorf("%d bytes pass, want 1400", r.Passes)
+				}
+			})
 			t.Run("narrow link that tells", func(t *testing.T) {
 				w := w.sub(t)
 				w.responder()

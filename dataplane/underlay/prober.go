@@ -375,48 +375,70 @@ func (p *prober) climb(ctx context.Context) error {
 		return nil
 	}
 	passes, lost := p.Sizes[0], p.Sizes[last]
-	for lost-passes > 1 {
-		first := p.rung + uint32(len(p.ladder))*rungRepeats
-		steps := min(rungs, lost-passes-1)
-		var sizes []int
-		for i := range steps {
-			sizes = append(sizes, passes+(lost-passes)*(i+1)/(steps+1))
-		}
-		p.ladder = append(p.ladder, sizes...)
-		came := func(i int) bool {
-			for r := range rungRepeats {
-				if p.answered[first+uint32(i*rungRepeats+r)] {
-					return true
-				}
+	for {
+		for lost-passes > 1 {
+			steps := min(rungs, lost-passes-1)
+			var sizes []int
+			for i := range steps {
+				sizes = append(sizes, passes+(lost-passes)*(i+1)/(steps+1))
 			}
-			return false
-		}
-		for r := range rungRepeats {
-			err := p.sendAll(ctx, steps, func(i int) (int, uint32, int) {
-				return port, first + uint32(i*rungRepeats+r), sizes[i]
-			})
-			if err == nil {
-				// Four round trips, and no less than a host that is busy takes.
-				err = p.collect(ctx, min(p.Wait, 4*p.fastest+firstGap), func() bool { return came(steps - 1) })
-			}
+			// Four round trips, and no less than a host that is busy takes.
+			came, err := p.try(ctx, port, sizes, min(p.Wait, 4*p.fastest+firstGap))
 			if err != nil {
 				return err
 			}
-			if came(steps - 1) {
-				break
+			for i, size := range sizes {
+				if came(i) {
+					passes = size
+				}
+			}
+			for i := steps - 1; i >= 0; i-- {
+				if sizes[i] > passes {
+					lost = sizes[i]
+				}
 			}
 		}
-		for i, size := range sizes {
-			if came(i) {
-				passes = size
-			}
+		if lost == p.Sizes[last] {
+			break
 		}
-		for i := steps - 1; i >= 0; i-- {
-			if sizes[i] > passes {
-				lost = sizes[i]
-			}
+		// A stall may have taken all of a rung. What the search has come to counts if it is lost again.
+		came, err := p.try(ctx, port, []int{lost}, p.Wait/rungRepeats)
+		if err != nil {
+			return err
 		}
+		if !came(0) {
+			break
+		}
+		passes, lost = lost, p.Sizes[last]
 	}
 	p.report.Passes = passes
 	return nil
+}
+
+// try sends packets of sizes, ascending, rungRepeats times or until the last was answered, and waits
+// for answers after each time. came says which were.
+func (p *prober) try(ctx context.Context, port int, sizes []int, wait time.Duration) (came func(i int) bool, err error) {
+	first := p.rung + uint32(len(p.ladder))*rungRepeats
+	p.ladder = append(p.ladder, sizes...)
+	came = func(i int) bool {
+		for r := range rungRepeats {
+			if p.answered[first+uint32(i*rungRepeats+r)] {
+				return true
+			}
+		}
+		return false
+	}
+	all := func() bool { return came(len(sizes) - 1) }
+	for r := 0; r < rungRepeats && !all(); r++ {
+		err := p.sendAll(ctx, len(sizes), func(i int) (int, uint32, int) {
+			return port, first + uint32(i*rungRepeats+r), sizes[i]
+		})
+		if err == nil {
+			err = p.collect(ctx, wait, all)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return came, nil
 }
