@@ -3,6 +3,7 @@ package clab
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -107,6 +108,69 @@ func TestPlainContainerlab(t *testing.T) {
 			command(t, "docker", "exec", fmt.Sprintf("clab-%s-%s", topology, ping[0]),
 				"ip", "netns", "exec", ping[1], "ping", "-q", "-c", "1", "-i", "0.2", "-w", "30", ping[2])
 		})
+	}
+}
+
+// TestThreeCommands types the first three commands of each page of docs/labs as they stand, in a
+// fresh clone, where containerlab is a program of PATH: the third one shows a healthy verdict.
+func TestThreeCommands(t *testing.T) {
+	needContainers(t)
+	pages, err := filepath.Glob("../../docs/labs/*.md")
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("%d pages in docs/labs: %v", len(pages), err)
+	}
+	clone, bin := filepath.Join(t.TempDir(), "dyetrace"), t.TempDir()
+	// An archive, since git clones no repository of another user's, as root is with sudo.
+	command(t, "sh", "-c", `mkdir "$1" && git -C ../.. -c safe.directory='*' archive HEAD | tar -x -C "$1"`, "-", clone)
+	// The root of a base image is made once a machine, and is no part of a checkout.
+	cached, err := filepath.Abs("../../.cache/clab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(clone, ".cache"), 0o755), os.Symlink(cached, filepath.Join(clone, ".cache/clab"))); err != nil {
+		t.Fatal(err)
+	}
+	wrapper := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", containerlab)
+	if err := os.WriteFile(filepath.Join(bin, "containerlab"), []byte(wrapper), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for _, variable := range []string{lab.RunnerEnv, lab.ContainerlabEnv} {
+		t.Setenv(variable, "")
+	}
+	t.Chdir(clone)
+	for _, page := range pages {
+		if filepath.Base(page) == "README.md" {
+			continue
+		}
+		t.Run(filepath.Base(page), func(t *testing.T) { testThreeCommands(t, filepath.Join("docs/labs", filepath.Base(page))) })
+	}
+}
+
+func testThreeCommands(t *testing.T, page string) {
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "```console\n")
+	if !found {
+		t.Fatalf("%s: no commands", page)
+	}
+	block, _, _ := strings.Cut(rest, "```")
+	var said string
+	typed := 0
+	for line := range strings.Lines(block) {
+		typing, is := strings.CutPrefix(line, "# ")
+		if !is || typed == 3 {
+			continue
+		}
+		if typed++; strings.Contains(typing, " lab up ") {
+			t.Cleanup(func() { command(t, "bin/dyetrace", "lab", "down") })
+		}
+		said = command(t, "bash", "-c", typing)
+	}
+	if !strings.Contains(said, "1 healthy") || !strings.Contains(said, "✓") {
+		t.Errorf("%s: the third command says no healthy verdict:\n%s", page, said)
 	}
 }
 
