@@ -74,7 +74,7 @@ func (a *Agent) tryArm(ctx context.Context, req *dyetracev1.Arm) error {
 	err = errors.Join(a.answering(req.Answers), a.expecting(req.Expect), a.sampled(at))
 	if err == nil && len(ports) > 0 {
 		// An answer that the datapath remembers would pass by what it was before.
-		err = a.sw.Settle(ctx)
+		err = a.sw.Settle(ctx, ports[0].bridge)
 	}
 	if err == nil && len(probes) > 0 {
 		err = a.hooks.taps.withhold(run.id, monotonic(), time.Duration(req.WithholdMs)*time.Millisecond, probes)

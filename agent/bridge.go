@@ -32,7 +32,7 @@ type Switch interface {
 	DumpGroups(ctx context.Context, bridge string) ([]string, error)
 	Apply(ctx context.Context, bridge string, add, del []flows.Flow) error
 	Renew(ctx context.Context, bridge string, ours []flows.Flow) error
-	Settle(ctx context.Context) error
+	Settle(ctx context.Context, bridge string) error
 	Watch(ctx context.Context, bridge string) (*ovs.Watch, error)
 	Trace(ctx context.Context, bridge string, req ovs.TraceRequest) (ovs.Trace, error)
 	GeneveOption(ctx context.Context, bridge string, to stain.MAC, datapath uint32) (uint32, error)
@@ -449,8 +449,9 @@ func kindsOf(h flows.Hook, delivery bool) []dyetracev1.PointKind {
 	return kinds
 }
 
-// window is what we can attest of the hook by the last audit.
-func (b *bridge) window() *dyetracev1.HookWindow {
+// window is what we can attest of the hook by the last audit, and by a reading of its counters that
+// began after another.
+func (b *bridge) window(after uint64) *dyetracev1.HookWindow {
 	s := b.state.Load()
 	return &dyetracev1.HookWindow{
 		Bridge: b.name,
@@ -458,7 +459,7 @@ func (b *bridge) window() *dyetracev1.HookWindow {
 		Reason: s.reason,
 		Epoch:  s.epoch,
 		Lost:   b.lostSamples() + b.taps.lostSamples(),
-		Counts: b.counts.message(s.epoch),
+		Counts: b.counts.message(s.epoch, after),
 	}
 }
 

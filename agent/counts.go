@@ -26,6 +26,7 @@ type counts struct {
 // counted is one reading of the counters.
 type counted struct {
 	epoch  uint64
+	begun  uint64 // which reading it was, of all: counter.begun
 	points map[stain.Kind]pointCount
 }
 
@@ -56,18 +57,33 @@ func (c *counted) close() bool {
 // the same for an epoch.
 func (p pointCount) of() int64 { return int64(p.counted - p.readMax) }
 
+// tally counts copies that one receive loop has read and not handed on yet.
+type tally [8]uint64
+
 // saw counts a copy.
-func (c *counts) saw(frame []byte) {
+func (t *tally) saw(frame []byte) {
 	if len(frame) > 1 {
-		c.read[frame[1]&^stain.CopyMark&7].Add(1)
+		t[frame[1]&^stain.CopyMark&7]++
 	}
+}
+
+// add counts copies as read, once what they say is on its way to the controller: an audit that finds
+// all of them read speaks after them.
+func (c *counts) add(t *tally) {
+	for k := range t {
+		if t[k] > 0 {
+			c.read[k].Add(t[k])
+		}
+	}
+	clear(t[:])
 }
 
 func (c *counts) of(k stain.Kind) uint64 { return c.read[k&7].Load() }
 
-func (c *counts) message(epoch uint64) (list []*dyetracev1.PointCount) {
+// message is the last reading of an epoch, if it began after another; nil where there is none.
+func (c *counts) message(epoch, after uint64) (list []*dyetracev1.PointCount) {
 	last := c.last.Load()
-	if last == nil || last.epoch != epoch {
+	if last == nil || last.epoch != epoch || last.begun <= after {
 		return nil
 	}
 	for _, k := range slices.Sorted(maps.Keys(last.points)) {
@@ -81,8 +97,9 @@ func (c *counts) message(epoch uint64) (list []*dyetracev1.PointCount) {
 
 const (
 	// The counters are read again if many copies came by meanwhile, so often at most, and not if
-	// somebody waits: each reading takes up to a second, the controller waits 5 s for an audit, and on
-	// a busy bridge there is always something on its way. The bounds say how much.
+	// somebody waits: each reading takes up to a second where sweeps are not to be had out of turn, the
+	// controller waits 5 s for an audit, and on a busy bridge there is always something on its way. The
+	// bounds say how much.
 	countTries = 3
 	// countSlack of two readings together is half of what the controller lets be on its way
 	// (package verdict, underWay): what gets lost is a queue of 1,000.
@@ -100,8 +117,7 @@ type counter struct {
 	waiting atomic.Int64
 }
 
-// count reads the counters of all hooks, once the switch has brought them up to date: that takes it
-// a sweep over its megaflows, as it makes one every half second anyway. Without all, it is done only
+// count reads the counters of all hooks, once the switch has brought them up to date. Without all, it is done only
 // where there is no good reading of this epoch, and else nobody is waited for. Whoever asks while
 // another reads waits for the next reading, and shares it with all that do.
 func (h *hooks) count(ctx context.Context, all bool) error {
@@ -145,14 +161,10 @@ func (h *hooks) countAll(ctx context.Context, todo []*bridge) error {
 	before := make([]counted, len(todo))
 	for i, b := range todo {
 		before[i] = b.beginCount()
+		before[i].begun = h.counter.begun.Load()
 	}
-	// A sweep that is under way may have passed by what came since, so the first wait may be for
-	// that one; the second is for one that has begun after it (udpif_dump_wait in Open vSwitch's
-	// ofproto-dpif-upcall.c).
-	for range 2 {
-		if err := h.sw.Settle(ctx); err != nil {
-			return err
-		}
+	if err := h.sw.Settle(ctx, todo[0].name); err != nil {
+		return err
 	}
 	errs := make(chan error, len(todo))
 	for i, b := range todo {

@@ -43,12 +43,14 @@ func (b *bridge) openPort() error {
 
 // receive hands copies to the sink until the port is closed.
 func (b *bridge) receive(port *packetio.Port) {
+	var read tally
 	for {
 		err := port.Receive(func(frame []byte, atNs int64) {
-			b.counts.saw(frame)
+			read.saw(frame)
 			b.sink(b, frame, atNs)
 		})
 		b.done(b)
+		b.counts.add(&read)
 		switch {
 		case err == nil:
 		case errors.Is(err, packetio.ErrClosed):

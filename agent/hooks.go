@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/flows"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -259,15 +261,34 @@ func (h *hooks) countAnswers() int {
 // audit looks at every bridge now, and attests. Before a run it is enough to have read the hooks'
 // counters once since they last began anew; after one, what the run did must be in them.
 func (h *hooks) audit(ctx context.Context, after bool) []*dyetracev1.HookWindow {
+	asked := uint64(0) // any reading will do
+	if after {
+		asked = h.counter.begun.Load()
+	}
 	h.look(ctx, true)
-	if err := h.count(ctx, after); err != nil && ctx.Err() == nil {
+	err := h.count(ctx, after)
+	if err != nil && ctx.Err() == nil {
 		h.log.Warn("hooks are attested without their counters", "err", err)
+	}
+	if after {
+		h.taps.catchUp(ctx)
 	}
 	var windows []*dyetracev1.HookWindow
 	for _, b := range h.all() {
-		windows = append(windows, b.window())
+		w := b.window(asked)
+		if w.Live && len(w.Counts) == 0 && !errors.Is(err, ovs.ErrUncounted) {
+			w.Uncounted = cmp.Or(reason(err), "another reading of them has failed, or the hook is another one by now")
+		}
+		windows = append(windows, w)
 	}
 	return windows
+}
+
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // state describes the host as it is now.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,6 +44,7 @@ type taps struct {
 	// known is ports for the receive loop; replaced as a whole.
 	known    atomic.Pointer[map[string]tapped]
 	lost     atomic.Uint64 // of samplers closed since
+	handed   atomic.Uint64 // of this sampler's samples, to the controller
 	receiver sync.WaitGroup
 }
 
@@ -94,6 +96,7 @@ func (t *taps) start(now time.Time) {
 		return
 	}
 	t.sampler, t.why, t.opened = sampler, "", now
+	t.handed.Store(0)
 	t.ports = make(map[string]tapped)
 	t.known.Store(&map[string]tapped{})
 	t.receiver.Go(func() { t.receive(sampler) })
@@ -183,7 +186,9 @@ func (t *taps) publish() {
 func (t *taps) receive(sampler *tap.Sampler) {
 	var gathers []*gather
 	for {
+		read := uint64(0)
 		err := sampler.Receive(func(seen tap.Seen) {
+			read++
 			at, ok := (*t.known.Load())[seen.Device]
 			if !ok {
 				return // detached since
@@ -200,6 +205,7 @@ func (t *taps) receive(sampler *tap.Sampler) {
 		for _, g := range gathers {
 			t.done(g)
 		}
+		t.handed.Add(read)
 		if err != nil {
 			if !errors.Is(err, tap.ErrClosed) {
 				t.fail(sampler, err)
@@ -236,6 +242,32 @@ func (t *taps) fail(sampler *tap.Sampler, err error) {
 func (t *taps) retire(sampler *tap.Sampler) {
 	if stats, err := sampler.Stats(); err == nil { // once closed, it has them at hand
 		t.lost.Add(stats.Lost)
+	}
+}
+
+// Samples are in the ring as soon as they are taken, and are read as soon as a processor is free for
+// it. tapPatience is how long an audit waits for that: a host that needs longer could not hold up its
+// heartbeats either.
+const tapPatience = time.Second
+
+// catchUp returns when all that was sampled before it was called is on its way to the controller: else
+// an audit would overtake it, and what is late be taken for lost. What took too long counts as lost.
+func (t *taps) catchUp(ctx context.Context) {
+	t.mu.Lock()
+	sampler := t.sampler
+	t.mu.Unlock()
+	if sampler == nil {
+		return
+	}
+	stats, err := sampler.Stats()
+	for end := time.Now().Add(tapPatience); err == nil && t.handed.Load() < stats.Received; time.Sleep(countLook) {
+		if ctx.Err() != nil || time.Now().After(end) {
+			err = fmt.Errorf("%d of %d samples are read after %v", t.handed.Load(), stats.Received, tapPatience)
+		}
+	}
+	if err != nil {
+		t.log.Warn("samples of deliveries are late", "err", err)
+		t.lost.Add(1)
 	}
 }
 

@@ -24,6 +24,8 @@ type stage struct {
 	inB    uint16
 	port   *packetio.Port
 	tokens *stain.Tokens
+	on     *Switch
+	bridge string
 }
 
 func newStage(t testing.TB, total uint32) stage {
@@ -31,6 +33,7 @@ func newStage(t testing.TB, total uint32) stage {
 	s := open(t)
 	bridge := addBridge(t)
 	st := stage{
+		on: s, bridge: bridge,
 		a:      addGuest(t, bridge, "fa:16:3e:00:00:01", "10.0.0.1"),
 		b:      addGuest(t, bridge, "fa:16:3e:00:00:02", "10.0.0.2"),
 		tokens: stain.NewTokens(stain.Key{1, 2, 3}, total),

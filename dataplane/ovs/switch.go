@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/dyetrace/dyetrace/dataplane"
 )
 
@@ -61,6 +63,7 @@ type Switch struct {
 	fresh   atomic.Bool // last is what the database has, give or take a notice
 	changed chan struct{}
 	syncs   chan chan error // calls of Sync, for Run to answer
+	sweeps  *rate.Limiter   // out of turn
 
 	dye struct {
 		sync.Mutex
@@ -80,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Switch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ovs: %w", err)
 	}
-	s := &Switch{opts: o, changed: make(chan struct{}, 1), syncs: make(chan chan error)}
+	s := &Switch{opts: o, changed: make(chan struct{}, 1), syncs: make(chan chan error), sweeps: newSweeps()}
 	s.dye.kept = make(map[string]dyeState)
 	if s.first, err = dial(ctx, o.DB); err != nil {
 		return nil, fmt.Errorf("ovs: %w", err)

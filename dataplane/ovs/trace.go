@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -109,18 +108,14 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 			args = append(args, "--ct-next", "trk,est,rpl")
 		}
 	}
-	target, err := s.target()
-	if err != nil {
-		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
-	}
-	out, err := s.run(ctx, nil, "ovs-appctl", append([]string{"-t", target}, args...)...)
+	out, err := s.appctl(ctx, args[0], args[1:]...)
 	if err != nil && strings.Contains(err.Error(), "--names: unknown option") {
 		err = fmt.Errorf("ofproto/trace without --names (Open vSwitch %s) tells no ports: %w", s.Snapshot().OVSVersion, ErrUnsupported)
 	}
 	if err != nil {
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
-	tr, err := readTrace(string(out), s.Snapshot(), bridge, req.InPort)
+	tr, err := readTrace(out, s.Snapshot(), bridge, req.InPort)
 	if err != nil {
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
@@ -195,30 +190,6 @@ func tunnelKey(id uint32) string {
 		return ""
 	}
 	return fmt.Sprintf(",tun_id=%#x", id)
-}
-
-// Settle returns when the datapath does as the flows say that were there when it was
-// called: until then it may pass packets on by what it remembers of flows before them
-// (revalidator/wait of ovs-vswitchd(8)).
-func (s *Switch) Settle(ctx context.Context) error {
-	target, err := s.target()
-	if err == nil {
-		_, err = s.run(ctx, nil, "ovs-appctl", "-t", target, "revalidator/wait")
-	}
-	if err != nil {
-		return fmt.Errorf("ovs: waiting for the datapath: %w", err)
-	}
-	return nil
-}
-
-// target returns the control socket of ovs-vswitchd, which has its process number
-// in its name (ovs-appctl(8)).
-func (s *Switch) target() (string, error) {
-	pid, _, found := strings.Cut(s.switchd(), "@")
-	if !found {
-		return "", fmt.Errorf("ovs-vswitchd is not running: %s/ovs-vswitchd.pid names no process", s.opts.RunDir)
-	}
-	return filepath.Join(s.opts.RunDir, "ovs-vswitchd."+pid+".ctl"), nil
 }
 
 // command returns a line for a shell. It names the socket only where ovs-appctl

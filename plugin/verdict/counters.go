@@ -29,10 +29,18 @@ const underWay = 256
 
 // unread says that the hook's counters speak against taking a missing sample of the bridge for
 // loss: copies were made that nobody read, or it cannot be told. None where counters and copies
-// agree, and where one of the audits has no counters: then all that is known is what the agent lost
+// agree, and where the switch never has counters: then all that is known is what the agent lost
 // by itself. A loss at one kind of points speaks against all of the bridge: what is seen at one
 // makes the next one's silence mean something.
 func (w Window) unread(where string) doubt {
+	for _, a := range []*Audit{w.Before, w.After} {
+		if a.Uncounted != "" {
+			return doubt{CauseSamples, fmt.Sprintf("%s: the hook's counters could not be read: %s", where, a.Uncounted)}
+		}
+	}
+	if len(w.Before.Counts) > 0 && len(w.After.Counts) == 0 {
+		return doubt{CauseSamples, where + ": the hook's counters were not read after the probe"}
+	}
 	for _, kind := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToTunnel} {
 		before, counted := w.Before.Counts[kind]
 		after, again := w.After.Counts[kind]

@@ -38,9 +38,30 @@ func TestUnread(t *testing.T) {
 		if d.none() != (tt.want == "") || !strings.Contains(d.why, tt.want) || !d.none() && (d.kind != CauseSamples || !strings.HasPrefix(d.why, "hv1/br-int from-tunnel: ")) {
 			t.Errorf("%s: %+v, want %q", tt.name, d, tt.want)
 		}
-		w.After.Counts = nil // an agent that does not count
-		if d := w.unread("hv1/br-int"); !d.none() {
-			t.Errorf("%s: counted once: %+v", tt.name, d)
+	}
+}
+
+// TestUncounted: readings that are not there. What a switch never tells is not asked; what it should
+// have told, and did not, may hide a loss.
+func TestUncounted(t *testing.T) {
+	t.Parallel()
+	counts := map[stain.Kind]Count{stain.FromTunnel: {100, 90, 90}}
+	for _, tt := range []struct {
+		name          string
+		before, after Audit
+		want          string
+	}{
+		{"never", Audit{}, Audit{}, ""},
+		{"both", Audit{Counts: counts}, Audit{Counts: counts}, ""},
+		{"first after the probe", Audit{}, Audit{Counts: counts}, ""},
+		{"not after the probe", Audit{Counts: counts}, Audit{}, "were not read after the probe"},
+		{"said why not before", Audit{Uncounted: "a timeout"}, Audit{Counts: counts}, "could not be read: a timeout"},
+		{"said why not after", Audit{Counts: counts}, Audit{Uncounted: "a timeout"}, "could not be read: a timeout"},
+		{"said so of both", Audit{Uncounted: "a timeout"}, Audit{Uncounted: "a timeout"}, "could not be read: a timeout"},
+	} {
+		d := Window{Before: &tt.before, After: &tt.after}.unread("hv1/br-int")
+		if d.none() != (tt.want == "") || !strings.Contains(d.why, tt.want) || !d.none() && d.kind != CauseSamples {
+			t.Errorf("%s: %+v, want %q", tt.name, d, tt.want)
 		}
 	}
 }

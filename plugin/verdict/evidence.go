@@ -54,7 +54,9 @@ type Audit struct {
 	Epoch  uint64
 	Lost   uint64
 	// Counts are the hook's own counters, by kind of point; empty where they are not known.
-	Counts map[stain.Kind]Count
+	// Uncounted is why, where they should be.
+	Counts    map[stain.Kind]Count
+	Uncounted string
 }
 
 // Attempt is one probe.

@@ -148,5 +148,8 @@ func ExplanationFromProto(m *dyetracev1.Explanation, point int) *Explanation {
 
 // AuditFromProto reads one audit.
 func AuditFromProto(m *dyetracev1.HookWindow) *Audit {
-	return &Audit{Live: m.GetLive(), Reason: m.GetReason(), Epoch: m.GetEpoch(), Lost: m.GetLost(), Counts: countsFromProto(m.GetCounts())}
+	return &Audit{
+		Live: m.GetLive(), Reason: m.GetReason(), Epoch: m.GetEpoch(), Lost: m.GetLost(),
+		Counts: countsFromProto(m.GetCounts()), Uncounted: m.GetUncounted(),
+	}
 }

@@ -1205,7 +1205,10 @@ type HookWindow struct {
 	Lost uint64 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
 	// What the hook's flows counted and what was read of it, by kind. Only what has come
 	// about between two windows of one epoch means anything. Empty where that is not known.
-	Counts        []*PointCount `protobuf:"bytes,6,rep,name=counts,proto3" json:"counts,omitempty"`
+	Counts []*PointCount `protobuf:"bytes,6,rep,name=counts,proto3" json:"counts,omitempty"`
+	// Why counts should be here and could not be had; then nothing is known of what got
+	// lost between switch and agent. Empty with counts, and where the switch never has any.
+	Uncounted     string `protobuf:"bytes,50,opt,name=uncounted,proto3" json:"uncounted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1280,6 +1283,13 @@ func (x *HookWindow) GetCounts() []*PointCount {
 		return x.Counts
 	}
 	return nil
+}
+
+func (x *HookWindow) GetUncounted() string {
+	if x != nil {
+		return x.Uncounted
+	}
+	return ""
 }
 
 // PointCount holds a hook's own counters against what came out of its dye port: the
@@ -2832,7 +2842,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"N\n" +
 	"\aAudited\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xab\x01\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xc9\x01\n" +
 	"\n" +
 	"HookWindow\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
@@ -2840,7 +2850,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04lost\x18\x05 \x01(\x04R\x04lost\x12/\n" +
-	"\x06counts\x18\x06 \x03(\v2\x17.dyetrace.v1.PointCountR\x06counts\"\x88\x01\n" +
+	"\x06counts\x18\x06 \x03(\v2\x17.dyetrace.v1.PointCountR\x06counts\x12\x1c\n" +
+	"\tuncounted\x182 \x01(\tR\tuncounted\"\x88\x01\n" +
 	"\n" +
 	"PointCount\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\x12\x18\n" +
