@@ -21,6 +21,8 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case *dyetracev1.Audited:
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 		x.patrol.attested(e.Host, now)
+		h.audits, h.auditing = h.audits+1, false
+		x.judgeAttested()
 	case *dyetracev1.Armed:
 		x.armed(e.Host, m, now)
 	case *dyetracev1.Injected:
@@ -149,7 +151,7 @@ func (x *execution) evidence(track int) verdict.Evidence {
 	if x.ledger.tests[track] != nil {
 		e.Test = &x.options.test
 	}
-	if x.stage >= explaining {
+	if x.stage >= explaining || x.progress[x.layout.pair(track)].attested {
 		e.Hooks = x.hooks
 	}
 	return e

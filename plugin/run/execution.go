@@ -98,6 +98,11 @@ type execution struct {
 	hooks   map[verdict.Place]verdict.Window
 	asking  []question          // still to be asked
 	pending map[uint64]question // asked, by Explain.id
+	waiting []waiting           // pairs, for audits of their own hosts
+	// foreseen are explanations asked for before it was known that a track's probes are lost, and
+	// foreseeing those that were not answered, by Explain.id: which track's.
+	foreseen   map[int]*foresight
+	foreseeing map[uint64]int
 
 	tos       uint8 // the stain's
 	exchanges map[exchangeKey]*exchange
@@ -118,6 +123,9 @@ type hostState struct {
 	// it is asked for nothing more until it is heard.
 	refused, mute bool
 	asked         int // explanations outstanding
+	audits        int // answers to Audit
+	auditing      bool
+	auditAsked    time.Time
 	exchanges     int // underlay probes that it takes part in
 }
 
@@ -158,6 +166,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
+		foreseen: map[int]*foresight{}, foreseeing: map[uint64]int{},
 		tos: cfg.ToS, exchanges: map[exchangeKey]*exchange{}, owing: map[uint64]*exchange{},
 	}
 	x.host = make([]hostState, len(x.ledger.hosts))

@@ -24,7 +24,8 @@ func (x *execution) close(now time.Time) (wake time.Time) {
 // judge judges all that waits. What a verdict wants explained stays open.
 func (x *execution) judge() {
 	for pair := range x.pairs {
-		if !x.judged[pair] {
+		if p := &x.progress[pair]; !x.judged[pair] && p.questions == 0 {
+			p.attested = true
 			x.judgePair(pair)
 		}
 	}
@@ -44,6 +45,7 @@ func (x *execution) judge() {
 func (x *execution) judgePair(pair int) {
 	p := &x.progress[pair]
 	from, to := x.tried(pair)
+	var asked []question
 	for track := from; track < to; track++ {
 		if p.healthy&x.layout.bit(track) != 0 {
 			continue
@@ -58,13 +60,16 @@ func (x *execution) judgePair(pair int) {
 			continue
 		}
 		p.questions++
-		x.asking = append(x.asking, question{
+		asked = append(asked, question{
 			track: track, host: host, point: r.Need.Point, first: r,
 			ask: r.Need.Proto(0), decides: r.Need.Decides,
 		})
 	}
 	if p.questions == 0 {
 		x.conclude(pair)
+	}
+	for _, q := range asked {
+		x.inquire(q)
 	}
 }
 
@@ -77,15 +82,26 @@ func (x *execution) answer(track int, r verdict.Result) {
 	}
 }
 
-// explain asks, a few questions at a time for each host, until all are answered or time is up.
+// explain asks until all is answered or time is up.
 func (x *execution) explain(now time.Time) (wake time.Time) {
+	wake = earliest(x.explainAll(now), x.explore(now))
+	if x.open == 0 {
+		x.enter(over, now)
+	}
+	return wake
+}
+
+// explainAll asks what there is to ask, a few questions at a time for each host.
+func (x *execution) explainAll(now time.Time) (wake time.Time) {
 	wake = x.hard
+	x.forgetLate(now)
 	for id, q := range x.pending {
 		if at := q.since.Add(x.answers); now.Before(at) {
 			wake = earliest(wake, at)
 			continue
 		}
 		delete(x.pending, id)
+		delete(x.foreseeing, id)
 		x.host[q.host].asked--
 		x.answer(q.track, q.first)
 	}
@@ -96,10 +112,10 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 		for _, q := range x.asking {
 			x.answer(q.track, q.first)
 		}
-		x.asking, x.pending = nil, nil
+		x.asking, x.pending = nil, map[uint64]question{}
 	}
-	held := x.asking[:0]
-	for _, q := range x.asking {
+	held, n := x.asking[:0:0], len(x.asking)
+	for _, q := range x.asking[:n] {
 		h := &x.host[q.host]
 		switch {
 		case h.gone:
@@ -114,16 +130,16 @@ func (x *execution) explain(now time.Time) (wake time.Time) {
 			wake = earliest(wake, now.Add(x.answers))
 		}
 	}
-	x.asking = held
-	wake = earliest(wake, x.explore(now))
-	if x.open == 0 {
-		x.enter(over, now)
-	}
+	x.asking = append(held, x.asking[n:]...)
 	return wake
 }
 
 // explained takes in an answer.
 func (x *execution) explained(m *dyetracev1.Explanation) {
+	if track, ok := x.foreseeing[m.GetId()]; ok {
+		x.foretold(track, m)
+		return
+	}
 	q, ok := x.pending[m.GetId()]
 	if !ok {
 		return // too late
@@ -131,7 +147,11 @@ func (x *execution) explained(m *dyetracev1.Explanation) {
 	delete(x.pending, m.GetId())
 	x.host[q.host].asked--
 	q.explanation = verdict.ExplanationFromProto(m, q.point)
-	r := x.judgeWith(&q, nil)
+	x.told(q, x.judgeWith(&q, nil))
+}
+
+// told ends a question by a verdict, unless that wants to know more of the network between two hosts.
+func (x *execution) told(q question, r verdict.Result) {
 	if r.NeedUnderlay == nil {
 		x.answer(q.track, r)
 		return

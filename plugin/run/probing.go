@@ -22,8 +22,9 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 	x.inject(now)
 	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
-	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0:
+	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0 && !x.awaits():
 		x.enter(closing, now)
+		return wake
 	case len(x.queue) > 0 && x.freed:
 		wake = earliest(wake, x.picked.Add(pickEvery))
 	case len(x.queue) > 0:
@@ -32,7 +33,7 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 	if len(x.settling) > 0 {
 		wake = earliest(wake, x.settling[0].at)
 	}
-	return wake
+	return earliest(earliest(wake, x.askAudits(now)), x.explainAll(now))
 }
 
 // inject sends the queued probes that the pace lets go, those of each host together.

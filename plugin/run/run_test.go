@@ -528,7 +528,7 @@ func TestTiming(t *testing.T) {
 			name: "first probe lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = first },
 			counts: "healthy 12 faulty 0 silent 0 policy 0 unknown 0",
 			// The test takes 23 more that arrive: what is left of the burst, and ten a second.
-			took: 2158 * time.Millisecond, probes: 35,
+			took: 1908 * time.Millisecond, probes: 35,
 		}, {
 			name: "all four lost", n: 4, timeout: 30 * time.Second, cast: func(c *cast) { c.lost = always },
 			counts: "healthy 11 faulty 1 silent 0 policy 0 unknown 0", took: time.Second + pickEvery, probes: 15,

@@ -110,6 +110,8 @@ type progress struct {
 	lossy bool
 	// questions are those that are not answered.
 	questions uint8
+	// attested says that the hosts on its ways have attested their hooks since its last probe.
+	attested bool
 }
 
 func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
@@ -160,6 +162,9 @@ func (x *execution) next(track int, number uint32) {
 	if number != x.ledger.last(track) {
 		return
 	}
+	if x.ledger.probes[number].state == left && !x.ledger.arrived(number) {
+		x.foresee(track)
+	}
 	absent := x.ledger.probes[number].portAbsent
 	decision := x.verdictOn(track)
 	more := decision == sequential.More
@@ -204,6 +209,10 @@ func (x *execution) finished(track int, decision sequential.Decision, absent boo
 	}
 	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
 		x.start(pair, int(p.scheme)+1)
+		return
+	}
+	if !x.judged[pair] {
+		x.waiting = append(x.waiting, waiting{pair: pair})
 	}
 }
 

@@ -117,7 +117,7 @@ func TestScheme(t *testing.T) {
 		}, {
 			name: "auto, one probe is lost on the way", options: auto,
 			cast: []func(*cast){func(c *cast) { c.lost = func(s shot) bool { return s.attempt == 0 && s.point > leftHost } }},
-			log:  append(slices.Clone(lostFour[:2]), "…"), took: 1810 * time.Millisecond,
+			log:  append(slices.Clone(lostFour[:2]), "…"), took: 1560 * time.Millisecond,
 			said: "healthy by tcp (tcp is answered), 24 probes", cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, less than 20 %",
 		}, {
 			name: "auto, the port is gone", options: auto, cast: []func(*cast){func(c *cast) { c.absent["tap0"] = true }},
@@ -231,7 +231,7 @@ func TestAnswers(t *testing.T) {
 				}
 			}},
 			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "501ms hv2 answers tap1", "501ms 0 tcp", "…"},
-			took: 1959 * time.Millisecond, said: []string{"healthy by tcp (), 24 probes"}, cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes",
+			took: 1709 * time.Millisecond, said: []string{"healthy by tcp (), 24 probes"}, cause: "loses 4.2 % (0.11-21 %, 95 %) of 24 probes",
 		}, {
 			name: "an armed attempt is lost on the way: the next one is armed, too", pairs: to1,
 			cast: []func(*cast){func(c *cast) {
@@ -240,7 +240,7 @@ func TestAnswers(t *testing.T) {
 				}
 			}},
 			log:  []string{"0s 0 tcp", "250ms hv2 answers tap1", "250ms 0 tcp", "500ms hv2 answers tap1", "500ms 0 tcp", "501ms hv2 answers tap1", "501ms 0 tcp", "…"},
-			took: 2060 * time.Millisecond, said: []string{"healthy by tcp (), 25 probes"},
+			took: 1810 * time.Millisecond, said: []string{"healthy by tcp (), 25 probes"},
 		}, {
 			name: "once per host and round", pairs: []string{"i0 i1", "i2 i1", "i0 i5", "i2 i3"}, cast: []func(*cast){bare},
 			log: []string{

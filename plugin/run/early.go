@@ -1,0 +1,210 @@
+package run
+
+import (
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
+)
+
+// A pair whose probes are over need not wait for the others': its own hosts attest their hooks, and it is
+// judged. And what will have to be known of it, if it is lost, is asked as soon as its first probe is:
+// the explanation, and the exchange between the hosts that may follow, take no longer than the probes
+// that prove the loss.
+
+// waiting is a pair whose probes are over, while other pairs' are not.
+type waiting struct {
+	pair int
+	// audits is how many of its hosts' answers to Audit must have come, by host; nil before they were
+	// asked for.
+	audits map[int]int
+	// late says that one has not come in time: the end of probing asks in another way.
+	late bool
+}
+
+// foresight is an explanation that was asked for in advance.
+type foresight struct {
+	need        verdict.NeedExplain
+	id          uint64
+	since       time.Time
+	explanation *verdict.Explanation // nil before it came
+}
+
+// awaits says that pairs wait for audits that were asked for, or for what is asked about them.
+func (x *execution) awaits() bool {
+	return slices.ContainsFunc(x.waiting, func(w waiting) bool { return !x.judged[w.pair] && w.audits != nil && !w.late })
+}
+
+// hostsOf returns the hosts on the ways of a pair.
+func (x *execution) hostsOf(pair int) (hosts []int) {
+	from, to := x.tried(pair)
+	for track := from; track < to; track++ {
+		first, end := x.ledger.span(track)
+		for _, pt := range x.ledger.points[first:end] {
+			if !slices.Contains(hosts, int(pt.host)) {
+				hosts = append(hosts, int(pt.host))
+			}
+		}
+	}
+	return hosts
+}
+
+// askAudits asks the hosts of pairs that wait, while probes of others go on, and returns when it wants to
+// be called again. Where none go on, the end of probing asks all hosts.
+func (x *execution) askAudits(now time.Time) (wake time.Time) {
+	wake = x.hard
+	x.waiting = slices.DeleteFunc(x.waiting, func(w waiting) bool { return x.judged[w.pair] })
+	for i := range x.waiting {
+		w := &x.waiting[i]
+		if w.audits == nil {
+			w.audits = x.auditsFor(w.pair)
+		}
+		for host, n := range w.audits {
+			h := &x.host[host]
+			if w.late || h.gone || h.audits >= n {
+				continue
+			}
+			if !h.auditing {
+				h.auditing, h.auditAsked = true, now
+				x.agents.Audit(host)
+			}
+			at := h.auditAsked.Add(answerTimeout)
+			w.late = !now.Before(at)
+			wake = earliest(wake, at)
+		}
+	}
+	return wake
+}
+
+// auditsFor returns which answers of its hosts a pair waits for whose probes are over now: one that is
+// under way was asked for too early.
+func (x *execution) auditsFor(pair int) map[int]int {
+	audits := map[int]int{}
+	for _, host := range x.hostsOf(pair) {
+		h := &x.host[host]
+		audits[host] = h.audits + 1
+		if h.auditing {
+			audits[host]++
+		}
+	}
+	return audits
+}
+
+// judgeAttested judges the pairs whose hosts have all attested.
+func (x *execution) judgeAttested() {
+	for _, w := range slices.Clone(x.waiting) {
+		p := &x.progress[w.pair]
+		if w.audits == nil || w.late || p.attested || x.judged[w.pair] {
+			continue
+		}
+		whole := true
+		for host, n := range w.audits {
+			whole = whole && (x.host[host].gone || x.host[host].audits >= n)
+		}
+		if whole {
+			p.attested = true
+			x.judgePair(w.pair)
+		}
+	}
+}
+
+// foresee asks what the flows do with the packet of a track whose probe was lost, before it is known
+// whether it is one of many.
+func (x *execution) foresee(track int) {
+	if x.foreseen[track] != nil {
+		return
+	}
+	r := verdict.Judge(x.guess(track))
+	if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides {
+		return
+	}
+	host := slices.Index(x.ledger.hosts, r.Need.Host)
+	if host < 0 || x.host[host].gone || x.host[host].asked >= explainWindow {
+		return
+	}
+	x.host[host].asked++
+	x.metrics.explanations.Inc()
+	f := &foresight{need: *r.Need, since: time.Now()}
+	f.id = x.agents.Explain(host, r.Need.Proto(0))
+	x.foreseen[track], x.foreseeing[f.id] = f, track
+}
+
+// guess is the evidence of a track as it will be if the hooks turn out to be as they were when it began.
+func (x *execution) guess(track int) verdict.Evidence {
+	e := x.evidence(track)
+	e.Hooks = make(map[verdict.Place]verdict.Window, len(x.hooks))
+	for place, w := range x.hooks {
+		e.Hooks[place] = verdict.Window{Before: w.Before, After: w.Before}
+	}
+	return e
+}
+
+// foretold takes in an explanation that was asked for in advance, and begins the exchange that it makes
+// necessary.
+func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
+	id := m.GetId()
+	delete(x.foreseeing, id)
+	f := x.foreseen[track]
+	x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
+	f.explanation = verdict.ExplanationFromProto(m, f.need.Point)
+	if q, waited := x.pending[id]; waited {
+		delete(x.pending, id)
+		x.foreknown(q, f)
+		return
+	}
+	if x.judged[x.layout.pair(track)] || m.GetError() != "" {
+		return
+	}
+	e := x.guess(track)
+	e.Explanation = f.explanation
+	if r := verdict.Judge(e); r.NeedUnderlay != nil {
+		x.exchangeFor(r.NeedUnderlay, false)
+	}
+}
+
+// forgetLate gives up on what was asked in advance and is not answered; what waits for it is told so by
+// its own time.
+func (x *execution) forgetLate(now time.Time) {
+	for id, track := range x.foreseeing {
+		f := x.foreseen[track]
+		if _, waited := x.pending[id]; !waited && now.Sub(f.since) >= answerTimeout {
+			delete(x.foreseeing, id)
+			x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
+			f.explanation = &verdict.Explanation{Point: f.need.Point, Error: unasked}
+		}
+	}
+}
+
+// inquire has a question be asked, unless the answer is there or on its way.
+func (x *execution) inquire(q question) {
+	f := x.foreseen[q.track]
+	switch {
+	case f == nil || !sameNeed(f.need, *q.first.Need):
+		x.asking = append(x.asking, q)
+	case f.explanation == nil:
+		q.since = time.Now()
+		x.pending[f.id] = q
+	default:
+		x.foreknown(q, f)
+	}
+}
+
+// foreknown ends a question by what was asked in advance, if that decides. Else it is asked again: what the
+// flows do may have changed since.
+func (x *execution) foreknown(q question, f *foresight) {
+	q.explanation = f.explanation
+	r := x.judgeWith(&q, nil)
+	if r.Verdict == verdict.Unknown || r.Passed || f.explanation.Error != "" {
+		q.explanation = nil
+		x.asking = append(x.asking, q)
+		return
+	}
+	x.told(q, r)
+}
+
+// sameNeed says that one answer does for both.
+func sameNeed(a, b verdict.NeedExplain) bool {
+	a.Decides, b.Decides = false, false
+	return a == b
+}
