@@ -88,6 +88,9 @@ func assemble(cfg Config, version string, sw Switch, reg prometheus.Registerer, 
 	a.open = newOpenProbes(a.log)
 	a.hooks = newHooks(sw, cfg.Bridges, cfg.Lease, a.log)
 	a.hooks.answers = a.runs.answers
+	a.hooks.tell = func(m *dyetracev1.Changes) {
+		a.outbox.offer(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Changes{Changes: m}})
+	}
 	a.echo = newEcho(cfg.UnderlayPort, a.log)
 	a.metrics = newMetrics(reg, a.hooks, a.echo)
 	collect := newCollector(a)

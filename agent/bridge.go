@@ -78,6 +78,7 @@ type bridge struct {
 	guard        atomic.Pointer[flows.Guard] // of the hook that is there; nil while there is none
 	disturbed    atomic.Uint32               // disturbances
 	told         atomic.Uint64               // changes
+	news         news                        // of them, for the controller
 	stopWatching context.CancelFunc
 	watcher      sync.WaitGroup
 

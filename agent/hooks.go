@@ -38,6 +38,8 @@ type hooks struct {
 	log   *slog.Logger
 	sink  func(b *bridge, frame []byte, atNs int64)
 	done  func(b *bridge)
+	// tell tells the controller of changes of a bridge's flows.
+	tell func(*dyetracev1.Changes)
 	// answers is runTable.answers.
 	answers func(bridge string, now time.Time) []string
 
@@ -57,6 +59,7 @@ type hooks struct {
 func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
 	return &hooks{
 		sw: sw, taps: newTaps(log), only: only, lease: lease, log: log,
+		tell:     func(*dyetracev1.Changes) {},
 		answers:  func(string, time.Time) []string { return nil },
 		changed:  make(chan struct{}, 1),
 		poked:    make(chan struct{}, 1),
@@ -193,6 +196,7 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		if b == nil {
 			b = newBridge(name, h.sw, h.taps, *h.stain, h.lease, h.epochs[name], h.log)
 			b.sink, b.done, b.armed, b.poke = h.sink, h.done, h.answers, h.poke
+			b.news.bridge, b.news.tell = name, h.tell
 			b.startWatch()
 			h.bridges[name] = b
 		}

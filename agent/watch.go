@@ -69,6 +69,7 @@ func (b *bridge) watch(ctx context.Context) {
 func (b *bridge) change(c flows.Change) {
 	if !c.Flow.Ours() {
 		b.told.Add(1)
+		b.news.add(c.Flow.Match)
 	}
 	// Without a hook there is nothing to disturb; whether there is room for one now is for
 	// audits to see.

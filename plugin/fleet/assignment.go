@@ -15,6 +15,8 @@ const (
 	// messageCost is what a message takes besides its samples, in samples: an agent that sends
 	// them one by one must not take more memory than one that sends columns.
 	messageCost = 16
+	// maxMatches bounds what a run takes of one Changes; agents send 64.
+	maxMatches = 1024
 )
 
 // Spec is what the agents are told of a run before it begins.
@@ -32,8 +34,8 @@ type Spec struct {
 type Event struct {
 	// Host is the index in Spec.Hosts.
 	Host int
-	// Message is a *dyetracev1.Ready, *Armed, *Audited, *Injected, *Samples, *Finished, *Explanation or
-	// *UnderlayReport with columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
+	// Message is a *dyetracev1.Ready, *Armed, *Audited, *Injected, *Samples, *Finished, *Explanation,
+	// *Changes or *UnderlayReport with columns of equal length and indexes below Spec.Total; or a [Gone], or a [Lost].
 	Message any
 }
 
@@ -265,6 +267,16 @@ func (a *Assignment) samples(host int, m *dyetracev1.Samples) bool {
 	a.queued += n + messageCost
 	a.put(Event{host, m})
 	return true
+}
+
+// changed passes on that flows were changed, unless much waits to be read.
+func (a *Assignment) changed(host int, m *dyetracev1.Changes) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := messageCost + len(m.GetMatches()); a.queued+n <= maxQueued/2 && len(m.GetMatches()) <= maxMatches {
+		a.queued += n
+		a.put(Event{host, m})
+	}
 }
 
 func (a *Assignment) gone(host int, why error) {

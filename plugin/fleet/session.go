@@ -236,6 +236,8 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		s.answer(m.Armed.GetRun(), m.Armed)
 	case *dyetracev1.SessionRequest_Audited:
 		s.answer(m.Audited.GetRun(), m.Audited)
+	case *dyetracev1.SessionRequest_Changes:
+		s.spread(m.Changes)
 	case *dyetracev1.SessionRequest_Injected:
 		s.answer(m.Injected.GetRun(), m.Injected)
 	case *dyetracev1.SessionRequest_Finished:
@@ -267,6 +269,16 @@ func (s *session) over(run uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return run != 0 && slices.Contains(s.past[:], run)
+}
+
+// spread tells all runs that the host takes part in.
+func (s *session) spread(m *dyetracev1.Changes) {
+	s.mu.Lock()
+	parts := slices.Collect(maps.Values(s.runs))
+	s.mu.Unlock()
+	for _, part := range parts {
+		part.run.changed(part.host, m)
+	}
 }
 
 func (s *session) takeSamples(m *dyetracev1.Samples) {

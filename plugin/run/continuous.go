@@ -28,17 +28,25 @@ const (
 	// change; and recheckTimes of what the last examination took, if that is longer.
 	recheckAfter = 10 * time.Second
 	recheckTimes = 4
-	// replanEvery bounds how often changes of the inventory are looked at.
-	replanEvery = 500 * time.Millisecond
-	// minSettle is how long a probe is waited for at the least; settleTimes of the longest round trips
-	// (p99) is what it is waited for if that is longer. A sample that comes later yet is waited for
-	// before a probe counts as lost: this only makes an examination begin.
-	minSettle   = 60 * time.Millisecond
-	settleTimes = 8
-	// enoughTrips is how many round trips must be known until that holds, and maxTrips how many are
-	// looked at.
-	enoughTrips, maxTrips = 20, 2000
-	figuresEvery          = 500 * time.Millisecond
+	// replanEvery bounds how often changes of the inventory are looked at, and replanTimes of what the
+	// last planning took, if that is longer: 2 % of the time go into it at the most.
+	replanEvery = 20 * time.Millisecond
+	replanTimes = 50
+	// minSettle is how long a probe is waited for at the least: an agent's ring alone may keep a sample
+	// for 4 ms (packetio.Options.RetireTimeout). settleTimes of what the slowest probes took from when
+	// they were sent until all was known (p99; p99.9 of settleTail, once there are enough) is what one is
+	// waited for if that is longer. A sample that comes later yet is waited for before a probe counts as
+	// lost: this only makes an examination begin.
+	minSettle   = 25 * time.Millisecond
+	settleTimes = 4
+	settleTail  = 3
+	// examSettle is how long an examination waits for each of its probes at the least. In half that time
+	// one is withdrawn, which must not come before an answer that only waits for its next hop's address.
+	examSettle = 40 * time.Millisecond
+	// enoughTrips is how many probes must have arrived until that holds, manyTrips until the tail is
+	// known, and maxTrips how many are looked at.
+	enoughTrips, manyTrips, maxTrips = 20, 1000, 4000
+	figuresEvery                     = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
 	// at a pair takes a tenth of that.
 	goEvery = 4 * time.Millisecond
@@ -58,16 +66,20 @@ type continuous struct {
 	shared []lane   // of the latter
 	round  []uint32 // pairs, in the order of their turns
 	took   time.Time
+	vague  map[string]time.Time // by host: when all its pairs were next for a change that names none
+	ports  map[endKey]bool      // of instances
 
 	patrol, next *patrol // next is about to take over
 	paths        []*plan.Path
 	planned      *inventory.Snapshot
-	looked       time.Time // at the inventory
+	routes       plan.Routes // that paths were planned by
+	looked       time.Time   // at the inventory
+	planning     time.Duration
 
 	pairs []standing
 	pools *pools
-	rtt   sequential.Digest
-	wait  time.Duration // see minSettle
+	trips sequential.Digest // from sending to knowing
+	wait  time.Duration     // see minSettle
 
 	exams   int    // under way
 	begun   uint64 // exams, so far
@@ -85,8 +97,10 @@ type standing struct {
 	shown *dyetracev1.PairResult // what everybody was told
 	steps []step
 	track int // of the patrol, -1 where there is none
-	// since is when the first probe was lost, or arrived, that does not fit base.
+	// since is when the first probe was lost, or arrived, that does not fit base; sound is since when
+	// it has been healthy.
 	since   time.Time
+	sound   time.Time
 	suspect bool
 	missed  bool   // suspect since a probe of it was lost
 	exam    uint64 // under way, 0 is none
@@ -132,7 +146,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	c := &continuous{
 		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
-		results: make(chan examined),
+		results: make(chan examined), vague: map[string]time.Time{},
 	}
 	c.job.lost = batch{}
 	c.lanes, c.shared = c.own.join(j.pairs, now), r.pace.join(j.pairs, now)
@@ -276,17 +290,22 @@ func (c *continuous) losses() []*dyetracev1.SegmentLoss {
 
 // follow begins another patrol where the last one is spent, or no longer fits the inventory.
 func (c *continuous) follow(now time.Time) {
-	if c.next != nil || now.Sub(c.looked) < replanEvery && c.patrol != nil && !c.patrol.spentOut(now) {
+	if c.next != nil || now.Sub(c.looked) < max(replanEvery, replanTimes*c.planning) && c.patrol != nil && !c.patrol.spentOut(now) {
 		return
 	}
 	c.looked = now
 	snap := c.r.cfg.Book.Snapshot()
-	if c.patrol != nil && snap == c.planned && !c.patrol.spentOut(now) {
+	var routes plan.Routes
+	if c.r.cfg.Routes != nil {
+		routes = c.r.cfg.Routes()
+	}
+	if c.patrol != nil && snap == c.planned && routes == c.routes && !c.patrol.spentOut(now) {
 		return
 	}
-	c.planned = snap
+	c.planned, c.routes = snap, routes
 	j := c.job
 	pairs, paths, seq := c.r.paths(&j, snap)
+	c.planning = time.Since(now)
 	fit := c.patrol != nil && !c.patrol.spentOut(now)
 	index := map[uint32]int{}
 	for i, s := range c.job.seq {
@@ -299,12 +318,18 @@ func (c *continuous) follow(now time.Time) {
 	if fit && c.patrol.misses(snap) {
 		fit = false
 	}
+	moved := map[int]int{}
 	for i := range fresh {
 		if fit && !samePath(fresh[i], c.paths[i]) {
 			fit = false
 		}
+		if fresh[i] != nil && c.paths[i] != nil && !sameWay(fresh[i], c.paths[i]) {
+			moved[i] = certain
+		}
 	}
+	c.hurry(moved)
 	if fit {
+		c.keep(fresh)
 		return
 	}
 	for i := range fresh {
@@ -322,7 +347,7 @@ func (c *continuous) follow(now time.Time) {
 		back[i] = index[s]
 	}
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
-	c.next.paths, c.next.index = fresh, back
+	c.next.paths, c.next.index, c.next.changed = fresh, back, c.changed
 }
 
 // hand has the next patrol take over.
@@ -331,7 +356,7 @@ func (c *continuous) hand(now time.Time) {
 		c.patrol.end(now)
 	}
 	c.patrol, c.next = c.next, nil
-	c.paths = c.patrol.paths
+	c.paths, c.ports = c.patrol.paths, portsOf(c.patrol.paths)
 	for i := range c.pairs {
 		c.pairs[i].track, c.pairs[i].flying, c.pairs[i].steps = -1, false, nil
 	}
@@ -345,6 +370,10 @@ func (c *continuous) hand(now time.Time) {
 	}
 	c.r.metrics.patrols.Inc()
 }
+
+// keep has the paths of a patrol that goes on be those that were planned now: they are probed in the same
+// way, and what differs is looked at by the next planning.
+func (c *continuous) keep(fresh []*plan.Path) { c.paths = fresh }
 
 // goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
 // keeps others from taking them: else those instances that once went together get theirs at the same
@@ -400,7 +429,7 @@ func (c *continuous) told(m meeting) {
 	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	switch {
 	case m.outcome == met && !m.late:
-		c.trip(m.rtt)
+		c.trip(m.rtt, now.Sub(m.sent))
 		if !healthy {
 			c.suspect(m.pair, m.sent) // healed, it seems
 			return
@@ -409,7 +438,7 @@ func (c *continuous) told(m meeting) {
 	case healthy && (m.outcome == missed || m.outcome == unable):
 		p.missed = p.missed || m.outcome == missed && !p.suspect
 		c.suspect(m.pair, m.sent)
-	case m.outcome == lost && healthy:
+	case m.outcome == lost && healthy && m.sent.After(p.sound):
 		// The examination found it healthy, or is under way: then it is that one's to say.
 		if !p.suspect && p.exam == 0 {
 			c.count(m, true, now)
@@ -437,18 +466,22 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 	}
 }
 
-// trip takes in a round trip, by which it is known how long to wait for the next.
-func (c *continuous) trip(d time.Duration) {
-	if d <= 0 {
-		return
+// trip takes in how long a probe took, by the clock of its source's host and until it was known here, by
+// which it is known how long to wait for the next.
+func (c *continuous) trip(rtt, took time.Duration) {
+	if rtt > 0 {
+		c.r.metrics.rtt.Observe(rtt.Seconds())
 	}
-	c.r.metrics.rtt.Observe(d.Seconds())
-	c.rtt.Add(d)
-	if n := c.rtt.Count(); n >= enoughTrips && n%enoughTrips == 0 {
-		c.wait = min(max(settleTimes*c.rtt.Quantile(0.99), minSettle), c.r.cfg.Settle)
+	c.trips.Add(took)
+	if n := c.trips.Count(); n >= enoughTrips && n%enoughTrips == 0 {
+		wait := settleTimes * c.trips.Quantile(0.99)
+		if n >= manyTrips {
+			wait = settleTail * c.trips.Quantile(0.999)
+		}
+		c.wait = min(max(wait, minSettle), c.r.cfg.Settle)
 	}
-	if c.rtt.Count() >= maxTrips {
-		c.rtt = sequential.Digest{}
+	if c.trips.Count() >= maxTrips {
+		c.trips = sequential.Digest{}
 	}
 }
 

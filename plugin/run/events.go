@@ -34,6 +34,8 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 	case *dyetracev1.Explanation:
 		x.explained(m)
+	case *dyetracev1.Changes:
+		x.patrol.changes(name, m)
 	case *dyetracev1.UnderlayReport:
 		x.reported(m, now)
 	case fleet.Gone:

@@ -21,6 +21,8 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		}
 		if !p.suspect {
 			p.since = now
+		} else if p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+			c.r.metrics.stages.WithLabelValues("suspecting").Observe(now.Sub(p.since).Seconds())
 		}
 		afterLoss = afterLoss && p.missed
 		p.exam, p.suspect, p.missed = c.begun+1, false, false
@@ -34,7 +36,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	number := c.begun
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
-	cfg.Settle = c.wait
+	cfg.Settle = max(c.wait, min(examSettle, cfg.Settle))
 	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss) })
 }
 
@@ -49,7 +51,9 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 	}
 	j.options.measure, j.options.afterLoss = false, afterLoss
 	j.options.test = testOf(&dyetracev1.ProbeOptions{})
-	pairs, paths, seq := c.r.paths(&j, c.r.freshSnapshot(ctx, j.pairs))
+	snap := c.r.freshSnapshot(ctx, j.pairs)
+	refreshed := time.Now()
+	pairs, paths, seq := c.r.paths(&j, snap)
 	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
 	x := newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
 	x.out.seq = append(x.out.seq, j.lost.seq...)
@@ -65,6 +69,11 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 	x.run(ctx, in, never)
 	<-passed
 	x.release(time.Now())
+	c.log.Debug("examined", append([]any{"pairs", len(pairs), "refresh", refreshed.Sub(began)}, x.took.list()...)...)
+	c.r.metrics.stages.WithLabelValues("refresh").Observe(refreshed.Sub(began).Seconds())
+	for s, d := range x.took {
+		c.r.metrics.stages.WithLabelValues(stage(s).String()).Observe(d.Seconds())
+	}
 	c.results <- examined{done: true, exam: number, pairs: due, took: time.Since(began)}
 }
 
@@ -94,9 +103,12 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 	if p.exam == exam {
 		p.exam = 0
 	}
+	healthy := r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	if healthy && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+		p.sound = now // what was lost before is no news, and no sign of a little loss
+	}
 	p.base = r
 	p.again = time.Time{}
-	healthy := r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	if !healthy {
 		p.again = now.Add(recheckAfter)
 	}

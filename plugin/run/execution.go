@@ -54,6 +54,17 @@ const (
 	over
 )
 
+// stageTimes is how long each stage took.
+type stageTimes [over]time.Duration
+
+// list names them, for a log.
+func (s stageTimes) list() (args []any) {
+	for i, d := range s {
+		args = append(args, stage(i).String(), d)
+	}
+	return args
+}
+
 // execution is one run under way. One goroutine uses it.
 type execution struct {
 	log    *slog.Logger
@@ -76,9 +87,10 @@ type execution struct {
 	agents  agents
 
 	stage    stage
-	since    time.Time // when the stage began
-	soft     time.Time // no more probes from here on
-	hard     time.Time // no more waiting
+	since    time.Time  // when the stage began
+	took     stageTimes // by stages that are over
+	soft     time.Time  // no more probes from here on
+	hard     time.Time  // no more waiting
 	judged   []bool
 	open     int // pairs not judged
 	progress []progress
@@ -308,6 +320,7 @@ func earliest(a, b time.Time) time.Time {
 
 func (x *execution) enter(s stage, now time.Time) {
 	x.log.Debug("run enters stage", "stage", s, "open", x.open, "after", now.Sub(x.since))
+	x.took[x.stage] = now.Sub(x.since)
 	x.stage, x.since = s, now
 	if s == probing && x.layout.mtu && x.patrol == nil {
 		x.checkMTUs()

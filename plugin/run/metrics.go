@@ -21,8 +21,10 @@ type metrics struct {
 
 	// of continuous runs
 	patrols, exams, suspicions, lost prometheus.Counter
+	hurried                          prometheus.Counter
 	transitions                      *prometheus.CounterVec
 	named, rtt                       prometheus.Histogram
+	stages                           *prometheus.HistogramVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -56,12 +58,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		patrols:     counter("patrols_total", "Patrols of continuous runs that took over: another key, or another plan."),
 		exams:       counter("examinations_total", "Examinations by continuous runs: pairs judged anew, all that were suspect together."),
 		suspicions:  counter("suspicions_total", "Probes of continuous runs lost while their pair was examined."),
+		hurried:     counter("hurried_total", "Changes of flows, tunnels and routes for which pairs of continuous runs were probed out of turn."),
 		lost:        counter("lost_total", "Probes of continuous runs that were lost between healthy pairs."),
 		transitions: vec("transitions_total", "verdict", "Changes of a verdict or its cause in continuous runs, by the verdict that is new."),
 		named: f.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "dyetrace", Subsystem: "run", Name: "named_seconds", Help: "Time from the first probe that was lost, as it was sent, to the verdict with its cause, in continuous runs.",
 			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10},
 		}),
+		stages: f.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "dyetrace", Subsystem: "run", Name: "examination_seconds", Help: "Time that examinations of continuous runs took, by stage: " +
+				"suspecting (from the first probe lost, as it was sent), refresh (of the hosts' state), preparing, probing, closing (audits), explaining.",
+			Buckets: []float64{0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5},
+		}, []string{"stage"}),
 		rtt: f.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "dyetrace", Subsystem: "run", Name: "rtt_seconds", Help: "Round trips of continuous runs, by the clock of the source's host.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 12), // 0.1 ms to 0.2 s

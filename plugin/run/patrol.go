@@ -33,7 +33,9 @@ const (
 type patrol struct {
 	x    *execution
 	told func(meeting)
-	born time.Time
+	// changed is told that others changed flows of a bridge of a host; may be nil.
+	changed func(host string, m *dyetracev1.Changes)
+	born    time.Time
 	// audits of each host, the oldest first; asked is when a host was asked for the one under way.
 	audits [][]attestation
 	asked  []time.Time
@@ -196,6 +198,13 @@ func (p *patrol) met(track int, number uint32) {
 		m.outcome = unable
 	}
 	p.told(m)
+}
+
+// changes takes in what others changed of a host's flows.
+func (p *patrol) changes(host string, m *dyetracev1.Changes) {
+	if p != nil && p.changed != nil {
+		p.changed(host, m)
+	}
 }
 
 // failed takes in that a probe did not leave, and never will.

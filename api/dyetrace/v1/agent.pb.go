@@ -94,6 +94,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Armed
 	//	*SessionRequest_UnderlayReport
 	//	*SessionRequest_Audited
+	//	*SessionRequest_Changes
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -244,6 +245,15 @@ func (x *SessionRequest) GetAudited() *Audited {
 	return nil
 }
 
+func (x *SessionRequest) GetChanges() *Changes {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Changes); ok {
+			return x.Changes
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -296,6 +306,10 @@ type SessionRequest_Audited struct {
 	Audited *Audited `protobuf:"bytes,12,opt,name=audited,proto3,oneof"`
 }
 
+type SessionRequest_Changes struct {
+	Changes *Changes `protobuf:"bytes,50,opt,name=changes,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -319,6 +333,8 @@ func (*SessionRequest_Armed) isSessionRequest_Message() {}
 func (*SessionRequest_UnderlayReport) isSessionRequest_Message() {}
 
 func (*SessionRequest_Audited) isSessionRequest_Message() {}
+
+func (*SessionRequest_Changes) isSessionRequest_Message() {}
 
 // SessionResponse is what the controller says.
 type SessionResponse struct {
@@ -1189,6 +1205,72 @@ func (x *Audited) GetWindows() []*HookWindow {
 	return nil
 }
 
+// Changes tells that somebody else changed flows of a bridge: packets may go another way
+// from now on. It is sent soon after the first change, and then ten times a second at the
+// most for a bridge; it may be lost.
+type Changes struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Bridge string                 `protobuf:"bytes,1,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	// Matches of the flows that came, went or were changed, as ovs-ofctl prints them with
+	// --no-names; each once, 64 at the most.
+	Matches []string `protobuf:"bytes,2,rep,name=matches,proto3" json:"matches,omitempty"`
+	// There were others besides.
+	More          bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Changes) Reset() {
+	*x = Changes{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Changes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Changes) ProtoMessage() {}
+
+func (x *Changes) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Changes.ProtoReflect.Descriptor instead.
+func (*Changes) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Changes) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Changes) GetMatches() []string {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *Changes) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // HookWindow is what an agent can attest of one bridge's hook. The hook was
 // live between two windows if both are live and have equal epochs; it lost
 // nothing if lost is equal too.
@@ -1215,7 +1297,7 @@ type HookWindow struct {
 
 func (x *HookWindow) Reset() {
 	*x = HookWindow{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1309,7 @@ func (x *HookWindow) String() string {
 func (*HookWindow) ProtoMessage() {}
 
 func (x *HookWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[13]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1322,7 @@ func (x *HookWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HookWindow.ProtoReflect.Descriptor instead.
 func (*HookWindow) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HookWindow) GetBridge() string {
@@ -1312,7 +1394,7 @@ type PointCount struct {
 
 func (x *PointCount) Reset() {
 	*x = PointCount{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1406,7 @@ func (x *PointCount) String() string {
 func (*PointCount) ProtoMessage() {}
 
 func (x *PointCount) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[14]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1419,7 @@ func (x *PointCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointCount.ProtoReflect.Descriptor instead.
 func (*PointCount) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PointCount) GetKind() PointKind {
@@ -1400,7 +1482,7 @@ type Inject struct {
 
 func (x *Inject) Reset() {
 	*x = Inject{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1494,7 @@ func (x *Inject) String() string {
 func (*Inject) ProtoMessage() {}
 
 func (x *Inject) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[15]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1507,7 @@ func (x *Inject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inject.ProtoReflect.Descriptor instead.
 func (*Inject) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Inject) GetRun() uint64 {
@@ -1542,7 +1624,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1636,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[16]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1649,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Arm) GetRun() uint64 {
@@ -1639,7 +1721,7 @@ type Armed struct {
 
 func (x *Armed) Reset() {
 	*x = Armed{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1733,7 @@ func (x *Armed) String() string {
 func (*Armed) ProtoMessage() {}
 
 func (x *Armed) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1746,7 @@ func (x *Armed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Armed.ProtoReflect.Descriptor instead.
 func (*Armed) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Armed) GetRun() uint64 {
@@ -1699,7 +1781,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1793,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1806,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1755,7 +1837,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1849,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1862,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1824,7 +1906,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1918,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1931,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -1909,7 +1991,7 @@ type Samples struct {
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2003,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2016,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -2045,7 +2127,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2139,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2152,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -2091,7 +2173,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2185,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2198,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -2162,7 +2244,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2256,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2269,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -2315,7 +2397,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2409,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2422,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -2452,7 +2534,7 @@ type ProbeUnderlay struct {
 
 func (x *ProbeUnderlay) Reset() {
 	*x = ProbeUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2546,7 @@ func (x *ProbeUnderlay) String() string {
 func (*ProbeUnderlay) ProtoMessage() {}
 
 func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2559,7 @@ func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
 func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProbeUnderlay) GetId() uint64 {
@@ -2615,7 +2697,7 @@ type UnderlayReport struct {
 
 func (x *UnderlayReport) Reset() {
 	*x = UnderlayReport{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2709,7 @@ func (x *UnderlayReport) String() string {
 func (*UnderlayReport) ProtoMessage() {}
 
 func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2722,7 @@ func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
 func (*UnderlayReport) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnderlayReport) GetId() uint64 {
@@ -2773,7 +2855,7 @@ var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\x93\x05\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xc5\x05\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -2787,7 +2869,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x05armed\x18\n" +
 	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armed\x12F\n" +
 	"\x0funderlay_report\x18\v \x01(\v2\x1b.dyetrace.v1.UnderlayReportH\x00R\x0eunderlayReport\x120\n" +
-	"\aaudited\x18\f \x01(\v2\x14.dyetrace.v1.AuditedH\x00R\aauditedB\t\n" +
+	"\aaudited\x18\f \x01(\v2\x14.dyetrace.v1.AuditedH\x00R\aaudited\x120\n" +
+	"\achanges\x182 \x01(\v2\x14.dyetrace.v1.ChangesH\x00R\achangesB\t\n" +
 	"\amessage\"\x88\x04\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
@@ -2842,7 +2925,11 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"N\n" +
 	"\aAudited\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xc9\x01\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"O\n" +
+	"\aChanges\x12\x16\n" +
+	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x18\n" +
+	"\amatches\x18\x02 \x03(\tR\amatches\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"\xc9\x01\n" +
 	"\n" +
 	"HookWindow\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
@@ -3005,7 +3092,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -3021,82 +3108,84 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Ready)(nil),           // 11: dyetrace.v1.Ready
 	(*Audit)(nil),           // 12: dyetrace.v1.Audit
 	(*Audited)(nil),         // 13: dyetrace.v1.Audited
-	(*HookWindow)(nil),      // 14: dyetrace.v1.HookWindow
-	(*PointCount)(nil),      // 15: dyetrace.v1.PointCount
-	(*Inject)(nil),          // 16: dyetrace.v1.Inject
-	(*Arm)(nil),             // 17: dyetrace.v1.Arm
-	(*Armed)(nil),           // 18: dyetrace.v1.Armed
-	(*PortRef)(nil),         // 19: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 20: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 21: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 22: dyetrace.v1.Samples
-	(*Finish)(nil),          // 23: dyetrace.v1.Finish
-	(*Finished)(nil),        // 24: dyetrace.v1.Finished
-	(*Explain)(nil),         // 25: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 26: dyetrace.v1.Explanation
-	(*ProbeUnderlay)(nil),   // 27: dyetrace.v1.ProbeUnderlay
-	(*UnderlayReport)(nil),  // 28: dyetrace.v1.UnderlayReport
-	(*Stain)(nil),           // 29: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 30: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 31: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 32: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 33: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 34: dyetrace.v1.PointKind
-	(Scheme)(0),             // 35: dyetrace.v1.Scheme
-	(*FlowRef)(nil),         // 36: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 37: dyetrace.v1.UnderlayError
+	(*Changes)(nil),         // 14: dyetrace.v1.Changes
+	(*HookWindow)(nil),      // 15: dyetrace.v1.HookWindow
+	(*PointCount)(nil),      // 16: dyetrace.v1.PointCount
+	(*Inject)(nil),          // 17: dyetrace.v1.Inject
+	(*Arm)(nil),             // 18: dyetrace.v1.Arm
+	(*Armed)(nil),           // 19: dyetrace.v1.Armed
+	(*PortRef)(nil),         // 20: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 21: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 22: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 23: dyetrace.v1.Samples
+	(*Finish)(nil),          // 24: dyetrace.v1.Finish
+	(*Finished)(nil),        // 25: dyetrace.v1.Finished
+	(*Explain)(nil),         // 26: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 27: dyetrace.v1.Explanation
+	(*ProbeUnderlay)(nil),   // 28: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 29: dyetrace.v1.UnderlayReport
+	(*Stain)(nil),           // 30: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 31: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 32: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 33: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 34: dyetrace.v1.AgentCounters
+	(PointKind)(0),          // 35: dyetrace.v1.PointKind
+	(Scheme)(0),             // 36: dyetrace.v1.Scheme
+	(*FlowRef)(nil),         // 37: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 38: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
 	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
 	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	20, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	22, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	24, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	26, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	21, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	23, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	25, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	27, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
-	18, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	28, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	19, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
+	29, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	13, // 11: dyetrace.v1.SessionRequest.audited:type_name -> dyetrace.v1.Audited
-	4,  // 12: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 13: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	10, // 14: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	16, // 15: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	23, // 16: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	25, // 17: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	7,  // 18: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	17, // 19: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	27, // 20: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
-	12, // 21: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
-	29, // 22: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	30, // 23: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	31, // 24: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	32, // 25: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	33, // 26: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	14, // 27: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	14, // 28: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
-	15, // 29: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
-	34, // 30: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
-	19, // 31: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	35, // 32: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	19, // 33: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	19, // 34: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	21, // 35: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	34, // 36: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	35, // 37: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	14, // 38: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	35, // 39: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 40: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	36, // 41: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	37, // 42: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	1,  // 43: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 44: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	44, // [44:45] is the sub-list for method output_type
-	43, // [43:44] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	14, // 12: dyetrace.v1.SessionRequest.changes:type_name -> dyetrace.v1.Changes
+	4,  // 13: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 14: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 15: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	17, // 16: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	24, // 17: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	26, // 18: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 19: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	18, // 20: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	28, // 21: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	12, // 22: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
+	30, // 23: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	31, // 24: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	32, // 25: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	33, // 26: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	34, // 27: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	15, // 28: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	15, // 29: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
+	16, // 30: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
+	35, // 31: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	20, // 32: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	36, // 33: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	20, // 34: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	20, // 35: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	22, // 36: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	35, // 37: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	36, // 38: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	15, // 39: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	36, // 40: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 41: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	37, // 42: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	38, // 43: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	1,  // 44: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 45: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	45, // [45:46] is the sub-list for method output_type
+	44, // [44:45] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -3118,6 +3207,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_Armed)(nil),
 		(*SessionRequest_UnderlayReport)(nil),
 		(*SessionRequest_Audited)(nil),
+		(*SessionRequest_Changes)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -3137,7 +3227,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
