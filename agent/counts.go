@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/flows"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -114,25 +116,80 @@ const (
 type counter struct {
 	mu      sync.Mutex
 	begun   atomic.Uint64
+	done    atomic.Uint64 // the last that did not fail
 	waiting atomic.Int64
+
+	hasty     atomic.Int64 // who waits and has no patience
+	hurry     sync.Mutex
+	interrupt context.CancelCauseFunc // ends a patient reading; nil while there is none
 }
 
-// count reads the counters of all hooks, once the switch has brought them up to date. Without all, it is done only
-// where there is no good reading of this epoch, and else nobody is waited for. Whoever asks while
-// another reads waits for the next reading, and shares it with all that do.
+// errHurry ends a reading that takes its time, since somebody has none.
+var errHurry = errors.New("somebody waits for the next one")
+
+// count reads the counters of all hooks, once the switch has brought them up to date. Without all, it is
+// done only where there is no good reading of this epoch, and else nobody is waited for. Whoever asks
+// while another reads waits for the next reading, and shares it with all that do; a reading that takes
+// its time (ovs.Patient) makes way for one that does not.
 func (h *hooks) count(ctx context.Context, all bool) error {
 	if !all && len(h.uncounted(false)) == 0 {
 		return nil
 	}
 	asked := h.counter.begun.Load()
-	h.counter.waiting.Add(1)
-	h.counter.mu.Lock()
-	h.counter.waiting.Add(-1)
-	defer h.counter.mu.Unlock()
-	if h.counter.begun.Load() > asked {
-		return nil // begun after we asked, and over
+	for {
+		err := h.read(ctx, all, asked)
+		if !errors.Is(err, errHurry) {
+			return err
+		}
+		time.Sleep(countLook) // whoever is in a hurry comes first
 	}
-	h.counter.begun.Add(1)
+}
+
+// read makes one reading, or waits for one that began after another.
+func (h *hooks) read(ctx context.Context, all bool, asked uint64) error {
+	c := &h.counter
+	patient := ovs.IsPatient(ctx)
+	if !patient {
+		c.hasty.Add(1)
+		defer c.hasty.Add(-1)
+		c.hurry.Lock()
+		if c.interrupt != nil {
+			c.interrupt(errHurry)
+		}
+		c.hurry.Unlock()
+	}
+	c.waiting.Add(1)
+	c.mu.Lock()
+	c.waiting.Add(-1)
+	defer c.mu.Unlock()
+	switch {
+	case c.done.Load() > asked:
+		return nil // begun after we asked, and over
+	case patient && c.hasty.Load() > 0:
+		return errHurry
+	case patient:
+		patience, interrupt := context.WithCancelCause(ctx)
+		defer interrupt(nil)
+		c.interruptible(interrupt)
+		defer c.interruptible(nil)
+		ctx = patience
+	}
+	number := c.begun.Add(1)
+	err := h.readAll(ctx, all)
+	if err == nil {
+		c.done.Store(number)
+	}
+	return err
+}
+
+func (c *counter) interruptible(interrupt context.CancelCauseFunc) {
+	c.hurry.Lock()
+	defer c.hurry.Unlock()
+	c.interrupt = interrupt
+}
+
+// readAll reads until readings are good.
+func (h *hooks) readAll(ctx context.Context, all bool) error {
 	for try := range countTries {
 		todo := h.uncounted(all)
 		if len(todo) == 0 || try > 0 && h.counter.waiting.Load() > 0 {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,9 +19,14 @@ func TestNews(t *testing.T) {
 			at time.Duration
 			m  *dyetracev1.Changes
 		}
+		var mu sync.Mutex
 		var all []told
 		began := time.Now()
-		n := news{bridge: "br-int", tell: func(m *dyetracev1.Changes) { all = append(all, told{time.Since(began), m}) }}
+		n := news{bridge: "br-int", tell: func(m *dyetracev1.Changes) {
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, told{time.Since(began), m})
+		}}
 		n.add("a")
 		n.add("a")
 		n.add("b")
@@ -30,6 +36,8 @@ func TestNews(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
 		if len(all) != 2 || all[0].at != newsGather || all[1].at != newsGather+newsEvery {
 			t.Fatalf("told %v, want twice: after %v, and %v later", all, newsGather, newsEvery)
 		}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -290,7 +291,7 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 		case *dyetracev1.SessionResponse_Arm:
 			wg.Go(func() { a.arm(ctx, m.Arm) })
 		case *dyetracev1.SessionResponse_Audit:
-			wg.Go(func() { a.attest(ctx, m.Audit.Run) })
+			wg.Go(func() { a.attest(ctx, m.Audit) })
 		case *dyetracev1.SessionResponse_Finish:
 			wg.Go(func() { a.finish(ctx, m.Finish.Run) })
 		case *dyetracev1.SessionResponse_Refresh:
@@ -346,9 +347,12 @@ func (a *Agent) ready(ctx context.Context, run uint64) {
 }
 
 // attest audits the hooks in the middle of a run. What was seen before is queued before.
-func (a *Agent) attest(ctx context.Context, run uint64) {
+func (a *Agent) attest(ctx context.Context, m *dyetracev1.Audit) {
+	if m.Patient {
+		ctx = ovs.Patient(ctx)
+	}
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Audited{
-		Audited: &dyetracev1.Audited{Run: run, Windows: a.hooks.audit(ctx, true)},
+		Audited: &dyetracev1.Audited{Run: m.Run, Windows: a.hooks.audit(ctx, true)},
 	}})
 }
 

@@ -58,6 +58,14 @@ func (s *Switch) Settle(ctx context.Context, bridge string) error {
 	return nil
 }
 
+type patientKey struct{}
+
+// Patient returns a context in which Settle has no sweep made out of turn.
+func Patient(ctx context.Context) context.Context { return context.WithValue(ctx, patientKey{}, true) }
+
+// IsPatient says that a context is from Patient.
+func IsPatient(ctx context.Context) bool { return ctx.Value(patientKey{}) != nil }
+
 // sweep waits for the end of the next sweep.
 func (s *Switch) sweep(ctx context.Context, bridge string) error {
 	c, err := s.control(ctx)
@@ -65,7 +73,7 @@ func (s *Switch) sweep(ctx context.Context, bridge string) error {
 		return err
 	}
 	defer c.close()
-	quick := s.sweepsQuickly(ctx)
+	quick := !IsPatient(ctx) && s.sweepsQuickly(ctx)
 	if err := c.ask("revalidator/wait"); err != nil {
 		return err
 	}

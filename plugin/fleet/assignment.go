@@ -131,10 +131,11 @@ func (a *Assignment) Arm(host int, m *dyetracev1.Arm) (id uint64) {
 
 // Audit asks a host for an audit of its hooks now. It answers with Audited, after all samples that
 // it has by then; an agent that does not know the question does not answer.
-func (a *Assignment) Audit(host int) {
+// Where it is patient, the agent may take its time for the hooks' counters.
+func (a *Assignment) Audit(host int, patient bool) {
 	a.ask(host, func(o *owed) { o.audits++ })
 	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Audit{
-		Audit: &dyetracev1.Audit{Run: a.number},
+		Audit: &dyetracev1.Audit{Run: a.number, Patient: patient},
 	}})
 }
 

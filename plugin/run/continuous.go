@@ -34,19 +34,21 @@ const (
 	replanTimes = 50
 	// minSettle is how long a probe is waited for at the least: an agent's ring alone may keep a sample
 	// for 4 ms (packetio.Options.RetireTimeout). settleTimes of what the slowest probes took from when
-	// they were sent until all was known (p99; p99.9 of settleTail, once there are enough) is what one is
-	// waited for if that is longer. A sample that comes later yet is waited for before a probe counts as
-	// lost: this only makes an examination begin.
+	// they were sent until all was known (p99, once there are enough p99.9) is what one is waited for if
+	// that is longer. A sample that comes later yet is waited for before a probe counts as lost: this only
+	// makes an examination begin.
 	minSettle   = 25 * time.Millisecond
-	settleTimes = 4
-	settleTail  = 3
-	// examSettle is how long an examination waits for each of its probes at the least. In half that time
-	// one is withdrawn, which must not come before an answer that only waits for its next hop's address.
-	examSettle = 40 * time.Millisecond
-	// enoughTrips is how many probes must have arrived until that holds, manyTrips until the tail is
-	// known, and maxTrips how many are looked at.
-	enoughTrips, manyTrips, maxTrips = 20, 1000, 4000
-	figuresEvery                     = 500 * time.Millisecond
+	settleTimes = 2
+	// examSettle is how long an examination waits for each of its probes at the least, and withdrawTimes
+	// of the longest round trips (p99.9, by the clock of one host) if that is longer. After half of it a
+	// probe is withdrawn: that must not overtake an answer.
+	examSettle    = 30 * time.Millisecond
+	withdrawTimes = 4
+	// enoughTrips is how many probes must have arrived until that holds; of fewer than someTrips the p99
+	// is but the slowest, and twice the p90 stands for it; of manyTrips, p99.9 is known; and maxTrips
+	// are looked at.
+	enoughTrips, someTrips, manyTrips, maxTrips = 20, 200, 1000, 4000
+	figuresEvery                                = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
 	// at a pair takes a tenth of that.
 	goEvery = 4 * time.Millisecond
@@ -79,7 +81,9 @@ type continuous struct {
 	pairs []standing
 	pools *pools
 	trips sequential.Digest // from sending to knowing
-	wait  time.Duration     // see minSettle
+	rtts  sequential.Digest
+	wait  time.Duration // see minSettle
+	exact time.Duration // see examSettle
 
 	exams   int    // under way
 	begun   uint64 // exams, so far
@@ -144,7 +148,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 		rate = min(rate, j.rate)
 	}
 	c := &continuous{
-		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle,
+		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle, exact: r.cfg.Settle,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
 		results: make(chan examined), vague: map[string]time.Time{},
 	}
@@ -348,6 +352,9 @@ func (c *continuous) follow(now time.Time) {
 	}
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
 	c.next.paths, c.next.index, c.next.changed = fresh, back, c.changed
+	c.next.cares = func(pair int) bool {
+		return c.pairs[back[pair]].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	}
 }
 
 // hand has the next patrol take over.
@@ -471,17 +478,22 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 func (c *continuous) trip(rtt, took time.Duration) {
 	if rtt > 0 {
 		c.r.metrics.rtt.Observe(rtt.Seconds())
+		c.rtts.Add(rtt)
 	}
 	c.trips.Add(took)
 	if n := c.trips.Count(); n >= enoughTrips && n%enoughTrips == 0 {
-		wait := settleTimes * c.trips.Quantile(0.99)
-		if n >= manyTrips {
-			wait = settleTail * c.trips.Quantile(0.999)
+		tail := c.trips.Quantile(0.999)
+		switch {
+		case n < someTrips:
+			tail = settleTimes * c.trips.Quantile(0.9)
+		case n < manyTrips:
+			tail = c.trips.Quantile(0.99)
 		}
-		c.wait = min(max(wait, minSettle), c.r.cfg.Settle)
+		c.wait = min(max(settleTimes*tail, minSettle), c.r.cfg.Settle)
+		c.exact = min(max(tail, withdrawTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
 	}
 	if c.trips.Count() >= maxTrips {
-		c.trips = sequential.Digest{}
+		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
 	}
 }
 

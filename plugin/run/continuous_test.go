@@ -162,8 +162,8 @@ func (v *visit) Arm(host int, _ *dyetracev1.Arm) uint64 {
 	v.put(host, &dyetracev1.Armed{Id: v.ids})
 	return v.ids
 }
-func (v *visit) Audit(host int)  { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) }
-func (v *visit) Finish(host int) { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
+func (v *visit) Audit(host int, _ bool) { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) }
+func (v *visit) Finish(host int)        { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
 func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	v.ids++
 	v.put(host, &dyetracev1.Explanation{

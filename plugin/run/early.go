@@ -67,9 +67,9 @@ func (x *execution) askAudits(now time.Time) (wake time.Time) {
 			}
 			if !h.auditing {
 				h.auditing, h.auditAsked = true, now
-				x.agents.Audit(host)
+				x.agents.Audit(host, false)
 			}
-			at := h.auditAsked.Add(answerTimeout)
+			at := h.auditAsked.Add(x.answers)
 			w.late = !now.Before(at)
 			wake = earliest(wake, at)
 		}
@@ -168,10 +168,10 @@ func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
 func (x *execution) forgetLate(now time.Time) {
 	for id, track := range x.foreseeing {
 		f := x.foreseen[track]
-		if _, waited := x.pending[id]; !waited && now.Sub(f.since) >= answerTimeout {
+		if _, waited := x.pending[id]; !waited && now.Sub(f.since) >= x.answers {
 			delete(x.foreseeing, id)
 			x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
-			f.explanation = &verdict.Explanation{Point: f.need.Point, Error: unasked}
+			f.explanation = &verdict.Explanation{Point: f.need.Point, Error: x.unasked()}
 		}
 	}
 }

@@ -2,9 +2,11 @@ package run
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
 // examine begins an examination of all pairs that are suspect, or were not looked at for long.
@@ -14,6 +16,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	}
 	var due []int
 	afterLoss := true
+	longest := time.Duration(0) // since a first probe that was lost
 	for i := range c.pairs {
 		p := &c.pairs[i]
 		if p.exam != 0 || !p.suspect && (p.again.IsZero() || now.Before(p.again)) {
@@ -23,6 +26,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 			p.since = now
 		} else if p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
 			c.r.metrics.stages.WithLabelValues("suspecting").Observe(now.Sub(p.since).Seconds())
+			longest = max(longest, now.Sub(p.since))
 		}
 		afterLoss = afterLoss && p.missed
 		p.exam, p.suspect, p.missed = c.begun+1, false, false
@@ -36,13 +40,38 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	number := c.begun
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
-	cfg.Settle = max(c.wait, min(examSettle, cfg.Settle))
-	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss) })
+	cfg.Settle = c.exact
+	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss, longest) })
+}
+
+// prepare begins the execution of an examination by what is known of the hosts, while they are asked for
+// how they are now; if that makes a difference, it begins another one.
+func (c *continuous) prepare(ctx context.Context, cfg *Config, j *job) (x *execution, refreshed time.Time) {
+	begin := func(pairs []plan.Pair, paths []plan.Path, seq []uint32) *execution {
+		timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
+		return newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
+	}
+	known, before := c.r.cfg.Book.Snapshot(), *j
+	pairs, paths, seq := c.r.paths(&before, known)
+	x = begin(pairs, paths, seq)
+	snap := c.r.freshSnapshot(ctx, j.pairs)
+	refreshed = time.Now()
+	if snap == known {
+		*j = before
+		return x, refreshed
+	}
+	pairs, fresh, planned := c.r.paths(j, snap)
+	if slices.Equal(seq, planned) && slices.EqualFunc(paths, fresh, func(a, b plan.Path) bool { return samePath(&a, &b) && sameWay(&a, &b) }) {
+		return x, refreshed
+	}
+	x.finishAgents()
+	x.release(refreshed)
+	return begin(pairs, fresh, planned), refreshed
 }
 
 // exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
 // never changes.
-func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, afterLoss bool) {
+func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, afterLoss bool, suspecting time.Duration) {
 	began := time.Now()
 	j := job{options: c.job.options}
 	for _, i := range due {
@@ -51,25 +80,28 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 	}
 	j.options.measure, j.options.afterLoss = false, afterLoss
 	j.options.test = testOf(&dyetracev1.ProbeOptions{})
-	snap := c.r.freshSnapshot(ctx, j.pairs)
-	refreshed := time.Now()
-	pairs, paths, seq := c.r.paths(&j, snap)
-	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
-	x := newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
+	x, refreshed := c.prepare(ctx, cfg, &j)
 	x.out.seq = append(x.out.seq, j.lost.seq...)
 	x.out.results = append(x.out.results, j.lost.results...)
 	in, never := make(chan batch), make(chan struct{})
-	passed := make(chan struct{})
+	passed, found := make(chan struct{}), 0
 	go func() {
 		defer close(passed)
 		for b := range in {
+			for _, r := range b.results {
+				if r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+					found++
+				}
+			}
 			c.results <- examined{batch: b, exam: number}
 		}
 	}()
 	x.run(ctx, in, never)
 	<-passed
 	x.release(time.Now())
-	c.log.Debug("examined", append([]any{"pairs", len(pairs), "refresh", refreshed.Sub(began)}, x.took.list()...)...)
+	if found > 0 {
+		c.log.Info("examined", append([]any{"pairs", len(due), "not_healthy", found, "settle", cfg.Settle, "suspecting", suspecting, "refresh", refreshed.Sub(began)}, x.took.list()...)...)
+	}
 	c.r.metrics.stages.WithLabelValues("refresh").Observe(refreshed.Sub(began).Seconds())
 	for s, d := range x.took {
 		c.r.metrics.stages.WithLabelValues(stage(s).String()).Observe(d.Seconds())

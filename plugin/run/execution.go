@@ -32,7 +32,7 @@ const (
 type agents interface {
 	Inject(host int, m *dyetracev1.Inject)
 	Arm(host int, m *dyetracev1.Arm) (id uint64)
-	Audit(host int)
+	Audit(host int, patient bool)
 	Finish(host int)
 	Explain(host int, m *dyetracev1.Explain) (id uint64)
 	ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) (id uint64)

@@ -33,6 +33,9 @@ const (
 type patrol struct {
 	x    *execution
 	told func(meeting)
+	// cares says whether it must be known of a pair's probe that did not arrive in time if it was lost; nil
+	// is always.
+	cares func(pair int) bool
 	// changed is told that others changed flows of a bridge of a host; may be nil.
 	changed func(host string, m *dyetracev1.Changes)
 	born    time.Time
@@ -191,7 +194,11 @@ func (p *patrol) met(track int, number uint32) {
 	case probe.state == left:
 		probe.looked = true
 		m.outcome = missed
-		p.lost = append(p.lost, lostProbe{track, number, m.sent, time.Now()})
+		if p.cares == nil || p.cares(m.pair) {
+			p.lost = append(p.lost, lostProbe{track, number, m.sent, time.Now()})
+		} else {
+			x.ledger.forget(number)
+		}
 	default:
 		probe.looked = true
 		x.ledger.forget(number)
@@ -238,7 +245,7 @@ func (p *patrol) audit(now time.Time) (wake time.Time) {
 			continue
 		}
 		p.asked[host] = now
-		x.agents.Audit(host)
+		x.agents.Audit(host, true)
 	}
 	return wake
 }

@@ -375,7 +375,7 @@ func (c *cast) Arm(host int, m *dyetracev1.Arm) uint64 {
 	return answer.Id
 }
 
-func (c *cast) Audit(host int) {
+func (c *cast) Audit(host int, _ bool) {
 	if !c.mute["audited "+c.spec.Hosts[host]] {
 		c.put(host, &dyetracev1.Audited{Windows: c.windows()})
 	}

@@ -1109,8 +1109,11 @@ func (x *Ready) GetWindows() []*HookWindow {
 // Audit asks for an audit of the hooks in the middle of a run. An agent that does not
 // know the question does not answer, and then nothing is attested.
 type Audit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	// Nobody waits for it: the hooks' counters may be read in the switch's own time, which
+	// takes up to a second.
+	Patient       bool `protobuf:"varint,50,opt,name=patient,proto3" json:"patient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1150,6 +1153,13 @@ func (x *Audit) GetRun() uint64 {
 		return x.Run
 	}
 	return 0
+}
+
+func (x *Audit) GetPatient() bool {
+	if x != nil {
+		return x.Patient
+	}
+	return false
 }
 
 // Audited answers Audit.
@@ -2920,9 +2930,10 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"expires_ms\x18\x04 \x01(\rR\texpiresMs\"L\n" +
 	"\x05Ready\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\x19\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"3\n" +
 	"\x05Audit\x12\x10\n" +
-	"\x03run\x18\x01 \x01(\x04R\x03run\"N\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x18\n" +
+	"\apatient\x182 \x01(\bR\apatient\"N\n" +
 	"\aAudited\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
 	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"O\n" +

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// BenchmarkNamed measures how long a continuous run of one pair takes to name a break of its way, from
+// before the command that breaks it, and to tell that it is healed; in rounds of the patrol, too.
+func BenchmarkNamed(b *testing.B) {
+	const breaks = 20
+	const dropped = "table=0,priority=60000,ip,nw_dst=10.0.1.13" // what is for blue-3
+	l := up(b)
+	p := l.follow("check", "blue-1", "blue-3", "--continuous")
+	last := func() pair {
+		if all := p.all(); len(all) > 0 {
+			return all[len(all)-1]
+		}
+		return pair{}
+	}
+	until := func(verdict string, since time.Time) float64 {
+		eventually(b, verdict, 45*time.Second, func() bool { return last().Verdict == verdict })
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.at[len(p.at)-1].Sub(since).Seconds()
+	}
+	until("healthy", time.Now())
+	const round = 0.1 // seconds: the lab's run.per_instance_rate is 10 a second
+	var named, told []float64
+	flows := func(argv ...string) {
+		l.node("hv1", append([]string{"ovs-ofctl"}, argv...)...)
+	}
+	for range breaks {
+		// Not `lab break`, which takes longer to compare flows than the run to name it.
+		begin := time.Now()
+		flows("add-flow", "br-int", dropped+",actions=drop")
+		named = append(named, until("faulty", begin))
+		begin = time.Now()
+		flows("--strict", "del-flows", "br-int", dropped)
+		told = append(told, until("healthy", begin))
+	}
+	for _, m := range []struct {
+		name string
+		took []float64
+	}{{"named", named}, {"healed", told}} {
+		slices.Sort(m.took)
+		most := m.took[len(m.took)-1] // of 20, that is the 99th percentile
+		b.ReportMetric(median(m.took)*1e3, "ms-"+m.name+"-median")
+		b.ReportMetric(most*1e3, "ms-"+m.name+"-p99")
+		b.ReportMetric(median(m.took)/round, m.name+"-median/round")
+		b.ReportMetric(most/round, m.name+"-p99/round")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkNamedKinds has a continuous run of all pairs meet all kinds of break that kill packets, and
+// measures how long it takes from before the command that breaks the lab, and from its end, until the first
+// pair is told with a cause of the right kind, and until all pairs are that the truth has failing. -benchtime
+// 5x takes each kind five times. Besides, by stage, how long examinations took that found something.
+func BenchmarkNamedKinds(b *testing.B) {
+	l := up(b)
+	var kinds []breakKind
+	if err := json.Unmarshal([]byte(l.must("lab", "break", "-o", "json")), &kinds); err != nil {
+		b.Fatal(err)
+	}
+	kinds = slices.DeleteFunc(kinds, func(k breakKind) bool {
+		return k.Topology != "racks" || slices.Contains(bySome, k.Cause) || k.Cause == "underlay-member" || len(declared(l, k.Name)) == 0
+	})
+	if len(kinds) < 16 {
+		b.Fatalf("%d kinds of break (want at least 16)", len(kinds))
+	}
+	p := l.follow("check", "--all", "--continuous")
+	p.until("healthy", 58)
+	from, after, all := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	for b.Loop() {
+		for _, k := range kinds {
+			begin, end, first, whole := p.named(k)
+			from[k.Name] = append(from[k.Name], first.Sub(begin).Seconds())
+			after[k.Name] = append(after[k.Name], first.Sub(end).Seconds())
+			all[k.Name] = append(all[k.Name], whole.Sub(begin).Seconds())
+		}
+	}
+	b.Logf("seconds               from the command's begin       from its end                   to all pairs\n%s", kindTable(from, after, all))
+	b.Logf("examinations that found something, by stage\n%s", stageTable(l.logs()))
+	for _, m := range []struct {
+		name string
+		took map[string][]float64
+	}{{"named", from}, {"named-after", after}, {"all-pairs", all}} {
+		took := slices.Sorted(each(m.took))
+		b.ReportMetric(median(took)*1e3, "ms-"+m.name+"-median")
+		b.ReportMetric(at(took, .99)*1e3, "ms-"+m.name+"-p99")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// named breaks the lab in one way, waits until that is named, and heals it. Where a break has pairs that
+// nobody can name for what they are, the others are waited for.
+func (p *patrol) named(k breakKind) (begin, end, first, whole time.Time) {
+	p.t.Helper()
+	want := map[string]bool{}
+	for _, pair := range declared(p.lab, k.Name) {
+		want[pair] = true
+	}
+	p.mu.Lock()
+	told := len(p.told)
+	p.mu.Unlock()
+	begin = time.Now()
+	p.lab.must("lab", "break", k.Name)
+	end = time.Now()
+	eventually(p.t, k.Name+" to be named", 60*time.Second, func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		left := maps.Clone(want)
+		first, whole = time.Time{}, time.Time{}
+		for i := told; i < len(p.told); i++ {
+			q := p.told[i]
+			if !left[q.Src+" "+q.Dst] || !slices.Contains(kindsOf[k.Cause], q.CauseKind) {
+				continue
+			}
+			delete(left, q.Src+" "+q.Dst)
+			if whole = p.at[i]; first.IsZero() {
+				first = p.at[i]
+			}
+		}
+		return len(left) == 0
+	})
+	p.lab.must("lab", "heal", k.Name)
+	p.until("healthy", 58)
+	return begin, end, first, whole
+}
+
+func each(m map[string][]float64) func(func(float64) bool) {
+	return func(yield func(float64) bool) {
+		for _, list := range m {
+			for _, v := range list {
+				if !yield(v) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// at is a quantile of what is sorted.
+func at(sorted []float64, q float64) float64 { return sorted[int(q*float64(len(sorted)-1)+.5)] }
+
+func kindTable(columns ...map[string][]float64) string {
+	var t strings.Builder
+	line := func(name string, lists ...[]float64) {
+		fmt.Fprintf(&t, "%-20s", name)
+		for _, list := range lists {
+			slices.Sort(list)
+			fmt.Fprintf(&t, "  %6.3f %6.3f (%3d)      ", at(list, .5), at(list, 1), len(list))
+		}
+		t.WriteString("\n")
+	}
+	for _, name := range slices.Sorted(maps.Keys(columns[0])) {
+		var lists [][]float64
+		for _, c := range columns {
+			lists = append(lists, c[name])
+		}
+		line(name, lists...)
+	}
+	var lists [][]float64
+	for _, c := range columns {
+		lists = append(lists, slices.Collect(each(c)))
+	}
+	line("all", lists...)
+	return t.String()
+}
+
+var stageTimes = regexp.MustCompile(`(suspecting|refresh|preparing|probing|closing|explaining)=([0-9.a-zµ]+)`)
+
+// stageTable reads what the controller logs of examinations.
+func stageTable(logs string) string {
+	times := map[string][]float64{}
+	for line := range strings.Lines(logs) {
+		if !strings.Contains(line, "msg=examined") {
+			continue
+		}
+		for _, m := range stageTimes.FindAllStringSubmatch(line, -1) {
+			if d, err := time.ParseDuration(m[2]); err == nil {
+				times[m[1]] = append(times[m[1]], d.Seconds())
+			}
+		}
+	}
+	return kindTable(times)
+}
