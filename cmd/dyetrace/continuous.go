@@ -22,7 +22,8 @@ type live struct {
 	progress *progress
 	run      report.Run
 	pairs    map[string]*dyetracev1.PairResult
-	begun    bool // all pairs have a verdict
+	begun    bool   // all pairs have a verdict
+	told     string // what pairs have in common
 }
 
 func newLive(cmd *cobra.Command, out output) *live {
@@ -52,6 +53,18 @@ func (l *live) take(p *dyetracev1.PairResult) error {
 		}
 	}
 	return l.stand()
+}
+
+// common tells what pairs that are not healthy have in common, if that is other than before.
+func (l *live) common(run *dyetracev1.Run) error {
+	c := report.NewCheck(run, nil)
+	told := c.InCommon()
+	if told == l.told || run.GetState() != dyetracev1.RunState_RUN_STATE_RUNNING || l.out.format.String() != "table" {
+		return nil
+	}
+	l.told = told
+	l.progress.end()
+	return c.WriteCommon(l.cmd.OutOrStdout(), colors(l.cmd.OutOrStdout()))
 }
 
 // stand says how all pairs stand: once for all when the first round is over, then on a terminal only.
@@ -114,6 +127,9 @@ func (l *live) watch(ctx context.Context, s *session, run *dyetracev1.Run) (*dye
 		case *dyetracev1.WatchRunResponse_Run:
 			run = e.Run
 			l.run = report.NewRun(run)
+			if err := l.common(run); err != nil {
+				return run, err
+			}
 			ended = run.GetState() != dyetracev1.RunState_RUN_STATE_RUNNING
 		case *dyetracev1.WatchRunResponse_Pair:
 			if err := l.take(e.Pair); err != nil {

@@ -91,6 +91,7 @@ type continuous struct {
 	results chan examined
 	probes  uint64
 	shown   time.Time // figures
+	infer   inference
 	out     batch
 	feed    *feed
 }
@@ -271,6 +272,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 		}
 	}
 	c.examine(ctx, now)
+	wake = earliest(wake, c.infer.step(c.feed, c.exams == 0, now))
 	if now.Sub(c.shown) >= figuresEvery {
 		c.shown = now
 		c.feed.figures(c.probes, c.losses())

@@ -28,6 +28,8 @@ type town struct {
 	gone  map[string]bool
 	// lost says that a point does not see a probe of a pair ("i0 i1").
 	lost  func(pair string, p *plan.Path, point int) bool
+	// passes says that flows send on what is lost: into the right tunnel.
+	passes bool
 	runs  []*visit
 	begun int
 	sent  int
@@ -166,6 +168,12 @@ func (v *visit) Audit(host int, _ bool) { v.put(host, &dyetracev1.Audited{Window
 func (v *visit) Finish(host int)        { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
 func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	v.ids++
+	if v.t.passes { // to the other of two hosts
+		v.put(host, &dyetracev1.Explanation{
+			Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: map[string]string{"hv1": "10.1.0.2", "hv2": "10.1.0.1"}[v.spec.Hosts[host]],
+		})
+		return v.ids
+	}
 	v.put(host, &dyetracev1.Explanation{
 		Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED,
 		Flow: &dyetracev1.FlowRef{Bridge: "br-tun", Table: 60, Match: "ip"},
@@ -193,6 +201,15 @@ type told struct {
 // watchTown plays a continuous run for so long, and returns all that it told.
 func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions, long time.Duration, during func()) (all []told, f *feed, c *continuous) {
 	t.Helper()
+	f = newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}}, nil)
+	f.continuous()
+	all, c = watchTownIn(t, w, f, cfg, opts, long, during)
+	return all, f, c
+}
+
+// watchTownIn is watchTown with a feed that somebody else watches, too.
+func watchTownIn(t *testing.T, w *town, f *feed, cfg Config, opts *dyetracev1.ProbeOptions, long time.Duration, during func()) (all []told, c *continuous) {
+	t.Helper()
 	cfg.Fleet, cfg.Book, cfg.Log, cfg.Timeout = w, w, slog.New(slog.DiscardHandler), 30*time.Second
 	r := New(cfg)
 	r.begin = w.begin
@@ -202,8 +219,6 @@ func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions,
 	for i := range pairs {
 		j.seq = append(j.seq, uint32(i))
 	}
-	f = newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}, Total: uint32(len(pairs))}, nil)
-	f.continuous()
 	ctx, cancel := context.WithTimeout(t.Context(), long)
 	defer cancel()
 	began := time.Now()
@@ -215,6 +230,7 @@ func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions,
 				all = append(all, told{time.Since(began), p})
 			}
 			f.replace(b.results)
+			f.news.Store(true)
 		}
 	}()
 	c = newContinuous(r, j, cfg.Log, f, began)
@@ -225,7 +241,7 @@ func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions,
 	if n := len(r.pace.wires) + len(r.pace.hosts); n != 0 {
 		t.Errorf("%d things are left of a run that is over", n)
 	}
-	return all, f, c
+	return all, c
 }
 
 // TestContinuous breaks one pair of twelve for a while, in a site where all is well.
@@ -263,6 +279,54 @@ func TestContinuous(t *testing.T) {
 		// 4 instances, 10 probes a second each, two instances a probe.
 		if most := 60*20 + 40; w.sent > most || w.sent < most/2 {
 			t.Errorf("%d probes in a minute, want no more than %d and not much less", w.sent, most)
+		}
+	})
+}
+
+// TestContinuousInfers has all that hv1 sends to hv2 be lost for a while: a watcher is told that the pairs
+// have the tunnel in common, after their verdicts, and when they have nothing in common any more.
+func TestContinuousInfers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		w.passes = true
+		f := newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}, State: dyetracev1.RunState_RUN_STATE_RUNNING}, nil)
+		f.continuous()
+		var said []string
+		faulty := 0
+		ctx, stop := context.WithCancel(t.Context())
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			_ = f.watch(ctx, func(m *dyetracev1.WatchRunResponse) error {
+				if p := m.GetPair(); p != nil && p.Verdict == dyetracev1.Verdict_VERDICT_FAULTY {
+					faulty++
+				}
+				if r := m.GetRun(); r != nil {
+					text := fmt.Sprintf("%d findings", len(r.Findings))
+					if len(r.Findings) == 1 {
+						text = fmt.Sprintf("%s of %d", r.Findings[0].Summary, faulty)
+					}
+					said = append(said, text)
+				}
+				return nil
+			})
+		}()
+		watchTownIn(t, w, f, testConfig, &dyetracev1.ProbeOptions{}, time.Minute, func() {
+			time.Sleep(20 * time.Second)
+			w.change(func(w *town) {
+				w.lost = func(_ string, p *plan.Path, point int) bool {
+					return point > 0 && p.Points[point-1].Host == "hv1" && p.Points[point].Host == "hv2"
+				}
+			})
+			time.Sleep(20 * time.Second)
+			w.change(func(w *town) { w.lost = nil })
+		})
+		stop()
+		<-watched
+		const want = "the tunnel hv1 → hv2 for network blue: 8 pairs fail of 8"
+		if n := len(said); n < 3 || said[0] != "0 findings" || !slices.Contains(said, want) || said[n-1] != "0 findings" {
+			t.Errorf("told %q, want nothing, in the end %q, and nothing again", said, want)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,6 +24,8 @@ type feed struct {
 	// current are the verdicts that stand, by pair; nil where each falls once.
 	current map[string]*dyetracev1.PairResult
 	ended   bool
+	found   int           // how often findings changed
+	news    atomic.Bool   // verdicts, since what they have in common was looked at
 	changed chan struct{} // closed at the next change
 }
 
@@ -84,6 +87,26 @@ func (f *feed) figures(probes uint64, losses []*dyetracev1.SegmentLoss) {
 	f.run.Probes, f.run.Losses = probes, losses
 }
 
+// infer shows what the verdicts that stand have in common, if that is news.
+func (f *feed) infer(findings []*dyetracev1.Finding) {
+	f.mu.Lock()
+	same := slices.EqualFunc(f.run.Findings, findings, func(a, b *dyetracev1.Finding) bool { return proto.Equal(a, b) })
+	f.mu.Unlock()
+	if !same {
+		f.change(func() { f.run.Findings, f.found = findings, f.found+1 })
+	}
+}
+
+// standing are the verdicts that stand in a continuous run, by pair: equal ones have equal things in common.
+func (f *feed) standing() (all []*dyetracev1.PairResult) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(f.current)) {
+		all = append(all, f.current[key])
+	}
+	return all
+}
+
 // end shows the run as over, with what its verdicts have in common.
 func (f *feed) end(state dyetracev1.RunState, findings []*dyetracev1.Finding, ended *timestamppb.Timestamp) {
 	f.change(func() { f.run.State, f.run.Findings, f.run.Ended, f.ended = state, findings, ended, true })
@@ -104,6 +127,7 @@ type page struct {
 	next    int // verdicts read, these included
 	missed  int // of those before: nobody has them any more
 	ended   bool
+	found   int             // how often findings changed
 	changed <-chan struct{} // closed when any of this changes
 }
 
@@ -112,7 +136,7 @@ type page struct {
 func (f *feed) since(n int) page {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := page{run: proto.CloneOf(f.run), next: f.base + len(f.results), ended: f.ended, changed: f.changed}
+	p := page{run: proto.CloneOf(f.run), next: f.base + len(f.results), ended: f.ended, found: f.found, changed: f.changed}
 	switch {
 	case f.current != nil && (n == 0 || n < f.base):
 		p.results = slices.AppendSeq(p.results, maps.Values(f.current))
@@ -126,10 +150,11 @@ func (f *feed) since(n int) page {
 	return p
 }
 
-// watch shows the run, every verdict once, and the run again when it is over. It ends with the
+// watch shows the run, every verdict once, and the run again when it is over, and whenever the verdicts of
+// a continuous one have something else in common than before. It ends with the
 // run, with ctx, or with the first error of show.
 func (f *feed) watch(ctx context.Context, show func(*dyetracev1.WatchRunResponse) error) error {
-	n, first := 0, true
+	n, first, found := 0, true, 0
 	for {
 		p := f.since(n)
 		if first || p.missed > 0 {
@@ -138,7 +163,7 @@ func (f *feed) watch(ctx context.Context, show func(*dyetracev1.WatchRunResponse
 			if err := show(e); err != nil {
 				return err
 			}
-			first = false
+			first, found = false, p.found
 		}
 		for _, r := range p.results {
 			if err := show(pairEvent(r)); err != nil {
@@ -146,6 +171,12 @@ func (f *feed) watch(ctx context.Context, show func(*dyetracev1.WatchRunResponse
 			}
 		}
 		n = p.next
+		if p.found != found && !p.ended { // after the verdicts that they speak of
+			if err := show(runEvent(p.run)); err != nil {
+				return err
+			}
+		}
+		found = p.found
 		if p.ended { // since returned all there will ever be
 			return show(runEvent(p.run))
 		}

@@ -118,6 +118,7 @@ func (r *Runner) write(id string, f *feed, in <-chan batch, gaveUp chan<- struct
 			r.metrics.verdicts.WithLabelValues(verdictLabel(p.GetVerdict())).Inc()
 		}
 		show(b.results)
+		f.news.Store(true)
 	}
 	return nil
 }

@@ -1157,8 +1157,8 @@ type Run struct {
 	// Over all pairs: FAULTY before SILENT before POLICY before UNKNOWN before HEALTHY.
 	Verdict Verdict       `protobuf:"varint,8,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
 	Options *ProbeOptions `protobuf:"bytes,9,opt,name=options,proto3" json:"options,omitempty"`
-	// What pairs that are not healthy have in common, once the run has ended; what explains
-	// most comes first. Each of these pairs is in one of them, unless they are very many.
+	// What pairs that are not healthy have in common, once the run has ended, and of a
+	// continuous one as its verdicts stand; what explains most comes first. Each of these pairs is in one of them, unless they are very many.
 	// Not in ListRuns.
 	Findings []*Finding `protobuf:"bytes,10,rep,name=findings,proto3" json:"findings,omitempty"`
 	// Of a continuous run under way: segments that lose more than is allowed, by all pairs

@@ -1,7 +1,9 @@
 package report
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -69,9 +71,34 @@ func newInstanceName(i *dyetracev1.InstanceRef) *InstanceName {
 // maxFindings is how many are printed: who has more of them than fit a screen begins with the first.
 const maxFindings = 8
 
-// findings writes what pairs have in common. One pair has nothing in common.
+// shared are the findings of more than one pair: one has nothing in common.
+func (c Check) shared() []Finding {
+	return slices.DeleteFunc(slices.Clone(c.Findings), func(f Finding) bool { return len(f.Pairs) < 2 })
+}
+
+// InCommon names what pairs have in common, to tell whether it has changed.
+func (c Check) InCommon() string {
+	var all []string
+	for _, f := range c.shared() {
+		all = append(all, f.Summary+": "+f.CauseKind)
+	}
+	return strings.Join(all, "; ")
+}
+
+// WriteCommon writes what pairs have in common for people, or that it is nothing any more.
+func (c Check) WriteCommon(w io.Writer, color bool) error {
+	t := &text{w: bufio.NewWriter(w), o: TextOptions{Color: color}}
+	if len(c.shared()) == 0 {
+		t.printf("%s\n", t.paint(dim, "In common: nothing any more"))
+	} else {
+		t.findings(c)
+	}
+	return t.w.Flush()
+}
+
+// findings writes what pairs have in common.
 func (t *text) findings(c Check) {
-	some := slices.DeleteFunc(slices.Clone(c.Findings), func(f Finding) bool { return len(f.Pairs) < 2 })
+	some := c.shared()
 	if len(some) == 0 {
 		return
 	}
