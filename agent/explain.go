@@ -94,6 +94,19 @@ func (a *Agent) traceRequest(ctx context.Context, req *dyetracev1.Explain) (ovs.
 	if req.TunSrc != 0 {
 		t.TunSrc, t.TunDst = ipv4(req.TunSrc), ipv4(req.TunDst)
 	}
+	for _, a := range []struct {
+		name string
+		have []byte
+		to   *netip.Addr
+	}{{"tun_src_ip", req.TunSrcIp, &t.TunSrc}, {"tun_dst_ip", req.TunDstIp, &t.TunDst}} {
+		switch len(a.have) {
+		case 0:
+		case 16:
+			*a.to = addrAt(a.have, 0)
+		default:
+			return ovs.TraceRequest{}, fmt.Errorf("explain: %s: %d bytes (want 16, or none)", a.name, len(a.have))
+		}
+	}
 	var err error
 	t.Geneve, err = a.sw.GeneveOption(ctx, req.Bridge, t.DstMAC, t.TunID)
 	return t, err

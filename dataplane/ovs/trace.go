@@ -91,9 +91,9 @@ const maxRecirculations = 8
 
 // Trace asks what the flows of this host do with a packet that enters a bridge, and
 // follows it through patch ports, conntrack and tunnels (ofproto/trace of
-// ovs-vswitchd(8)). Nothing is sent, learned or counted. Conntrack is not asked: the
-// probe is taken for the first packet of a connection, and the answer for one of
-// an established connection.
+// ovs-vswitchd(8)). Nothing is sent, learned or counted. What connection tracking makes of
+// the packet is looked up in its table; where that cannot be listed, the probe is taken for
+// the first packet of a connection, and the answer for one of an established connection.
 //
 // Our own hook is left out of the outcome: a copy to the dye port is no delivery. The error wraps
 // ErrUnsupported where the switch's ofproto/trace has no --names, as that of 2.15.
@@ -102,24 +102,24 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 	if err != nil {
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
-	args := []string{"ofproto/trace", "--names", bridge, flow}
-	if req.Reply {
-		for range maxRecirculations {
-			args = append(args, "--ct-next", "trk,est,rpl")
+	walked, err := s.walk(ctx, bridge, flow, &req)
+	if err != nil {
+		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
+	}
+	tr, err := readTrace(walked.text, s.Snapshot(), bridge, req.InPort)
+	if err != nil {
+		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
+	}
+	tr.Command = s.command(traceArgs(bridge, flow, &req, walked.states))
+	if states := walked.doubted(); states != nil && tr.Outcome != Dropped {
+		// It is asked about because it was lost: what would have dropped it, if that may be, did.
+		if text, err := s.traceOnce(ctx, bridge, flow, &req, states); err == nil {
+			if other, err := readTrace(text, s.Snapshot(), bridge, req.InPort); err == nil && other.Outcome == Dropped {
+				other.Command = s.command(traceArgs(bridge, flow, &req, states))
+				return other, nil
+			}
 		}
 	}
-	out, err := s.appctl(ctx, args[0], args[1:]...)
-	if err != nil && strings.Contains(err.Error(), "--names: unknown option") {
-		err = fmt.Errorf("ofproto/trace without --names (Open vSwitch %s) tells no ports: %w", s.Snapshot().OVSVersion, ErrUnsupported)
-	}
-	if err != nil {
-		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
-	}
-	tr, err := readTrace(out, s.Snapshot(), bridge, req.InPort)
-	if err != nil {
-		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
-	}
-	tr.Command = s.command(args)
 	return tr, nil
 }
 

@@ -303,10 +303,14 @@ func TestTrace(t *testing.T) {
 	}
 	packets := counted()
 	for _, c := range traceCases {
+		if c.reply {
+			connect(t, c.request())
+		}
 		tr, err := s.Trace(t.Context(), c.bridge, c.request())
 		if errors.Is(err, ErrUnsupported) && strings.HasPrefix(s.Snapshot().OVSVersion, "2.") {
 			t.Skip(err)
 		}
+		sandbox.Command(t, "ovs-appctl", "dpctl/flush-conntrack")
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -324,6 +328,72 @@ func TestTrace(t *testing.T) {
 	}
 	if n := counted(); n != packets {
 		t.Errorf("tracing was counted: %d packets of our flows, were %d", n, packets)
+	}
+}
+
+// connect has connection tracking know the connection, in the zone of the host above, that a packet answers.
+func connect(t testing.TB, r TraceRequest) {
+	t.Helper()
+	frame, err := r.Stain.AppendPacket(nil, stain.Probe{Scheme: r.Scheme, SrcMAC: r.DstMAC, DstMAC: r.SrcMAC, Src: r.Dst, Dst: r.Src, TTL: 64, Token: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ofctl(t, "packet-out", "br-int", fmt.Sprintf("in_port=3 packet=%x actions=ct(commit,zone=5)", frame))
+}
+
+// TestTraceConnections has the flow named that the packet met, by the state that it has: one that is taken
+// for part of a connection would have passed, or been dropped elsewhere.
+func TestTraceConnections(t *testing.T) {
+	s := traceHost(t)
+	addFlows(t, "br-int", "cookie=0xaaaa000000000001,table=72,priority=110,ct_state=+inv+trk actions=drop\n"+
+		"cookie=0xaaaa000000000001,table=72,priority=105,ct_state=+rpl+trk,ip,nw_dst=10.0.0.13 actions=drop\n"+
+		"cookie=0xaaaa000000000001,table=72,priority=105,ct_state=+est-rpl+trk,ip,nw_dst=10.0.0.13 actions=output:3\n")
+	const invalid = "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=110,ct_state=+inv+trk actions=drop"
+	const replies = "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=105,ct_state=+rpl+trk,ip,nw_dst=10.0.0.13 actions=drop"
+	for _, tt := range []struct {
+		name, src, dst string
+		icmp, reply    bool
+		connect        func(r TraceRequest) // nil for none
+		want           string
+	}{
+		{name: "an answer", dst: "10.0.0.2", reply: true, connect: func(r TraceRequest) { connect(t, r) }, want: "delivered tap-b"},
+		{name: "an answer to nothing", dst: "10.0.0.2", reply: true, want: invalid},
+		{name: "an answer over IPv6 to nothing", src: "fd00::1", dst: "fd00::2", reply: true, want: invalid},
+		{name: "an echo's answer", dst: "10.0.0.2", icmp: true, reply: true, connect: func(r TraceRequest) { connect(t, r) }, want: "delivered tap-b"},
+		{name: "an echo's answer to nothing", dst: "10.0.0.2", icmp: true, reply: true, want: invalid},
+		{name: "an answer that is dropped as such", dst: "10.0.0.13", reply: true, want: replies},
+		{name: "a first packet", dst: "10.0.0.2", want: "delivered tap-b"},
+		{name: "a first packet that goes the way of answers", dst: "10.0.0.13",
+			connect: func(r TraceRequest) { connect(t, r) }, want: replies},
+		{name: "of another zone", dst: "10.0.0.13", connect: func(r TraceRequest) {
+			frame, err := r.Stain.AppendPacket(nil, stain.Probe{Scheme: r.Scheme, SrcMAC: r.DstMAC, DstMAC: r.SrcMAC, Src: r.Dst, Dst: r.Src, TTL: 64, Token: 7})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ofctl(t, "packet-out", "br-int", fmt.Sprintf("in_port=3 packet=%x actions=ct(commit,zone=6)", frame))
+		}, want: "delivered tap-b"},
+	} {
+		c := traceCase{bridge: "br-int", in: 2, src: tt.src, dst: tt.dst, reply: tt.reply, icmp: tt.icmp}
+		r := c.request()
+		sandbox.Command(t, "ovs-appctl", "dpctl/flush-conntrack")
+		if tt.connect != nil {
+			tt.connect(r)
+		}
+		tr, err := s.Trace(t.Context(), "br-int", r)
+		if errors.Is(err, ErrUnsupported) && strings.HasPrefix(s.Snapshot().OVSVersion, "2.") {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		if got := format(tr); got != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s\n%s", tt.name, got, tt.want, sandbox.Command(t, "ovs-appctl", "dpctl/dump-conntrack"))
+		}
+		again, err := readTrace(sandbox.Command(t, "sh", "-c", tr.Command), s.Snapshot(), "br-int", 2)
+		if err != nil || format(again) != tt.want {
+			t.Errorf("%s: the command shows %s, %v", tt.name, format(again), err)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -151,8 +152,49 @@ func (e *Evidence) question(t *trail) *NeedExplain {
 	}
 	if s.TunSrc.IsValid() {
 		q.TunSrc, q.TunID, q.TunDst = s.TunSrc, s.TunID, local(receiver, at.Bridge, s.InPort)
+	} else if t, ok := tunnelAt(receiver, at.Bridge, s.InPort); ok && at.Kind == stain.FromTunnel {
+		q.TunSrc, q.TunDst, q.TunID = ends6(t, sender, receiver, s.TunID)
 	}
 	return q
+}
+
+// tunnelAt is the tunnel whose port on a bridge has an OpenFlow number.
+func tunnelAt(end *plan.End, bridge string, ofport uint32) (inventory.Tunnel, bool) {
+	for _, t := range end.Tunnels {
+		if t.Bridge == bridge && t.OFPort == ofport {
+			return t, true
+		}
+	}
+	return inventory.Tunnel{}, false
+}
+
+// ends6 are the outer addresses of a packet that came in by a tunnel, and its key, where the copy had no
+// room for them: those of IPv6 are not in it. They are the tunnel's own, or the only ones that the two
+// hosts have.
+func ends6(t inventory.Tunnel, sender, receiver *plan.End, key uint32) (src, dst netip.Addr, id uint32) {
+	src, dst = t.Remote, t.Local
+	only := func(end *plan.End) (a netip.Addr) {
+		for _, v := range end.VTEPs {
+			switch {
+			case !v.Is6():
+			case a.IsValid():
+				return netip.Addr{} // which of them
+			default:
+				a = v
+			}
+		}
+		return a
+	}
+	if !src.IsValid() {
+		src = only(sender)
+	}
+	if !dst.IsValid() {
+		dst = only(receiver)
+	}
+	if !src.Is6() || !dst.Is6() {
+		return netip.Addr{}, netip.Addr{}, 0
+	}
+	return src, dst, key
 }
 
 // arrival returns the first point that saw the packet on the host that saw it last, in that

@@ -498,6 +498,41 @@ func TestNeed(t *testing.T) {
 	} else if d := cmp.Diff(want, r.Need.Proto(5), protocmp.Transform()); d != "" {
 		t.Errorf("icmp over IPv6: -want +got\n%s", d)
 	}
+	// By a tunnel over IPv6, whose addresses the copy has no room for: those that are configured, or the
+	// only ones that there can be.
+	for _, tt := range []struct {
+		name          string
+		local, remote string
+		vteps         [2][]netip.Addr // of the sender, and of the receiver
+		want          bool
+	}{
+		{name: "configured", local: "fd00::3", remote: "fd00::1", want: true},
+		{name: "any remote, one address each", vteps: [2][]netip.Addr{{netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("fd00::1")}, {netip.MustParseAddr("fd00::3")}}, want: true},
+		{name: "any remote, two to choose from", local: "fd00::3", vteps: [2][]netip.Addr{{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")}}},
+		{name: "over IPv4, and no source was told", local: "10.1.2.3", remote: "10.1.1.1"},
+	} {
+		p := *pathOf(t, lab(t), "blue-1 blue-3")
+		a := probe(t, &p, "012")
+		a.Seen[2].TunSrc, a.Seen[2].InPort = netip.Addr{}, 10
+		end := inventory.Tunnel{Bridge: "br-tun", Port: "gre6", OFPort: 10, Type: "gre"}
+		if tt.local != "" {
+			end.Local = netip.MustParseAddr(tt.local)
+		}
+		if tt.remote != "" {
+			end.Remote = netip.MustParseAddr(tt.remote)
+		}
+		p.To.Tunnels, p.From.VTEPs, p.To.VTEPs = []inventory.Tunnel{end}, tt.vteps[0], tt.vteps[1]
+		r := Judge(Evidence{Path: &p, Hooks: live(&p), Attempts: []Attempt{a}})
+		if r.Need == nil {
+			t.Errorf("tunnel over IPv6, %s: nothing asked", tt.name)
+			continue
+		}
+		m := r.Need.Proto(5)
+		got := string(m.TunSrcIp) == string(ip("fd00::1")) && string(m.TunDstIp) == string(ip("fd00::3")) && m.TunId == a.Seen[2].TunID
+		if got != tt.want || !tt.want && (m.TunSrcIp != nil || m.TunId != 0) || m.TunSrc != 0 {
+			t.Errorf("tunnel over IPv6, %s: asked %v", tt.name, m)
+		}
+	}
 	// A switch that does not tell in_port: by the port's name.
 	p := pathOf(t, lab(t), "blue-1 blue-3")
 	a := probe(t, p, "0")

@@ -94,6 +94,9 @@ func (n *NeedExplain) Proto(id uint64) *dyetracev1.Explain {
 		TunId: n.TunID, TunSrc: as32(n.TunSrc), TunDst: as32(n.TunDst), Reply: n.Reply,
 		Scheme: dyetracev1.Scheme(n.Scheme),
 	}
+	if n.TunSrc.Is6() {
+		m.TunSrcIp, m.TunDstIp = as16(n.TunSrc), as16(n.TunDst)
+	}
 	return m
 }
 
