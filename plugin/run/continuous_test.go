@@ -27,12 +27,12 @@ type town struct {
 	snap  *inventory.Snapshot
 	gone  map[string]bool
 	// lost says that a point does not see a probe of a pair ("i0 i1").
-	lost  func(pair string, p *plan.Path, point int) bool
+	lost func(pair string, p *plan.Path, point int) bool
 	// passes says that flows send on what is lost: into the right tunnel.
 	passes bool
-	runs  []*visit
-	begun int
-	sent  int
+	runs   []*visit
+	begun  int
+	sent   int
 }
 
 // visit is one run, as the agents of the town know it.
