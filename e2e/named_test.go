@@ -70,7 +70,7 @@ func BenchmarkNamedKinds(b *testing.B) {
 		b.Fatal(err)
 	}
 	kinds = slices.DeleteFunc(kinds, func(k breakKind) bool {
-		return k.Topology != "racks" || slices.Contains(bySome, k.Cause) || k.Cause == "underlay-member" || len(declared(l, k.Name)) == 0
+		return k.Topology != "racks" || slices.Contains(bySome, k.Cause) || k.Cause == "underlay-member" || len(failing(l, k.Name)) == 0
 	})
 	if len(kinds) < 16 {
 		b.Fatalf("%d kinds of break (want at least 16)", len(kinds))
@@ -104,7 +104,7 @@ func BenchmarkNamedKinds(b *testing.B) {
 func (p *patrol) named(k breakKind) (begin, end, first, whole time.Time) {
 	p.t.Helper()
 	want := map[string]bool{}
-	for _, pair := range declared(p.lab, k.Name) {
+	for _, pair := range failing(p.lab, k.Name) {
 		want[pair] = true
 	}
 	p.mu.Lock()
@@ -191,4 +191,20 @@ func stageTable(logs string) string {
 		}
 	}
 	return kindTable(times)
+}
+
+// failing are the pairs that a break alone fails.
+func failing(l *lab, kind string) (pairs []string) {
+	var tr truth
+	if err := json.Unmarshal([]byte(l.must("lab", "truth", kind, "-o", "json")), &tr); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, f := range tr.Fates {
+		for _, src := range f.Src {
+			for _, dst := range f.Dst {
+				pairs = append(pairs, src+" "+dst)
+			}
+		}
+	}
+	return pairs
 }

@@ -302,7 +302,7 @@ func (a *simAgents) Arm(host int, m *dyetracev1.Arm) uint64 {
 	return id
 }
 
-func (a *simAgents) Audit(host int) {
+func (a *simAgents) Audit(host int, _ bool) {
 	a.later(host, &dyetracev1.Audited{Windows: a.windows(a.hosts[host])})
 }
 
