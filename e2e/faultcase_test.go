@@ -256,9 +256,10 @@ func (j *judging) failing(p pair, f *fate) {
 }
 
 func (j *judging) cause(p pair, causes []string) {
-	if slices.Contains(causes, p.CauseKind) {
+	switch {
+	case slices.Contains(causes, p.CauseKind):
 		j.score.Cause++
-	} else {
+	case j.c.own == nil: // else who would tell it may be who failed
 		j.miss(p, "not the cause", strings.Join(causes, " or "))
 	}
 }
