@@ -33,9 +33,8 @@ type standing uint8
 
 const (
 	unlisted standing = iota // the table could not be read
-	stranger                 // none has its addresses
-	sender                   // it goes the way of the first packet of one that was answered
-	opener                   // likewise, and none was answered yet
+	stranger                 // it is of none
+	sender                   // it goes the way of the first packet of one
 	answerer                 // it goes the other way
 )
 
@@ -67,10 +66,15 @@ var (
 	ctResuming = regexp.MustCompile(`^recirc\((0x[0-9a-f]+)\) - resume conntrack`)
 )
 
-// of says how a packet stands to the connections of a zone.
+// of says how a packet stands to the connections of a zone. An echo request begins one, whatever others
+// there are between its addresses; a SYN does, unless it is sent into one that is established: what a
+// probe before it left behind is half-open or closed.
 func (c connections) of(r *TraceRequest, zone int) standing {
-	if !c.listed {
+	switch {
+	case !c.listed:
 		return unlisted
+	case !r.Reply && r.Scheme == stain.ICMP:
+		return stranger
 	}
 	src, dst := r.Src.Unmap(), r.Dst.Unmap()
 	for _, line := range c.lines {
@@ -86,12 +90,12 @@ func (c connections) of(r *TraceRequest, zone int) standing {
 			}
 			state := ctState.FindStringSubmatch(line)
 			switch {
+			case !r.Reply && (state == nil || state[1] != "ESTABLISHED"):
+				continue
 			case m[1] == "reply":
 				return answerer
-			case r.Scheme == stain.TCP && state != nil && state[1] == "ESTABLISHED":
-				return sender
 			}
-			return opener
+			return sender
 		}
 	}
 	return stranger
@@ -153,8 +157,6 @@ func (r *TraceRequest) state(s standing) (state, alternative string) {
 	case s == answerer:
 		return ctReply, ""
 	case s == sender:
-		return ctEst, ""
-	case s == opener && r.Reply:
 		return ctEst, ""
 	case s == stranger && r.Reply:
 		// It may have been one: the kernel forgets a connection as soon as a RST answers it

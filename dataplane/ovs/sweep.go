@@ -25,19 +25,20 @@ const (
 	// vSwitch no longer looks at all of them after a change of flows, but drops those that are seldom
 	// used (should_revalidate of ofproto-dpif-upcall.c), which must not happen for our sake.
 	kickedSweep = 50 * time.Millisecond
-	// sweepRate bounds the sweeps out of turn, so that at the most a twentieth of a processor's time
-	// goes into them where each takes long, and sweepBurst how many may come at once: four readings of
-	// the counters.
-	sweepRate  = 4
-	sweepBurst = 8
+	// sweepShare is how many milliseconds of each second may go into sweeps out of turn: a twentieth of a
+	// processor. sweepBurst may come at once: a few readings of the counters where sweeps take long, and
+	// a hundred where they take least, which is what is said of 1 ms and less.
+	sweepShare = 50
+	sweepBurst = 400
+	sweepLeast = 2 * time.Millisecond
 )
 
 // ErrUncounted says that the switch never tells when its flows' counters are up to date: it has datapaths
 // of two sorts, and then does not know which one it is asked about.
 var ErrUncounted = errors.New("counters cannot be waited for")
 
-// sweeps says how many may be had out of turn.
-func newSweeps() *rate.Limiter { return rate.NewLimiter(sweepRate, sweepBurst) }
+// newSweeps bounds the milliseconds that go into sweeps out of turn.
+func newSweeps() *rate.Limiter { return rate.NewLimiter(sweepShare, sweepBurst) }
 
 // Settle returns when the datapath does as the flows say that were there when it was called, and the
 // flows' counters have all that passed until then: once a sweep has ended that began after the call.
@@ -73,11 +74,11 @@ func (s *Switch) sweep(ctx context.Context, bridge string) error {
 		return err
 	}
 	defer c.close()
-	quick := !IsPatient(ctx) && s.sweepsQuickly(ctx)
+	out := !IsPatient(ctx) && s.mayKick(ctx)
 	if err := c.ask("revalidator/wait"); err != nil {
 		return err
 	}
-	if quick && s.sweeps.Allow() {
+	if out {
 		// What has been waited for is known to ovs-vswitchd once it answers something that it was asked
 		// later: it goes through its connections in the order in which they came.
 		if _, err := s.appctl(ctx, "version"); err != nil {
@@ -102,17 +103,20 @@ func (s *Switch) kick(ctx context.Context, bridge string) error {
 
 var dumpDuration = regexp.MustCompile(`(?m)^\s*dump duration : (\d+)ms$`)
 
-// sweepsQuickly says that the last sweeps of all datapaths were short; false where that is not known.
-func (s *Switch) sweepsQuickly(ctx context.Context) bool {
+// mayKick says that the last sweeps of all datapaths were short, and that few were had out of turn of late;
+// false where that is not known.
+func (s *Switch) mayKick(ctx context.Context) bool {
 	text, err := s.appctl(ctx, "upcall/show")
 	if err != nil {
 		return false
 	}
-	all := dumpDuration.FindAllStringSubmatch(text, -1)
+	all, longest := dumpDuration.FindAllStringSubmatch(text, -1), sweepLeast
 	for _, m := range all {
-		if ms, err := strconv.Atoi(m[1]); err != nil || time.Duration(ms)*time.Millisecond > kickedSweep {
+		ms, err := strconv.Atoi(m[1])
+		if err != nil {
 			return false
 		}
+		longest = max(longest, time.Duration(ms)*time.Millisecond)
 	}
-	return len(all) > 0
+	return len(all) > 0 && longest <= kickedSweep && s.sweeps.AllowN(time.Now(), int(longest/time.Millisecond))
 }

@@ -363,8 +363,10 @@ func TestTraceConnections(t *testing.T) {
 		{name: "an echo's answer to nothing", dst: "10.0.0.2", icmp: true, reply: true, want: invalid},
 		{name: "an answer that is dropped as such", dst: "10.0.0.13", reply: true, want: replies},
 		{name: "a first packet", dst: "10.0.0.2", want: "delivered tap-b"},
-		{name: "a first packet that goes the way of answers", dst: "10.0.0.13",
-			connect: func(r TraceRequest) { connect(t, r) }, want: replies},
+		{name: "a first packet, beside what another left half-open", dst: "10.0.0.13",
+			connect: func(r TraceRequest) { connect(t, r) }, want: "delivered tap-b"},
+		{name: "a first echo, beside another the other way", dst: "10.0.0.13", icmp: true,
+			connect: func(r TraceRequest) { connect(t, r) }, want: "delivered tap-b"},
 		{name: "of another zone", dst: "10.0.0.13", connect: func(r TraceRequest) {
 			frame, err := r.Stain.AppendPacket(nil, stain.Probe{Scheme: r.Scheme, SrcMAC: r.DstMAC, DstMAC: r.SrcMAC, Src: r.Dst, Dst: r.Src, TTL: 64, Token: 7})
 			if err != nil {
