@@ -2,6 +2,7 @@ package ovs
 
 import (
 	"testing"
+	"time"
 
 	"github.com/dyetrace/dyetrace/flows"
 	"github.com/dyetrace/dyetrace/internal/sandbox"
@@ -20,7 +21,7 @@ func TestSettleCounts(t *testing.T) {
 	sent := 0
 	for _, turn := range []string{"out of turn", "out of turn", "in turn", "out of turn"} {
 		if turn == "in turn" {
-			for s.sweeps.Allow() {
+			for s.sweeps.AllowN(time.Now(), 100) {
 			}
 		}
 		frames := make([][]byte, probes)
