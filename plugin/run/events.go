@@ -149,7 +149,7 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 // evidence is what is known of a track, hooks included once they mean something.
 func (x *execution) evidence(track int) verdict.Evidence {
 	e := x.ledger.evidence(track)
-	e.Gone = x.gone
+	e.Gone, e.Enough = x.gone, x.enough(track)
 	if x.ledger.tests[track] != nil {
 		e.Test = &x.options.test
 	}

@@ -76,6 +76,28 @@ func (x *execution) tries(track int) int {
 	return hardAttempts
 }
 
+// enough is how many probes of a track must be known to be lost where nothing else proves a fault; 0 where
+// as many were sent as are ever sent, and none arrived.
+func (x *execution) enough(track int) int {
+	most := hardAttempts
+	switch {
+	case x.layout.scheme(track) > 0:
+		return 0 // it explains the verdict by another scheme
+	case x.options.afterLoss:
+		most = fewAttempts
+	}
+	sent := 0
+	x.ledger.each(track, func(number uint32) {
+		if x.ledger.probes[number].state == left {
+			sent++
+		}
+	})
+	if sent >= most {
+		return 0
+	}
+	return most - 1
+}
+
 // room is how many probes beyond hardAttempts of each track a run of so many tracks may take.
 func (o options) room(tracks int) int {
 	switch {

@@ -21,6 +21,9 @@ type Evidence struct {
 	Arrived int
 	// Test is the test of loss that the attempts were for; nil if one that arrived was enough.
 	Test *sequential.Plan
+	// Enough is how many probes must be lost before it is no chance where nothing but their absence speaks
+	// for a fault; with 0 one is enough.
+	Enough int
 	// Latencies are of the probes that arrived, for the result.
 	Latencies []Latency
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was

@@ -200,6 +200,7 @@ func Judge(e Evidence) Result {
 	}
 	j.t = j.pick()
 	r := j.judge()
+	j.doubt(&r)
 	if notes := j.asides(); len(notes) > 0 {
 		r.Cause, r.Kind = join(append([]string{r.Cause}, notes...)...), cmp.Or(r.Kind, CauseInventory)
 	}
@@ -216,6 +217,33 @@ func Judge(e Evidence) Result {
 		r.Samples = align(e.Path, &trail{at: make([]int, len(e.Path.Points))})
 	}
 	return r
+}
+
+// doubt makes a loss unknown that may be chance: nothing speaks for a fault but that probes were not
+// seen, and there were too few of them, since no more could be sent.
+func (j *judgement) doubt(r *Result) {
+	if r.Verdict != Faulty && r.Verdict != Silent {
+		return
+	}
+	switch r.Kind {
+	case CauseBetweenHosts, CauseEntrypoint, CauseSwitch, CauseGuestSilent:
+	default:
+		return // flows, ports, tunnels or other packets say so, too
+	}
+	lost := 0
+	for i := range j.trails {
+		if t := &j.trails[i]; t.last >= 0 && t.next >= 0 {
+			lost++
+		}
+	}
+	if lost >= j.Enough {
+		return
+	}
+	r.Verdict, r.Kind = Unknown, CauseInjection
+	r.Cause = join(r.Cause, fmt.Sprintf("that may be chance: of %d probes, %d that are known to be lost are too few", len(j.trails), lost))
+	if r.Need != nil {
+		r.Need.Decides = true
+	}
 }
 
 // goal is the last point that exists, if seeing the packet there proves the way there and

@@ -205,10 +205,16 @@ func TestUnderlayNeverWrong(t *testing.T) {
 		u := n.exchange(need, rapid.Int64().Draw(t, "seed"))
 
 		noWayThere := !slices.Contains(n.deadThere, false)
+		alive := 0
+		for _, dead := range n.deadThere {
+			if !dead {
+				alive++
+			}
+		}
 		what, words := u.small()
 		wrong := ""
 		switch {
-		case what == noWay && !noWayThere:
+		case what == noWay && 2*alive >= n.ways: // of 32 ports, all may take the dead ways if these are more
 			wrong = "no way"
 		case what == oneOfSeveral && (noWayThere || !slices.Contains(n.deadThere, true)) && n.recall:
 			wrong = "one of several"
