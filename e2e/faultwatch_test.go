@@ -149,8 +149,8 @@ func (c benchCase) await(j *judging, p *patrol, from int, since time.Time) (name
 // names says that what is told of a pair is all that is true of it.
 func (j *judging) names(p pair) bool {
 	if f := j.tr.fateOf(p); f != nil {
-		at := f.atTap(f.Outcome == "silent")
-		return p.Verdict == f.Outcome && p.Segment != nil && strings.HasSuffix(*p.Segment, "→ "+at.FirstMissing.String()) && slices.Contains(j.causes(p, f), p.CauseKind)
+		at := f.atTap(p.Verdict == "silent")
+		return p.Segment != nil && strings.HasSuffix(*p.Segment, "→ "+at.FirstMissing.String()) && slices.Contains(j.ends(p, f)[p.Verdict], p.CauseKind)
 	}
 	return j.lossy(p) && p.Verdict == "faulty" && p.CauseKind == "loss" && p.Segment != nil && strings.HasSuffix(*p.Segment, "from-tunnel")
 }

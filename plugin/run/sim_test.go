@@ -161,16 +161,17 @@ func (j *simJudging) judge(r *simResult) {
 	}
 	s := &simScore{failing: 1}
 	kind := "path MTU"
-	outcome, causes := faulty, []dyetracev1.CauseKind{kindMTU}
+	ends := map[dyetracev1.Verdict][]dyetracev1.CauseKind{faulty: {kindMTU}}
 	if !large {
-		kind, outcome, causes = tr.fault.kind, tr.fault.outcome, tr.causes
+		kind, ends = tr.fault.kind, tr.causes
 	}
+	causes, right := ends[v]
 	if r.by[kind] == nil {
 		r.by[kind] = &simScore{clouds: 1}
 	}
 	defer func() { r.by[kind].add(s); r.sum.add(s) }()
 	switch {
-	case len(j.own) > 0 && (v == dyetracev1.Verdict_VERDICT_HEALTHY || !unsure && v != outcome):
+	case len(j.own) > 0 && (v == dyetracev1.Verdict_VERDICT_HEALTHY || !unsure && !right):
 		s.wrong++
 		miss("wrong", tr)
 		return
@@ -181,7 +182,7 @@ func (j *simJudging) judge(r *simResult) {
 		return
 	}
 	s.detected = 1
-	if v == outcome && (large && strings.Contains(j.segment(), "to-tunnel") || j.right(tr)) {
+	if right && (large && strings.Contains(j.segment(), "to-tunnel") || j.right(tr)) {
 		s.segment = 1
 	} else if len(j.own) == 0 {
 		miss("segment", tr)

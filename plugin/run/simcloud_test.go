@@ -262,8 +262,9 @@ func (c *simCloud) way(from, to *simGuest, scheme stain.Scheme) []string {
 // simTruth is what becomes of probes of a pair, chance apart.
 type simTruth struct {
 	fault *simFault // that kills them; nil for none
-	// causes are those of all faults that alone would kill them there.
-	causes []dyetracev1.CauseKind
+	// causes are those of all faults that alone would kill them there, by outcome: within a segment nobody
+	// knows which comes first.
+	causes map[dyetracev1.Verdict][]dyetracev1.CauseKind
 	// after and before are the points between which they die.
 	after, before string
 	unseen        bool // no point is left that could tell
@@ -271,11 +272,12 @@ type simTruth struct {
 
 func (c *simCloud) truth(from, to *simGuest, scheme stain.Scheme) simTruth {
 	tr := c.where(from, to, scheme)
+	tr.causes = map[dyetracev1.Verdict][]dyetracev1.CauseKind{}
 	for _, f := range c.faults {
 		alone := *c
 		alone.faults = []*simFault{f}
-		if a := alone.where(from, to, scheme); a.fault != nil && a.after == tr.after && a.before == tr.before {
-			tr.causes = append(tr.causes, f.causes...)
+		if a := alone.where(from, to, scheme); f == tr.fault || a.fault != nil && a.after == tr.after && a.before == tr.before {
+			tr.causes[f.outcome] = append(tr.causes[f.outcome], f.causes...)
 		}
 	}
 	return tr
