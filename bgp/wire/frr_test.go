@@ -25,6 +25,11 @@ func TestFRR(t *testing.T) {
 	multicast := Route{Kind: KindMulticast, RD: rd, Bits: 32, Addr: addr16("10.99.1.1")}
 	prefix4 := Route{Kind: KindPrefix, RD: rd4000, Bits: 16, Addr: addr16("10.50.0.0")}
 	prefix6 := Route{Kind: KindPrefix, RD: rd4000, Bits: 48, Addr: addr16("2001:db8:50::"), V6: true}
+	perEVI := Route{Kind: KindSegment, RD: rd, ESI: ESI{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99}, Label: 100}
+	copy(perEVI.Addr[:], perEVI.ESI[:])
+	perEVIGone, perES := perEVI, perEVI
+	perEVIGone.Label = 0
+	perES.RD, perES.Tag, perES.Label = 0x00010a6301010003, MaxTag, 0
 	of := func(r Route, mac stain.MAC, label, label2 uint32) Route {
 		r.MAC, r.Label, r.Label2, r.HasL3 = mac, label, label2, label2 != 0
 		return r
@@ -46,6 +51,10 @@ func TestFRR(t *testing.T) {
 		{"IPv4 prefix", []Route{of(prefix4, none, 4000, 0)}, nil, Attributes{Encaps: vxlan, RouterMAC: router}, "65000:4000", 0},
 		{"IPv6 prefix", []Route{of(prefix6, none, 4000, 0)}, nil, Attributes{Encaps: vxlan, RouterMAC: router}, "65000:4000", 0},
 		{"MAC that comes from elsewhere", []Route{of(l2, mac(3), 100, 0)}, nil, Attributes{Encaps: vxlan, Mobility: true, Seq: 5}, "65000:100", 0},
+		{"on an Ethernet segment", nil, nil, Attributes{Encaps: vxlan}, "", 0}, // type 4
+		{"a network on it", []Route{perEVI}, nil, Attributes{Encaps: vxlan}, "65000:100", 0},
+		{"a network on it", []Route{perES}, nil, Attributes{Encaps: vxlan}, "65000:100", 0},
+		{"left the segment", nil, []Route{perES, perEVIGone}, Attributes{}, "", 0},
 		{"IPv4 prefix gone", nil, []Route{prefix4}, Attributes{}, "", 0},
 		{"IPv6 neighbour gone", nil, []Route{v6}, Attributes{}, "", 0},
 		{"IPv4 neighbour gone", nil, []Route{v4}, Attributes{}, "", 0},
