@@ -23,12 +23,13 @@ const (
 	EncapMPLSGRE  Encap = 11
 	EncapVXLANGPE Encap = 12
 	EncapMPLSUDP  Encap = 13
+	EncapBare     Encap = 16 // no tunnel
 	EncapGeneve   Encap = 19
 )
 
 var encapNames = map[Encap]string{
 	EncapGRE: "gre", EncapVXLAN: "vxlan", EncapNVGRE: "nvgre", EncapMPLS: "mpls", EncapMPLSGRE: "mpls-gre",
-	EncapVXLANGPE: "vxlan-gpe", EncapMPLSUDP: "mpls-udp", EncapGeneve: "geneve",
+	EncapVXLANGPE: "vxlan-gpe", EncapMPLSUDP: "mpls-udp", EncapBare: "bare", EncapGeneve: "geneve",
 }
 
 // String returns the name in lower case, or the number.
@@ -46,7 +47,7 @@ func ParseEncap(s string) (Encap, error) {
 			return e, nil
 		}
 	}
-	return 0, fmt.Errorf("encapsulation %q: want gre, vxlan, nvgre, mpls, mpls-gre, vxlan-gpe, mpls-udp or geneve", s)
+	return 0, fmt.Errorf("encapsulation %q: want gre, vxlan, nvgre, mpls, mpls-gre, vxlan-gpe, mpls-udp, bare or geneve", s)
 }
 
 // Encaps is a set of encapsulations: bit n is the one with number n.
@@ -178,7 +179,8 @@ func (a *Attributes) AppendRouteTargets(rts []RouteTarget) []RouteTarget {
 	return rts
 }
 
-// What Tungsten Fabric sent before IANA had numbers for it (tunnel_encap_type.h).
+// What Contrail, which became Tungsten Fabric, sent before IANA had numbers for it; today's
+// tunnel_encap_type.h has them no more.
 const (
 	contrailMPLSUDP = 37001
 	contrailVXLAN   = 37002

@@ -29,14 +29,15 @@ func StartTungsten(t testing.TB, addr string) (port int) {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// Communities as a control node of Tungsten Fabric puts them on its routes (its
-// src/bgp/extended-community, origin-vn, security_group, tunnel_encap, mac_mobility and etree).
+// Communities as a control node of Tungsten Fabric puts them on its routes, byte for byte as in its source
+// (tf-controller, src/bgp: extended-community/*.cc, origin-vn, security_group, tunnel_encap).
 const (
 	TungstenTarget = "0002 fc00 007a1201" // 64512:8000001
 	tfOther        = "0002 fc00 007a1209" // 64512:8000009, which nobody maps
 	tfGRE          = "030c 0000 0000 0002"
 	tfUDP          = "030c 0000 0000 000d"
-	tfOldUDP       = "030c 0000 0000 9089" // 37001, from before IANA had a number
+	tfNative       = "030c 0000 0000 0010" // NATIVE of tunnel_encap_type.h, beside others: the last resort
+	tfOldUDP       = "030c 0000 0000 9089" // 37001 of Contrail releases from before IANA had a number
 	tfOldVXLAN     = "030c 0000 0000 908a" // 37002
 	tfGroup        = "8004 fc00 007a1202"  // security group
 	tfOrigin       = "8071 fc00 00000004"  // origin virtual network
@@ -44,12 +45,31 @@ const (
 	tfMobility     = "0600 0000 00000005"
 )
 
+// TungstenOthers are all other communities that its source has: none says where an address is.
+var TungstenOthers = []string{
+	"8204 0000fc00 0002",  // security group, AS of 4 octets
+	"8271 0000fc00 0004",  // origin virtual network likewise
+	"8084 fc00 00000007",  // tag
+	"8284 0000fc00 0007",  // tag likewise
+	"8085 fc00 00000001",  // sub-cluster
+	"8285 0000fc00 0001",  // sub-cluster likewise
+	"03aa f800 8000 0000", // load balance: five fields of the hash, source bias
+	"0609 0001 00000000",  // multicast flags: IGMP proxy
+	"0602 001122334455",   // ES import
+	"0601 00 0000 000010", // ESI label, all-active
+	"c000 00000003 0000",  // local sequence number; not transitive, so it should not come here
+	"0009 fc00 00000000",  // source AS
+	"010b 0a010001 0000",  // VRF route import
+	"0003 fc00 00000001",  // site of origin
+	"0202 0000fc00 0001",  // route target with an AS of 4 octets, which nobody maps
+}
+
 // tungstenUpdates are UPDATEs in hexadecimal: a type-2 route with an MPLS label (the lowest bit is the
 // stack's bottom), an inet-vpn route, and a type-2 route with a VNI.
 var tungstenUpdates = []string{
 	TungstenUpdate("0019 46 04 0a010001 00"+
 		"02 25 00010a0100010005 00000000000000000000 00000000 30 fa163e000111 20 0a00010b 000111",
-		TungstenTarget, tfGroup, tfOrigin, tfGRE, tfUDP, tfOldUDP, tfMobility, tfLeaf),
+		append([]string{TungstenTarget, tfGroup, tfOrigin, tfGRE, tfUDP, tfNative, tfOldUDP, tfMobility, tfLeaf}, TungstenOthers...)...),
 	TungstenUpdate("0001 80 0c 0000000000000000 0a010002 00"+
 		"78 000121 00010a0100020006 0a00010c",
 		TungstenTarget, tfGroup, tfOrigin, tfGRE, tfUDP, tfOldUDP),
