@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -105,7 +106,11 @@ func (s *Speaker) Relisten(addr string) error {
 	var l *net.TCPListener
 	if s.ctx != nil && addr != "" {
 		var err error
-		if l, err = listen(s.ctx, addr); err != nil {
+		l, err = listen(s.ctx, addr)
+		if errors.Is(err, syscall.EADDRINUSE) && s.listener != nil {
+			return s.swap(addr)
+		}
+		if err != nil {
 			return fmt.Errorf("bgp.listen: %w", err)
 		}
 	}
@@ -114,6 +119,25 @@ func (s *Speaker) Relisten(addr string) error {
 	}
 	s.listenOn, s.listener = addr, l
 	return s.serve()
+}
+
+// swap is Relisten for an address that somebody has: we ourselves, if all addresses of a port become
+// one, or the other way round. For a moment nobody listens; peers that are refused come again.
+func (s *Speaker) swap(addr string) error {
+	s.listener.Close()
+	l, err := listen(s.ctx, addr)
+	if err == nil {
+		s.listenOn, s.listener = addr, l
+		return s.serve()
+	}
+	err = fmt.Errorf("bgp.listen: %w", err)
+	back, failed := listen(s.ctx, s.listenOn)
+	if failed != nil {
+		s.listener = nil
+		return errors.Join(err, fmt.Errorf("nor on %s any more: %w", s.listenOn, failed))
+	}
+	s.listener = back
+	return errors.Join(err, s.serve())
 }
 
 // serve tells the listener, if there is one, the keys of all peers, and takes connections in.
