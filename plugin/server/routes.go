@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -107,9 +108,6 @@ func firstRoutes(ctx context.Context, snap *rib.Snapshot, f rib.Filter, limit in
 		first = first[:min(len(first), to)]
 	}
 	for r := range snap.Routes(f) {
-		if r.Kind == wire.KindSegment {
-			continue // of no address: answers are of it, and it has no kind in the contract
-		}
 		if total++; total%ctxEvery == 0 && ctx.Err() != nil {
 			return nil, 0, ctx.Err()
 		}
@@ -126,11 +124,12 @@ func compareRoutes(a, b rib.Route) int {
 		slices.Compare(a.Networks, b.Networks), cmp.Compare(a.MAC.Uint64(), b.MAC.Uint64()),
 		a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()),
 		a.Addr.Compare(b.Addr), slices.Compare(a.RDs, b.RDs), cmp.Compare(a.Peer, b.Peer),
-		cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Tag, b.Tag),
+		cmp.Compare(a.Kind, b.Kind), bytes.Compare(a.ESI[:], b.ESI[:]), cmp.Compare(a.Tag, b.Tag),
 	)
 }
 
 var routeKinds = map[wire.Kind]dyetracev1.RouteKind{
+	wire.KindSegment:   dyetracev1.RouteKind_ROUTE_KIND_SEGMENT,
 	wire.KindMAC:       dyetracev1.RouteKind_ROUTE_KIND_MAC,
 	wire.KindMulticast: dyetracev1.RouteKind_ROUTE_KIND_MULTICAST,
 	wire.KindPrefix:    dyetracev1.RouteKind_ROUTE_KIND_PREFIX,
@@ -141,7 +140,7 @@ func routeProto(r rib.Route, owners map[netip.Addr]string) *dyetracev1.Route {
 	m := &dyetracev1.Route{
 		Kind: routeKinds[r.Kind], Encapsulation: r.Encaps.String(), Label: r.Label, L3Label: r.L3Label,
 		EthernetTag: r.Tag, Rd: r.RDs[0].String(), Sequence: r.Seq, Sticky: r.Sticky, Gateway: r.Gateway,
-		Stale: r.Stale, Refused: r.Refused, Peer: r.Peer, Since: timestamppb.New(r.Since),
+		Stale: r.Stale, Refused: r.Refused, Peer: r.Peer, Since: timestamppb.New(r.Since), SingleActive: r.Single,
 	}
 	for _, n := range r.Networks {
 		if vni, target := networkProto(n); target == "" {

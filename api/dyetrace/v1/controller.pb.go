@@ -582,6 +582,9 @@ const (
 	RouteKind_ROUTE_KIND_PREFIX RouteKind = 3
 	// An IP prefix of VPNv4 or VPNv6.
 	RouteKind_ROUTE_KIND_VPN RouteKind = 4
+	// EVPN type 1: a VTEP is on an Ethernet segment, by Route.esi: as a whole, where
+	// Route.ethernet_tag is 4294967295, or in one network.
+	RouteKind_ROUTE_KIND_SEGMENT RouteKind = 5
 )
 
 // Enum value maps for RouteKind.
@@ -592,6 +595,7 @@ var (
 		2: "ROUTE_KIND_MULTICAST",
 		3: "ROUTE_KIND_PREFIX",
 		4: "ROUTE_KIND_VPN",
+		5: "ROUTE_KIND_SEGMENT",
 	}
 	RouteKind_value = map[string]int32{
 		"ROUTE_KIND_UNSPECIFIED": 0,
@@ -599,6 +603,7 @@ var (
 		"ROUTE_KIND_MULTICAST":   2,
 		"ROUTE_KIND_PREFIX":      3,
 		"ROUTE_KIND_VPN":         4,
+		"ROUTE_KIND_SEGMENT":     5,
 	}
 )
 
@@ -3916,7 +3921,10 @@ type Route struct {
 	// Address of the peer.
 	Peer string `protobuf:"bytes,18,opt,name=peer,proto3" json:"peer,omitempty"`
 	// Since when it says what it says.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=since,proto3" json:"since,omitempty"`
+	// Of an Ethernet segment that one VTEP at a time forwards for (RFC 7432,
+	// section 7.5).
+	SingleActive  bool `protobuf:"varint,40,opt,name=single_active,json=singleActive,proto3" json:"single_active,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4082,6 +4090,13 @@ func (x *Route) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Route) GetSingleActive() bool {
+	if x != nil {
+		return x.SingleActive
+	}
+	return false
 }
 
 // RouteAnswer is where an address is.
@@ -5340,7 +5355,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06answer\x18\x04 \x01(\v2\x18.dyetrace.v1.RouteAnswerR\x06answer\"9\n" +
 	"\tRouteVTEP\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\xa2\x04\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xc7\x04\n" +
 	"\x05Route\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.RouteKindR\x04kind\x12\x12\n" +
 	"\x04vnis\x18\x02 \x03(\rR\x04vnis\x12#\n" +
@@ -5361,7 +5376,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05stale\x18\x10 \x01(\bR\x05stale\x12\x18\n" +
 	"\arefused\x18\x11 \x01(\bR\arefused\x12\x12\n" +
 	"\x04peer\x18\x12 \x01(\tR\x04peer\x120\n" +
-	"\x05since\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x98\x02\n" +
+	"\x05since\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12#\n" +
+	"\rsingle_active\x18( \x01(\bR\fsingleActive\"\x98\x02\n" +
 	"\vRouteAnswer\x12-\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x17.dyetrace.v1.RouteStateR\x05state\x12,\n" +
 	"\x05vteps\x18\x02 \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x05vteps\x120\n" +
@@ -5522,13 +5538,14 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x10LATENCY_KIND_RTT\x10\x01\x12\x17\n" +
 	"\x13LATENCY_KIND_SWITCH\x10\x02\x12\x16\n" +
 	"\x12LATENCY_KIND_GUEST\x10\x03\x12\x17\n" +
-	"\x13LATENCY_KIND_TUNNEL\x10\x04*\x80\x01\n" +
+	"\x13LATENCY_KIND_TUNNEL\x10\x04*\x98\x01\n" +
 	"\tRouteKind\x12\x1a\n" +
 	"\x16ROUTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eROUTE_KIND_MAC\x10\x01\x12\x18\n" +
 	"\x14ROUTE_KIND_MULTICAST\x10\x02\x12\x15\n" +
 	"\x11ROUTE_KIND_PREFIX\x10\x03\x12\x12\n" +
-	"\x0eROUTE_KIND_VPN\x10\x04*s\n" +
+	"\x0eROUTE_KIND_VPN\x10\x04\x12\x16\n" +
+	"\x12ROUTE_KIND_SEGMENT\x10\x05*s\n" +
 	"\n" +
 	"RouteState\x12\x1b\n" +
 	"\x17ROUTE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +

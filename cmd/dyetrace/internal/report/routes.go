@@ -21,27 +21,29 @@ type Routes struct {
 
 // Route is one route of one peer.
 type Route struct {
-	// Kind is mac, multicast, prefix or vpn.
+	// Kind is mac, multicast, prefix, vpn or segment.
 	Kind         string   `json:"kind"`
 	VNIs         []uint32 `json:"vnis"`
 	RouteTargets []string `json:"route_targets"`
 	MAC          string   `json:"mac"`
 	Prefix       string   `json:"prefix"`
 	// VTEP is nil where the next hop cannot be believed.
-	VTEP          *VTEP      `json:"vtep"`
-	Encapsulation string     `json:"encapsulation"`
-	Label         uint32     `json:"label"`
-	L3Label       uint32     `json:"l3_label"`
-	EthernetTag   uint32     `json:"ethernet_tag"`
-	RD            string     `json:"rd"`
-	ESI           string     `json:"esi"`
-	Sequence      uint32     `json:"sequence"`
-	Sticky        bool       `json:"sticky"`
-	Gateway       bool       `json:"gateway"`
-	Stale         bool       `json:"stale"`
-	Refused       bool       `json:"refused"`
-	Peer          string     `json:"peer"`
-	Since         *time.Time `json:"since"`
+	VTEP          *VTEP  `json:"vtep"`
+	Encapsulation string `json:"encapsulation"`
+	Label         uint32 `json:"label"`
+	L3Label       uint32 `json:"l3_label"`
+	EthernetTag   uint32 `json:"ethernet_tag"`
+	RD            string `json:"rd"`
+	ESI           string `json:"esi"`
+	Sequence      uint32 `json:"sequence"`
+	Sticky        bool   `json:"sticky"`
+	Gateway       bool   `json:"gateway"`
+	Stale         bool   `json:"stale"`
+	Refused       bool   `json:"refused"`
+	// SingleActive: one VTEP at a time forwards for the Ethernet segment ESI.
+	SingleActive bool       `json:"single_active"`
+	Peer         string     `json:"peer"`
+	Since        *time.Time `json:"since"`
 }
 
 // VTEP is a tunnel endpoint, and whose it is; Host is empty where no agent reports it.
@@ -170,7 +172,7 @@ func newRoute(m *dyetracev1.Route) Route {
 		VNIs: append([]uint32{}, m.GetVnis()...), RouteTargets: append([]string{}, m.GetRouteTargets()...),
 		MAC: m.GetMac(), Prefix: m.GetPrefix(), Encapsulation: m.GetEncapsulation(), Label: m.GetLabel(), L3Label: m.GetL3Label(),
 		EthernetTag: m.GetEthernetTag(), RD: m.GetRd(), ESI: m.GetEsi(), Sequence: m.GetSequence(), Sticky: m.GetSticky(),
-		Gateway: m.GetGateway(), Stale: m.GetStale(), Refused: m.GetRefused(), Peer: m.GetPeer(), Since: Time(m.GetSince()),
+		Gateway: m.GetGateway(), Stale: m.GetStale(), Refused: m.GetRefused(), SingleActive: m.GetSingleActive(), Peer: m.GetPeer(), Since: Time(m.GetSince()),
 	}
 	if t := m.GetVtep(); t != nil {
 		v.VTEP = &VTEP{t.GetAddress(), t.GetHost()}
@@ -198,8 +200,21 @@ func (r Route) Networks() string {
 	return strings.Join(words, " ")
 }
 
-// Address is the prefix as people write it: an instance's address has no length.
-func (r Route) Address() string { return address(r.Prefix) }
+// Address is the prefix as people write it: an instance's address has no length. Of a segment it is
+// its identifier.
+func (r Route) Address() string {
+	if r.Kind == kindSegment {
+		return r.ESI
+	}
+	return address(r.Prefix)
+}
+
+const (
+	kindSegment = "segment"
+	// wholeSegment is the Ethernet tag of a route that is not about one network on its segment (RFC
+	// 7432, section 8.2.1).
+	wholeSegment = 1<<32 - 1
+)
 
 // Address is the MAC address, or the prefix as people write it.
 func (c Change) Address() string {
@@ -225,7 +240,8 @@ func (r Route) Marks() string {
 	for _, x := range []struct {
 		is   bool
 		word string
-	}{{r.Sticky, "sticky"}, {r.Gateway, "gateway"}, {r.Stale, "stale"}, {r.Refused, "refused"}} {
+	}{{r.Sticky, "sticky"}, {r.Gateway, "gateway"}, {r.Stale, "stale"}, {r.Refused, "refused"}, {r.SingleActive, "single-active"},
+		{r.Kind == kindSegment && r.EthernetTag == wholeSegment, "whole"}} {
 		if x.is {
 			words = append(words, x.word)
 		}
