@@ -30,62 +30,6 @@ type Config struct {
 	Networks []Network `koanf:"networks"`
 }
 
-// Network is a VNI that the inventory has, and whose routes belong to it.
-type Network struct {
-	// VNI, 1 to 16777215: the segmentation_id of the network.
-	VNI int64 `koanf:"vni"`
-	// RTs are route targets such as 64512:100. A route that has one of them is in this VNI, whatever
-	// its label says.
-	RTs []string `koanf:"rts"`
-}
-
-// Targets returns the VNI of each route target that a valid configuration has.
-func (c Config) Targets() map[wire.RouteTarget]uint32 {
-	all := map[wire.RouteTarget]uint32{}
-	for _, n := range c.Networks {
-		for _, s := range n.RTs {
-			rts, _ := parseRT(s)
-			for _, rt := range rts {
-				all[rt] = uint32(n.VNI)
-			}
-		}
-	}
-	return all
-}
-
-func validateNetworks(networks []Network) []error {
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("bgp.networks"+format, args...)) }
-	vnis, targets := map[int64]int{}, map[wire.RouteTarget]string{}
-	for i, n := range networks {
-		if n.VNI < 1 || n.VNI > maxVNI {
-			bad("[%d].vni: %d (want a number from 1 to %d)", i, n.VNI, maxVNI)
-		} else if first, twice := vnis[n.VNI]; twice {
-			bad("[%d].vni: %d is that of bgp.networks[%d] (want each VNI once)", i, n.VNI, first)
-		} else {
-			vnis[n.VNI] = i
-		}
-		if len(n.RTs) == 0 {
-			bad("[%d].rts: empty (want a list of route targets)", i)
-		}
-		for j, s := range n.RTs {
-			key := fmt.Sprintf("[%d].rts[%d]", i, j)
-			rts, err := parseRT(s)
-			if err != nil {
-				bad("%s: %q: %v (want %s)", key, s, err, wantRT)
-				continue
-			}
-			if first, twice := targets[rts[0]]; twice {
-				bad("%s: %s is bgp.networks%s (want each route target once)", key, s, first)
-			}
-			for _, rt := range rts {
-				targets[rt] = key
-			}
-		}
-	}
-	return errs
-}
-
 // Peer is one speaker to learn from.
 type Peer struct {
 	// Address of the peer, which tells it from others.

@@ -49,6 +49,7 @@ bgp:
   networks:
   - vni: 1001
     rts: ["64512:1001", "10.0.0.1:1001"]
+    rds: ["10.0.0.1:5"]
   - vni: 1002
     rts: ["64512:1002"]
 `
@@ -92,10 +93,21 @@ func TestConfig(t *testing.T) {
 	if s := fmt.Sprintf("%v %+v %#v", p, p, p); strings.Contains(s, "secret") {
 		t.Errorf("a key was printed: %s", s)
 	}
-	if got, want := c.Targets(), map[wire.RouteTarget]uint32{
+	if got, want := c.Mapping(nil).Targets, map[wire.RouteTarget]uint32{
 		0x0002_fc00_0000_03e9: 1001, 0x0202_0000_fc00_03e9: 1001, 0x0102_0a00_0001_03e9: 1001, 0x0002_fc00_0000_03ea: 1002, 0x0202_0000_fc00_03ea: 1002,
 	}; !reflect.DeepEqual(got, want) {
 		t.Errorf("targets %v, want %v", got, want)
+	}
+	if got, want := c.Mapping(nil).RDs, map[wire.RD]uint32{0x0001_0a00_0001_0005: 1001}; !reflect.DeepEqual(got, want) {
+		t.Errorf("route distinguishers %v, want %v", got, want)
+	}
+	named := Config{Networks: []Network{{Name: "blue", RDs: []string{"64512:1"}, RTs: []string{"64512:7"}}, {Name: "gone", RDs: []string{"64512:2"}}}}
+	mapped := named.Mapping(func(name string) uint32 { return map[string]uint32{"blue": 7}[name] })
+	if want := (rib.Networks{
+		Targets: map[wire.RouteTarget]uint32{0x0002_fc00_0000_0007: 7, 0x0202_0000_fc00_0007: 7},
+		RDs:     map[wire.RD]uint32{0x0000_fc00_0000_0001: 7, 0x0002_0000_fc00_0001: 7},
+	}); !reflect.DeepEqual(mapped, want) {
+		t.Errorf("by name %v, want %v", mapped, want)
 	}
 	// Nobody known is not anybody.
 	only := Peer{NextHops: []string{"known"}}
@@ -128,9 +140,12 @@ func TestValidate(t *testing.T) {
 		{"10.0.0.1:5", "10.0.0.1:70000", "70000 has more than the 16 bits"},
 		{"max_routes: 1000", "max_routes: -1", "bgp.peers[0].max_routes: -1"},
 		{"10.1.0.0/16", "10.1.0.0/33", `bgp.peers[0].next_hops[1]: "10.1.0.0/33"`},
-		{"vni: 1001", "vni: 16777216", "bgp.networks[0].vni: 16777216 (want a number from 1 to 16777215)"},
+		{"vni: 1001", "vni: 16777216", "bgp.networks[0].vni: 16777216 (want a number from 1 to 16777215"},
 		{"vni: 1001", "vni: 1002", "bgp.networks[1].vni: 1002 is that of bgp.networks[0]"},
 		{`["64512:1002"]`, "[]", "bgp.networks[1].rts: empty"},
+		{"vni: 1001", "vni: 1001\n    name: blue", `bgp.networks[0].vni: 1001 beside name "blue"`},
+		{`rts: ["64512:1002"]`, `rds: ["10.0.0.1:5"]`, "bgp.networks[1].rds[0]: 10.0.0.1:5 is bgp.networks[0].rds[0]"},
+		{`["10.0.0.1:5"]`, `["10.0.0.1"]`, `bgp.networks[0].rds[0]: "10.0.0.1": no colon (want a route distinguisher`},
 		{`["64512:1002"]`, `["64512"]`, `bgp.networks[1].rts[0]: "64512": no colon`},
 		{`["64512:1002"]`, `["64512:1001"]`, "bgp.networks[1].rts[0]: 64512:1001 is bgp.networks[0].rts[0]"},
 		{"encapsulation: mpls", "encapsulation: gre", `bgp.peers[0].encapsulation: "gre" (want vxlan or mpls)`},
@@ -230,6 +245,17 @@ func TestListen(t *testing.T) {
 		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
 	})
 	w.routes(peer(2), 1)
+	// All addresses of the port, of which one is ours already, and that one alone again.
+	for _, to := range []string{"0.0.0.0:1179", net.JoinHostPort(ours, "1179")} {
+		if err := w.s.Relisten(to); err != nil {
+			t.Fatalf("Relisten on %s: %v", to, err)
+		}
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(ours, "1179"), patience)
+		if err != nil {
+			t.Fatalf("after Relisten on %s: %v", to, err)
+		}
+		c.Close()
+	}
 	if s := w.status(peer(1)); s.State != Established || s.Flaps != 0 {
 		t.Errorf("a session of before: %+v", s)
 	}

@@ -40,13 +40,22 @@ func (p *peer) feedUpdate(body []byte) error {
 		p.status.Withdrawn++
 		p.status.LastError, p.status.LastErrorAt = err, now
 	}
-	if name := f.String(); all && !slices.Contains(p.status.EndOfRIB, name) {
-		p.status.EndOfRIB = append(slices.Clone(p.status.EndOfRIB), name)
-		if len(p.status.EndOfRIB) >= len(p.status.Families) {
-			p.status.Restarting = time.Time{} // the feed has swept by itself
-		}
+	if all {
+		p.tookAll(f)
 	}
 	return err
+}
+
+// tookAll notes an End-of-RIB. The caller holds mu.
+func (p *peer) tookAll(f family) {
+	name := f.String()
+	if slices.Contains(p.status.EndOfRIB, name) {
+		return
+	}
+	p.status.EndOfRIB = append(slices.Clone(p.status.EndOfRIB), name)
+	if len(p.status.EndOfRIB) >= len(p.status.Families) {
+		p.status.Restarting = time.Time{} // the feed has swept by itself
+	}
 }
 
 func (p *peer) feedBody(body []byte, now time.Time) error {

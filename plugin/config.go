@@ -83,13 +83,15 @@ var keys = map[string]string{
 	"bgp.as":                 "a number from 1 to 4294967295",
 	"bgp.listen":             "HOST:PORT, such as :179",
 	"bgp.peers":              "a list of peers",
-	"bgp.networks":           "a list of VNIs with their route targets",
+	"bgp.networks":           "a list of networks with their route targets",
 }
 
 // networkKeys is every key that one of bgp.networks may have, with what is right for it.
 var networkKeys = map[string]string{
-	"vni": "a number from 1 to 16777215",
-	"rts": `a list of route targets in quotes, such as "64512:100"`,
+	"vni":  "a number from 1 to 16777215",
+	"name": "the name of a network in the inventory",
+	"rts":  `a list of route targets in quotes, such as "64512:100"`,
+	"rds":  `a list of route distinguishers in quotes, such as "10.0.0.1:100"`,
 }
 
 // peerKeys is every key that one of bgp.peers may have, with what is right for it.
@@ -195,7 +197,7 @@ func load(path string) (Config, error) {
 	if cfg.BGP != nil {
 		var peers, networks []error
 		cfg.BGP.Peers, peers = readList[bgp.Peer]("bgp.peers", "address, as and others", peerKeys, k.Get("bgp.peers"))
-		cfg.BGP.Networks, networks = readList[bgp.Network]("bgp.networks", "vni and rts", networkKeys, k.Get("bgp.networks"))
+		cfg.BGP.Networks, networks = readList[bgp.Network]("bgp.networks", "vni or name, and rts or rds", networkKeys, k.Get("bgp.networks"))
 		errs = append(append(errs, peers...), networks...)
 	}
 	return cfg, errors.Join(errs...)

@@ -136,12 +136,12 @@ func TestPeers(t *testing.T) {
 		t.Errorf("networks: %+v, %v", cfg.BGP, err)
 	}
 	for networks, want := range map[string]string{
-		"101":                    "bgp.networks: a int (want a list of VNIs with their route targets)",
+		"101":                    "bgp.networks: a int (want a list of networks with their route targets)",
 		"[{vni: blue, rts: []}]": "bgp.networks[0].vni: blue (want a number from 1 to 16777215)",
-		"[{name: blue}]":         "bgp.networks[0].name: unknown key (want one of rts, vni)",
+		"[{nome: blue}]":         "bgp.networks[0].nome: unknown key (want one of name, rds, rts, vni)",
 		"[{vni: 1, rts: [1.5]}]": "bgp.networks[0].rts: [1.5] (want a list of route targets in quotes",
 		"[{vni: 1}]":             "bgp.networks[0].rts: empty",
-		"[{vni: 0, rts: [a]}]":   "bgp.networks[0].vni: 0 (want a number from 1 to 16777215)",
+		"[{vni: 0, rts: [a]}]":   "bgp.networks[0].vni: 0 (want a number from 1 to 16777215",
 	} {
 		if _, err := load("[]\n  networks: " + networks); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("networks: %s: %v; want %q", networks, err, want)

@@ -81,11 +81,28 @@ func (l learned) answer(found rib.Lookup) plan.Learned {
 // the peers concerned, and a fleet that starts tells of thousands within seconds.
 const vtepsEvery = time.Second
 
-// followVTEPs keeps what next_hops: [known] means what agents report, until ctx is done.
-func followVTEPs(ctx context.Context, book *inventory.Book, speaker *bgp.Speaker) {
+// mapNetworks has the table know the networks that bgp.networks names, as the inventory has them now.
+func (c *Controller) mapNetworks() {
+	c.mapping.Lock()
+	defer c.mapping.Unlock()
+	c.table.SetNetworks(mapping(*c.named.Load(), c.book.Snapshot()), time.Now())
+}
+
+func mapping(networks []bgp.Network, s *inventory.Snapshot) rib.Networks {
+	return bgp.Config{Networks: networks}.Mapping(func(name string) uint32 {
+		n, _ := s.Network(name)
+		return n.SegmentationID
+	})
+}
+
+// follow keeps what next_hops: [known] means what agents report, and what networks by their names mean
+// what the inventory has, until ctx is done.
+func (c *Controller) follow(ctx context.Context) {
+	book, speaker := c.book, c.speaker
 	var told []netip.Prefix
 	for {
 		changed := book.Changed()
+		c.mapNetworks()
 		if now := vteps(book.Snapshot()); !slices.Equal(now, told) {
 			speaker.SetVTEPs(now)
 			told = now
@@ -133,7 +150,8 @@ func (c *Controller) reloadPeers() {
 		c.log.Error("peers stay as they were", "err", err)
 		return
 	}
-	c.table.SetNetworks(cfg.BGP.Targets(), time.Now())
+	c.named.Store(&cfg.BGP.Networks)
+	c.mapNetworks()
 	if err := c.speaker.Reconfigure(cfg.BGP.Peers); err != nil {
 		c.log.Error("peers changed, not all as configured", "err", err)
 		return

@@ -221,7 +221,7 @@ func TestSegmentForPlans(t *testing.T) {
 // missing, and only where there is none.
 func TestPrefixForPlans(t *testing.T) {
 	t.Parallel()
-	table := rib.New(rib.Options{Networks: bgp.Config{Networks: []bgp.Network{{VNI: 101, RTs: []string{"64512:8000001"}}}}.Targets()})
+	table := rib.New(rib.Options{Networks: bgp.Config{Networks: []bgp.Network{{VNI: 101, RTs: []string{"64512:8000001"}}}}.Mapping(nil)})
 	feed := table.Peer("rr1", rib.PeerOptions{Families: []wire.Family{wire.VPNv4}})
 	now := time.Now()
 	feed.Up(now, false)

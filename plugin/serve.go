@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -58,6 +60,9 @@ type Controller struct {
 	// Both are nil where no BGP is configured.
 	table   *rib.Table
 	speaker *bgp.Speaker
+	// named is bgp.networks, and mapping held while the table learns what they are.
+	named   atomic.Pointer[[]bgp.Network]
+	mapping sync.Mutex
 
 	api     []net.Listener
 	scrapes net.Listener // nil where no metrics are wanted
@@ -94,7 +99,8 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		Book: c.book, Log: c.log, Metrics: c.metrics,
 	})
 	if cfg.BGP != nil {
-		c.table = rib.New(rib.Options{Networks: cfg.BGP.Targets()})
+		c.named.Store(&cfg.BGP.Networks)
+		c.table = rib.New(rib.Options{Networks: mapping(cfg.BGP.Networks, c.book.Snapshot())})
 		c.speaker, err = bgp.New(*cfg.BGP, bgp.Options{
 			Learn: bgp.LearnInto(c.table), VTEPs: vteps(c.book.Snapshot()), Log: c.log.With("part", "bgp"), Metrics: c.metrics,
 		})
@@ -210,7 +216,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if c.speaker != nil {
 		g.Go(func() error { return c.speaker.Run(ctx) })
 		g.Go(func() error {
-			followVTEPs(ctx, c.book, c.speaker)
+			c.follow(ctx)
 			return nil
 		})
 	}

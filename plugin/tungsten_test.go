@@ -62,7 +62,7 @@ func TestTungstenFabric(t *testing.T) {
 		t.Errorf("routes of VNI 101: labels %v, %v", labels, res.Msg)
 	}
 	// Without the mapping they are in no VNI, and with another one in that.
-	w.controller.table.SetNetworks(bgp.Config{Networks: []bgp.Network{{VNI: 103, RTs: []string{"64512:8000001"}}}}.Targets(), time.Now())
+	w.controller.table.SetNetworks(bgp.Config{Networks: []bgp.Network{{VNI: 103, RTs: []string{"64512:8000001"}}}}.Mapping(nil), time.Now())
 	r = w.controller.routes()
 	if a, b := r.MAC(101, blue1), r.MAC(103, blue1); a.State == plan.Present || b.State != plan.Present {
 		t.Errorf("mapped anew: %v in 101, %v in 103", a.State, b.State)

@@ -8,7 +8,8 @@
 //
 // A Network is what an address is looked up in: a VNI, or a route target. A route is in
 //
-//   - the VNIs that Options.Networks has for its route targets, if there are any; else
+//   - the VNIs that Options.Networks has for its route targets and its route distinguisher, if there
+//     are any; else
 //   - the VNI in its label, where its encapsulation has VNIs (EVPN only); else
 //   - the VNI in its Ethernet tag, if that is not 0; else
 //   - each of its route targets, 16 at most: an MPLS label means something to its VTEP only.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dyetrace/dyetrace/bgp/wire"
@@ -47,16 +48,22 @@ type Feed struct {
 	// serial is held by all that changes routes of this peer. Long work lets go of t.mu now
 	// and then; none of our own may come in between.
 	serial sync.Mutex
+	kept   atomic.Int64 // routes, as of when t.mu was last let go
 
-	// All below is guarded by t.mu.
-	opts   PeerOptions
-	hops   prefixes // opts.NextHops
+	// Written with both serial and t.mu held, so that one of them suffices to read.
+	opts PeerOptions
+	hops prefixes // opts.NextHops
+
+	// Guarded by t.mu.
 	closed bool
 	routes int
 	stale  int
 	stats  Stats
-	rts    []wire.RouteTarget // of the UPDATE at hand
-	list   []byte             // likewise, as interned
+
+	// Of the UPDATE at hand, guarded by serial.
+	come, gone batch
+	rts        []wire.RouteTarget
+	list       []byte // route targets as interned
 }
 
 // Peer returns the feed of a peer. A name that is there already gets its feed back, with the
@@ -217,7 +224,7 @@ func (f *Feed) Stats() Stats {
 }
 
 // Routes returns how many routes of the peer are kept, stale and refused ones included.
-func (f *Feed) Routes() int { return f.Stats().Routes }
+func (f *Feed) Routes() int { return int(f.kept.Load()) }
 
 func (f *Feed) state(change func(*peer)) {
 	f.t.mu.Lock()
@@ -269,11 +276,15 @@ func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
 // Update takes in the body of an UPDATE (RFC 4271, 4.3), all that is behind the header of 19
 // bytes, and keeps none of it. The error wraps ErrReset, ErrWithdraw or ErrLimit.
 func (f *Feed) Update(body []byte, now time.Time) error {
-	var u wire.Update
-	bad := u.Parse(body)
 	f.serial.Lock()
 	defer f.serial.Unlock()
-	err := f.apply(&u, bad, now)
+	var u wire.Update
+	bad := u.Parse(body)
+	denied := bad == nil && f.read(&u)
+	rest, err := f.apply(&u, denied, bad, now)
+	if rest {
+		f.t.turnRest(now)
+	}
 	if u.EndOfRIB != 0 && err == nil {
 		f.sweep(now, u.EndOfRIB)
 		f.state(func(p *peer) {
@@ -288,87 +299,99 @@ func (f *Feed) Update(body []byte, now time.Time) error {
 	return nil
 }
 
-func (f *Feed) apply(u *wire.Update, bad error, now time.Time) error {
+// read is all of an UPDATE that can be done before the table is locked. denied: what it announces has no
+// route target of the list.
+func (f *Feed) read(u *wire.Update) (denied bool) {
+	f.gone.read(f, &u.Unreach)
+	f.come.read(f, &u.Reach)
+	if u.Reach.Count == 0 {
+		return false
+	}
+	f.listTargets(&u.Attributes)
+	if u.Malformed == nil && !f.wanted(f.list) {
+		return true
+	}
+	for i := range f.come.routes {
+		if r := &f.come.routes[i]; r.Kind == wire.KindMulticast {
+			r.Label = u.Attributes.PMSILabel
+		}
+	}
+	f.come.place(f.t, f.list, f.encaps(u))
+	return false
+}
+
+func (f *Feed) encaps(u *wire.Update) wire.Encaps { return u.Attributes.Encaps.Or(f.opts.Default) }
+
+// apply changes the table. rest: Table.turnRest has to follow.
+func (f *Feed) apply(u *wire.Update, denied bool, bad error, now time.Time) (rest bool, err error) {
 	t := f.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if f.closed {
-		return nil
+		return false, nil
 	}
 	f.stats.Updates++
 	if bad != nil || u.Malformed != nil {
 		f.stats.Bad++
 	}
 	if bad != nil {
-		return bad
+		return false, bad
 	}
-	f.withdraw(&u.Unreach)
-	err := f.announce(u, now)
+	f.withdraw(&f.gone)
+	switch {
+	case denied:
+		f.withdraw(&f.come) // what was there under the same NLRI is replaced by nothing
+		f.stats.Denied += uint64(len(f.come.routes))
+	case len(f.come.routes) > 0:
+		err = f.announce(u, now)
+	}
 	t.settle(now)
 	if u.Reach.Count+u.Unreach.Count > 0 {
 		t.changed()
+		f.kept.Store(int64(f.routes))
 	}
 	if err != nil {
 		t.peers[f.id].limited, t.peers[f.id].synced = true, 0
-		return err
+		return len(t.turning) > 0, err
 	}
-	return u.Malformed
+	return len(t.turning) > 0, u.Malformed
 }
 
-func (f *Feed) withdraw(routes *wire.Routes) {
-	if routes.Count == 0 {
+func (f *Feed) withdraw(b *batch) {
+	if len(b.routes) == 0 {
 		return
 	}
 	t := f.t
-	f.hash(routes)
-	f.warmWithdrawn(routes)
-	var w wire.Route
-	i := 0
-	for rest, ok := routes.Next(routes.NLRI, &w); ok; rest, ok = routes.Next(rest, &w) {
-		hash := t.warm.hashes[i]
-		if id := t.findRoute(hash, &w, f.id); id != 0 {
-			t.removeHashed(f, hash, id)
+	b.warm(t, f.id)
+	for i := range b.routes {
+		// The same route may be there twice.
+		if id := b.ids[i]; id != 0 && t.is(id, &b.routes[i], f.id) {
+			t.removeHashed(f, b.hashes[i], id)
 			f.stats.Removed++
 		}
-		i++
 	}
 }
 
 // announce takes in what u brings. The error wraps ErrLimit.
 func (f *Feed) announce(u *wire.Update, now time.Time) error {
-	if u.Reach.Count == 0 {
-		return nil
-	}
-	f.listTargets(&u.Attributes)
-	if u.Malformed == nil && !f.wanted(f.list) {
-		f.withdraw(&u.Reach) // what was there under the same NLRI is replaced by nothing
-		f.stats.Denied += uint64(u.Reach.Count)
-		return nil
-	}
 	p, flags := f.path(u)
 	var cur pathCursor
 	defer func() { f.t.letGo(cur, p) }()
 	cur.id = f.t.holdShared(p)
-	f.hash(&u.Reach)
-	f.warmAnnounced(&u.Reach, p)
+	f.come.warm(f.t, f.id)
 	at := now.UnixNano()
-	var w wire.Route
-	rest, ok := u.Reach.Next(u.Reach.NLRI, &w)
-	for i := 0; ok; rest, ok = u.Reach.Next(rest, &w) {
+	for i := range f.come.routes {
+		w := &f.come.routes[i]
 		own := flags
 		if w.Gateway {
 			own |= flagClaim
 		}
-		if w.Kind == wire.KindMulticast {
-			w.Label = u.Attributes.PMSILabel
-		}
 		if w.ESI != cur.esi || w.Label2 != cur.label2 {
-			f.t.turn(&cur, p, &w)
+			f.t.turn(&cur, p, w)
 		}
-		if !f.t.put(f, &w, f.t.warm.hashes[i], cur.id, own, at) {
+		if !f.t.put(f, &f.come, i, cur.id, own, at) {
 			return fmt.Errorf("%d routes are kept, and there is one more: %w", f.routes, ErrLimit)
 		}
-		i++
 		f.stats.Learned++
 		if own&flagsRefused != 0 {
 			f.stats.Refused++
@@ -414,7 +437,7 @@ func (f *Feed) path(u *wire.Update) (path, routeFlags) {
 	t, a := f.t, &u.Attributes
 	var p path
 	var flags routeFlags
-	p.encaps = a.Encaps.Or(f.opts.Default)
+	p.encaps = f.encaps(u)
 	p.targets, _ = t.targets.hold(string(f.list), &t.memory)
 	if u.Malformed != nil {
 		return p, flagClaim

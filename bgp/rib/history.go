@@ -101,7 +101,7 @@ func (t *Table) HistoryFrom() time.Time {
 func (t *Table) history(k *placeKey) []Stay {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	id := t.findPlace(t.placeHash(k), k)
+	id, _ := t.findPlace(t.placeHash(k), k)
 	if id == 0 {
 		return nil
 	}

@@ -30,7 +30,7 @@ type directory struct {
 
 const (
 	bucketLen  = 256
-	bucketFull = 216 // beyond 5/6, walks for what is not there get long
+	bucketFull = 192 // beyond 3/4, walks for what is not there get long: 8 slots are looked at, at 5/6 20
 	maxDepth   = 20  // a directory of 8 MiB, 100M records; hashes are seeded, so nobody can aim at a bucket
 )
 
@@ -71,21 +71,57 @@ func (x *index) bucket(hash uint32) *bucket {
 	return d.at(hash)
 }
 
-// find returns the record with this hash for which same holds, 0 if there is none. It is for who
-// writes.
-func (x *index) find(hash uint32, same func(id uint32) bool) uint32 {
+// gap is where the walk for a record ended that is not there: a place for it, until the index changes.
+type gap struct {
+	b *bucket
+	i uint32
+}
+
+// find returns the record with this hash for which same holds; 0 if there is none, and where it could
+// be put. It is for who writes.
+func (x *index) find(hash uint32, same func(id uint32) bool) (id uint32, at gap) {
 	b := x.bucket(hash)
 	if b == nil {
-		return 0
+		return 0, gap{}
 	}
 	for i := hash % bucketLen; ; i = (i + 1) % bucketLen {
 		switch s := slot(b.slots[i]); {
 		case s == 0:
-			return 0
+			return 0, gap{b, i}
 		case s.hash() == hash && same(s.id()):
-			return s.id()
+			return s.id(), gap{}
 		}
 	}
+}
+
+// has tells whether there is a record with this hash, while others may write: it may be wrong.
+func (x *index) has(hash uint32) bool {
+	b := x.bucket(hash)
+	if b == nil {
+		return false
+	}
+	for i, n := hash%bucketLen, 0; n < bucketLen; i, n = (i+1)%bucketLen, n+1 {
+		switch s := slot(atomic.LoadUint64(&b.slots[i])); {
+		case s == 0:
+			return false
+		case s.hash() == hash:
+			return true
+		}
+	}
+	return false
+}
+
+// touch reads what find will read first, while others may write.
+func (x *index) touch(hashes []uint32) (sum uint32) {
+	d := x.dir.Load()
+	if d == nil {
+		return 0
+	}
+	for _, hash := range hashes {
+		b := d.at(hash)
+		sum += uint32(b.version.Load()) + slot(atomic.LoadUint64(&b.slots[hash%bucketLen])).id()
+	}
+	return sum
 }
 
 // search is find for who reads, where same is true of one record at most, and always. While a bucket
@@ -111,6 +147,16 @@ func (x *index) search(hash uint32, same func(id uint32) bool) uint32 {
 		}
 		runtime.Gosched()
 	}
+}
+
+// addAt puts in a record that was not found, at the gap; false: there is no room for it.
+func (x *index) addAt(at gap, hash, id uint32) bool {
+	if at.b == nil || at.b.n >= bucketFull {
+		return x.add(hash, id)
+	}
+	at.b.set(at.i, newSlot(hash, id))
+	at.b.n++
+	return true
 }
 
 // add puts in a record; false: there is no room for it.
@@ -180,31 +226,37 @@ func (x *index) split(hash uint32) bool {
 		d = d.double()
 		x.dir.Store(d)
 	}
-	first, n := d.span(hash, b.depth)
+	first, span := d.span(hash, b.depth)
 	b.version.Add(1)
 	defer b.version.Add(1)
 	b.depth++
-	half := newBucket(x.slab, b.depth)
-	old := b.slots
-	var stay bucket
-	for _, s := range old {
-		switch s := slot(s); {
-		case s == 0:
-		case s.hash()>>(32-b.depth)&1 != 0:
-			half.put(s)
-		default:
-			stay.put(s)
+	// Which half a slot goes to is as good as random: an index, not a branch, tells.
+	var halves [2][bucketLen]uint64
+	var n [2]uint16
+	for _, s := range b.slots {
+		if s == 0 {
+			continue
 		}
+		side := uint32(s>>(64-b.depth)) & 1
+		half := &halves[side]
+		i := slot(s).hash() % bucketLen
+		for half[i] != 0 {
+			i = (i + 1) % bucketLen
+		}
+		half[i] = s
+		n[side]++
 	}
-	for i := range n / 2 {
-		d.buckets[first+n/2+i].Store(half)
+	twin := newBucket(x.slab, b.depth)
+	twin.slots, twin.n = halves[1], n[1]
+	for i := first + span/2; i < first+span; i++ {
+		d.buckets[i].Store(twin)
 	}
-	for i, s := range stay.slots {
-		if s != old[i] {
+	for i, s := range &halves[0] {
+		if s != b.slots[i] {
 			b.set(uint32(i), slot(s))
 		}
 	}
-	b.n = stay.n
+	b.n = n[0]
 	return true
 }
 

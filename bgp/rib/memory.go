@@ -86,12 +86,12 @@ func (g *graves) add(epoch uint64) {
 
 // atLeast is how much is copied before the collector is asked whether somebody holds the snapshots
 // still that it was copied for. It costs milliseconds, as much as copying some MB.
-const atLeast = 16 << 20
+const atLeast = 4 << 20
 
 // reclaim takes back the pages of snapshots that nobody holds. The caller holds no record.
 func (m *memory) reclaim() {
 	g := m.graves
-	if m.copied > max(atLeast, m.slab.Used()/8) && !g.digging.Swap(true) {
+	if m.copied > max(atLeast, m.slab.Used()/32) && !g.digging.Swap(true) {
 		// Pages are not on the collector's heap, so it would not come for their sake.
 		m.copied = 0
 		go func() { runtime.GC(); g.digging.Store(false) }()

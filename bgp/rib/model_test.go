@@ -337,7 +337,7 @@ type machine struct {
 }
 
 func newMachine(history int) *machine {
-	m := &machine{table: New(Options{History: history, Networks: modelNetworks})}
+	m := &machine{table: New(Options{History: history, Networks: Networks{Targets: modelNetworks}})}
 	m.stays = make(map[modelPlace][]Stay)
 	for i := range m.feeds {
 		o := modelOptions[i]

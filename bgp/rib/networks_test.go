@@ -11,7 +11,7 @@ import (
 // Route targets that come to mean another VNI take their routes with them; all else stays as it was,
 // its history too. As many routes as need several turns.
 func TestSetNetworks(t *testing.T) {
-	table := New(Options{Networks: map[wire.RouteTarget]uint32{rt("64512:1"): 1001, rt("64512:9"): 9}})
+	table := New(Options{Networks: Networks{Targets: map[wire.RouteTarget]uint32{rt("64512:1"): 1001, rt("64512:9"): 9}}})
 	peer := table.Peer("rr1", PeerOptions{Families: []wire.Family{wire.EVPN, wire.VPNv4}})
 	peer.Up(start, false)
 	mapped, other := flock{0, 80}, flock{1000, 80}
@@ -52,7 +52,21 @@ func TestSetNetworks(t *testing.T) {
 		{map[wire.RouteTarget]uint32{rt("64512:1"): 1002}, [2]int{0, all}},
 		{map[wire.RouteTarget]uint32{rt("64512:1"): 1001}, [2]int{all, 0}},
 	} {
-		table.SetNetworks(tt.networks, at(i+1))
+		table.SetNetworks(Networks{Targets: tt.networks}, at(i+1))
+		if got := in(1001, 1002); got[0] != tt.want[0] || got[1] != tt.want[1] {
+			t.Errorf("%v: %v, want %v", tt.networks, got, tt.want)
+		}
+	}
+	// Route distinguishers put routes in a VNI, too, beside the route targets.
+	for i, tt := range []struct {
+		networks Networks
+		want     [2]int
+	}{
+		{Networks{RDs: map[wire.RD]uint32{1: 1002, 1<<48 | 1: 1002}}, [2]int{0, all}},
+		{Networks{RDs: map[wire.RD]uint32{1: 1002, 1<<48 | 1: 1002}, Targets: map[wire.RouteTarget]uint32{rt("64512:1"): 1001}}, [2]int{all, all}},
+		{Networks{RDs: map[wire.RD]uint32{7: 1002}}, [2]int{0, 0}},
+	} {
+		table.SetNetworks(tt.networks, at(10+i))
 		if got := in(1001, 1002); got[0] != tt.want[0] || got[1] != tt.want[1] {
 			t.Errorf("%v: %v, want %v", tt.networks, got, tt.want)
 		}
@@ -62,7 +76,7 @@ func TestSetNetworks(t *testing.T) {
 			t.Errorf("%v, which has no such target: %v", mac, h)
 		}
 	}
-	if h := table.History(1002, mapped.mac(0)); len(h) != 1 || !h[0].From.Equal(at(2)) || !h[0].To.Equal(at(4)) {
+	if h := table.History(1002, mapped.mac(0)); len(h) != 2 || !h[0].From.Equal(at(2)) || !h[0].To.Equal(at(4)) {
 		t.Errorf("history in VNI 1002: %v", h)
 	}
 }

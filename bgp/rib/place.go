@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"time"
-
-	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
 // place is one address in one network, and where it is by all that is known. It fills a cache line.
@@ -65,54 +63,16 @@ func (p *place) is(k *placeKey) bool {
 	return p.addr == k.addr && p.net == k.net && p.kind == k.kind && p.bits == k.bits
 }
 
-func (t *Table) findPlace(hash uint32, k *placeKey) uint32 {
+func (t *Table) findPlace(hash uint32, k *placeKey) (id uint32, at gap) {
 	return t.byPlace.find(hash, func(id uint32) bool { return t.places.at(id).is(k) })
-}
-
-// keys appends the places where a route belongs. cut: there were more.
-func (t *Table) keys(to []placeKey, r *route, p *path) (_ []placeKey, cut bool) {
-	var buf [maxTargets + 1]Network
-	nets, cut := t.networks(buf[:0], r, p)
-	ip := placeKey{kind: place4, addr: r.addr, bits: r.bits}
-	if r.flags&flagV6 != 0 {
-		ip.kind = place6
-	}
-	if r.kind == wire.KindSegment {
-		return segmentKeys(to, nets, r), cut
-	}
-	if esi, ok := p.on(r); ok {
-		to = append(to, membersKey(esi))
-	}
-	for _, n := range nets {
-		ip.net = n
-		switch r.kind {
-		case wire.KindMAC:
-			mac := placeKey{kind: placeMAC, net: n}
-			copy(mac.addr[:], r.mac[:])
-			to = append(to, mac)
-			if r.bits > 0 {
-				to = append(to, ip)
-			}
-		case wire.KindMulticast:
-			to = append(to, placeKey{kind: placeFlood, net: n})
-		default:
-			to = append(to, ip)
-		}
-	}
-	ip.net = VNI(p.label2)
-	if r.kind == wire.KindMAC && r.bits > 0 && r.flags&flagL3 != 0 && p.label2 != 0 && p.encaps.VNI() && !slices.Contains(nets, ip.net) {
-		to = append(to, ip)
-	}
-	return to, cut
 }
 
 // attach puts a route in all places where it belongs.
 func (t *Table) attach(id uint32) {
-	r := t.routes.at(id)
-	var buf [2*(maxTargets+1) + 1]placeKey
-	keys, cut := t.keys(buf[:0], r, t.paths.vals.at(r.path))
+	var buf [maxKeys]placeKey
+	keys, cut := t.keys(buf[:0], t.routes.at(id))
 	for i := range keys {
-		t.link(id, &keys[i])
+		t.link(id, &keys[i], t.placeHash(&keys[i]))
 	}
 	if cut {
 		t.routes.edit(id, &t.memory).flags |= flagCut
@@ -120,12 +80,11 @@ func (t *Table) attach(id uint32) {
 	}
 }
 
-func (t *Table) link(routeID uint32, k *placeKey) {
-	hash := t.placeHash(k)
-	id := t.findPlace(hash, k)
+func (t *Table) link(routeID uint32, k *placeKey, hash uint32) {
+	id, gap := t.findPlace(hash, k)
 	if id == 0 {
 		fresh, p := t.places.add(&t.memory)
-		if !t.byPlace.add(hash, fresh) {
+		if !t.byPlace.addAt(gap, hash, fresh) {
 			t.places.release(fresh)
 			t.full = true
 			return

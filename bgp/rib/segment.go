@@ -3,6 +3,7 @@ package rib
 import (
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/dyetrace/dyetrace/bgp/wire"
 )
@@ -18,11 +19,10 @@ const maxOnSegment = 256
 
 // on returns the segment that a MAC route is on; false: none, or one whose A-D routes do not
 // matter: 0 and MAX-ESI are reserved (RFC 7432, 5; 9.2.2).
-func (p *path) on(r *route) (esi wire.ESI, ok bool) {
-	if r.kind != wire.KindMAC || p.esi == (wire.ESI{}) || p.esi == maxESI {
-		return wire.ESI{}, false
-	}
-	return p.esi, true
+func (p *path) on(r *route) (esi wire.ESI, ok bool) { return p.esi, onSegment(r.kind, &p.esi) }
+
+func onSegment(kind wire.Kind, esi *wire.ESI) bool {
+	return kind == wire.KindMAC && *esi != wire.ESI{} && *esi != maxESI
 }
 
 var maxESI = wire.ESI{255, 255, 255, 255, 255, 255, 255, 255, 255, 255}
@@ -49,13 +49,12 @@ func partKey(n Network, esi wire.ESI, tag uint32) placeKey {
 }
 
 // segmentKeys appends the places of an A-D route.
-func segmentKeys(to []placeKey, nets []Network, r *route) []placeKey {
-	esi := wire.ESI(r.addr[:10])
-	if r.tag == wire.MaxTag {
-		return append(to, segmentKey(esi))
+func segmentKeys(to []placeKey, nets []Network, r *wire.Route) []placeKey {
+	if r.Tag == wire.MaxTag {
+		return append(to, segmentKey(r.ESI))
 	}
 	for _, n := range nets {
-		to = append(to, partKey(n, esi, r.tag))
+		to = append(to, partKey(n, r.ESI, r.Tag))
 	}
 	return to
 }
@@ -136,8 +135,17 @@ func (a *around) behind(paths *pages[path], v *view, hop uint32) (self bool, oth
 	return false, a.parts
 }
 
-// turnSegments has all MACs on segments weighed again of which an A-D route changed.
+// turn is a route on a segment that is to be weighed again, in one network or (0) all.
+type turn struct {
+	route uint32
+	net   Network
+}
+
+// turnSegments has all MACs on segments weighed again of which an A-D route changed. So that readers and
+// other peers get in between, eachLen of them are weighed at once, and turnRest weighs the rest. What
+// readers are told of these meanwhile is of the A-D routes that there are; see Snapshot.lookup.
 func (t *Table) turnSegments() {
+	turned := 0
 	for _, id := range t.dirty {
 		p := t.places.at(id)
 		if p.kind != placeSegment && p.kind != placePart {
@@ -149,8 +157,33 @@ func (t *Table) turnSegments() {
 			continue
 		}
 		for n := members.links; n != 0; n = t.links.at(n).next {
-			t.touchIn(t.routes.at(t.links.at(n).route), net)
+			id := t.links.at(n).route
+			if turned++; turned > eachLen {
+				t.turning = append(t.turning, turn{id, net})
+				continue
+			}
+			t.touchIn(t.routes.at(id), net)
 		}
+	}
+}
+
+// turnRest weighs what turnSegments left. A record that is another route's by now is weighed in vain.
+func (t *Table) turnRest(now time.Time) {
+	for more := true; more; {
+		t.mu.Lock()
+		left := max(0, len(t.turning)-eachLen)
+		for _, x := range t.turning[left:] {
+			t.touchIn(t.routes.at(x.route), x.net)
+		}
+		if t.turning = t.turning[:left]; left == 0 {
+			t.turning = nil
+		}
+		if len(t.dirty) > 0 {
+			t.settle(now)
+			t.changed()
+		}
+		more = len(t.turning) > 0
+		t.mu.Unlock()
 	}
 }
 

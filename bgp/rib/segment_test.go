@@ -203,6 +203,71 @@ func TestAliasLabel(t *testing.T) {
 	}
 }
 
+// On a segment of more machines than are weighed at once, none is ever said to be where it is not, and all
+// are where they are in the end.
+func TestGreatSegment(t *testing.T) {
+	t.Parallel()
+	s := newSegment(t, false)
+	for n := 1; n <= 2; n++ {
+		s.on(n)
+	}
+	s.in(2)
+	const macs = 2*eachLen + 100
+	mac := func(i int) stain.MAC { return stain.MAC{2, 0, 1, byte(i >> 16), byte(i >> 8), byte(i)} }
+	for i := range macs {
+		s.say(reach(wire.EVPN, hopOf(1), macOnSegment(1, 0, mac(i), rack, netip.Addr{}, 100)), s.attributes())
+	}
+	where := func(what string, want ...int) (present int) {
+		t.Helper()
+		snap := s.table.Snapshot()
+		var hops []netip.Addr
+		for _, n := range want {
+			hops = append(hops, hopOf(n))
+		}
+		for i := range macs {
+			switch l := snap.MAC(100, mac(i)); {
+			case l.State == Present && slices.Equal(addrsOf(l), hops):
+				present++
+			case l.State != Unknown:
+				t.Fatalf("%s: machine %d: %+v", what, i, l)
+			}
+		}
+		return present
+	}
+	// halfway stops an UPDATE before all that hangs on it is weighed.
+	halfway := func(attrs ...[]byte) {
+		t.Helper()
+		var u wire.Update
+		if err := u.Parse(update(attrs...)); err != nil {
+			t.Fatal(err)
+		}
+		s.steps++
+		if rest, err := s.feed.apply(&u, s.feed.read(&u), nil, at(s.steps)); !rest || err != nil {
+			t.Fatalf("nothing is left to be weighed (%v)", err)
+		}
+	}
+	end := func(what string, want ...int) {
+		t.Helper()
+		s.table.turnRest(at(s.steps))
+		if n := where(what, want...); n != macs && len(want) > 0 || n != 0 && len(want) == 0 {
+			t.Errorf("%s: %d of %d machines are there", what, n, macs)
+		}
+	}
+	end("at first", 1, 2)
+	halfway(unreach(wire.EVPN, segmentRoute(1, wire.MaxTag, rack, 0)))
+	where("one has left", 2)
+	end("one has left", 2)
+	halfway(unreach(wire.EVPN, segmentRoute(2, wire.MaxTag, rack, 0)))
+	where("all have left")
+	end("all have left")
+	halfway(reach(wire.EVPN, hopOf(1), segmentRoute(1, wire.MaxTag, rack, 0)), s.attributes())
+	where("back", 1)
+	end("back", 1)
+	if h := s.table.History(100, mac(macs-1)); len(h) != 3 || !h[2].To.IsZero() {
+		t.Errorf("history: %v", h)
+	}
+}
+
 // BenchmarkMassWithdraw has a switch leave a segment of many machines, and come back.
 func BenchmarkMassWithdraw(b *testing.B) {
 	for _, macs := range []int{100, 10_000} {

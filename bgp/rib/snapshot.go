@@ -225,6 +225,9 @@ func (s *Snapshot) lookup(p *place) Lookup {
 		aliases = append(aliases, others...)
 	}
 	l.VTEPs = s.addAliases(l.VTEPs, aliases)
+	if len(l.VTEPs) == 0 {
+		return Lookup{} // all have left its segment, and it was not weighed since
+	}
 	if len(l.VTEPs) > 1 {
 		slices.SortStableFunc(l.VTEPs, func(a, b VTEP) int {
 			return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Label, b.Label), cmp.Compare(a.RDs[0], b.RDs[0]))

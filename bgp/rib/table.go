@@ -50,9 +50,14 @@ type Options struct {
 	// Default is the encapsulation of routes that name none. 0: VXLAN. (RFC 8365, 5.1.3, has
 	// MPLS there; relays in VXLAN fabrics are known to lose the community.)
 	Default wire.Encap
-	// Networks names the networks of route targets by VNI. Routes without a VNI need it to
-	// be found by one.
-	Networks map[wire.RouteTarget]uint32
+	// Networks names networks by VNI. Routes without a VNI need it to be found by one.
+	Networks Networks
+}
+
+// Networks is in which VNIs routes are that have these route targets, or route distinguishers.
+type Networks struct {
+	Targets map[wire.RouteTarget]uint32
+	RDs     map[wire.RD]uint32
 }
 
 const (
@@ -70,6 +75,8 @@ type Table struct {
 	opts Options
 	snap atomic.Pointer[Snapshot]
 	now  atomic.Uint64 // version of what is in the table
+	// mapping is Options.Networks as they are now; it is written to with mu held.
+	mapping atomic.Pointer[Networks]
 
 	mu      sync.Mutex
 	view    // what snapshots share
@@ -80,8 +87,10 @@ type Table struct {
 	sets    interned[string] // answers of several hops, 4 bytes each, sorted
 	memory
 	dirty   []uint32 // places whose answer must be weighed again
+	turning []turn   // routes likewise, after those
 	scratch []uint32
-	warm    warmth
+	hashes  []uint32 // likewise
+	sink    uint32   // see batch
 	past    past
 	feeds   map[string]*Feed
 	watches map[*Watch]struct{}
@@ -219,16 +228,22 @@ func New(o Options) *Table {
 	t.seed, t.memory = newSeed(), newMemory()
 	t.byRoute, t.byPlace = newIndex(t.slab), newIndex(t.slab)
 	t.found = t.byPlace
+	t.mapping.Store(o.Networks.clone())
 	t.past.size = uint64(max(o.History, 0))
 	return t
 }
 
+func (n Networks) clone() *Networks { return &Networks{maps.Clone(n.Targets), maps.Clone(n.RDs)} }
+
 // SetNetworks changes Options.Networks. Routes whose networks change with them are in the new ones
 // from now on; what is known of other addresses does not change.
-func (t *Table) SetNetworks(networks map[wire.RouteTarget]uint32, now time.Time) {
+func (t *Table) SetNetworks(networks Networks, now time.Time) {
 	t.mu.Lock()
-	same := maps.Equal(t.opts.Networks, networks)
-	t.opts.Networks = maps.Clone(networks)
+	was := t.mapping.Load()
+	same := maps.Equal(was.Targets, networks.Targets) && maps.Equal(was.RDs, networks.RDs)
+	if !same {
+		t.mapping.Store(networks.clone())
+	}
 	t.mu.Unlock()
 	if same {
 		return
@@ -254,8 +269,11 @@ func (t *Table) each(now time.Time, do func(id uint32, r *route)) {
 		}
 		t.settle(now)
 		t.changed()
-		more := end < t.routes.next && t.count > 0
+		more, rest := end < t.routes.next && t.count > 0, len(t.turning) > 0
 		t.mu.Unlock()
+		if rest {
+			t.turnRest(now)
+		}
 		if !more {
 			return
 		}
@@ -279,12 +297,15 @@ func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
 		binary.BigEndian.Uint64(r.Addr[8:])^uint64(r.Tag)<<32^uint64(r.Kind)<<8^uint64(r.Bits))
 }
 
-func (t *Table) findRoute(hash uint32, r *wire.Route, peer uint16) uint32 {
-	return t.byRoute.find(hash, func(id uint32) bool {
-		have := t.routes.at(id)
-		return have.mac == r.MAC && have.rd == r.RD && have.peer == peer && have.addr == r.Addr &&
-			have.tag == r.Tag && have.kind == r.Kind && have.bits == r.Bits && (have.flags&flagV6 != 0) == r.V6
-	})
+func (t *Table) findRoute(hash uint32, r *wire.Route, peer uint16) (id uint32, at gap) {
+	return t.byRoute.find(hash, func(id uint32) bool { return t.is(id, r, peer) })
+}
+
+// is tells whether a record is a peer's route of that NLRI.
+func (t *Table) is(id uint32, r *wire.Route, peer uint16) bool {
+	have := t.routes.at(id)
+	return have.mac == r.MAC && have.rd == r.RD && have.peer == peer && have.addr == r.Addr &&
+		have.tag == r.Tag && have.kind == r.Kind && have.bits == r.Bits && (have.flags&flagV6 != 0) == r.V6
 }
 
 // wire returns what tells the route from others.
@@ -309,10 +330,12 @@ func flagsOf(w *wire.Route) (flags routeFlags) {
 	return flags
 }
 
-// put takes in a route, of this hash, that may be there already. It is false if there is no room for it.
-func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlags, at int64) bool {
+// put takes in route i of a batch, that may be there already. It is false if there is no room for it.
+func (t *Table) put(f *Feed, b *batch, i int, pathID uint32, flags routeFlags, at int64) bool {
+	w, hash := &b.routes[i], b.hashes[i]
 	flags |= flagsOf(w)
-	if id := t.findRoute(hash, w, f.id); id != 0 {
+	id, gap := t.findRoute(hash, w, f.id)
+	if id != 0 {
 		t.replace(f, id, w, pathID, flags, at)
 		return true
 	}
@@ -320,7 +343,7 @@ func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlag
 		return false
 	}
 	id, r := t.routes.add(&t.memory)
-	if !t.byRoute.add(hash, id) {
+	if !t.byRoute.addAt(gap, hash, id) {
 		t.routes.release(id)
 		return false
 	}
@@ -329,7 +352,13 @@ func (t *Table) put(f *Feed, w *wire.Route, hash, pathID uint32, flags routeFlag
 	t.paths.refs[pathID]++
 	f.routes++
 	t.count++
-	t.attach(id)
+	keys, hashes := b.keysOf(t, i)
+	if len(keys) == 0 {
+		t.attach(id)
+	}
+	for j := range keys {
+		t.link(id, &keys[j], hashes[j])
+	}
 	return true
 }
 
@@ -369,6 +398,7 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 func (t *Table) remove(f *Feed, id uint32) {
 	w := t.routes.at(id).wire()
 	t.removeHashed(f, t.routeHash(&w, f.id), id)
+	f.kept.Store(int64(f.routes))
 }
 
 func (t *Table) removeHashed(f *Feed, hash, id uint32) {
@@ -406,37 +436,6 @@ func (t *Table) dropHop(id uint32) {
 	if id != 0 {
 		t.hops.drop(id)
 	}
-}
-
-// networks appends the networks that a route is in; see the package's comment. cut: there
-// were more.
-func (t *Table) networks(nets []Network, r *route, p *path) (_ []Network, cut bool) {
-	targets := *t.targets.vals.at(p.targets)
-	if len(t.opts.Networks) > 0 && !(r.kind == wire.KindSegment && r.tag == wire.MaxTag) {
-		for s := targets; s != ""; s = s[8:] {
-			if vni, ok := t.opts.Networks[target(s)]; ok {
-				nets = addNetwork(nets, VNI(vni))
-			}
-		}
-		if len(nets) > 0 {
-			return nets[:min(len(nets), maxTargets)], len(nets) > maxTargets
-		}
-	}
-	switch {
-	case r.kind == wire.KindSegment && r.tag == wire.MaxTag:
-		return nets, false // its route targets are those of all networks on the segment
-	case r.kind != wire.KindVPN && p.encaps.VNI() && r.label != 0:
-		return append(nets, VNI(r.label)), false
-	case r.kind != wire.KindVPN && r.tag != 0:
-		return append(nets, VNI(r.tag)), false
-	}
-	for s := targets; s != ""; s = s[8:] {
-		if len(nets) == maxTargets {
-			return nets, true
-		}
-		nets = addNetwork(nets, Target(target(s)))
-	}
-	return nets, false
 }
 
 func addNetwork(nets []Network, n Network) []Network {

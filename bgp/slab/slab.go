@@ -1,6 +1,7 @@
 package slab
 
 import (
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -12,8 +13,8 @@ const (
 	line = 64
 	// small is what a Slab takes from the heap before it asks the kernel.
 	small = 1 << 20
-	// chunk is what it asks the kernel for at a time. What of it is not written to costs no memory.
-	chunk = 8 << 20
+	// least and most are what it asks the kernel for at a time: a sixteenth of what there is.
+	least, most = 1 << 20, 8 << 20
 )
 
 // Slab gives out blocks. It is for one goroutine at a time. What it took from the kernel goes back
@@ -22,6 +23,7 @@ type Slab struct {
 	chunks *chunks
 	next   unsafe.Pointer // of the chunk at hand
 	left   uintptr
+	ahead  []byte  // the chunk after it
 	heap   uintptr // taken from the heap
 	used   int
 	free   []class
@@ -62,7 +64,7 @@ func (s *Slab) Get(size uintptr) unsafe.Pointer {
 		}
 	}
 	room := (size + line - 1) / line * line
-	if s.heap+room <= small || room > chunk {
+	if s.heap+room <= small || room > least {
 		return s.fromHeap(room)
 	}
 	if s.left < room && !s.grow() {
@@ -100,13 +102,32 @@ func (s *Slab) fromHeap(room uintptr) unsafe.Pointer {
 	return unsafe.Add(p, -uintptr(p)%line)
 }
 
-// grow gets the next chunk; false: the kernel has none.
+// grow turns to the next chunk, and gets the one after it; false: the kernel has none.
 func (s *Slab) grow() bool {
-	b, err := unix.Mmap(-1, 0, chunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if s.ahead == nil && !s.reserve() {
+		return false
+	}
+	b := s.ahead
+	s.next, s.left = unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b))
+	if s.ahead = nil; s.reserve() {
+		// To have the kernel find and clear a page takes longer than to fill it. What another processor
+		// can do meanwhile nobody waits for. Linux before 5.14 refuses it, and does it page by page.
+		go func(b []byte) {
+			unix.Madvise(b, unix.MADV_POPULATE_WRITE)
+			runtime.KeepAlive(s) // until then nothing is given back
+		}(s.ahead)
+	}
+	return true
+}
+
+// reserve asks the kernel for a chunk.
+func (s *Slab) reserve() bool {
+	size := min(max(s.used/16, least), most) &^ (os.Getpagesize() - 1)
+	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		return false
 	}
 	s.chunks.all = append(s.chunks.all, b)
-	s.next, s.left = unsafe.Pointer(unsafe.SliceData(b)), chunk
+	s.ahead = b
 	return true
 }

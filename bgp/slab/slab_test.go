@@ -15,7 +15,7 @@ func bytesOf(p unsafe.Pointer, size uintptr) []byte { return unsafe.Slice((*byte
 // the kernel, and where a block is larger than what is asked for at a time.
 func TestBlocks(t *testing.T) {
 	s := New()
-	sizes := []uintptr{40, 2112, 16384, chunk + 1}
+	sizes := []uintptr{40, 2112, 16384, most + 1}
 	type block struct {
 		p    unsafe.Pointer
 		size uintptr
