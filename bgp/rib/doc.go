@@ -26,7 +26,8 @@
 //
 // A MAC route that is on an Ethernet segment says nothing without Ethernet A-D routes per ES for that
 // (RFC 7432, 9.2.2). With them the address is at the route's VTEP, if that is on the segment, and at
-// all that are on it and have a route per EVI for the network (8.4). On a single-active segment it is at
+// all that are on it and have a route per EVI for the network (8.4), or, without a VNI, for a route target
+// of its own. On a single-active segment it is at
 // the route's VTEP alone; if that has left, at the one that is left, if there is but one.
 //
 // An answer is Present, Absent or Unknown. It is Unknown rather than Absent where

@@ -39,6 +39,7 @@ type modelKey struct {
 
 type modelRoute struct {
 	hop     netip.Addr
+	rts     []wire.RouteTarget
 	esi     wire.ESI // kind 2
 	tag     uint32
 	single  bool
@@ -181,7 +182,7 @@ func (m *model) announce(peer int, a announcement) {
 		return
 	}
 	vxlan := a.encap == wire.EncapVXLAN || a.encap == 0 && o.Default == 0
-	r := modelRoute{hop: a.hop, esi: a.esi, tag: a.key.tag, single: a.single, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
+	r := modelRoute{hop: a.hop, rts: a.rts, esi: a.esi, tag: a.key.tag, single: a.single, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
 	switch {
 	case a.key.kind == wire.KindSegment && a.key.tag == wire.MaxTag:
 	case slices.Contains(a.rts, modelRTs[2]):
@@ -230,7 +231,9 @@ func (m *model) behind(r modelRoute, n Network) (hops []netip.Addr) {
 			case k.kind != wire.KindSegment || k.esi != r.esi || ad.refused:
 			case k.tag == wire.MaxTag:
 				on[ad.hop], single = true, single || ad.single
-			case k.tag == r.tag && slices.Contains(ad.nets, n):
+			case k.tag == r.tag && (slices.Contains(ad.nets, n) || n < firstTarget && slices.ContainsFunc(r.rts, func(rt wire.RouteTarget) bool {
+				return slices.Contains(ad.nets, Target(rt)) // one that names no VNI
+			})):
 				in[ad.hop] = true
 			}
 		}

@@ -255,7 +255,7 @@ func (t *Table) addHops(hops []uint32, n Network, r *route, way *path) []uint32 
 	if !ok {
 		return append(hops, way.hop)
 	}
-	a := t.around(&t.paths.vals, n, esi, r.tag)
+	a := t.around(&t.paths.vals, n, esi, r.tag, *t.targets.vals.at(way.targets))
 	self, others := a.behind(&t.paths.vals, &t.view, way.hop)
 	if self {
 		hops = append(hops, way.hop)

@@ -67,9 +67,13 @@ type around struct {
 	parts  []uint32 // routes per EVI of those, in the order of links
 }
 
-// around looks at the A-D routes of a segment. Those that were refused are none. If VTEPs do not
-// agree on single-active, it is: nobody shall be named who does not forward.
-func (v *view) around(paths *pages[path], n Network, esi wire.ESI, tag uint32) (a around) {
+// around looks at the A-D routes of a segment, for a MAC route with these route targets. Those that were
+// refused are none. If VTEPs do not agree on single-active, it is: nobody shall be named who does not
+// forward.
+//
+// A route per EVI that names no VNI is in the networks of its route targets, which tell the EVI: FRR 8.4,
+// as a route reflector, passes them on with label 0.
+func (v *view) around(paths *pages[path], n Network, esi wire.ESI, tag uint32, targets string) (a around) {
 	k := segmentKey(esi)
 	a.known = v.visit(&k, func(r *route) {
 		way := paths.at(r.path)
@@ -81,14 +85,21 @@ func (v *view) around(paths *pages[path], n Network, esi wire.ESI, tag uint32) (
 	if len(a.hops) == 0 {
 		return a
 	}
-	k = partKey(n, esi, tag)
+	a.addParts(v, paths, partKey(n, esi, tag))
+	for list := targets; n < firstTarget && list != ""; list = list[8:] {
+		a.addParts(v, paths, partKey(Target(target(list)), esi, tag))
+	}
+	return a
+}
+
+// addParts adds the routes of a place that are of VTEPs on the segment.
+func (a *around) addParts(v *view, paths *pages[path], k placeKey) {
 	known := v.visitIDs(&k, func(id uint32, r *route) {
 		if _, on := slices.BinarySearch(a.hops, paths.at(r.path).hop); on {
 			a.parts = append(a.parts, id)
 		}
 	})
 	a.known = a.known && known
-	return a
 }
 
 func (v *view) visit(k *placeKey, do func(*route)) (known bool) {
@@ -153,6 +164,9 @@ func (t *Table) turnSegments() {
 		}
 		k := membersKey(wire.ESI(p.addr[:10]))
 		net, members := p.net, t.find(&k)
+		if net >= firstTarget {
+			net = 0 // it may be of what is in a VNI; see around
+		}
 		if members == nil {
 			continue
 		}

@@ -217,7 +217,7 @@ func (s *Snapshot) lookup(p *place) Lookup {
 			l.VTEPs = s.addVTEP(l.VTEPs, r, way)
 			continue
 		}
-		a := s.around(&s.paths, p.net, esi, r.tag)
+		a := s.around(&s.paths, p.net, esi, r.tag, *s.targets.at(way.targets))
 		self, others := a.behind(&s.paths, &s.view, way.hop)
 		if self {
 			l.VTEPs = s.addVTEP(l.VTEPs, r, way)

@@ -193,6 +193,25 @@ func TestRoutes(t *testing.T) {
 	}
 	answer("present at 10.255.2.13 since ")
 
+	// Who is on a segment is listed, too.
+	on := teacher.Segment{RD: "10.255.2.13", ESI: [9]byte{0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99}, VNI: 1001, NextHop: "10.255.2.13"}
+	g.Tell(on.Path(t))
+	on.Whole = true
+	g.Tell(on.Path(t))
+	eventually(t, "both routes of a segment", func() bool {
+		return c.asked(&routes, "routes", "--vtep", "10.255.2.13") && len(routes.Routes) == 3
+	})
+	const esi = "00:11:22:33:44:55:66:77:88:99"
+	list := c.dyetrace("routes", "--vtep", "10.255.2.13").stdout
+	for _, want := range [][]string{{"64512:1001", "segment", "-", esi, "10.255.2.13", "0", "whole"}, {"1001", "segment", "-", esi, "10.255.2.13", "0", "-"}} {
+		if !slices.ContainsFunc(strings.Split(list, "\n"), func(line string) bool {
+			words := strings.Fields(line)
+			return len(words) > len(want) && slices.Equal(words[:len(want)], want)
+		}) {
+			t.Errorf("no line %q in\n%s", want, list)
+		}
+	}
+
 	w := c.watch("--mac", mac, "-o", "json")
 	change := func(from, to string, seq uint32) {
 		t.Helper()

@@ -130,37 +130,67 @@ func Listens(p *api.Peer) {
 	p.AfiSafis[0].MpGracefulRestart = &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}}
 }
 
-// MAC is a type-2 route in VXLAN, without Ethernet segment.
+// MAC is a type-2 route in VXLAN.
 type MAC struct {
 	RD       string // an IPv4 address
 	VNI      uint32
 	MAC, IP  string // IP may be empty
 	NextHop  string
 	Sequence uint32
+	ESI      [9]byte // an Ethernet segment's identifier, of type 0, without the type; zero: none
+}
+
+// Segment is a type-1 route: a switch is on an Ethernet segment, as a whole or in the network VNI.
+type Segment struct {
+	RD      string // an IPv4 address
+	ESI     [9]byte
+	VNI     uint32
+	NextHop string
+	Whole   bool
+}
+
+// Path returns the route as GoBGP has it.
+func (s Segment) Path(t testing.TB) *api.Path {
+	t.Helper()
+	nlri := &api.EVPNEthernetAutoDiscoveryRoute{
+		Rd:  Pack(t, &api.RouteDistinguisherIPAddress{Admin: s.RD, Assigned: 100}),
+		Esi: &api.EthernetSegmentIdentifier{Value: s.ESI[:]}, Label: s.VNI,
+	}
+	communities := []*anypb.Any{target(t, s.VNI), Pack(t, &api.EncapExtended{TunnelType: 8})}
+	if s.Whole {
+		nlri.EthernetTag, nlri.Label = 1<<32-1, 0
+		communities = append(communities, Pack(t, &api.ESILabelExtended{}))
+	}
+	return path(t, nlri, s.NextHop, communities)
+}
+
+func target(t testing.TB, n uint32) *anypb.Any {
+	return Pack(t, &api.TwoOctetAsSpecificExtended{IsTransitive: true, SubType: 2, Asn: 64512, LocalAdmin: n})
+}
+
+func path(t testing.TB, nlri proto.Message, nextHop string, communities []*anypb.Any) *api.Path {
+	t.Helper()
+	return &api.Path{
+		Family: EVPN, Nlri: Pack(t, nlri),
+		Pattrs: []*anypb.Any{
+			Pack(t, &api.OriginAttribute{}),
+			Pack(t, &api.NextHopAttribute{NextHop: nextHop}),
+			Pack(t, &api.ExtendedCommunitiesAttribute{Communities: communities}),
+		},
+	}
 }
 
 // Path returns the route as GoBGP has it.
 func (m MAC) Path(t testing.TB) *api.Path {
 	t.Helper()
-	communities := []*anypb.Any{
-		Pack(t, &api.TwoOctetAsSpecificExtended{IsTransitive: true, SubType: 2, Asn: 64512, LocalAdmin: m.VNI}),
-		Pack(t, &api.EncapExtended{TunnelType: 8}),
-	}
+	communities := []*anypb.Any{target(t, m.VNI), Pack(t, &api.EncapExtended{TunnelType: 8})}
 	if m.Sequence > 0 {
 		communities = append(communities, Pack(t, &api.MacMobilityExtended{SequenceNum: m.Sequence}))
 	}
-	return &api.Path{
-		Family: EVPN,
-		Nlri: Pack(t, &api.EVPNMACIPAdvertisementRoute{
-			Rd:  Pack(t, &api.RouteDistinguisherIPAddress{Admin: m.RD, Assigned: 100}),
-			Esi: &api.EthernetSegmentIdentifier{Value: make([]byte, 9)}, MacAddress: m.MAC, IpAddress: m.IP, Labels: []uint32{m.VNI},
-		}),
-		Pattrs: []*anypb.Any{
-			Pack(t, &api.OriginAttribute{}),
-			Pack(t, &api.NextHopAttribute{NextHop: m.NextHop}),
-			Pack(t, &api.ExtendedCommunitiesAttribute{Communities: communities}),
-		},
-	}
+	return path(t, &api.EVPNMACIPAdvertisementRoute{
+		Rd:  Pack(t, &api.RouteDistinguisherIPAddress{Admin: m.RD, Assigned: 100}),
+		Esi: &api.EthernetSegmentIdentifier{Value: m.ESI[:]}, MacAddress: m.MAC, IpAddress: m.IP, Labels: []uint32{m.VNI},
+	}, m.NextHop, communities)
 }
 
 // Tell adds a route, or changes what is said of it.
