@@ -228,7 +228,8 @@ func TestOVNLives(t *testing.T) {
 	}
 }
 
-// ovnState is what OVN has on a host, ours aside: flows, groups, meters and settings.
+// ovnState is what OVN has on a host, ours aside: flows, groups, meters, ports, settings, and what
+// br-int has learned, which is nothing.
 func (l *lab) ovnState(host string) string {
 	l.t.Helper()
 	var b strings.Builder
@@ -247,6 +248,8 @@ func (l *lab) ovnState(host string) string {
 		slices.Sort(lines)
 		b.WriteString(strings.Join(lines, "\n") + "\n")
 	}
+	b.WriteString(l.node(host, "ovs-appctl", "fdb/show", "br-int"))
+	b.WriteString(dyePort.ReplaceAllString(l.node(host, "ovs-vsctl", "list-ports", "br-int"), ""))
 	b.WriteString(l.node(host, "ovs-vsctl", "get", "Open_vSwitch", ".", "external_ids"))
 	b.WriteString(l.node(host, "ovs-vsctl", "--columns=external_ids,fail_mode,controller,mirrors", "list", "Bridge", "br-int"))
 	return nbCfg.ReplaceAllString(b.String(), "")
