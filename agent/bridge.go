@@ -72,6 +72,8 @@ type bridge struct {
 	ports   []flows.Port
 	fight   fight
 	switchd string // under which the hook was installed
+	// unsettled: flows were added, and the datapath may not do as they say yet.
+	unsettled bool
 
 	// What the watch of the bridge's flows and the reconciler share.
 	watched      atomic.Pointer[ovs.Watch]   // nil while there is none
@@ -325,6 +327,14 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 		if w := b.watched.Load(); w != nil {
 			_ = w.Barrier(ctx) // what it has told of is our own doing; if it failed, the watch begins anew
 		}
+		b.unsettled = b.unsettled || len(add) > 0
+	}
+	// The datapath may know a way for stained packets from before, and send them past the new flows.
+	if b.unsettled {
+		if err := b.sw.Settle(ctx, b.name); err != nil {
+			return err
+		}
+		b.unsettled = false
 	}
 	return b.renew(ctx, now)
 }
