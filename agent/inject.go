@@ -231,8 +231,8 @@ func injected(m *dyetracev1.Injected) *dyetracev1.SessionRequest {
 const fragile = "probes by TCP could end its ovs-vswitchd, icmp is safe (docs/ovn.md)"
 
 // fragile says that a probe by TCP may end ovs-vswitchd: see flows.CommitsNAT. The kernel's datapath
-// has another connection tracking. That the abort is gone in 3.3, which keeps one entry for both
-// directions, has not been tried here.
+// has another connection tracking. 3.3 keeps one entry for both directions; 3.5.0 does not abort (tried),
+// 3.1.0 does, and 2.15.0 loses such connections.
 func (a *Agent) fragile(b *bridge) bool {
 	if !b.nat.Load() {
 		return false

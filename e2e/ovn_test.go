@@ -291,6 +291,13 @@ func TestOVNTranslates(t *testing.T) {
 		}
 		checkOVNHealthy(t, l.check(0, "--all", "--scheme", "icmp"))
 	}
+	c := l.check(0, "--all") // by whatever scheme does
+	checkOVNHealthy(t, c)
+	for _, p := range c.Pairs {
+		if p.Scheme != "icmp" || !strings.Contains(p.Reason, "tcp") {
+			t.Errorf("%v: by %s, since %q (want icmp, with the reason)", p, p.Scheme, p.Reason)
+		}
+	}
 	for _, host := range []string{"hv1", "hv2", "hv3"} {
 		l.node(host, "ovs-appctl", "version")
 	}

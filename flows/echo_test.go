@@ -195,10 +195,12 @@ func TestStaleMegaflowsArePromisedNothing(t *testing.T) {
 		other.Src = other.Src.Next().Next()
 		br.receive(t, "tap2", answerTo(t, other, 0)) // a tenant's own; its megaflow has no address
 		eventually(t, "reply", func() bool { return len(br.sent(t, "tap1")) > 0 })
-		if out, err := br.sw.run("ovs-appctl", "-t", br.sw.path("ovs-vswitchd.ctl"), "list-commands"); err != nil || !strings.Contains(out, "revalidator/pause") {
-			t.Skipf("this ovs-vswitchd has no revalidator/pause (3.1 has), so a sweep may come between: %v", err)
+		if out, err := br.sw.run("ovs-appctl", "-t", br.sw.path("ovs-vswitchd.ctl"), "revalidator/pause"); err != nil {
+			if strings.Contains(err.Error()+out, "not a valid command") {
+				t.Skip("this ovs-vswitchd has no revalidator/pause (3.1 has), so a sweep may come between")
+			}
+			t.Fatal(err)
 		}
-		br.sw.appctl(t, "revalidator/pause")
 		for token := range uint32(2) {
 			br.exchange(t, probe(token), answerTo(t, probe(token), 0))
 		}

@@ -1,0 +1,308 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// How often the flows of a bridge that is not watched are all read again, to see whether
+// the mark and the table are still free. Reading 10,000 flows takes ovs-ofctl about 0.1 s,
+// so this costs a large bridge about one percent of a core; a foreign flow that sits in
+// our hook's place is seen at every audit.
+const rereadEvery = 10 * time.Second
+
+// Of a bridge that is watched, all is read again when the watch tells of a change that may
+// matter, and for that which no watch tells of: a group's buckets, which may read the mark.
+const rereadWatched = time.Minute
+
+// Reading again for doubts alone takes at most one part in so many of the time.
+const rereadShare = 20
+
+// auditWatched is how often the hook of a bridge that is watched is audited while nobody
+// asks: its lease is renewed about as often, and nothing tells us if that was of no use.
+const auditWatched = 20 * time.Second
+
+// sync does the work of reconcile; changed says that the hook was not as it
+// should have been, or has changed in more than its arms. Caller holds mu.
+func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, attest bool, now time.Time) (changed bool, err error) {
+	if b.sw.Snapshot().Waiting {
+		return false, errWaiting
+	}
+	changed, err = b.syncDyePort(ctx)
+	if err != nil {
+		return changed, err
+	}
+	if err := b.fight.err(now); err != nil && b.want == nil {
+		return false, err
+	}
+	ports := flowPorts(found, b.dye.OFPort)
+	same := !changed && b.want != nil && slices.Equal(ports, b.ports) && want.equal(b.arms)
+	if same && !attest && b.quiet(now) {
+		return false, b.renew(ctx, now)
+	}
+	disturbed, watched := b.settled(ctx)
+	told := b.told.Load()
+	reread := !same || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest, now)
+	have, err := b.dump(ctx, reread, now)
+	if err != nil {
+		return changed, err
+	}
+	was, wanted := b.hook, b.want
+	wiped := disturbed.has(flows.Wiped) || wanted != nil && !installed(have, wanted)
+	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
+		reread = true // another's flow may sit where one of ours was
+		if have, err = b.dump(ctx, reread, now); err != nil {
+			return changed, err
+		}
+	}
+	if switchd := b.sw.Snapshot().Switchd; wiped || disturbed.has(flows.Taken) {
+		changed = true
+		if switchd == b.switchd { // else the switch lost all flows, which is nobody's will
+			b.fight.wiped(now)
+		}
+		b.switchd = switchd
+	}
+	if err := b.fight.err(now); err != nil {
+		time.AfterFunc(b.fight.held(now), b.poke)
+		return true, errors.Join(err, b.clear(ctx, have))
+	}
+	if reread {
+		if err := b.choose(ctx, have, ports, want); err != nil {
+			return changed, errors.Join(err, b.clear(ctx, have))
+		}
+		b.ports, b.arms = ports, want
+	}
+	// Bundles are atomic: what was there all along is not touched by other answers.
+	changed = changed || wanted == nil || !rearmed(was, b.hook)
+	if old := b.guard.Load(); old == nil || !installed(was.Flows(), b.hook.Flows()) {
+		b.guard.Store(b.hook.Guard()) // before the watch tells of flows of ours that go
+		if (old == nil || was.Place != b.hook.Place) && b.told.Load() != told {
+			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
+		}
+	}
+	return changed, b.install(ctx, have, now)
+}
+
+// quiet tells whether the hook can be taken to be as it was found: it is watched, and of
+// nothing that matters was told. Caller holds mu.
+func (b *bridge) quiet(now time.Time) bool {
+	return b.watched.Load() != nil && b.disturbed.Load() == 0 && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
+}
+
+// stale tells whether all of the bridge's flows are to be read again. A doubt that must
+// wait wakes the reconciler when its time has come. Caller holds mu.
+func (b *bridge) stale(d disturbances, watched, attest bool, now time.Time) bool {
+	since := now.Sub(b.read)
+	switch {
+	case !watched:
+		return since >= rereadEvery
+	case !d.has(flows.Doubtful):
+		return since >= rereadWatched
+	case attest || since >= rereadShare*b.reading:
+		return true
+	}
+	// Not lost: the next one who asks reads, and else the timer sees to it.
+	b.disturbed.Or(1 << flows.Doubtful)
+	time.AfterFunc(rereadShare*b.reading-since, b.poke)
+	return false
+}
+
+// dump returns the bridge's flows, all or ours. Caller holds mu.
+func (b *bridge) dump(ctx context.Context, all bool, now time.Time) (have []flows.Flow, err error) {
+	begun := time.Now()
+	if all {
+		have, err = b.sw.DumpFlows(ctx, b.name)
+	} else {
+		have, err = b.sw.DumpOurs(ctx, b.name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading flows: %w", err)
+	}
+	if all {
+		b.read, b.reading = now, time.Since(begun)
+	}
+	b.audited = now
+	return have, nil
+}
+
+// install makes the bridge, which has the flows have, have those that we want. Caller
+// holds mu.
+func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) error {
+	add, del, err := flows.Diff(have, b.want)
+	if err != nil {
+		return errors.Join(err, b.clear(ctx, have))
+	}
+	if len(add)+len(del) > 0 {
+		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
+			return fmt.Errorf("installing %d flows: %w", len(add), err)
+		}
+		if len(add) == len(b.want) {
+			b.renewed = now // else the leases of the others run on
+		}
+		b.switchd = b.sw.Snapshot().Switchd
+		if w := b.watched.Load(); w != nil {
+			_ = w.Barrier(ctx) // what it has told of is our own doing; if it failed, the watch begins anew
+		}
+		if len(add) > 0 {
+			b.added = time.Now()
+		}
+	}
+	if err := b.settle(ctx); err != nil {
+		return err
+	}
+	return b.renew(ctx, now)
+}
+
+// unwaited is how long flows that were added may take to count where sweeps cannot be waited for: two
+// of those that come by themselves (max-revalidator, 500 ms).
+const unwaited = time.Second
+
+// settle returns when flows that were added count: until a sweep has come by, the datapath may know a
+// way for stained packets from before, and send them past those flows. Caller holds mu.
+func (b *bridge) settle(ctx context.Context) error {
+	if b.added.IsZero() {
+		return nil
+	}
+	err := b.sw.Settle(ctx, b.name)
+	if left := unwaited - time.Since(b.added); errors.Is(err, ovs.ErrUncounted) {
+		if left > 0 {
+			time.AfterFunc(left, b.poke)
+			return err
+		}
+		err = nil
+	}
+	if err == nil {
+		b.added = time.Time{}
+	}
+	return err
+}
+
+// renew renews the lease of the flows if it is time. Caller holds mu.
+func (b *bridge) renew(ctx context.Context, now time.Time) error {
+	if now.Sub(b.renewed) < b.lease/3 {
+		return nil
+	}
+	if err := b.sw.Renew(ctx, b.name, b.want); err != nil {
+		return fmt.Errorf("renewing the lease: %w", err)
+	}
+	b.renewed = now
+	return nil
+}
+
+// clear takes our flows off a bridge where there is to be no hook for now: half a hook is
+// of no use, and one whose mark others read does harm. Caller holds mu.
+func (b *bridge) clear(ctx context.Context, have []flows.Flow) error {
+	b.guard.Store(nil)
+	b.want, b.hook, b.arms = nil, flows.Hook{}, arms{}
+	ours := slices.DeleteFunc(slices.Clone(have), func(f flows.Flow) bool { return !f.Ours() })
+	if len(ours) == 0 {
+		return nil
+	}
+	if err := b.sw.Apply(ctx, b.name, nil, ours); err != nil {
+		return fmt.Errorf("removing %d flows: %w", len(ours), err)
+	}
+	return nil
+}
+
+// errWaiting is why no hook is live while flows are being restored.
+var errWaiting = errors.New("flow-restore-wait is set: Open vSwitch forwards by no flow until it is unset")
+
+// rearmed tells whether two hooks differ in their arms only.
+func rearmed(was, is flows.Hook) bool {
+	was.Answers, was.Expect = is.Answers, is.Expect
+	return installed(was.Flows(), is.Flows())
+}
+
+// installed tells whether all flows of a hook are there as they should be, and no
+// others of ours.
+func installed(have, want []flows.Flow) bool {
+	add, del, err := flows.Diff(have, want)
+	return err == nil && len(add)+len(del) == 0
+}
+
+// armsOf returns the OpenFlow numbers of the named ports that are there, in ascending
+// order, and whether echoes is among the names.
+func armsOf(found dataplane.Bridge, names []string) (a arms) {
+	for _, name := range names {
+		if name == echoes {
+			a.expect = true
+		} else if p, ok := found.Port(name); ok && p.Role == flows.Instance && !p.Dye && p.OFPort != 0 {
+			a.answers = append(a.answers, p.OFPort)
+		}
+	}
+	slices.Sort(a.answers)
+	return a
+}
+
+// choose decides on the hook's place from all the flows of the bridge, and sets
+// what we want of it. Caller holds mu.
+func (b *bridge) choose(ctx context.Context, have []flows.Flow, ports []flows.Port, want arms) error {
+	groups, err := b.sw.DumpGroups(ctx, b.name)
+	if err != nil {
+		return fmt.Errorf("reading groups: %w", err)
+	}
+	b.nat.Store(flows.CommitsNAT(have))
+	var keep *flows.Place
+	if b.want != nil {
+		keep = &b.hook.Place
+	} else if left, ok := flows.Installed(have); ok {
+		keep = &left // by an agent before this one
+	}
+	place, err := flows.Choose(flows.Bridge{
+		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: want.answers,
+	}, keep)
+	if err != nil {
+		return err
+	}
+	b.hook = flows.Hook{
+		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: want.answers, Expect: want.expect,
+		Lease: uint16(b.lease / time.Second),
+	}
+	b.want = b.hook.Flows()
+	return nil
+}
+
+// flowPorts returns the ports of a bridge that the hook must know: all but the dye
+// port, and but instances, which its default flow covers. That there are any is said
+// by one port without a number.
+func flowPorts(found dataplane.Bridge, dye uint16) []flows.Port {
+	var ports []flows.Port
+	instances := false
+	for _, p := range found.Ports {
+		if p.Dye || p.OFPort == dye || p.OFPort == 0 {
+			continue
+		}
+		if p.Role == flows.Instance {
+			instances = true
+			continue
+		}
+		ports = append(ports, flows.Port{Name: p.Name, OFPort: p.OFPort, Role: p.Role})
+	}
+	if instances {
+		ports = append(ports, flows.Port{Role: flows.Instance})
+	}
+	slices.SortFunc(ports, func(a, b flows.Port) int { return int(a.OFPort) - int(b.OFPort) })
+	return ports
+}
+
+// kindsOf lists the sampling points that a hook offers, with to-instance where the
+// instances' ports are sampled.
+func kindsOf(h flows.Hook, delivery bool) []dyetracev1.PointKind {
+	var kinds []dyetracev1.PointKind
+	for _, k := range h.Kinds() {
+		kinds = append(kinds, dyetracev1.PointKind(k))
+		if k == stain.FromInstance && delivery {
+			kinds = append(kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
+		}
+	}
+	return kinds
+}
