@@ -160,7 +160,16 @@ func switchVersion(ctx context.Context, p Paths) (string, error) {
 		return "", err
 	}
 	target := filepath.Join(p.RunDir, "ovs-vswitchd."+strings.TrimSpace(string(pid))+".ctl")
-	return output(ctx, "ovs-appctl", "--timeout=4", "-t", target, "version")
+	version, err := output(ctx, "ovs-appctl", "--timeout=4", "-t", target, "version")
+	if err != nil {
+		return "", err
+	}
+	// By what it says of a bridge that there is not, and not by its version.
+	said, _ := exec.CommandContext(ctx, "ovs-appctl", "--timeout=4", "-t", target, "ofproto/trace", "--names", "-", "in_port=1").CombinedOutput()
+	if strings.Contains(string(said), "unknown option") {
+		version += "; its ofproto/trace has no --names, so the causes of faults are not told"
+	}
+	return version, nil
 }
 
 func bridges(ctx context.Context, p Paths) (string, error) {
