@@ -153,8 +153,8 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
 		next.arms = b.arms
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
-	case ctx.Err() != nil:
-		return // we were told to stop, which says nothing about the bridge
+	case errors.Is(ctx.Err(), context.Canceled):
+		return // we were told to stop, which says nothing about the bridge; that time is up does
 	case refused(err):
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_REFUSED, err.Error()
 	default:
