@@ -310,9 +310,14 @@ func TestExpectationsAreBounded(t *testing.T) {
 		t.Errorf("leaving, Diff deletes %d flows, %v; want %d and %d", len(del), err, len(h.Flows()), MaxExpected)
 	}
 	br.bundle(t, h.Flows(), Flow.DeleteLine)
-	if left := br.learned(t); len(left) > 0 {
-		t.Errorf("without the hook, %d replies are expected: %v", len(left), left[0])
+	// All go at once, but for what a packet under way learns just then, which goes by itself.
+	left := br.learned(t)
+	for _, f := range left {
+		if len(left) > 16 || f.HardTimeout == 0 || f.HardTimeout > expectSeconds {
+			t.Fatalf("without the hook, %d replies are expected: %v", len(left), f)
+		}
 	}
+	eventually(t, "the end of what was learned last", func() bool { return len(br.learned(t)) == 0 })
 }
 
 // sendAll sends frames in by one port and waits until as many more are out by another.
