@@ -202,6 +202,15 @@ func (b *bridge) window(after uint64) *dyetracev1.HookWindow {
 	}
 }
 
+// takeOff deletes all flows of ours.
+func (b *bridge) takeOff(ctx context.Context) error {
+	ours, err := b.sw.DumpOurs(ctx, b.name)
+	if err != nil || len(ours) == 0 {
+		return err
+	}
+	return b.sw.Apply(ctx, b.name, nil, ours)
+}
+
 // remove takes our flows and our port off the bridge.
 func (b *bridge) remove(ctx context.Context) error {
 	b.stopWatch()
@@ -210,9 +219,12 @@ func (b *bridge) remove(ctx context.Context) error {
 	b.closePort()
 	b.taps.leave(b)
 	var errs []error
-	ours, err := b.sw.DumpOurs(ctx, b.name)
-	if err == nil && len(ours) > 0 {
-		err = b.sw.Apply(ctx, b.name, nil, ours)
+	err := b.takeOff(ctx)
+	if err == nil && b.hook.Expect {
+		// A sweep that was under way learns again what requests of before expect.
+		if err = b.sw.Settle(ctx, b.name); err == nil || errors.Is(err, ovs.ErrUncounted) {
+			err = b.takeOff(ctx)
+		}
 	}
 	if err != nil {
 		errs = append(errs, fmt.Errorf("bridge %s: removing flows: %w", b.name, err))

@@ -79,8 +79,8 @@
 // which an unused megaflow goes (max-idle), because a request that meets a cached
 // megaflow learns only once its statistics are collected, every 0.5 s. Where max-idle
 // is set higher, the flow goes first, the request's megaflow is made anew, and promises
-// nothing again. They go at once with the flows that learn (delete_learned), but for one that
-// a packet under way learns just then, which has its 15 s.
+// nothing again. They go at once with the flows that learn (delete_learned), but for what a
+// sweep that is under way learns again for requests of before, which has its 15 s.
 // Until then, replies to echoes of the pair's own, if they come from dst to src, bear
 // the stain's DSCP too, and copies of them are made.
 //

@@ -310,11 +310,10 @@ func TestExpectationsAreBounded(t *testing.T) {
 		t.Errorf("leaving, Diff deletes %d flows, %v; want %d and %d", len(del), err, len(h.Flows()), MaxExpected)
 	}
 	br.bundle(t, h.Flows(), Flow.DeleteLine)
-	// All go at once, but for what a packet under way learns just then, which goes by itself.
-	left := br.learned(t)
-	for _, f := range left {
-		if len(left) > 16 || f.HardTimeout == 0 || f.HardTimeout > expectSeconds {
-			t.Fatalf("without the hook, %d replies are expected: %v", len(left), f)
+	// All go at once, but for what a sweep that is under way learns again, which goes by itself.
+	for _, f := range br.learned(t) {
+		if f.HardTimeout == 0 || f.HardTimeout > expectSeconds {
+			t.Errorf("without the hook, a reply is expected for good: %v", f)
 		}
 	}
 	eventually(t, "the end of what was learned last", func() bool { return len(br.learned(t)) == 0 })
