@@ -162,8 +162,15 @@ func TestAgentLeavesNoTrace(t *testing.T) {
 	l.daemonise("hv1", "agent", l.configFile("hv1"))
 	l.ready()
 	checkHealthy(t, l.check(0, "--all"))
-	if again, n := l.bridgeState("hv1"); again != with || n != ours {
-		t.Errorf("the next agent did not adopt the hooks: %d flows of ours (had %d)\nbefore:\n%s\nafter:\n%s", n, ours, with, again)
+	// Where a probe was lost, as on a busy machine, a second look has made flows for answers, which go again.
+	var again string
+	eventually(t, fmt.Sprintf("as many flows of the next agent's as of the killed one's, %d", ours), time.Minute, func() bool {
+		var n int
+		again, n = l.bridgeState("hv1")
+		return n == ours
+	})
+	if again != with {
+		t.Errorf("the next agent did not adopt the hooks\nbefore:\n%s\nafter:\n%s", with, again)
 	}
 	l.testRefusedAgents(t)
 	l.stop("hv1", "agent", "TERM")

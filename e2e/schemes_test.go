@@ -28,8 +28,8 @@ func TestSchemes(t *testing.T) {
 		}
 	}
 	c := l.check(0, "blue-1", "green-4", "--no-touch", "--ip", "6")
-	if p := c.Pairs[0]; !p.NoTouch || p.Probes != 2 || len(p.Samples) != 10 {
-		t.Errorf("%v: no-touch %v, %d probes, %d points (want two probes, ten points)", p, p.NoTouch, p.Probes, len(p.Samples))
+	if p := c.Pairs[0]; !p.NoTouch || p.Probes < 2 || len(p.Samples) != 10 {
+		t.Errorf("%v: no-touch %v, %d probes, %d points (want a probe each way at the least, ten points)", p, p.NoTouch, p.Probes, len(p.Samples))
 	}
 }
 
