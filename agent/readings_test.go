@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/flows"
+	"github.com/dyetrace/dyetrace/stain"
+)
+
+// TestCountedClose: how much may come by while counters are read for the reading to be good.
+func TestCountedClose(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name         string
+		meanwhile    [2]uint64 // of two kinds
+		still, close bool
+	}{
+		{"nothing came by", [2]uint64{0, 0}, true, true},
+		{"one did", [2]uint64{0, 1}, false, true},
+		{"as many as may be", [2]uint64{countSlack, countSlack}, false, true},
+		{"one too many of one kind", [2]uint64{0, countSlack + 1}, false, false},
+		{"a flood", [2]uint64{1 << 40, 0}, false, false},
+	} {
+		c := counted{points: map[stain.Kind]pointCount{
+			stain.FromInstance: {counted: 5, readMin: 100, readMax: 100 + tt.meanwhile[0]},
+			stain.FromTunnel:   {counted: 9, readMin: 7, readMax: 7 + tt.meanwhile[1]},
+		}}
+		if c.still() != tt.still || c.close() != tt.close {
+			t.Errorf("%s: still %t, close %t (want %t, %t)", tt.name, c.still(), c.close(), tt.still, tt.close)
+		}
+	}
+}
+
+// rhythm is a switch that brings its counters up to date when it is let, for who is in a hurry; who is not
+// waits until he is interrupted. It has no flows.
+type rhythm struct {
+	Switch
+	let      chan struct{} // nil is at once
+	passes   func()        // while counters are waited for
+	settled  atomic.Int32
+	failures atomic.Int32 // so many are still to come
+}
+
+var errTest = errors.New("the switch is not well")
+
+func (r *rhythm) Settle(ctx context.Context, _ string) error {
+	if ovs.IsPatient(ctx) {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	if r.let != nil {
+		<-r.let
+	}
+	if r.failures.Add(-1) >= 0 {
+		return errTest
+	}
+	r.settled.Add(1)
+	if r.passes != nil {
+		r.passes()
+	}
+	return nil
+}
+
+func (r *rhythm) DumpOurs(context.Context, string) ([]flows.Flow, error) { return nil, nil }
+
+// counting is the hooks of a host with one bridge.
+func counting(r *rhythm) (*hooks, *bridge) {
+	h := newHooks(r, nil, time.Minute, slog.New(slog.DiscardHandler))
+	b := newBridge("br0", r, h.taps, stain.Default(), time.Minute, 1, h.log)
+	b.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_LIVE, epoch: 1})
+	h.bridges["br0"] = b
+	return h, b
+}
+
+// waited returns once so many wait for the next reading.
+func waited(h *hooks, n int64) {
+	for h.counter.waiting.Load() < n {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestReadAgain: readings are repeated while too much comes by, so often and no oftener, and not if somebody
+// waits for the next one.
+func TestReadAgain(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name                    string
+		meanwhile, others, want int
+	}{
+		{"quiet", 0, 0, 1},
+		{"a little", countSlack, 0, 1},
+		{"busy", countSlack + 1, 0, countTries},
+		// One reading of who came first, then one for both who wait, made by the first of them while
+		// the other waits still.
+		{"busy, and others wait", countSlack + 1, 2, 2},
+	} {
+		r := &rhythm{let: make(chan struct{})}
+		h, b := counting(r)
+		r.passes = func() { b.counts.read[stain.FromInstance].Add(uint64(tt.meanwhile)) }
+		done := make(chan error, 3)
+		read := func() { done <- h.count(t.Context(), true) }
+		go read()
+		for h.counter.begun.Load() == 0 { // it waits for the switch
+			time.Sleep(time.Millisecond)
+		}
+		for range tt.others {
+			go read()
+		}
+		waited(h, int64(tt.others))
+		close(r.let)
+		for range 1 + tt.others {
+			if err := <-done; err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+		}
+		if n := int(r.settled.Load()); n != tt.want {
+			t.Errorf("%s: %d readings, want %d", tt.name, n, tt.want)
+		}
+	}
+}
+
+// TestHurry: a reading that takes its time makes way for one that is waited for, and has what that one read.
+func TestHurry(t *testing.T) {
+	t.Parallel()
+	r := &rhythm{}
+	h, _ := counting(r)
+	patient := make(chan error, 1)
+	go func() { patient <- h.count(ovs.Patient(t.Context()), true) }()
+	for h.counter.begun.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := h.count(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	if err := <-patient; err != nil {
+		t.Error(err)
+	}
+	if n := r.settled.Load(); n != 1 {
+		t.Errorf("%d readings were made, want the one", n)
+	}
+}
+
+// TestStaleCounts: a reading that fails attests nothing, and not what was read before.
+func TestStaleCounts(t *testing.T) {
+	t.Parallel()
+	r := &rhythm{}
+	h, b := counting(r)
+	asked := h.counter.begun.Load()
+	if err := h.count(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if w := b.window(asked); len(w.Counts) == 0 {
+		t.Fatalf("read, and attested as %v", w)
+	}
+	asked = h.counter.begun.Load()
+	r.failures.Store(2)
+	for range 2 {
+		if err := h.count(t.Context(), true); !errors.Is(err, errTest) {
+			t.Errorf("a reading that failed: %v", err)
+		}
+		if w := b.window(asked); len(w.Counts) != 0 {
+			t.Errorf("not read again, and attested as %v", w)
+		}
+	}
+	if err := h.count(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if w := b.window(asked); len(w.Counts) == 0 {
+		t.Errorf("read again, and attested as %v", w)
+	}
+}
