@@ -17,20 +17,38 @@ import (
 const grace = 10 * time.Second
 
 func newCheckCmd() *cobra.Command {
-	var (
-		ctl     controller
-		out     output
-		all     bool
-		network string
-		host    string
-		timeout time.Duration
-		probe   probeFlags
-		show    textFlags
-	)
+	var c check
 	cmd := &cobra.Command{
 		Use:   "check {SRC DST | --network NETWORK | --host HOST | --all}",
 		Short: "Probe pairs of instances and say where and why they do not connect",
-		Long: `Check sends a stained packet from SRC to DST, sees it at every switch on the way there and
+		Long:  checkHelp,
+		Example: `  dyetrace check blue-1 green-4
+  dyetrace check red/10.0.1.11 red-2 -o json
+  dyetrace check --network blue --timeout 10s
+  dyetrace check blue-1 blue-3 --ip 6 --scheme icmp
+  dyetrace check --host hv3 --no-touch
+  dyetrace check blue-1 blue-3 --loss --max-loss 5
+  dyetrace check --all --continuous
+  dyetrace check --all -v`,
+		Args: checkArgs,
+		RunE: c.run,
+	}
+	c.ctl.flags(cmd)
+	c.out.flags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&c.all, "all", false, "every ordered pair that has a path")
+	f.StringVar(&c.network, "network", "", "all ordered pairs with an end in `NETWORK`")
+	f.StringVar(&c.host, "host", "", "all ordered pairs with an end on `HOST`")
+	f.DurationVar(&c.timeout, "timeout", 0, "end the run after this `TIME`, such as 10s; pairs not judged by then are unknown (default: the controller's)")
+	c.probe.flags(cmd)
+	c.show.flags(cmd)
+	cmd.ValidArgsFunction = c.ctl.complete(2, listInstances)
+	must(cmd.RegisterFlagCompletionFunc("network", c.ctl.complete(0, listNetworks)))
+	must(cmd.RegisterFlagCompletionFunc("host", c.ctl.complete(0, listHosts)))
+	return cmd
+}
+
+const checkHelp = `Check sends a stained packet from SRC to DST, sees it at every switch on the way there and
 back, and prints a verdict. SRC and DST are instances, written NAME, NETWORK/NAME, NETWORK/ADDRESS,
 or ADDRESS where only one network has it.
 
@@ -74,56 +92,45 @@ guest did not answer); policy (dropped by a security rule); unknown (we could no
 Exit codes: 0 all pairs are healthy; 1 one is faulty, silent or policy; 2 the question makes no
 sense; 3 none of these, but one is unknown; 4 the controller, or an agent that was needed, is not
 reachable; 130 interrupted, which cancels the run. A continuous run whose time is up counts by the
-verdicts at its end.`,
-		Example: `  dyetrace check blue-1 green-4
-  dyetrace check red/10.0.1.11 red-2 -o json
-  dyetrace check --network blue --timeout 10s
-  dyetrace check blue-1 blue-3 --ip 6 --scheme icmp
-  dyetrace check --host hv3 --no-touch
-  dyetrace check blue-1 blue-3 --loss --max-loss 5
-  dyetrace check --all --continuous
-  dyetrace check --all -v`,
-		Args: checkArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			scope := scopeOf(args, network, host)
-			if timeout < 0 || (timeout > 0 && timeout < time.Millisecond) {
-				return usage(fmt.Errorf("--timeout: %v; want 1ms or more", timeout))
-			}
-			s, err := ctl.dial(cmd)
-			if err != nil {
-				return err
-			}
-			defer s.close()
-			ctx, cancel := bounded(cmd.Context(), timeout)
-			defer cancel()
-			run, err := s.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{
-				Scope: scope, TimeoutMs: uint32(timeout.Milliseconds()), Options: probe.options(),
-			}))
-			if err != nil {
-				return s.explain(err)
-			}
-			if err := heard(run.Msg.GetRun(), probe.options()); err != nil {
-				return &exitError{exitUsage, fmt.Errorf("%w\n%w", err, endRun(cmd, s, run.Msg.GetRun().GetId()))}
-			}
-			if probe.continuous {
-				return followContinuous(ctx, cmd, s, run.Msg.GetRun(), out, show)
-			}
-			return follow(ctx, cmd, s, run.Msg.GetRun(), out, show)
-		},
+verdicts at its end.`
+
+// check is what was asked of the verb.
+type check struct {
+	ctl           controller
+	out           output
+	probe         probeFlags
+	show          textFlags
+	all           bool
+	network, host string
+	timeout       time.Duration
+}
+
+// run starts a run, and follows it to its end.
+func (c *check) run(cmd *cobra.Command, args []string) error {
+	if c.timeout < 0 || (c.timeout > 0 && c.timeout < time.Millisecond) {
+		return usage(fmt.Errorf("--timeout: %v; want 1ms or more", c.timeout))
 	}
-	ctl.flags(cmd)
-	out.flags(cmd)
-	f := cmd.Flags()
-	f.BoolVar(&all, "all", false, "every ordered pair that has a path")
-	f.StringVar(&network, "network", "", "all ordered pairs with an end in `NETWORK`")
-	f.StringVar(&host, "host", "", "all ordered pairs with an end on `HOST`")
-	f.DurationVar(&timeout, "timeout", 0, "end the run after this `TIME`, such as 10s; pairs not judged by then are unknown (default: the controller's)")
-	probe.flags(cmd)
-	show.flags(cmd)
-	cmd.ValidArgsFunction = ctl.complete(2, listInstances)
-	must(cmd.RegisterFlagCompletionFunc("network", ctl.complete(0, listNetworks)))
-	must(cmd.RegisterFlagCompletionFunc("host", ctl.complete(0, listHosts)))
-	return cmd
+	s, err := c.ctl.dial(cmd)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	ctx, cancel := bounded(cmd.Context(), c.timeout)
+	defer cancel()
+	started, err := s.StartRun(ctx, connect.NewRequest(&dyetracev1.StartRunRequest{
+		Scope: scopeOf(args, c.network, c.host), TimeoutMs: uint32(c.timeout.Milliseconds()), Options: c.probe.options(),
+	}))
+	if err != nil {
+		return s.explain(err)
+	}
+	run := started.Msg.GetRun()
+	if err := heard(run, c.probe.options()); err != nil {
+		return &exitError{exitUsage, fmt.Errorf("%w\n%w", err, endRun(cmd, s, run.GetId()))}
+	}
+	if c.probe.continuous {
+		return followContinuous(ctx, cmd, s, run, c.out, c.show)
+	}
+	return follow(ctx, cmd, s, run, c.out, c.show)
 }
 
 // textFlags say how much of a check to print for people.

@@ -8,9 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
@@ -94,25 +91,6 @@ type continuous struct {
 	infer   inference
 	out     batch
 	feed    *feed
-}
-
-// standing is how a pair stands.
-type standing struct {
-	base  *dyetracev1.PairResult // of the last examination; nil before the first
-	shown *dyetracev1.PairResult // what everybody was told
-	steps []step
-	track int // of the patrol, -1 where there is none
-	// since is when the first probe was lost, or arrived, that does not fit base; sound is since when
-	// it has been healthy.
-	since   time.Time
-	sound   time.Time
-	suspect bool
-	missed  bool   // suspect since a probe of it was lost
-	exam    uint64 // under way, 0 is none
-	flying  bool
-	again   time.Time // to be examined then
-	// pending are probes that were lost while it was suspect.
-	pending []meeting
 }
 
 // examined is what an examination says; done is its last word.
@@ -420,14 +398,6 @@ func (c *continuous) goRound(now time.Time) {
 	c.round = slices.Concat(held, rest, slices.Clone(go_))
 }
 
-// suspect has a pair be examined as soon as may be.
-func (c *continuous) suspect(i int, since time.Time) {
-	p := &c.pairs[i]
-	if !p.suspect {
-		p.suspect, p.since = true, since
-	}
-}
-
 // told takes in what the patrol met.
 func (c *continuous) told(m meeting) {
 	now := time.Now()
@@ -497,85 +467,4 @@ func (c *continuous) trip(rtt, took time.Duration) {
 	if c.trips.Count() >= maxTrips {
 		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
 	}
-}
-
-// tell lets everybody know how a pair stands, if that is news.
-func (c *continuous) tell(i int, now time.Time) {
-	p := &c.pairs[i]
-	if p.base == nil {
-		return
-	}
-	r := p.base
-	if r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
-		if worst := c.blamed(i); worst != nil {
-			r = worst.verdict(p.base, c.test)
-		}
-	}
-	if p.shown != nil && named(p.shown) == named(r) {
-		return
-	}
-	r = proto.CloneOf(r)
-	since := now
-	if p.since.Before(now) && !p.since.IsZero() && r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
-		since = p.since
-	}
-	r.Since = timestamppb.New(since)
-	if p.shown != nil {
-		r.Before, r.Changes = p.shown.GetVerdict(), p.shown.GetChanges()+1
-		c.r.metrics.transitions.WithLabelValues(verdictLabel(r.GetVerdict())).Inc()
-		if r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY && since != now {
-			c.r.metrics.named.Observe(now.Sub(since).Seconds())
-		}
-	}
-	p.shown = r
-	c.out.seq = append(c.out.seq, c.job.seq[i])
-	c.out.results = append(c.out.results, r)
-}
-
-// blamed is the pool that makes a pair faulty, the one that most pairs share; nil for none.
-func (c *continuous) blamed(i int) *pool {
-	var most *pool
-	look := func(p *pool) {
-		if p.guard.Alarm && p.blames && (most == nil || len(p.pairs) > len(most.pairs)) {
-			most = p
-		}
-	}
-	for _, s := range c.pairs[i].steps {
-		for _, p := range s.pools {
-			look(p)
-		}
-	}
-	look(c.pools.own(i))
-	return most
-}
-
-// naming is what must change of a verdict for it to be news: figures and notes are not.
-type naming struct {
-	verdict             dyetracev1.Verdict
-	kind                dyetracev1.CauseKind
-	host, segment, flow string
-}
-
-func named(r *dyetracev1.PairResult) naming {
-	if r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
-		return naming{verdict: r.GetVerdict()}
-	}
-	n := naming{verdict: r.GetVerdict(), kind: r.GetCauseKind(), host: r.GetHost(), segment: r.GetSegment().String()}
-	if f := r.GetFlow(); f != nil {
-		n.flow = f.GetBridge() + " " + f.GetMatch() + " " + f.GetActions()
-	}
-	return n
-}
-
-// samePath says that two paths of a pair are probed and judged in the same way.
-func samePath(a, b *plan.Path) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	same := a.From.Host == b.From.Host && a.To.Host == b.To.Host && a.From.OFPort == b.From.OFPort && a.To.OFPort == b.To.OFPort &&
-		a.From.Absent == b.From.Absent && a.To.Absent == b.To.Absent && a.From.Blind == b.From.Blind && a.To.Blind == b.To.Blind &&
-		a.From.LinkDown == b.From.LinkDown && a.To.LinkDown == b.To.LinkDown && a.Inject == b.Inject &&
-		a.From.Confirmed == b.From.Confirmed && a.To.Confirmed == b.To.Confirmed &&
-		a.SrcMAC == b.SrcMAC && a.DstMAC == b.DstMAC && a.Src == b.Src && a.Dst == b.Dst && (a.Blocked == nil) == (b.Blocked == nil)
-	return same && slices.Equal(a.Points, b.Points)
 }
