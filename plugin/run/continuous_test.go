@@ -283,6 +283,35 @@ func TestContinuous(t *testing.T) {
 	})
 }
 
+// TestContinuousForged has agents see packets, and say of probes that they left, which are yet to be sent:
+// what somebody's guess decodes to, of the many numbers that a patrol may use.
+func TestContinuousForged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 4))
+		all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(10 * time.Second)
+			w.mu.Lock()
+			runs := slices.Clone(w.runs)
+			w.mu.Unlock()
+			for _, v := range runs {
+				last := v.spec.Total - 1
+				for h := range v.spec.Hosts {
+					v.put(h, &dyetracev1.Samples{
+						Bridges: []string{"br-int"}, Index: []uint32{last}, Bridge: []uint32{0}, Kind: []dyetracev1.PointKind{1}, AtNs: []uint64{1},
+						AddrTag: []uint64{7}, Ttl: []uint32{64}, InPort: []uint32{7}, TunSrc: []uint32{0}, TunId: []uint32{0},
+						Reply: []bool{false}, NoReply: []bool{false}, Scheme: []dyetracev1.Scheme{1},
+					})
+					v.put(h, &dyetracev1.Injected{Index: []uint32{last}, AtNs: []uint64{1}, Failures: []*dyetracev1.InjectFailure{{Index: last, Reason: "a guess"}}})
+				}
+			}
+		})
+		if len(all) != 12 || c.probes < 300 {
+			t.Errorf("%d verdicts and %d probes, want the first verdict on 12 pairs and probes until the end", len(all), c.probes)
+		}
+	})
+}
+
 // TestContinuousInfers has all that hv1 sends to hv2 be lost for a while: a watcher is told that the pairs
 // have the tunnel in common, after their verdicts, and when they have nothing in common any more.
 func TestContinuousInfers(t *testing.T) {

@@ -60,13 +60,13 @@ func (x *execution) audit(host string, windows []*dyetracev1.HookWindow, set fun
 func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
 	at := now.Add(x.settle)
 	for _, number := range m.GetIndex() {
-		if x.entry(number) == host && x.ledger.leave(number) {
+		if x.ledger.knows(number) && x.entry(number) == host && x.ledger.leave(number) {
 			x.inflight--
 			x.settling = append(x.settling, settle{number, at})
 		}
 	}
 	for _, f := range m.GetFailures() {
-		if number := f.GetIndex(); x.entry(number) == host {
+		if number := f.GetIndex(); x.ledger.knows(number) && x.entry(number) == host {
 			x.fail(number, f.GetReason(), f.GetPortAbsent(), now)
 		}
 	}
@@ -119,6 +119,10 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 	var fates [spent + 1]int
 	late := 0
 	for i, number := range m.Index {
+		if !x.ledger.knows(number) { // a token of nobody's may be that of a probe which is yet to be sent
+			fates[forged]++
+			continue
+		}
 		track, pair := x.ledger.of(number), x.pairOf(number)
 		if x.judged[pair] {
 			late++

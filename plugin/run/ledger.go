@@ -146,7 +146,11 @@ func newLedger(key stain.Key, paths []*plan.Path, tracks []track, room int) *led
 	return l
 }
 
-// of returns the track that a probe belongs to.
+// knows says that there is a probe of that number. Agents know how many there may be, which is more than
+// there are as yet.
+func (l *ledger) knows(probe uint32) bool { return int64(probe) < int64(len(l.probes)) }
+
+// of returns the track that a probe belongs to, which must be known.
 func (l *ledger) of(probe uint32) int {
 	if hard := uint32(hardAttempts * len(l.tracks)); probe >= hard {
 		return int(l.extra[probe-hard])
