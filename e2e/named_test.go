@@ -193,17 +193,27 @@ func stageTable(logs string) string {
 	return kindTable(times)
 }
 
-// failing are the pairs that a break alone fails.
+// failing are the pairs that a break alone fails, whichever way they are probed: a run that chooses for
+// itself calls the others healthy.
 func failing(l *lab, kind string) (pairs []string) {
-	var tr truth
-	if err := json.Unmarshal([]byte(l.must("lab", "truth", kind, "-o", "json")), &tr); err != nil {
-		l.t.Fatal(err)
-	}
-	for _, f := range tr.Fates {
-		for _, src := range f.Src {
-			for _, dst := range f.Dst {
-				pairs = append(pairs, src+" "+dst)
+	schemes := []string{"tcp", "icmp"}
+	times := map[string]int{}
+	for _, scheme := range schemes {
+		var tr truth
+		if err := json.Unmarshal([]byte(l.must("lab", "truth", kind, "-o", "json", "--scheme", scheme)), &tr); err != nil {
+			l.t.Fatal(err)
+		}
+		for _, f := range tr.Fates {
+			for _, src := range f.Src {
+				for _, dst := range f.Dst {
+					times[src+" "+dst]++
+				}
 			}
+		}
+	}
+	for p, n := range times {
+		if n == len(schemes) {
+			pairs = append(pairs, p)
 		}
 	}
 	return pairs

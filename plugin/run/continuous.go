@@ -40,7 +40,7 @@ const (
 	// of the longest round trips (p99.9, by the clock of one host) if that is longer. After half of it a
 	// probe is withdrawn: that must not overtake an answer.
 	examSettle    = 30 * time.Millisecond
-	withdrawTimes = 4
+	withdrawTimes = 2
 	// enoughTrips is how many probes must have arrived until that holds; of fewer than someTrips the p99
 	// is but the slowest, and twice the p90 stands for it; of manyTrips, p99.9 is known; and maxTrips
 	// are looked at.
@@ -462,7 +462,7 @@ func (c *continuous) trip(rtt, took time.Duration) {
 			tail = c.trips.Quantile(0.99)
 		}
 		c.wait = min(max(settleTimes*tail, minSettle), c.r.cfg.Settle)
-		c.exact = min(max(tail, withdrawTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
+		c.exact = min(max(c.trips.Quantile(0.99), withdrawTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
 	}
 	if c.trips.Count() >= maxTrips {
 		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
