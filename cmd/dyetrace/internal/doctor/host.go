@@ -165,8 +165,8 @@ func switchVersion(ctx context.Context, p Paths) (string, error) {
 		return "", err
 	}
 	// By what it says of a bridge that there is not, and not by its version.
-	said, _ := exec.CommandContext(ctx, "ovs-appctl", "--timeout=4", "-t", target, "ofproto/trace", "--names", "-", "in_port=1").CombinedOutput()
-	if strings.Contains(string(said), "unknown option") {
+	said, _ := exec.CommandContext(ctx, "ovs-appctl", "--timeout=4", "-t", target, "ofproto/trace", "--names", "no-such-bridge", "in_port=1").CombinedOutput()
+	if strings.Contains(string(said), "--names: unknown option") {
 		version += "; its ofproto/trace has no --names, so the causes of faults are not told"
 	}
 	return version, nil
