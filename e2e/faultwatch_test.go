@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -94,6 +95,7 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
 		}
 	}
 	j.score.took = append(j.score.took, named...)
+	j.loss(len(named) > 0)
 	if len(named) > 0 {
 		j.score.first = append(j.score.first, slices.Min(named))
 	}
@@ -107,6 +109,21 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
 		p.until("healthy", 58)
 	}
 	return j.score
+}
+
+// loss counts a loss of a known share as one thing that fails: it is all pairs together that tell of it.
+func (j *judging) loss(named bool) {
+	i := slices.IndexFunc(j.tr.Losses, func(l lossFate) bool { return l.PerMille > 0 })
+	if i < 0 {
+		return
+	}
+	j.score.Failing++
+	if named {
+		j.score.Detected, j.score.Segment, j.score.Cause = j.score.Detected+1, j.score.Segment+1, j.score.Cause+1
+		return
+	}
+	l := j.tr.Losses[i]
+	j.miss(pair{Src: l.Src[0], Dst: l.Dst[0], Verdict: "not told of"}, "not named within "+lossWithin.String(), fmt.Sprintf("loss of %g %%", float64(l.PerMille)/10))
 }
 
 // await waits until all pairs that fail are told to, by a verdict, segment and cause that are right, and
