@@ -179,38 +179,32 @@ func (p process) alive() bool {
 // kill ends the process, and with it everything in the namespaces it holds, and returns when
 // they are gone. That it is gone already is no error.
 func (p process) kill(ctx context.Context) error {
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("node %s: pidfd: %w", p.Node, err)
-	}
-	defer unix.Close(fd)
-	if !p.alive() { // asked with the pidfd open: from here on it cannot be another
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("node %s: kill: %w", p.Node, err)
-	}
-	for {
-		// A pidfd becomes readable when the process has ended, for a pid namespace's first
-		// process: when all others in it have (pidfd_open(2), pid_namespaces(7)).
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if n > 0 {
-			return nil
+	return p.withPidfd(unix.SIGKILL, func(fd int) error {
+		for {
+			// A pidfd becomes readable when the process has ended, for a pid namespace's first
+			// process: when all others in it have (pidfd_open(2), pid_namespaces(7)).
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+			if n > 0 {
+				return nil
+			}
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return fmt.Errorf("node %s: wait for its end: %w", p.Node, err)
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("node %s: process %d does not end: %w", p.Node, p.PID, ctx.Err())
+			}
 		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("node %s: wait for its end: %w", p.Node, err)
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("node %s: process %d does not end: %w", p.Node, p.PID, ctx.Err())
-		}
-	}
+	})
 }
 
 // signal sends a signal to the very process. That it is gone is no error.
 func (p process) signal(s unix.Signal) error {
+	return p.withPidfd(s, func(int) error { return nil })
+}
+
+// withPidfd sends a signal to the very process, and goes on with a pidfd of it. That it is gone is no
+// error, and there is nothing to go on with.
+func (p process) withPidfd(s unix.Signal, then func(fd int) error) error {
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -225,7 +219,7 @@ func (p process) signal(s unix.Signal) error {
 	if err := unix.PidfdSendSignal(fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("node %s: %v: %w", p.Node, s, err)
 	}
-	return nil
+	return then(fd)
 }
 
 // inits returns all inits of a lab that run: those that say so themselves by their arguments,
