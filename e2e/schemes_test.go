@@ -23,7 +23,9 @@ func TestSchemes(t *testing.T) {
 		}
 	}
 	for _, p := range l.check(0, "--all").Pairs {
-		if p.Scheme != "tcp" || p.Reason == "" || p.Probes != 1 || !strings.HasPrefix(p.SrcIP, "10.") {
+		// On a machine so slow that labs need patience, a sample may be late, and is asked for again.
+		once := p.Probes == 1 || patient(1) > 1
+		if p.Scheme != "tcp" || p.Reason == "" || !once || !strings.HasPrefix(p.SrcIP, "10.") {
 			t.Errorf("%v: by %s (%q), %d probes, from %s (want one by tcp over IPv4, and why)", p, p.Scheme, p.Reason, p.Probes, p.SrcIP)
 		}
 	}
