@@ -4,17 +4,20 @@
 // `make bench-evpn` gives both the same UPDATEs: from 5,000 VTEPs, of each host a route with its MAC
 // alone and one with its IP address, as a route reflector sends them. With FRR 8.4.4, on two cores:
 //
-//	routes × peers              learn  withdraw  learn again     CPU  peak RSS  at end
-//	       100k×1  dyetrace  0.125 s   0.055 s      0.079 s  0.11 s     41 MB   77 MB
-//	               bgpd      0.249 s   0.378 s      0.303 s  0.24 s    132 MB  133 MB
-//	      1000k×1  dyetrace  0.957 s   0.583 s      0.656 s  1.04 s    237 MB  315 MB
-//	               bgpd      2.124 s   1.497 s      1.724 s  2.14 s   1060 MB 1063 MB
-//	      1000k×2  dyetrace  1.832 s   0.969 s      1.380 s  1.60 s    351 MB  450 MB
-//	               bgpd      5.149 s   2.169 s      2.833 s  5.19 s   1647 MB 1650 MB
+//	routes × peers              learn  withdraw  learn again  learn, read     CPU  peak RSS   at end
+//	       100k×1  dyetrace  0.131 s   0.114 s      0.111 s      0.091 s  0.17 s     41 MB    88 MB
+//	                   bgpd  0.408 s   0.763 s      0.331 s      0.469 s  0.39 s    132 MB   132 MB
+//	                  ratio     0.32      0.15         0.34         0.20    0.44      0.31     0.67
+//	      1000k×1  dyetrace  0.956 s   0.769 s      0.824 s      0.684 s  1.17 s    236 MB   354 MB
+//	                   bgpd  2.787 s   2.274 s      2.139 s      2.251 s  2.79 s   1060 MB  1063 MB
+//	                  ratio     0.34      0.34         0.39         0.30    0.42      0.22     0.33
+//	      1000k×2  dyetrace  1.350 s   1.066 s      1.317 s      1.512 s  1.65 s    349 MB   523 MB
+//	                   bgpd  4.130 s   3.101 s      4.019 s      4.825 s  4.15 s   1647 MB  1650 MB
+//	                  ratio     0.33      0.34         0.33         0.31    0.40      0.21     0.32
 //
-// The lines of bgpd, and the times of ours, were taken on idle cores, the times before rib read routes
-// ahead of its lock. CPU and memory of ours are of now, from cores that others used, too: memory does not
-// hang on that, CPU little.
+// All in one run, which had the two cores to itself. bgpd's times change by a third from run to run: two
+// hours before, 1000k×1 took it 2.1 s and ours, of before rib read routes ahead of its lock, 0.96 s.
+// "at end" is after 10 churns of 1000k×1, over which it grew by 2 %.
 //
 // BenchmarkLimits says what of it is spent on what. In processor time a route, on the same busy cores: 20 ns
 // to read it from a socket, 30 ns to decode it, 740 ns to put it into a map of Go's by its key alone; 570 ns
