@@ -593,7 +593,7 @@ func TestResumeOptions(t *testing.T) {
 // TestRunRefused has one agent that cannot withhold: nothing is sent to or from its guests.
 func TestRunRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorldOf(t, dualInventory(), probingUntouched, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w := newWorldOf(t, dualInventory(), probingUntouched, nil)
 	w.start()
 	for _, host := range labHosts {
 		a := w.agent(host)
