@@ -92,6 +92,8 @@ func (c connections) of(r *TraceRequest, zone int) standing {
 			switch {
 			case !r.Reply && (state == nil || state[1] != "ESTABLISHED"):
 				continue
+			case r.Reply && r.Scheme == stain.ICMP && m[1] == "orig":
+				continue // begun by an echo request of who answers now, and no matter of this answer
 			case m[1] == "reply":
 				return answerer
 			}
