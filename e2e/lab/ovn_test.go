@@ -52,6 +52,10 @@ func testLogicalPorts(t *testing.T, l *Lab) {
 
 // testOVNControls checks that all flows are OVN's own doing: none is left with nobody to have it.
 func testOVNControls(t *testing.T, l *Lab) {
+	// That all pairs answer does not say that all flows are there.
+	if _, err := l.Exec(t.Context(), l.Overlay().OVN.Central, "ovn-nbctl", "--timeout=30", "--wait=hv", "sync"); err != nil {
+		t.Fatal(err)
+	}
 	for _, h := range l.Overlay().Hosts {
 		count := func() int {
 			out, err := l.Exec(t.Context(), h.Name, "ovs-ofctl", "--no-stats", "dump-flows", overlay.Integration)
