@@ -41,7 +41,9 @@ type Lab struct {
 	binary   string
 	runner   runner
 	topology *Topology
-	base     *overlay.Spec // as the topology has it
+	base     *overlay.Spec // as the topology has it, and the datapath that was asked for
+
+	topologyDatapath string // as the topology has it
 
 	// spec is base with instances where breaks moved them to.
 	spec atomic.Pointer[overlay.Spec]
@@ -287,6 +289,7 @@ func prepare(opts *Options) (*Lab, error) {
 	if err := l.load(files, opts.Topology); err != nil {
 		return nil, err
 	}
+	l.topologyDatapath = l.base.Datapath
 	if l.base.Datapath, err = datapathOf(opts.Datapath, l.base.Datapath); err != nil {
 		return nil, err
 	}
@@ -414,7 +417,7 @@ func (l *Lab) writeFiles() error {
 	if err := os.CopyFS(filepath.Join(l.dir, "topology"), files); err != nil {
 		return err
 	}
-	if err := l.writeDatapath(); err != nil {
+	if err := l.writeDatapath(l.topologyDatapath); err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(l.dir, "log"), 0o755); err != nil {

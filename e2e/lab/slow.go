@@ -37,13 +37,16 @@ func datapathOf(name, topology string) (string, error) {
 	if name == "" {
 		name = os.Getenv(DatapathEnv)
 	}
-	switch name {
-	case "":
+	switch {
+	case name == "":
 		return topology, nil
+	case topology != "" && name != topology:
+		return "", fmt.Errorf("lab: datapath %s: the topology wants %s", name, topology)
+	}
+	switch name {
 	case overlay.Netdev:
 		return name, nil
 	case overlay.System:
-		// A module that can be loaded is loaded by the first who asks for it, vswitchd's script; labs have none.
 		if _, err := os.Stat("/sys/module/openvswitch"); err != nil {
 			return "", fmt.Errorf("lab: datapath %s: this kernel has no Open vSwitch; 'modprobe openvswitch' if it comes as a module", name)
 		}
@@ -52,9 +55,9 @@ func datapathOf(name, topology string) (string, error) {
 	return "", fmt.Errorf("lab: datapath %q: want %s or %s", name, overlay.Netdev, overlay.System)
 }
 
-// writeDatapath has the lab's overlay file say by what hypervisors forward.
-func (l *Lab) writeDatapath() error {
-	if !l.base.InKernel() {
+// writeDatapath has the lab's overlay file, where it does not yet, say by what hypervisors forward.
+func (l *Lab) writeDatapath(topology string) error {
+	if l.base.Datapath == topology {
 		return nil
 	}
 	f, err := os.OpenFile(filepath.Join(l.dir, "topology", "overlay.yaml"), os.O_APPEND|os.O_WRONLY, 0)
