@@ -3,8 +3,10 @@ package underlay
 import (
 	"context"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -298,6 +300,29 @@ func TestListen(t *testing.T) {
 	if err := other.Problem(hostB); err == nil || !strings.Contains(err.Error(), "key") {
 		t.Errorf("without a key: %v", err)
 	}
+}
+
+// TestFreeWhenClosed forks children, which have our sockets until they are other programs.
+func TestFreeWhenClosed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var children sync.WaitGroup
+	for range 4 {
+		children.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		w.responder().Close() // fails where the one before is still there
+	}
+	stop()
+	children.Wait()
 }
 
 func TestValidate(t *testing.T) {

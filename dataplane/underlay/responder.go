@@ -71,6 +71,7 @@ type listener struct {
 func (l *listener) stop() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
 func (l *listener) close() {
+	_ = yields(l.fd, true)
 	unix.Close(l.fd)
 	unix.Close(l.wake)
 }
@@ -128,7 +129,7 @@ func (r *Responder) Listen(at []netip.Addr) {
 	}
 }
 
-// Close ends all that Listen began, and waits for it.
+// Close ends all that Listen began, and waits until its addresses are free.
 func (r *Responder) Close() {
 	r.mu.Lock()
 	var all []*listener
@@ -212,8 +213,12 @@ func (r *Responder) Recall(id uint64, asker, at netip.Addr, now time.Time) Recal
 }
 
 func listen(at netip.AddrPort) (*listener, error) {
-	fd, err := open(at, common(at.Addr()))
+	fd, err := open(at, append(common(at.Addr()), option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}))
 	if err != nil {
+		return nil, err
+	}
+	if err := yields(fd, false); err != nil {
+		unix.Close(fd)
 		return nil, err
 	}
 	// The first needs CAP_NET_ADMIN, the second is bounded by net.core.rmem_max; neither must succeed.
@@ -232,6 +237,21 @@ func listen(at netip.AddrPort) (*listener, error) {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	return &listener{at: at, fd: fd, wake: wake, done: make(chan struct{})}, nil
+}
+
+// yields has the address of a socket free for another listener, or no longer. A socket that was closed
+// may live on for some milliseconds in a child of this process, from fork(2) until execve(2) has closed
+// what is O_CLOEXEC; its address is then free only if both have SO_REUSEADDR (udp_v4_get_port of
+// net/ipv4/udp.c), which one that answers must not have: two agents would share an address unseen.
+func yields(fd int, yes bool) error {
+	value := 0
+	if yes {
+		value = 1
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, value); err != nil {
+		return fmt.Errorf("SO_REUSEADDR: %w", err)
+	}
+	return nil
 }
 
 // serve answers until it is stopped.
