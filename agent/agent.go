@@ -111,6 +111,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.hooks.run(gctx) })
 	g.Go(func() error { return a.dial(gctx) })
+	g.Go(func() error { return a.echo.streams.Run(gctx, a.streamed) })
 	err := g.Wait()
 
 	// The switch must still be reachable for the clean-up.

@@ -149,6 +149,7 @@ func (a *Agent) session(ctx context.Context) (welcomed bool, err error) {
 		a.outbox.open.Store(false)
 		a.metrics.connected.Set(0)
 		a.runs.clear()
+		a.stream(nil)
 	}()
 
 	// Whichever ends first ends the others: cancelling ctx resets the stream,
@@ -309,6 +310,10 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 				wg.Go(func() { a.probeUnderlay(ctx, m.ProbeUnderlay); <-explore })
 			default:
 				a.say(ctx, underlayError(m.ProbeUnderlay.Id, fmt.Errorf("%d underlay probes are under way on this host, no more are taken", maxUnderlay)))
+			}
+		case *dyetracev1.SessionResponse_StreamUnderlay:
+			for _, m := range a.stream(m.StreamUnderlay) {
+				a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_UnderlayCounts{UnderlayCounts: m}})
 			}
 		case *dyetracev1.SessionResponse_Reject:
 			if m.Reject.Permanent {

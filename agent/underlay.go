@@ -34,6 +34,7 @@ const (
 // echo is the host's part in underlay probes.
 type echo struct {
 	responder *underlay.Responder // nil: switched off
+	streams   *underlay.Streams
 	slots     chan struct{}
 	sent      atomic.Uint64
 
@@ -62,7 +63,7 @@ func (t tunnelEnds) outer(inner uint8) uint8 {
 }
 
 func newEcho(port int, log *slog.Logger) *echo {
-	e := &echo{slots: make(chan struct{}, parallelUnderlay)}
+	e := &echo{slots: make(chan struct{}, parallelUnderlay), streams: underlay.NewStreams()}
 	if port != 0 {
 		e.responder = underlay.NewResponder(uint16(port), log)
 	}
@@ -144,7 +145,7 @@ func (e *echo) message() *dyetracev1.UnderlayEcho {
 	if e.responder == nil {
 		return m
 	}
-	m.Port = uint32(e.responder.Port())
+	m.Port, m.Streams = uint32(e.responder.Port()), true
 	at, problems := e.responder.Addresses()
 	for _, a := range at {
 		m.Addresses = append(m.Addresses, a.String())
@@ -157,6 +158,8 @@ func (e *echo) message() *dyetracev1.UnderlayEcho {
 
 func (e *echo) count(c *dyetracev1.AgentCounters) {
 	c.UnderlaySent = e.sent.Load()
+	s := e.streams.Counters()
+	c.UnderlayStreamed, c.UnderlayUnclear = s.Sent, s.Unclear
 	if e.responder != nil {
 		n := e.responder.Counters()
 		c.UnderlayAnswered, c.UnderlayRefused, c.UnderlayLimited = n.Answered, n.Refused, n.Limited
@@ -177,6 +180,8 @@ func (e *echo) metrics() []prometheus.Collector {
 		counter("underlay_answered_total", "Other agents' datagrams answered.", (*dyetracev1.AgentCounters).GetUnderlayAnswered),
 		counter("underlay_refused_total", "Datagrams dropped because they were not authentic.", (*dyetracev1.AgentCounters).GetUnderlayRefused),
 		counter("underlay_limited_total", "Datagrams not answered because of the rate.", (*dyetracev1.AgentCounters).GetUnderlayLimited),
+		counter("underlay_streamed_total", "Datagrams sent in streams to other agents' tunnel addresses, for continuous runs.", (*dyetracev1.AgentCounters).GetUnderlayStreamed),
+		counter("underlay_unclear_total", "Datagrams of streams of which nothing is claimed: a fault of ours, or several in a row were lost.", (*dyetracev1.AgentCounters).GetUnderlayUnclear),
 	}
 }
 

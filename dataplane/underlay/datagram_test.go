@@ -46,12 +46,20 @@ func naive(key Key, d Datagram, src, dst netip.AddrPort) []byte {
 	put(d.SentNs)
 	mac := hmac.New(sha256.New, key[:])
 	mac.Write(b.Bytes())
+	var standing bytes.Buffer
+	if d.Kind >= StreamQuestion {
+		s := d.Standing
+		_ = binary.Write(&standing, binary.BigEndian, []uint32{s.Epoch, s.Overflows, s.Withheld, s.Known})
+		_ = binary.Write(&standing, binary.BigEndian, s.Seen[:])
+	}
+	mac.Write(standing.Bytes())
 	for _, a := range []netip.Addr{src.Addr(), dst.Addr()} {
 		ip := a.As16()
 		mac.Write(ip[:])
 	}
 	_ = binary.Write(mac, binary.BigEndian, []uint16{src.Port(), dst.Port()})
 	b.Write(mac.Sum(nil)[:16])
+	b.Write(standing.Bytes())
 	for b.Len() < d.Length {
 		b.WriteByte(0)
 	}
@@ -59,15 +67,20 @@ func naive(key Key, d Datagram, src, dst netip.AddrPort) []byte {
 }
 
 func drawDatagram(t *rapid.T) Datagram {
-	return Datagram{
-		Kind:    rapid.SampledFrom([]Kind{Question, Answer}).Draw(t, "kind"),
+	d := Datagram{
+		Kind:    rapid.SampledFrom([]Kind{Question, Answer, StreamQuestion, StreamAnswer}).Draw(t, "kind"),
 		ToS:     rapid.Uint8().Draw(t, "tos"),
 		TTL:     rapid.Uint8().Draw(t, "ttl"),
 		Session: rapid.Uint64().Draw(t, "session"),
 		Serial:  rapid.Uint32().Draw(t, "serial"),
-		Length:  rapid.IntRange(HeaderSize, 9000).Draw(t, "length"),
 		SentNs:  rapid.Int64().Draw(t, "sent"),
 	}
+	d.Length = rapid.IntRange(d.Kind.least(), 9000).Draw(t, "length")
+	if d.Kind == StreamAnswer {
+		seen := rapid.SliceOfN(rapid.Uint64(), 4, 4).Draw(t, "seen")
+		d.Standing = Standing{rapid.Uint32().Draw(t, "epoch"), rapid.Uint32().Draw(t, "overflows"), rapid.Uint32().Draw(t, "withheld"), rapid.Uint32Range(0, seenBits).Draw(t, "known"), [4]uint64(seen)}
+	}
+	return d
 }
 
 func drawAddr(t *rapid.T, label string) netip.AddrPort {
@@ -93,7 +106,7 @@ func TestCodec(t *testing.T) {
 		}
 		// Whatever changes on the way, or claims to come from elsewhere, is not taken.
 		forged := bytes.Clone(b)
-		forged[rapid.IntRange(0, HeaderSize-1).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		forged[rapid.IntRange(0, d.Kind.least()-1).Draw(t, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
 		if back, err := c.Parse(forged, src, dst); err == nil {
 			t.Fatalf("Parse of a changed datagram = %+v", back)
 		}
@@ -115,6 +128,7 @@ func TestCodec(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(NewCodec(testKey).Append(nil, Datagram{Kind: Question, Session: 5, Length: 60}, vtepA, vtepB))
 	f.Add(naive(testKey, Datagram{Kind: 3, Session: 5, Length: 48}, vtepA, vtepB))
+	f.Add(NewCodec(testKey).Append(nil, Datagram{Kind: StreamAnswer, Session: 5, Length: StreamSize, Standing: Standing{1, 2, 3, 200, [4]uint64{4, 5, 6, 7}}}, vtepA, vtepB))
 	f.Add([]byte("dyu\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := NewCodec(testKey)
@@ -122,7 +136,7 @@ func FuzzParse(f *testing.F) {
 		switch {
 		case err == nil:
 			again := c.Append(nil, d, vtepA, vtepB)
-			if !bytes.Equal(again[:HeaderSize], b[:HeaderSize]) || len(again) != len(b) {
+			if n := d.Kind.least(); !bytes.Equal(again[:n], b[:n]) || len(again) != len(b) {
 				t.Errorf("Parse(%x) = %+v, which is %x", b, d, again)
 			}
 		case !errors.Is(err, ErrForeign) && !errors.Is(err, ErrForged):
@@ -135,9 +149,11 @@ func TestNoAllocations(t *testing.T) {
 	c := NewCodec(testKey)
 	b := make([]byte, 0, 2000)
 	n := testing.AllocsPerRun(100, func() {
-		b = c.Append(b[:0], Datagram{Kind: Question, Session: 1, Length: 1400}, vtepA, vtepB)
-		if _, err := c.Parse(b, vtepA, vtepB); err != nil {
-			t.Fatal(err)
+		for _, k := range []Kind{Question, StreamAnswer} {
+			b = c.Append(b[:0], Datagram{Kind: k, Session: 1, Length: 1400}, vtepA, vtepB)
+			if _, err := c.Parse(b, vtepA, vtepB); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 	if n > 0 {

@@ -33,6 +33,27 @@
 // port and destination port of the datagram itself. So neither can a datagram be answered for
 // another address than the one that asked, nor a question be passed off as an answer.
 //
+// # Stream
+//
+// [Streams] sends a slow, endless stream of questions to each of several hosts, so that a loss of one
+// packet in a hundred shows within seconds. Datagrams of a stream (kind 3 and 4) have more behind the
+// tag, which the HMAC is over as well, after the first 32 bytes; it is zero in a question:
+//
+//	+------+------+------+------+------+------+------+------+
+//	|           epoch           |         overflows         |
+//	+------+------+------+------+------+------+------+------+
+//	|         withheld          |           known           |
+//	+------+------+------+------+------+------+------+------+
+//	|  seen: 256 bits, in four words                        |
+//
+// So each answer tells what came of the questions before its own, known of them, 255 at the most (bit i%64 of word i/64 is the
+// question that was sent i+1 before), and with it, of those that were not answered, which were lost
+// there and which on the way back. A question counts as lost only between two answers of one epoch, if
+// neither the responder's socket nor the asking ones had an overflow in between (there, or back) and no
+// answer was withheld. What cannot be told counts as unclear: it is neither lost nor passed. So does
+// all but the first of four and more questions in a row that were lost: a link that was down for
+// a moment, or a host that stood still, is one event, and no rate.
+//
 // # No reflector
 //
 // What is not authentic, or is an answer, is counted and dropped. An answer is as long as its

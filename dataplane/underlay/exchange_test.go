@@ -264,10 +264,9 @@ func TestLimited(t *testing.T) {
 // Sessions beyond what is kept push out the oldest.
 func TestForgets(t *testing.T) {
 	r := NewResponder(testPort, nil)
-	l := &listener{at: netip.AddrPortFrom(hostB, testPort)}
 	for i := range uint64(remembered + 3) {
-		r.note(l, hostA, Datagram{Session: i + 1, Serial: 9})
-		r.note(l, hostA, Datagram{Session: i + 1, Serial: serials})
+		r.note(Datagram{Session: i + 1, Serial: 9}, true)
+		r.note(Datagram{Session: i + 1, Serial: serials}, true)
 	}
 	for id, want := range map[uint64]bool{1: false, 3: false, 4: true, remembered + 3: true} {
 		if m := r.Recall(id, hostA, hostB, time.Now()); (m.Seen != nil) != want || want && (len(m.Seen) != 2 || m.Seen[1] != 2) {

@@ -50,6 +50,7 @@ type Responder struct {
 	sessions  map[uint64]*session
 	order     []uint64 // of sessions, a ring once it is full
 	next      int
+	streams   heardStreams
 	heard     map[netip.Addr]map[netip.Addr]time.Time // by own address, by whom
 }
 
@@ -213,7 +214,8 @@ func (r *Responder) Recall(id uint64, asker, at netip.Addr, now time.Time) Recal
 }
 
 func listen(at netip.AddrPort) (*listener, error) {
-	fd, err := open(at, append(common(at.Addr()), option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}))
+	fd, err := open(at, append(common(at.Addr()), option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"},
+		option{unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1, "SO_RXQ_OVFL"}))
 	if err != nil {
 		return nil, err
 	}
@@ -221,10 +223,7 @@ func listen(at netip.AddrPort) (*listener, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	// The first needs CAP_NET_ADMIN, the second is bounded by net.core.rmem_max; neither must succeed.
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
-	}
+	roomy(fd)
 	if at.Port() == 0 {
 		if at, err = localOf(fd); err != nil {
 			unix.Close(fd)
@@ -237,6 +236,14 @@ func listen(at netip.AddrPort) (*listener, error) {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	return &listener{at: at, fd: fd, wake: wake, done: make(chan struct{})}, nil
+}
+
+// roomy has a socket hold much. The first needs CAP_NET_ADMIN, the second is bounded by
+// net.core.rmem_max; neither must succeed.
+func roomy(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
 }
 
 // yields has the address of a socket free for another listener, or no longer. A socket that was closed
@@ -280,18 +287,25 @@ func (r *Responder) serve(l *listener) {
 			continue
 		}
 		d, err := codec.Parse(buf[:n], src, l.at)
-		if err != nil || d.Kind != Question {
+		if err != nil || d.Kind != Question && d.Kind != StreamQuestion {
 			r.refused.Add(1)
 			continue
 		}
 		tos, ttl := marks(oob[:oobn])
-		if !r.note(l, src.Addr(), d) {
+		streams := d.Kind == StreamQuestion
+		switch allowed := r.hear(l, src.Addr()); {
+		case streams && !r.stand(l, &d, overflows(oob[:oobn]), allowed),
+			!streams && !r.note(d, allowed):
 			continue
 		}
-		d.Kind, d.ToS, d.TTL = Answer, tos, ttl
+		d.Kind++ // the answer
+		d.ToS, d.TTL = tos, ttl
 		out = codec.Append(out[:0], d, l.at, src)
 		if err := unix.Sendmsg(l.fd, out, withToS(l.at.Addr(), tos), from, unix.MSG_DONTWAIT); err != nil {
 			r.failed.Add(1)
+			if streams {
+				r.withhold(d.Session)
+			}
 			r.log.Debug("underlay answer not sent", "to", src, "bytes", len(out), "err", err)
 			continue
 		}
@@ -299,10 +313,10 @@ func (r *Responder) serve(l *listener) {
 	}
 }
 
-// note remembers a question, and says whether it is to be answered.
-func (r *Responder) note(l *listener, from netip.Addr, d Datagram) bool {
+// hear remembers who asked, and says whether the rate lets it be answered.
+func (r *Responder) hear(l *listener, from netip.Addr) (allowed bool) {
 	now := time.Now()
-	allowed := r.pace.AllowN(now, 1)
+	allowed = r.pace.AllowN(now, 1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listeners[from] == nil { // one's own questions show nothing of what the network may do
@@ -315,6 +329,16 @@ func (r *Responder) note(l *listener, from netip.Addr, d Datagram) bool {
 			by[from] = now
 		}
 	}
+	if !allowed {
+		r.limited.Add(1)
+	}
+	return allowed
+}
+
+// note remembers a question, and says whether it is to be answered.
+func (r *Responder) note(d Datagram, allowed bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	s := r.sessions[d.Session]
 	if s == nil {
 		s = &session{}
@@ -335,7 +359,6 @@ func (r *Responder) note(l *listener, from netip.Addr, d Datagram) bool {
 	}
 	if !allowed {
 		s.limited++
-		r.limited.Add(1)
 	}
 	return allowed
 }

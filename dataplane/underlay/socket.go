@@ -133,6 +133,29 @@ func marks(oob []byte) (tos, ttl uint8) {
 	return tos, ttl
 }
 
+// overflows reads how many datagrams a socket had no room for until this one came (SO_RXQ_OVFL of
+// socket(7)); without the message it is none yet.
+func overflows(oob []byte) (n uint32) {
+	controls(oob, func(h unix.Cmsghdr, data []byte) {
+		if h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(data) >= 4 {
+			n = binary.NativeEndian.Uint32(data)
+		}
+	})
+	return n
+}
+
+// overflowed is the same number as it is now (SO_MEMINFO, since Linux 4.12; net/core/sock.c).
+func overflowed(fd int) uint32 {
+	var mem [9]uint32 // SK_MEMINFO_VARS of linux/sock_diag.h, of which the last is SK_MEMINFO_DROPS
+	size := uint32(unsafe.Sizeof(mem))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&mem)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 || size < uint32(unsafe.Sizeof(mem)) {
+		return 0
+	}
+	return mem[8]
+}
+
 // controls calls f for each control message; what is cut off is left out.
 func controls(oob []byte, f func(h unix.Cmsghdr, data []byte)) {
 	for len(oob) >= unix.SizeofCmsghdr {

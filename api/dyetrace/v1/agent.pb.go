@@ -95,6 +95,7 @@ type SessionRequest struct {
 	//	*SessionRequest_UnderlayReport
 	//	*SessionRequest_Audited
 	//	*SessionRequest_Changes
+	//	*SessionRequest_UnderlayCounts
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -254,6 +255,15 @@ func (x *SessionRequest) GetChanges() *Changes {
 	return nil
 }
 
+func (x *SessionRequest) GetUnderlayCounts() *UnderlayCounts {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_UnderlayCounts); ok {
+			return x.UnderlayCounts
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -310,6 +320,10 @@ type SessionRequest_Changes struct {
 	Changes *Changes `protobuf:"bytes,50,opt,name=changes,proto3,oneof"`
 }
 
+type SessionRequest_UnderlayCounts struct {
+	UnderlayCounts *UnderlayCounts `protobuf:"bytes,180,opt,name=underlay_counts,json=underlayCounts,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_State) isSessionRequest_Message() {}
@@ -336,6 +350,8 @@ func (*SessionRequest_Audited) isSessionRequest_Message() {}
 
 func (*SessionRequest_Changes) isSessionRequest_Message() {}
 
+func (*SessionRequest_UnderlayCounts) isSessionRequest_Message() {}
+
 // SessionResponse is what the controller says.
 type SessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -351,6 +367,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Arm
 	//	*SessionResponse_ProbeUnderlay
 	//	*SessionResponse_Audit
+	//	*SessionResponse_StreamUnderlay
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -483,6 +500,15 @@ func (x *SessionResponse) GetAudit() *Audit {
 	return nil
 }
 
+func (x *SessionResponse) GetStreamUnderlay() *StreamUnderlay {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_StreamUnderlay); ok {
+			return x.StreamUnderlay
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -527,6 +553,10 @@ type SessionResponse_Audit struct {
 	Audit *Audit `protobuf:"bytes,10,opt,name=audit,proto3,oneof"`
 }
 
+type SessionResponse_StreamUnderlay struct {
+	StreamUnderlay *StreamUnderlay `protobuf:"bytes,180,opt,name=stream_underlay,json=streamUnderlay,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -546,6 +576,8 @@ func (*SessionResponse_Arm) isSessionResponse_Message() {}
 func (*SessionResponse_ProbeUnderlay) isSessionResponse_Message() {}
 
 func (*SessionResponse_Audit) isSessionResponse_Message() {}
+
+func (*SessionResponse_StreamUnderlay) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -2878,11 +2910,288 @@ func (x *UnderlayReport) GetTos() uint32 {
 	return 0
 }
 
+// StreamUnderlay has an agent send slow, endless streams of UDP datagrams to other agents, between the
+// tunnel addresses of their hosts, and count what becomes of them (package dataplane/underlay): these
+// streams and no others, until it says otherwise or the session ends. It is sent only to agents of which
+// the controller knows that they can (UnderlayEcho.streams), and so are the targets' agents.
+type StreamUnderlay struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chosen by the controller, larger than any before; UnderlayCounts name it.
+	Set     uint64            `protobuf:"varint,1,opt,name=set,proto3" json:"set,omitempty"`
+	Targets []*UnderlayTarget `protobuf:"bytes,2,rep,name=targets,proto3" json:"targets,omitempty"`
+	// How many datagrams a second the host may send beyond the targets' rates, in all, to those
+	// where one was lost just before.
+	Extra         uint32 `protobuf:"varint,3,opt,name=extra,proto3" json:"extra,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamUnderlay) Reset() {
+	*x = StreamUnderlay{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamUnderlay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamUnderlay) ProtoMessage() {}
+
+func (x *StreamUnderlay) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamUnderlay.ProtoReflect.Descriptor instead.
+func (*StreamUnderlay) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *StreamUnderlay) GetSet() uint64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
+func (x *StreamUnderlay) GetTargets() []*UnderlayTarget {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *StreamUnderlay) GetExtra() uint32 {
+	if x != nil {
+		return x.Extra
+	}
+	return 0
+}
+
+// UnderlayTarget is where a stream goes. What it shares with ProbeUnderlay means the same.
+type UnderlayTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	SrcIp []byte                 `protobuf:"bytes,1,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	DstIp []byte                 `protobuf:"bytes,2,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`
+	Port  uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Tos   uint32                 `protobuf:"varint,4,opt,name=tos,proto3" json:"tos,omitempty"`
+	// Bytes of IP packet. 124 over IPv4 and 144 over IPv6 at the least.
+	Size uint32 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	// Datagrams in 1,000 seconds, and for a while after one was lost.
+	RateMilli        uint32 `protobuf:"varint,6,opt,name=rate_milli,json=rateMilli,proto3" json:"rate_milli,omitempty"`
+	SuspectRateMilli uint32 `protobuf:"varint,7,opt,name=suspect_rate_milli,json=suspectRateMilli,proto3" json:"suspect_rate_milli,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UnderlayTarget) Reset() {
+	*x = UnderlayTarget{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayTarget) ProtoMessage() {}
+
+func (x *UnderlayTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayTarget.ProtoReflect.Descriptor instead.
+func (*UnderlayTarget) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UnderlayTarget) GetSrcIp() []byte {
+	if x != nil {
+		return x.SrcIp
+	}
+	return nil
+}
+
+func (x *UnderlayTarget) GetDstIp() []byte {
+	if x != nil {
+		return x.DstIp
+	}
+	return nil
+}
+
+func (x *UnderlayTarget) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *UnderlayTarget) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *UnderlayTarget) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *UnderlayTarget) GetRateMilli() uint32 {
+	if x != nil {
+		return x.RateMilli
+	}
+	return 0
+}
+
+func (x *UnderlayTarget) GetSuspectRateMilli() uint32 {
+	if x != nil {
+		return x.SuspectRateMilli
+	}
+	return 0
+}
+
+// UnderlayCounts tells what became of the datagrams of one stream since the last one, or since it began.
+// It may be lost, and then nothing is known of them. Columns have one entry per source port.
+type UnderlayCounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Set   uint64                 `protobuf:"varint,1,opt,name=set,proto3" json:"set,omitempty"`
+	// Number of the target in the set.
+	Target uint32 `protobuf:"varint,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Why there is no stream; the rest is empty then. It is told once a set.
+	Error       string   `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	SrcIp       string   `protobuf:"bytes,4,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`
+	SourcePorts []uint32 `protobuf:"varint,5,rep,packed,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
+	// Came there and back; came there, and the answer was lost; were lost on the way there.
+	Passed    []uint32 `protobuf:"varint,6,rep,packed,name=passed,proto3" json:"passed,omitempty"`
+	LostBack  []uint32 `protobuf:"varint,7,rep,packed,name=lost_back,json=lostBack,proto3" json:"lost_back,omitempty"`
+	LostThere []uint32 `protobuf:"varint,8,rep,packed,name=lost_there,json=lostThere,proto3" json:"lost_there,omitempty"`
+	// Of which nothing can be claimed: an agent's socket overflowed, an agent began anew or had
+	// more to answer than it may, or four and more in a row were lost (then one of them counts).
+	Unclear       []uint32 `protobuf:"varint,9,rep,packed,name=unclear,proto3" json:"unclear,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnderlayCounts) Reset() {
+	*x = UnderlayCounts{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnderlayCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnderlayCounts) ProtoMessage() {}
+
+func (x *UnderlayCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnderlayCounts.ProtoReflect.Descriptor instead.
+func (*UnderlayCounts) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnderlayCounts) GetSet() uint64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
+func (x *UnderlayCounts) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *UnderlayCounts) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *UnderlayCounts) GetSrcIp() string {
+	if x != nil {
+		return x.SrcIp
+	}
+	return ""
+}
+
+func (x *UnderlayCounts) GetSourcePorts() []uint32 {
+	if x != nil {
+		return x.SourcePorts
+	}
+	return nil
+}
+
+func (x *UnderlayCounts) GetPassed() []uint32 {
+	if x != nil {
+		return x.Passed
+	}
+	return nil
+}
+
+func (x *UnderlayCounts) GetLostBack() []uint32 {
+	if x != nil {
+		return x.LostBack
+	}
+	return nil
+}
+
+func (x *UnderlayCounts) GetLostThere() []uint32 {
+	if x != nil {
+		return x.LostThere
+	}
+	return nil
+}
+
+func (x *UnderlayCounts) GetUnclear() []uint32 {
+	if x != nil {
+		return x.Unclear
+	}
+	return nil
+}
+
 var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
 
 const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\xc5\x05\n" +
+	"\x17dyetrace/v1/agent.proto\x12\vdyetrace.v1\x1a\x18dyetrace/v1/common.proto\"\x8e\x06\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.dyetrace.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.dyetrace.v1.HostStateH\x00R\x05state\x126\n" +
@@ -2897,8 +3206,9 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	" \x01(\v2\x12.dyetrace.v1.ArmedH\x00R\x05armed\x12F\n" +
 	"\x0funderlay_report\x18\v \x01(\v2\x1b.dyetrace.v1.UnderlayReportH\x00R\x0eunderlayReport\x120\n" +
 	"\aaudited\x18\f \x01(\v2\x14.dyetrace.v1.AuditedH\x00R\aaudited\x120\n" +
-	"\achanges\x182 \x01(\v2\x14.dyetrace.v1.ChangesH\x00R\achangesB\t\n" +
-	"\amessage\"\x88\x04\n" +
+	"\achanges\x182 \x01(\v2\x14.dyetrace.v1.ChangesH\x00R\achanges\x12G\n" +
+	"\x0funderlay_counts\x18\xb4\x01 \x01(\v2\x1b.dyetrace.v1.UnderlayCountsH\x00R\x0eunderlayCountsB\t\n" +
+	"\amessage\"\xd1\x04\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
@@ -2910,7 +3220,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03arm\x18\b \x01(\v2\x10.dyetrace.v1.ArmH\x00R\x03arm\x12C\n" +
 	"\x0eprobe_underlay\x18\t \x01(\v2\x1a.dyetrace.v1.ProbeUnderlayH\x00R\rprobeUnderlay\x12*\n" +
 	"\x05audit\x18\n" +
-	" \x01(\v2\x12.dyetrace.v1.AuditH\x00R\x05auditB\t\n" +
+	" \x01(\v2\x12.dyetrace.v1.AuditH\x00R\x05audit\x12G\n" +
+	"\x0fstream_underlay\x18\xb4\x01 \x01(\v2\x1b.dyetrace.v1.StreamUnderlayH\x00R\x0estreamUnderlayB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -3102,7 +3413,31 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x0efrom_others_ns\x18\x0f \x01(\x04R\ffromOthersNs\x12\x1c\n" +
 	"\tlistening\x18\x10 \x01(\bR\tlistening\x12\x18\n" +
 	"\aproblem\x18\x11 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03tos\x18\x12 \x01(\rR\x03tos*e\n" +
+	"\x03tos\x18\x12 \x01(\rR\x03tos\"o\n" +
+	"\x0eStreamUnderlay\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\x04R\x03set\x125\n" +
+	"\atargets\x18\x02 \x03(\v2\x1b.dyetrace.v1.UnderlayTargetR\atargets\x12\x14\n" +
+	"\x05extra\x18\x03 \x01(\rR\x05extra\"\xc5\x01\n" +
+	"\x0eUnderlayTarget\x12\x15\n" +
+	"\x06src_ip\x18\x01 \x01(\fR\x05srcIp\x12\x15\n" +
+	"\x06dst_ip\x18\x02 \x01(\fR\x05dstIp\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x10\n" +
+	"\x03tos\x18\x04 \x01(\rR\x03tos\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\rR\x04size\x12\x1d\n" +
+	"\n" +
+	"rate_milli\x18\x06 \x01(\rR\trateMilli\x12,\n" +
+	"\x12suspect_rate_milli\x18\a \x01(\rR\x10suspectRateMilli\"\xf8\x01\n" +
+	"\x0eUnderlayCounts\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\x04R\x03set\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\rR\x06target\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x15\n" +
+	"\x06src_ip\x18\x04 \x01(\tR\x05srcIp\x12!\n" +
+	"\fsource_ports\x18\x05 \x03(\rR\vsourcePorts\x12\x16\n" +
+	"\x06passed\x18\x06 \x03(\rR\x06passed\x12\x1b\n" +
+	"\tlost_back\x18\a \x03(\rR\blostBack\x12\x1d\n" +
+	"\n" +
+	"lost_there\x18\b \x03(\rR\tlostThere\x12\x18\n" +
+	"\aunclear\x18\t \x03(\rR\aunclear*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11OUTCOME_DELIVERED\x10\x01\x12\x15\n" +
@@ -3124,7 +3459,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -3156,15 +3491,18 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Explanation)(nil),     // 27: dyetrace.v1.Explanation
 	(*ProbeUnderlay)(nil),   // 28: dyetrace.v1.ProbeUnderlay
 	(*UnderlayReport)(nil),  // 29: dyetrace.v1.UnderlayReport
-	(*Stain)(nil),           // 30: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 31: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 32: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 33: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 34: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 35: dyetrace.v1.PointKind
-	(Scheme)(0),             // 36: dyetrace.v1.Scheme
-	(*FlowRef)(nil),         // 37: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 38: dyetrace.v1.UnderlayError
+	(*StreamUnderlay)(nil),  // 30: dyetrace.v1.StreamUnderlay
+	(*UnderlayTarget)(nil),  // 31: dyetrace.v1.UnderlayTarget
+	(*UnderlayCounts)(nil),  // 32: dyetrace.v1.UnderlayCounts
+	(*Stain)(nil),           // 33: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 34: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 35: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 36: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 37: dyetrace.v1.AgentCounters
+	(PointKind)(0),          // 38: dyetrace.v1.PointKind
+	(Scheme)(0),             // 39: dyetrace.v1.Scheme
+	(*FlowRef)(nil),         // 40: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 41: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
@@ -3180,44 +3518,47 @@ var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	29, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	13, // 11: dyetrace.v1.SessionRequest.audited:type_name -> dyetrace.v1.Audited
 	14, // 12: dyetrace.v1.SessionRequest.changes:type_name -> dyetrace.v1.Changes
-	4,  // 13: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
-	5,  // 14: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
-	10, // 15: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
-	17, // 16: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	24, // 17: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	26, // 18: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
-	7,  // 19: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	18, // 20: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	28, // 21: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
-	12, // 22: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
-	30, // 23: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	31, // 24: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	32, // 25: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	33, // 26: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	34, // 27: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	15, // 28: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	15, // 29: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
-	16, // 30: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
-	35, // 31: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
-	20, // 32: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	36, // 33: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	20, // 34: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	20, // 35: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	22, // 36: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	35, // 37: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	36, // 38: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	15, // 39: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	36, // 40: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 41: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	37, // 42: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	38, // 43: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	1,  // 44: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 45: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	45, // [45:46] is the sub-list for method output_type
-	44, // [44:45] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	32, // 13: dyetrace.v1.SessionRequest.underlay_counts:type_name -> dyetrace.v1.UnderlayCounts
+	4,  // 14: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
+	5,  // 15: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
+	10, // 16: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
+	17, // 17: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
+	24, // 18: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	26, // 19: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	7,  // 20: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
+	18, // 21: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	28, // 22: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	12, // 23: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
+	30, // 24: dyetrace.v1.SessionResponse.stream_underlay:type_name -> dyetrace.v1.StreamUnderlay
+	33, // 25: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	34, // 26: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	35, // 27: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	36, // 28: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	37, // 29: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	15, // 30: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	15, // 31: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
+	16, // 32: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
+	38, // 33: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	20, // 34: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	39, // 35: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	20, // 36: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	20, // 37: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	22, // 38: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	38, // 39: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	39, // 40: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	15, // 41: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	39, // 42: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 43: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	40, // 44: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	41, // 45: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	31, // 46: dyetrace.v1.StreamUnderlay.targets:type_name -> dyetrace.v1.UnderlayTarget
+	1,  // 47: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 48: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	48, // [48:49] is the sub-list for method output_type
+	47, // [47:48] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -3240,6 +3581,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionRequest_UnderlayReport)(nil),
 		(*SessionRequest_Audited)(nil),
 		(*SessionRequest_Changes)(nil),
+		(*SessionRequest_UnderlayCounts)(nil),
 	}
 	file_dyetrace_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
@@ -3252,6 +3594,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_Arm)(nil),
 		(*SessionResponse_ProbeUnderlay)(nil),
 		(*SessionResponse_Audit)(nil),
+		(*SessionResponse_StreamUnderlay)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3259,7 +3602,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -861,6 +861,9 @@ type AgentCounters struct {
 	UnderlayAnswered uint64 `protobuf:"varint,9,opt,name=underlay_answered,json=underlayAnswered,proto3" json:"underlay_answered,omitempty"`
 	UnderlayRefused  uint64 `protobuf:"varint,10,opt,name=underlay_refused,json=underlayRefused,proto3" json:"underlay_refused,omitempty"`
 	UnderlayLimited  uint64 `protobuf:"varint,11,opt,name=underlay_limited,json=underlayLimited,proto3" json:"underlay_limited,omitempty"`
+	// Of streams: datagrams sent, and those of which nothing could be claimed.
+	UnderlayStreamed uint64 `protobuf:"varint,180,opt,name=underlay_streamed,json=underlayStreamed,proto3" json:"underlay_streamed,omitempty"`
+	UnderlayUnclear  uint64 `protobuf:"varint,181,opt,name=underlay_unclear,json=underlayUnclear,proto3" json:"underlay_unclear,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -972,6 +975,20 @@ func (x *AgentCounters) GetUnderlayLimited() uint64 {
 	return 0
 }
 
+func (x *AgentCounters) GetUnderlayStreamed() uint64 {
+	if x != nil {
+		return x.UnderlayStreamed
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnderlayUnclear() uint64 {
+	if x != nil {
+		return x.UnderlayUnclear
+	}
+	return 0
+}
+
 // UnderlayEcho is where a host answers underlay probes.
 type UnderlayEcho struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -980,7 +997,9 @@ type UnderlayEcho struct {
 	// Tunnel addresses of the host that it answers at.
 	Addresses []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// Those where it cannot, each with its reason; a line each.
-	Problems      []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	// It knows streams (StreamUnderlay), as the one that sends and as the one that answers.
+	Streams       bool `protobuf:"varint,180,opt,name=streams,proto3" json:"streams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1034,6 +1053,13 @@ func (x *UnderlayEcho) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *UnderlayEcho) GetStreams() bool {
+	if x != nil {
+		return x.Streams
+	}
+	return false
 }
 
 // FlowRef is one flow of a bridge.
@@ -1473,7 +1499,7 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
 	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
-	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xf7\x02\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xd1\x03\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
@@ -1487,11 +1513,14 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x11underlay_answered\x18\t \x01(\x04R\x10underlayAnswered\x12)\n" +
 	"\x10underlay_refused\x18\n" +
 	" \x01(\x04R\x0funderlayRefused\x12)\n" +
-	"\x10underlay_limited\x18\v \x01(\x04R\x0funderlayLimited\"\\\n" +
+	"\x10underlay_limited\x18\v \x01(\x04R\x0funderlayLimited\x12,\n" +
+	"\x11underlay_streamed\x18\xb4\x01 \x01(\x04R\x10underlayStreamed\x12*\n" +
+	"\x10underlay_unclear\x18\xb5\x01 \x01(\x04R\x0funderlayUnclear\"w\n" +
 	"\fUnderlayEcho\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1a\n" +
-	"\bproblems\x18\x03 \x03(\tR\bproblems\"\xc7\x02\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\x12\x19\n" +
+	"\astreams\x18\xb4\x01 \x01(\bR\astreams\"\xc7\x02\n" +
 	"\aFlowRef\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\rR\x05table\x12\x1a\n" +

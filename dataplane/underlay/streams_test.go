@@ -1,0 +1,326 @@
+package underlay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// streaming is streams from host a to host b, and what they told.
+type streaming struct {
+	w       world
+	streams *Streams
+
+	mu    sync.Mutex
+	ports map[uint16]*Count
+	all   Count
+	last  StreamReport
+}
+
+func (w world) stream(rate float64, at ...netip.Addr) *streaming {
+	w.t.Helper()
+	s := &streaming{w: w, streams: NewStreams(), ports: map[uint16]*Count{}}
+	var targets []Target
+	for _, dst := range at {
+		targets = append(targets, Target{Dst: dst, Port: testPort, ToS: 0xb8, Size: max(128, MinStreamSize(dst)), Rate: rate, Suspect: maxStreamRate})
+	}
+	w.as("a", func() {
+		if err := s.streams.Set(testKey, 1, targets, 1000); err != nil {
+			w.t.Fatal(err)
+		}
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.streams.Run(ctx, s.take) }()
+	w.t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *streaming) take(r StreamReport) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = r
+	for i, c := range r.Counts {
+		p := s.ports[r.SourcePorts[i]]
+		if p == nil {
+			p = &Count{}
+			s.ports[r.SourcePorts[i]] = p
+		}
+		for _, to := range []*Count{p, &s.all} {
+			to.Passed, to.Back, to.There, to.Unclear = to.Passed+c.Passed, to.Back+c.Back, to.There+c.There, to.Unclear+c.Unclear
+		}
+	}
+}
+
+func (s *streaming) sum() Count {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all
+}
+
+// until waits for what was told.
+func (s *streaming) until(what string, is func(Count) bool) Count {
+	s.w.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; {
+		c := s.sum()
+		if is(c) {
+			return c
+		}
+		if time.Now().After(deadline) {
+			s.w.t.Fatalf("%s: not told: %+v, %+v", what, c, s.streams.Counters())
+		}
+		time.Sleep(5 * time.Millisecond) // between looks
+	}
+}
+
+// TestStreams loses packets in routers, and looks what the two ends tell of it.
+func TestStreams(t *testing.T) {
+	for _, v := range []struct {
+		name        string
+		dst         netip.Addr
+		there, back string
+	}{
+		{"IPv4", hostB, "ip daddr 10.9.0.2 udp dport 7443", "ip saddr 10.9.0.2 udp sport 7443"},
+		{"IPv6", hostB6, "ip6 daddr fd00:9::2 udp dport 7443", "ip6 saddr fd00:9::2 udp sport 7443"},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.responder()
+			t.Run("whole", func(t *testing.T) {
+				s := w.sub(t).stream(1000, v.dst)
+				if c := s.until("2000 that passed", func(c Count) bool { return c.Passed >= 2000 }); c.There+c.Back > 0 {
+					t.Errorf("%+v where nothing is lost", c)
+				}
+				if len(s.ports) != streamPorts || s.last.Set != 1 || s.last.Src.Is4() != v.dst.Is4() {
+					t.Errorf("%d source ports, report %+v", len(s.ports), s.last)
+				}
+			})
+			t.Run("there", func(t *testing.T) {
+				w := w.sub(t)
+				w.drop("r", v.there+" numgen inc mod 20 == 7")
+				w.drop("s", v.there+" numgen inc mod 20 == 3")
+				s := w.stream(200, v.dst)
+				c := s.until("50 lost", func(c Count) bool { return c.There >= 50 })
+				if c.Back > 0 || c.Passed < 15*c.There || c.Passed > 25*c.There {
+					t.Errorf("%+v where one in twenty is lost on the way there", c)
+				}
+				if s.sent() < 800 {
+					t.Errorf("%d sent: no more than at the pace of a stream that loses nothing", s.sent())
+				}
+			})
+			t.Run("back", func(t *testing.T) {
+				w := w.sub(t)
+				w.drop("r", v.back+" numgen inc mod 20 == 7")
+				w.drop("s", v.back+" numgen inc mod 20 == 3")
+				c := w.stream(200, v.dst).until("50 lost", func(c Count) bool { return c.Back >= 50 })
+				if c.There > 0 || c.Passed < 15*c.Back || c.Passed > 25*c.Back {
+					t.Errorf("%+v where one in twenty is lost on the way back", c)
+				}
+			})
+			t.Run("one of two ways", func(t *testing.T) {
+				w := w.sub(t)
+				w.drop("s", v.there+" numgen inc mod 10 == 3")
+				s := w.stream(1000, v.dst)
+				s.until("100 lost", func(c Count) bool { return c.There >= 100 })
+				lossy, whole := 0, 0
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				for port, c := range s.ports {
+					switch {
+					case c.There == 0:
+						whole++
+					case c.There*20 > c.Passed: // a tenth, of some hundred
+						lossy++
+					default:
+						t.Errorf("source port %d: %+v, want nothing or a tenth lost", port, *c)
+					}
+				}
+				if lossy == 0 || whole == 0 {
+					t.Errorf("%d source ports lose, %d do not", lossy, whole)
+				}
+			})
+			t.Run("nothing there", func(t *testing.T) {
+				w := w.sub(t)
+				s := w.stream(200, v.dst)
+				s.until("some that passed", func(c Count) bool { return c.Passed > 0 })
+				w.drop("r", v.there)
+				w.drop("s", v.there)
+				before := s.sum()
+				c := s.until("some that are unclear", func(c Count) bool { return c.Unclear > 100 })
+				if c.There+c.Back > 1 || c.Passed < before.Passed {
+					t.Errorf("%+v where nothing passes: one event, and no rate", c)
+				}
+			})
+		})
+	}
+}
+
+func (s *streaming) sent() uint64 { return s.streams.Counters().Sent }
+
+// TestStreamsFaultsOfOurs has the ends be at fault, and the network not.
+func TestStreamsFaultsOfOurs(t *testing.T) {
+	t.Parallel()
+	t.Run("responder restarts", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		b := w.responder()
+		s := w.stream(1000, hostB)
+		for range 3 {
+			before := s.sum().Passed
+			s.until("some that passed", func(c Count) bool { return c.Passed > before+50 })
+			sent := s.sent()
+			b.Close()
+			s.until("some that nobody answers", func(Count) bool {
+				c := s.streams.Counters()
+				return c.Sent+c.Refused > sent+50
+			})
+			b = w.responder()
+		}
+		before := s.sum().Passed
+		c := s.until("some that passed", func(c Count) bool { return c.Passed > before+300 })
+		if c.There+c.Back > 0 || c.Unclear == 0 {
+			t.Errorf("%+v, where the agent there was restarted", c)
+		}
+	})
+	t.Run("responder at its rate", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		b := w.responder()
+		b.pace.SetBurst(3)
+		b.pace.SetLimit(300)
+		s := w.stream(1000, hostB)
+		c := s.until("some that are unclear", func(c Count) bool { return c.Unclear > 500 })
+		if c.There+c.Back > 0 || b.Counters().Limited == 0 {
+			t.Errorf("%+v, %+v, where the agent there did not answer all", c, b.Counters())
+		}
+	})
+	t.Run("sockets overflow", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		b := w.responder()
+		b.mu.Lock()
+		for _, l := range b.listeners {
+			if err := unix.SetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil { // the kernel's least
+				t.Fatal(err)
+			}
+		}
+		b.mu.Unlock()
+		s := w.stream(1000, hostB)
+		s.until("some that passed", func(c Count) bool { return c.Passed > 100 })
+		// Somebody floods it, bounded, and by a network that loses nothing.
+		var flood int
+		w.as("a", func() {
+			var err error
+			if flood, err = open(netip.AddrPortFrom(hostA, 0), nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+		defer unix.Close(flood)
+		to, junk := sockaddr(netip.AddrPortFrom(hostB, testPort)), bytes.Repeat([]byte{1}, 1000)
+		var c Count
+		for i := 0; i < 100_000; i++ {
+			_ = unix.Sendto(flood, junk, unix.MSG_DONTWAIT, to)
+			if i%100 == 0 {
+				if c = s.sum(); c.Unclear > 20 {
+					break
+				}
+				time.Sleep(time.Millisecond) // what is lost in between is what is looked for
+			}
+		}
+		c = s.until("some that are unclear", func(c Count) bool { return c.Unclear > 20 })
+		if c.There+c.Back > 0 {
+			t.Errorf("%+v, where the socket there had no room", c)
+		}
+	})
+}
+
+// Streams that are set anew go on where they are the same, and no socket is left of others.
+func TestStreamsSet(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.responder()
+	s := w.stream(500, hostB, hostB6)
+	s.until("some that passed", func(c Count) bool { return c.Passed > 50 })
+	session := func() uint64 {
+		s.streams.mu.Lock()
+		defer s.streams.mu.Unlock()
+		return s.streams.live[0].session
+	}
+	before := session()
+	one := Target{Dst: hostB, Port: testPort, ToS: 0xb8, Size: 128, Rate: 250, Suspect: 1000}
+	bad := one
+	bad.Size = 20
+	var err error
+	w.as("a", func() { err = s.streams.Set(testKey, 2, []Target{one, bad}, 0) })
+	var te *TargetError
+	if !errors.As(err, &te) || te.Target != 1 || !strings.HasPrefix(err.Error(), "targets[1]: size: 20, want 124") {
+		t.Errorf("Set: %v, want an error that names target 1 and its size", err)
+	}
+	if session() != before || len(s.streams.groups) != 1 {
+		t.Errorf("the stream that stays began anew, or %d groups of sockets are left", len(s.streams.groups))
+	}
+	passed := s.sum().Passed
+	s.until("more that passed", func(c Count) bool { return c.Passed > passed+50 })
+	w.as("a", func() { err = s.streams.Set(Key{1}, 3, []Target{one}, 0) })
+	if err != nil || session() == before {
+		t.Errorf("with another key: %v, another stream: %v", err, session() != before)
+	}
+}
+
+func TestTargetValidate(t *testing.T) {
+	good := Target{Dst: hostB, Port: 1, Size: 124, Rate: 1, Suspect: 1000}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for field, change := range map[string]func(*Target){
+		"dst_ip":             func(g *Target) { g.Dst = netip.Addr{} },
+		"src_ip":             func(g *Target) { g.Src = hostA6 },
+		"port":               func(g *Target) { g.Port = 0 },
+		"size: 123":          func(g *Target) { g.Size = 123 },
+		"rate_milli":         func(g *Target) { g.Rate = 0 },
+		"suspect_rate_milli": func(g *Target) { g.Suspect = 0.5 },
+	} {
+		bad := good
+		change(&bad)
+		if err := bad.Validate(); err == nil || !strings.HasPrefix(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// A responder forgets the streams that it heard first, and then begins them anew.
+func TestStandForgets(t *testing.T) {
+	r := NewResponder(testPort, nil)
+	l := &listener{at: netip.AddrPortFrom(hostB, testPort)}
+	ask := func(session uint64) Standing {
+		d := Datagram{Session: session, Serial: 5}
+		if !r.stand(l, &d, 0, true) {
+			t.Fatalf("session %d is not answered", session)
+		}
+		return d.Standing
+	}
+	first := ask(1)
+	if again := ask(1); again.Epoch != first.Epoch {
+		t.Errorf("epoch %d, then %d", first.Epoch, again.Epoch)
+	}
+	for i := range uint64(maxStreams) {
+		ask(i + 2)
+	}
+	if again := ask(1); again.Epoch == first.Epoch || len(r.streams.by) > maxStreams || slices.Contains(again.Seen[:], ^uint64(0)) {
+		t.Errorf("epoch %d again, %d streams known", again.Epoch, len(r.streams.by))
+	}
+}
