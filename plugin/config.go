@@ -55,6 +55,7 @@ type RunConfig struct {
 	AnswerTimeout    time.Duration `koanf:"answer_timeout"`
 	PerInstanceRate  float64       `koanf:"per_instance_rate"`
 	PerInstanceBurst int           `koanf:"per_instance_burst"`
+	UnderlayRate     int           `koanf:"underlay_rate"`
 	MaxActive        int           `koanf:"max_active"`
 	MaxPairs         int           `koanf:"max_pairs"`
 }
@@ -77,6 +78,7 @@ var keys = map[string]string{
 	"run.answer_timeout":     "a time such as 5s",
 	"run.per_instance_rate":  "probes per second, such as 10",
 	"run.per_instance_burst": "a number of probes, such as 10",
+	"run.underlay_rate":      "datagrams per second, such as 2000, or 0 for none",
 	"run.max_active":         "a number of runs, such as 64",
 	"run.max_pairs":          "a number of pairs, such as 100000",
 	"bgp.router_id":          "an IPv4 address of this host, such as 10.0.0.9",
@@ -126,6 +128,9 @@ const (
 	maxTimeout           = 24 * time.Hour
 	// What one agent can send is a few hundred thousand a second.
 	maxRate = 1e6
+	// A stream of one datagram a second finds nothing within minutes, so less than some tens a second are of no
+	// use to a host with some neighbours; an agent answers 10,000 a second.
+	minUnderlayRate, maxUnderlayRate = 20, 10_000
 	// Agents take 256 runs at a time.
 	maxActive = 256
 	// A pair of ten points takes some 3 kB while its run is under way.
@@ -146,7 +151,10 @@ func DefaultConfig() Config {
 			// An agent that takes longer is not well, and must not hold up a run for long.
 			AnswerTimeout:   5 * time.Second,
 			PerInstanceRate: 10, PerInstanceBurst: 20,
-			MaxActive: 64, MaxPairs: 100_000,
+			// Ten neighbours by 200 a second each, of which a host sends to five, and as much for suspicion.
+			// 2 Mbit/s.
+			UnderlayRate: 2000,
+			MaxActive:    64, MaxPairs: 100_000,
 		},
 	}
 }
@@ -355,6 +363,9 @@ func (c RunConfig) validate() []error {
 	}
 	if c.PerInstanceBurst < 1 || c.PerInstanceBurst > maxRate {
 		bad("run.per_instance_burst: %d (want 1 to %g probes)", c.PerInstanceBurst, float64(maxRate))
+	}
+	if c.UnderlayRate != 0 && (c.UnderlayRate < minUnderlayRate || c.UnderlayRate > maxUnderlayRate) {
+		bad("run.underlay_rate: %d (want %d to %d datagrams per second, or 0 for none)", c.UnderlayRate, minUnderlayRate, maxUnderlayRate)
 	}
 	if c.MaxActive < 1 || c.MaxActive > maxActive {
 		bad("run.max_active: %d (want 1 to %d runs)", c.MaxActive, maxActive)

@@ -24,6 +24,7 @@ type live struct {
 	pairs    map[string]*dyetracev1.PairResult
 	begun    bool   // all pairs have a verdict
 	told     string // what pairs have in common
+	losing   string // what loses besides
 }
 
 func newLive(cmd *cobra.Command, out output) *live {
@@ -65,6 +66,17 @@ func (l *live) common(run *dyetracev1.Run) error {
 	l.told = told
 	l.progress.end()
 	return c.WriteCommon(l.cmd.OutOrStdout(), colors(l.cmd.OutOrStdout()))
+}
+
+// loses tells what is known to lose and is no pair's verdict, if that is other than before.
+func (l *live) loses() error {
+	losing := l.run.Losing()
+	if losing == l.losing || l.run.State != "running" || l.out.format.String() != "table" {
+		return nil
+	}
+	l.losing = losing
+	l.progress.end()
+	return l.run.WriteLosing(l.cmd.OutOrStdout(), colors(l.cmd.OutOrStdout()))
 }
 
 // stand says how all pairs stand: once for all when the first round is over, then on a terminal only.
@@ -127,7 +139,7 @@ func (l *live) watch(ctx context.Context, s *session, run *dyetracev1.Run) (*dye
 		case *dyetracev1.WatchRunResponse_Run:
 			run = e.Run
 			l.run = report.NewRun(run)
-			if err := l.common(run); err != nil {
+			if err := errors.Join(l.common(run), l.loses()); err != nil {
 				return run, err
 			}
 			ended = run.GetState() != dyetracev1.RunState_RUN_STATE_RUNNING

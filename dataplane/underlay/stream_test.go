@@ -227,7 +227,7 @@ func TestStreamSuspects(t *testing.T) {
 	s := newStream(streamPorts)
 	p.heard = heardStream{epoch: 1}
 	var first, last uint32
-	for k := range uint32(1000) {
+	for k := range uint32(1500) {
 		now := epoch0.Add(time.Duration(k) * time.Millisecond)
 		s.sent(now)
 		if !lose[k] {
@@ -243,6 +243,35 @@ func TestStreamSuspects(t *testing.T) {
 	}
 	if first != 316 || last != 300+calm-1 {
 		t.Errorf("under suspicion from question %d to %d of a stream that lost the 300th", first, last)
+	}
+}
+
+// A stream that loses much, or that nobody answers, is slowed down, and not one that loses some.
+func TestStreamTroubled(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		rate float64
+		want bool
+	}{{0, false}, {0.01, false}, {0.05, false}, {0.5, true}, {1, true}} {
+		p := &path{chance: rand.New(rand.NewPCG(5, 1)), there: tt.rate}
+		s := newStream(streamPorts)
+		p.heard = heardStream{epoch: 1}
+		troubled, now := 0, epoch0
+		for k := range uint32(4000) {
+			now = now.Add(time.Millisecond)
+			s.sent(now)
+			if p.chance.Float64() >= p.there {
+				p.heard.note(k)
+				s.answered(k, &Standing{Epoch: 1, Known: p.heard.known(k), Seen: p.heard.before(k)}, func() uint32 { return 0 })
+			}
+			s.expire(now)
+			if s.troubled(now) {
+				troubled++
+			}
+		}
+		if is := s.troubled(now); is != tt.want || !tt.want && troubled > 0 {
+			t.Errorf("at a loss of %g: troubled %v, after %d of 4000 questions", tt.rate, is, troubled)
+		}
 	}
 }
 

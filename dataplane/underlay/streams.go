@@ -31,6 +31,8 @@ const (
 	// spare is how many questions a stream may send at its pace of suspicion beyond its own, and
 	// how many a second it is given back: a loss that lasts is not looked at so closely for ever.
 	spare, spareBack = 10_000, 50
+	// troubledRate is the most that a stream sends a second where much is lost.
+	troubledRate = 10
 )
 
 // Target is where a stream goes.
@@ -335,6 +337,9 @@ func (s *Streams) step(now time.Time) (reports []StreamReport) {
 func (l *liveStream) rate(share float64, now time.Time) float64 {
 	l.spare = min(spare, l.spare+spareBack*now.Sub(l.spared).Seconds())
 	l.spared = now
+	if l.stream.troubled(now) {
+		return min(l.Rate, troubledRate)
+	}
 	if l.stream.suspect == 0 || l.spare < 1 {
 		return l.Rate
 	}

@@ -73,6 +73,7 @@ type Fleet struct {
 	hosts       map[string]*host
 	nextRun     uint64
 	nextExplain uint64
+	streams     streams
 
 	// underlayKey authenticates the datagrams that agents exchange: fresh in each process, so what
 	// was recorded before is worth nothing.
@@ -200,6 +201,7 @@ func (f *Fleet) admit(s *session) {
 	h.session = s
 	f.mu.Unlock()
 
+	f.streams.resend(f, s.host)
 	f.metrics.sessions.Inc()
 	if old != nil {
 		old.end(errReplaced)

@@ -250,6 +250,10 @@ func (s *session) take(m *dyetracev1.SessionRequest) {
 		if !s.reported(m.UnderlayReport) {
 			s.answer(s.explained(m.UnderlayReport.GetId()), m.UnderlayReport)
 		}
+	case *dyetracev1.SessionRequest_UnderlayCounts:
+		if !s.fleet.streams.counted(s.host, m.UnderlayCounts) {
+			s.fleet.metrics.unasked.Inc()
+		}
 	default: // a second Hello, or what a later contract has
 		s.fleet.metrics.unasked.Inc()
 	}

@@ -51,6 +51,8 @@ type Echo struct {
 	At   []netip.Addr
 	// Problems are the tunnel addresses where it cannot, each with its reason.
 	Problems []string
+	// Streams says that its agent knows streams of underlay probes.
+	Streams bool
 }
 
 // Echo returns where the host answers underlay probes; nil where its agent is too old to. It is
@@ -61,7 +63,7 @@ func echoOf(m *dyetracev1.UnderlayEcho) *Echo {
 	if m == nil {
 		return nil
 	}
-	e := &Echo{Port: uint16(m.GetPort()), Problems: m.GetProblems()}
+	e := &Echo{Port: uint16(m.GetPort()), Problems: m.GetProblems(), Streams: m.GetStreams()}
 	for _, text := range m.GetAddresses() {
 		if a, err := netip.ParseAddr(text); err == nil {
 			e.At = append(e.At, a)

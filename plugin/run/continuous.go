@@ -75,12 +75,13 @@ type continuous struct {
 	looked       time.Time   // at the inventory
 	planning     time.Duration
 
-	pairs []standing
-	pools *pools
-	trips sequential.Digest // from sending to knowing
-	rtts  sequential.Digest
-	wait  time.Duration // see minSettle
-	exact time.Duration // see examSettle
+	pairs     []standing
+	pools     *pools
+	streaming streaming
+	trips     sequential.Digest // from sending to knowing
+	rtts      sequential.Digest
+	wait      time.Duration // see minSettle
+	exact     time.Duration // see examSettle
 
 	exams   int    // under way
 	begun   uint64 // exams, so far
@@ -132,6 +133,9 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 		results: make(chan examined), vague: map[string]time.Time{},
 	}
 	c.job.lost = batch{}
+	if r.stream != nil {
+		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}}
+	}
 	c.lanes, c.shared = c.own.join(j.pairs, now), r.pace.join(j.pairs, now)
 	for i := range c.pairs {
 		p := &c.pairs[i]
@@ -202,6 +206,8 @@ func (c *continuous) run(ctx context.Context, in chan<- batch, gaveUp <-chan str
 			c.patrol.take()
 		case <-wakeOf(c.next):
 			c.next.take()
+		case <-c.streaming.wake():
+			c.streamed(time.Now())
 		case <-timer.C:
 		}
 	}
@@ -226,6 +232,9 @@ func (c *continuous) end() {
 		}
 	}
 	now := time.Now()
+	if c.streaming.streams != nil {
+		c.streaming.streams.Close()
+	}
 	c.r.pace.leave(c.shared, now)
 	for _, p := range []*patrol{c.patrol, c.next} {
 		if p != nil {
@@ -249,6 +258,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 			c.hand(now)
 		}
 	}
+	c.forgetStreams(now)
 	c.examine(ctx, now)
 	wake = earliest(wake, c.infer.step(c.feed, c.exams == 0, now))
 	if now.Sub(c.shown) >= figuresEvery {
@@ -262,7 +272,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 func (c *continuous) losses() []*dyetracev1.SegmentLoss {
 	var all []*dyetracev1.SegmentLoss
 	for _, p := range c.pools.byKey {
-		if p.guard.Alarm {
+		if p.raised() {
 			all = append(all, p.loss())
 		}
 	}
@@ -356,11 +366,15 @@ func (c *continuous) hand(now time.Time) {
 		p.steps = c.pools.steps(i, c.patrol.x.ledger.path(p.track))
 	}
 	c.r.metrics.patrols.Inc()
+	c.stream()
 }
 
 // keep has the paths of a patrol that goes on be those that were planned now: they are probed in the same
 // way, and what differs is looked at by the next planning.
-func (c *continuous) keep(fresh []*plan.Path) { c.paths = fresh }
+func (c *continuous) keep(fresh []*plan.Path) {
+	c.paths = fresh
+	c.stream()
+}
 
 // goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
 // keeps others from taking them: else those instances that once went together get theirs at the same

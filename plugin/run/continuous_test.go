@@ -31,8 +31,10 @@ type town struct {
 	// passes says that flows send on what is lost: into the right tunnel.
 	passes bool
 	runs   []*visit
-	begun  int
-	sent   int
+	// network is what streams between hosts meet; nil has none.
+	network *simNetwork
+	begun   int
+	sent    int
 }
 
 // visit is one run, as the agents of the town know it.
@@ -62,6 +64,7 @@ func (w *town) Snapshot() *inventory.Snapshot {
 }
 func (w *town) Refresh(context.Context, []string)  {}
 func (w *town) Begin(fleet.Spec) *fleet.Assignment { panic("runs of a town begin otherwise") }
+func (w *town) Stream(int) *fleet.Streaming        { panic("streams of a town are its network's") }
 func (w *town) change(f func(w *town))             { w.mu.Lock(); defer w.mu.Unlock(); f(w) }
 func (v *visit) windows() []*dyetracev1.HookWindow {
 	return []*dyetracev1.HookWindow{{Bridge: "br-int", Live: true, Epoch: 1}, {Bridge: "br-tun", Live: true, Epoch: 1}}
@@ -213,6 +216,9 @@ func watchTownIn(t *testing.T, w *town, f *feed, cfg Config, opts *dyetracev1.Pr
 	cfg.Fleet, cfg.Book, cfg.Log, cfg.Timeout = w, w, slog.New(slog.DiscardHandler), 30*time.Second
 	r := New(cfg)
 	r.begin = w.begin
+	if w.network != nil {
+		r.stream = func() streams { return w.network }
+	}
 	pairs, _ := pathsOf(t, w.snap, allPairs)
 	opts.Continuous, opts.Scheme = true, dyetracev1.Scheme_SCHEME_TCP
 	j := job{pairs: pairs, options: optionsFromProto(opts), continuous: true, rate: opts.GetRate()}

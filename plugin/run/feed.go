@@ -80,11 +80,19 @@ func (f *feed) replace(results []*dyetracev1.PairResult) {
 	})
 }
 
-// figures shows what a continuous run has measured besides verdicts; nobody is woken for it.
+// figures shows what a continuous run has measured besides verdicts. Watchers are told when something else
+// loses than before; for figures alone nobody is woken.
 func (f *feed) figures(probes uint64, losses []*dyetracev1.SegmentLoss) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	same := slices.EqualFunc(f.run.Losses, losses, func(a, b *dyetracev1.SegmentLoss) bool {
+		return a.GetHost() == b.GetHost() && proto.Equal(a.GetSegment(), b.GetSegment()) && a.GetUnderlay() == b.GetUnderlay() &&
+			(len(a.GetSourcePorts()) > 0) == (len(b.GetSourcePorts()) > 0)
+	})
 	f.run.Probes, f.run.Losses = probes, losses
+	f.mu.Unlock()
+	if !same {
+		f.change(func() { f.found++ })
+	}
 }
 
 // infer shows what the verdicts that stand have in common, if that is news.

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -22,6 +23,7 @@ type metrics struct {
 	// of continuous runs
 	patrols, exams, suspicions, lost prometheus.Counter
 	hurried                          prometheus.Counter
+	datagrams                        *prometheus.CounterVec
 	transitions                      *prometheus.CounterVec
 	named, rtt                       prometheus.Histogram
 	stages                           *prometheus.HistogramVec
@@ -55,10 +57,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		exchanges:    counter("underlay_exchanges_total", "Exchanges of UDP packets between two hosts asked for."),
 		samples: vec("samples_total", "fate",
 			"Samples by what became of them: used, duplicate, stray (off the way), late (pair judged), rejected (of no probe sent, or other addresses)."),
-		patrols:     counter("patrols_total", "Patrols of continuous runs that took over: another key, or another plan."),
-		exams:       counter("examinations_total", "Examinations by continuous runs: pairs judged anew, all that were suspect together."),
-		suspicions:  counter("suspicions_total", "Probes of continuous runs lost while their pair was examined."),
-		hurried:     counter("hurried_total", "Changes of flows, tunnels and routes for which pairs of continuous runs were probed out of turn."),
+		patrols:    counter("patrols_total", "Patrols of continuous runs that took over: another key, or another plan."),
+		exams:      counter("examinations_total", "Examinations by continuous runs: pairs judged anew, all that were suspect together."),
+		suspicions: counter("suspicions_total", "Probes of continuous runs lost while their pair was examined."),
+		hurried:    counter("hurried_total", "Changes of flows, tunnels and routes for which pairs of continuous runs were probed out of turn."),
+		datagrams: vec("stream_datagrams_total", "fate", "Datagrams of streams between hosts' tunnel addresses, for continuous runs, by what became of them: "+
+			"passed, lost_there, lost_back, unclear (nothing is claimed: a fault of ours, or several in a row)."),
 		lost:        counter("lost_total", "Probes of continuous runs that were lost between healthy pairs."),
 		transitions: vec("transitions_total", "verdict", "Changes of a verdict or its cause in continuous runs, by the verdict that is new."),
 		named: f.NewHistogram(prometheus.HistogramOpts{
@@ -89,6 +93,15 @@ func (m *metrics) count(fates [spent + 1]int, late int) {
 	} {
 		if n > 0 {
 			m.samples.WithLabelValues(label).Add(float64(n))
+		}
+	}
+}
+
+// streamed counts what became of datagrams from one source port.
+func (m *metrics) streamed(p fleet.PortCount) {
+	for fate, n := range map[string]int{"passed": p.Passed, "lost_there": p.There, "lost_back": p.Back, "unclear": p.Unclear} {
+		if n > 0 {
+			m.datagrams.WithLabelValues(fate).Add(float64(n))
 		}
 	}
 }

@@ -40,6 +40,8 @@ type pool struct {
 	blames bool
 	// where the probes of a pair were lost, for its own pool
 	lostFrom, lostTo *plan.Expected
+	// net is what the agents' streams show, where that and no pair's probe is what the guard sees.
+	net *crossing
 }
 
 // pools are those of a run, by what they are.
@@ -56,6 +58,8 @@ func newPools(test sequential.Plan) *pools {
 type step struct {
 	from, to int // points of the path
 	pools    []*pool
+	// net is that of the underlay, where it crosses it; pairs' probes are no trials of that.
+	net *pool
 }
 
 // steps returns those of a pair's path; the pools are made where they are new. What lies between the
@@ -68,7 +72,11 @@ func (ps *pools) steps(pair int, p *plan.Path) []step {
 			continue
 		}
 		if last >= 0 && p.Points[last].Direction == p.Points[i].Direction {
-			steps = append(steps, step{from: last, to: i, pools: ps.of(pair, &p.Points[last], &p.Points[i])})
+			s := step{from: last, to: i, pools: ps.of(pair, &p.Points[last], &p.Points[i])}
+			if p.Points[last].Host != p.Points[i].Host {
+				s.net = ps.net(pair, &p.Points[last], &p.Points[i])
+			}
+			steps = append(steps, s)
 		}
 		last = i
 	}
@@ -146,47 +154,46 @@ func (p *pool) ends() (from, to *plan.Expected) {
 	return p.from, p.to
 }
 
-func (p *pool) segment() *dyetracev1.Segment {
-	from, to := p.ends()
-	if from == nil {
-		return nil
-	}
-	point := func(e *plan.Expected) *dyetracev1.Point {
-		return &dyetracev1.Point{Host: e.Host, Bridge: e.Bridge, Kind: dyetracev1.PointKind(e.Kind)}
-	}
-	return &dyetracev1.Segment{From: point(from), To: point(to), Direction: dyetracev1.Direction(from.Direction)}
-}
-
 // loss is what the contract says of a pool whose alarm is raised.
 func (p *pool) loss() *dyetracev1.SegmentLoss {
-	i := sequential.Loss(p.guard.Probes, p.guard.Lost)
+	probes, lost, ports := p.figures()
+	i := sequential.Loss(probes, lost)
+	from, to := p.ends()
 	return &dyetracev1.SegmentLoss{
-		Segment: p.segment(), Host: p.host, Probes: uint64(p.guard.Probes), Lost: uint64(p.guard.Lost),
+		Segment: segmentOf(from, to), Host: p.host, Probes: uint64(probes), Lost: uint64(lost),
 		Low: i.Low, High: i.High, Pairs: uint32(len(p.pairs)), Since: timestamppb.New(p.since),
+		Underlay: p.net != nil, SourcePorts: ports,
 	}
 }
 
-// verdict is that on a healthy pair that passes a pool whose alarm is raised.
-func (p *pool) verdict(base *dyetracev1.PairResult, test sequential.Plan) *dyetracev1.PairResult {
-	from, to := p.ends()
-	i := sequential.Loss(p.guard.Probes, p.guard.Lost)
+// verdict is that on a healthy pair that passes a pool whose alarm is raised, between these points.
+func (p *pool) verdict(base *dyetracev1.PairResult, test sequential.Plan, from, to *plan.Expected) *dyetracev1.PairResult {
+	probes, lost, _ := p.figures()
+	i := sequential.Loss(probes, lost)
+	segment := segmentOf(from, to)
 	r := &dyetracev1.PairResult{
-		Src: base.Src, Dst: base.Dst, Verdict: dyetracev1.Verdict_VERDICT_FAULTY, Segment: p.segment(), RttNs: base.RttNs,
+		Src: base.Src, Dst: base.Dst, Verdict: dyetracev1.Verdict_VERDICT_FAULTY, Segment: segment, RttNs: base.RttNs,
 		Samples: base.Samples, Probes: base.Probes, Scheme: base.Scheme, SchemeReason: base.SchemeReason, SrcIp: base.SrcIp, DstIp: base.DstIp,
 		NoTouch: base.NoTouch, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_LOSS,
 		Loss: &dyetracev1.PairLoss{
-			Probes: uint32(p.guard.Probes), Lost: uint32(p.guard.Lost), Low: i.Low, High: i.High,
-			Decision: dyetracev1.LossDecision_LOSS_DECISION_ABOVE, Allowed: test.P0, TooMuch: test.P1, Segment: p.segment(),
+			Probes: uint32(probes), Lost: uint32(lost), Low: i.Low, High: i.High, Underlay: p.net != nil,
+			Decision: dyetracev1.LossDecision_LOSS_DECISION_ABOVE, Allowed: test.P0, TooMuch: test.P1, Segment: segment,
 		},
+	}
+	if from != nil {
+		r.Host = from.Host
+	}
+	if p.net != nil {
+		r.Cause = p.net.words(lost, probes, i)
+		return r
 	}
 	whose := ""
 	if n := len(p.pairs); n > 1 {
 		whose = fmt.Sprintf(" of %d pairs", n)
 	}
-	r.Cause = fmt.Sprintf("loses %.2g %% (%.2g-%.2g %%, 95 %%) of %d probes%s", 100*float64(p.guard.Lost)/float64(max(1, p.guard.Probes)),
-		100*i.Low, 100*i.High, p.guard.Probes, whose)
+	r.Cause = fmt.Sprintf("loses %.2g %% (%.2g-%.2g %%, 95 %%) of %d probes%s", 100*float64(lost)/float64(max(1, probes)),
+		100*i.Low, 100*i.High, probes, whose)
 	if from != nil {
-		r.Host = from.Host
 		r.Cause += fmt.Sprintf(" between %s and %s", from, to)
 	}
 	return r

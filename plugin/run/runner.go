@@ -49,6 +49,8 @@ type Fleet interface {
 	Begin(fleet.Spec) *fleet.Assignment
 	// Refresh returns when the book has the state of these hosts as it is now, or ctx is done.
 	Refresh(ctx context.Context, hosts []string)
+	// Stream begins to have hosts send each other streams, each at most so many datagrams a second.
+	Stream(budget int) *fleet.Streaming
 }
 
 // refreshTimeout is how long planning waits for agents to tell what is on their hosts. One that
@@ -75,6 +77,9 @@ type Config struct {
 	PerInstanceBurst int
 	// ToS of probes: underlay probes bear what a tunnel makes of it.
 	ToS uint8
+	// UnderlayRate is how many datagrams a second a host may send others for continuous runs, in all; 0
+	// is none.
+	UnderlayRate int
 	// MaxActive bounds the runs at one time, MaxPairs the pairs of one.
 	MaxActive, MaxPairs int
 
@@ -95,6 +100,7 @@ type Runner struct {
 	pace    *pace
 	metrics *metrics
 	begin   func(fleet.Spec) agents
+	stream  func() streams // nil: switched off
 
 	ctx  context.Context // of the runs
 	stop context.CancelCauseFunc
@@ -129,6 +135,9 @@ func New(cfg Config) *Runner {
 		cfg: cfg, pace: newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)),
 		metrics: newMetrics(cfg.Metrics), active: map[string]*activeRun{},
 		begin: func(s fleet.Spec) agents { return cfg.Fleet.Begin(s) },
+	}
+	if cfg.UnderlayRate > 0 {
+		r.stream = func() streams { return cfg.Fleet.Stream(cfg.UnderlayRate) }
 	}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	return r

@@ -46,8 +46,8 @@ func (c *continuous) tell(i int, now time.Time) {
 	}
 	r := p.base
 	if r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
-		if worst := c.blamed(i); worst != nil {
-			r = worst.verdict(p.base, c.test)
+		if worst, from, to := c.blamed(i); worst != nil {
+			r = worst.verdict(p.base, c.test, from, to)
 		}
 	}
 	if p.shown != nil && named(p.shown) == named(r) {
@@ -71,21 +71,35 @@ func (c *continuous) tell(i int, now time.Time) {
 	c.out.results = append(c.out.results, r)
 }
 
-// blamed is the pool that makes a pair faulty, the one that most pairs share; nil for none.
-func (c *continuous) blamed(i int) *pool {
-	var most *pool
-	look := func(p *pool) {
-		if p.guard.Alarm && p.blames && (most == nil || len(p.pairs) > len(most.pairs)) {
-			most = p
+// blamed is the pool that makes a pair faulty, and where on its way that is; nil for none. It is the underlay
+// that loses, if that is known, and else the pool that most pairs share.
+func (c *continuous) blamed(i int) (most *pool, from, to *plan.Expected) {
+	points := func(s *step) (from, to *plan.Expected) {
+		path := c.paths[i]
+		if path == nil || s.to >= len(path.Points) {
+			return nil, nil
 		}
+		return &path.Points[s.from], &path.Points[s.to]
 	}
-	for _, s := range c.pairs[i].steps {
+	steps := c.pairs[i].steps
+	for k := range steps {
+		s := &steps[k]
+		if s.net != nil && s.net.blaming() {
+			from, to = points(s)
+			return s.net, from, to
+		}
 		for _, p := range s.pools {
-			look(p)
+			if p.blaming() && (most == nil || len(p.pairs) > len(most.pairs)) {
+				most = p
+				from, to = points(s)
+			}
 		}
 	}
-	look(c.pools.own(i))
-	return most
+	if own := c.pools.own(i); own.blaming() && (most == nil || len(own.pairs) > len(most.pairs)) {
+		most = own
+		from, to = own.ends()
+	}
+	return most, from, to
 }
 
 // naming is what must change of a verdict for it to be news: figures and notes are not.

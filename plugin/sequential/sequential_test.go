@@ -191,6 +191,38 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// Many at once raise no alarm that one at a time does not, and find a loss hardly later.
+func TestGuardMany(t *testing.T) {
+	t.Parallel()
+	p := Plan{P0: 0.001, P1: 0.01, Alpha: 1e-10, Beta: 0.01, Max: 1}
+	rapid.Check(t, func(t *rapid.T) {
+		rate := rapid.SampledFrom([]float64{0.0005, 0.001, 0.003, 0.01, 0.05}).Draw(t, "rate")
+		batch := rapid.IntRange(1, 120).Draw(t, "batch")
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		var one, many Guard
+		alarm := -1
+		for n := 0; n < 4000 && !many.Alarm; n += batch {
+			lost := 0
+			for range batch {
+				is := rng.Float64() < rate
+				if is {
+					lost++
+				}
+				if alarm < 0 && one.Add(p, is) {
+					alarm = n
+				}
+			}
+			many.AddMany(p, batch, lost)
+			if many.Alarm && alarm < 0 {
+				t.Fatalf("after %d probes many at once raise an alarm, one at a time does not", n+batch)
+			}
+		}
+		if alarm >= 0 && alarm < 3000 && rate >= 0.01 && !many.Alarm {
+			t.Fatalf("an alarm after %d probes one at a time, none by %d at once", alarm, batch)
+		}
+	})
+}
+
 func TestLossInterval(t *testing.T) {
 	t.Parallel()
 	// R 4.2: binom.test(x, n)$conf.int

@@ -15,6 +15,9 @@ const (
 	// smallPacket is as large as a stained probe in a tunnel is, at the most (bytes of IP packet):
 	// what becomes of it is what becomes of our probes.
 	smallPacket = 128
+	// smallStream4 and 6 are as small as packets of a stream may be, or as probes are, by IP version (bytes;
+	// UnderlayTarget.size).
+	smallStream4, smallStream6 = 128, 144
 	// recently is how long ago a responder must have heard anybody for us to believe that
 	// nothing on its own host keeps packets out. The fleet has each tried every few minutes
 	// (fleet.Acquaint), so that one which is not heard for twice that time is under suspicion.
@@ -197,6 +200,28 @@ func NeedMTU(p *plan.Path) (n *NeedUnderlay, why string) {
 		return nil, "the MTU of the instances' ports is not known"
 	}
 	return n, why
+}
+
+// NeedStream returns what a stream between two hosts needs, from the first to the second; nil where there can
+// be none, and why.
+func NeedStream(from, to *plan.End) (n *NeedUnderlay, why string) {
+	t, ok := tunnelTo(from, to)
+	if !ok {
+		return nil, fmt.Sprintf("no tunnel from %s to %s is known", from.Host, to.Host)
+	}
+	if n, why = between(from, to, t.Type, t.Remote); n == nil {
+		return nil, why
+	}
+	for _, end := range []*plan.End{from, to} {
+		if !end.Echo.Streams {
+			return nil, fmt.Sprintf("the agent of %s knows no streams of underlay probes", end.Host)
+		}
+	}
+	n.Small = smallStream4
+	if !n.Dst.Is4() {
+		n.Small = smallStream6
+	}
+	return n, ""
 }
 
 // tunnelTo is the tunnel from one host to another that adds least to a packet: which one is taken the

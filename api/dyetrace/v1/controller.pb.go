@@ -1866,7 +1866,10 @@ type PairLoss struct {
 	Allowed float64 `protobuf:"fixed64,6,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	TooMuch float64 `protobuf:"fixed64,7,opt,name=too_much,json=tooMuch,proto3" json:"too_much,omitempty"`
 	// Where most were lost; absent where none was.
-	Segment       *Segment `protobuf:"bytes,8,opt,name=segment,proto3" json:"segment,omitempty"`
+	Segment *Segment `protobuf:"bytes,8,opt,name=segment,proto3" json:"segment,omitempty"`
+	// The probes are UDP datagrams that the agents of two hosts send each other, between the
+	// tunnel addresses, for a continuous run: the network under the tunnels loses them.
+	Underlay      bool `protobuf:"varint,180,opt,name=underlay,proto3" json:"underlay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1955,6 +1958,13 @@ func (x *PairLoss) GetSegment() *Segment {
 		return x.Segment
 	}
 	return nil
+}
+
+func (x *PairLoss) GetUnderlay() bool {
+	if x != nil {
+		return x.Underlay
+	}
+	return false
 }
 
 // Latency is how long probes took, each as one host's clock has it: no two hosts' clocks
@@ -2080,8 +2090,13 @@ type SegmentLoss struct {
 	Low  float64 `protobuf:"fixed64,5,opt,name=low,proto3" json:"low,omitempty"`
 	High float64 `protobuf:"fixed64,6,opt,name=high,proto3" json:"high,omitempty"`
 	// Pairs that pass it.
-	Pairs         uint32                 `protobuf:"varint,7,opt,name=pairs,proto3" json:"pairs,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	Pairs uint32                 `protobuf:"varint,7,opt,name=pairs,proto3" json:"pairs,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	// As in PairLoss.
+	Underlay bool `protobuf:"varint,180,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	// Source ports of those datagrams that are lost, where others lose none: one of several
+	// equal-cost paths loses. Which pairs take it is not known, so none is faulty by it.
+	SourcePorts   []uint32 `protobuf:"varint,181,rep,packed,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2168,6 +2183,20 @@ func (x *SegmentLoss) GetPairs() uint32 {
 func (x *SegmentLoss) GetSince() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Since
+	}
+	return nil
+}
+
+func (x *SegmentLoss) GetUnderlay() bool {
+	if x != nil {
+		return x.Underlay
+	}
+	return false
+}
+
+func (x *SegmentLoss) GetSourcePorts() []uint32 {
+	if x != nil {
+		return x.SourcePorts
 	}
 	return nil
 }
@@ -5207,7 +5236,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\tlatencies\x18\x13 \x03(\v2\x14.dyetrace.v1.LatencyR\tlatencies\x120\n" +
 	"\x05since\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +
 	"\x06before\x18\x15 \x01(\x0e2\x14.dyetrace.v1.VerdictR\x06before\x12\x18\n" +
-	"\achanges\x18\x16 \x01(\rR\achanges\"\xf8\x01\n" +
+	"\achanges\x18\x16 \x01(\rR\achanges\"\x95\x02\n" +
 	"\bPairLoss\x12\x16\n" +
 	"\x06probes\x18\x01 \x01(\rR\x06probes\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\rR\x04lost\x12\x10\n" +
@@ -5216,7 +5245,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\bdecision\x18\x05 \x01(\x0e2\x19.dyetrace.v1.LossDecisionR\bdecision\x12\x18\n" +
 	"\aallowed\x18\x06 \x01(\x01R\aallowed\x12\x19\n" +
 	"\btoo_much\x18\a \x01(\x01R\atooMuch\x12.\n" +
-	"\asegment\x18\b \x01(\v2\x14.dyetrace.v1.SegmentR\asegment\"\xaf\x02\n" +
+	"\asegment\x18\b \x01(\v2\x14.dyetrace.v1.SegmentR\asegment\x12\x1b\n" +
+	"\bunderlay\x18\xb4\x01 \x01(\bR\bunderlay\"\xaf\x02\n" +
 	"\aLatency\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.LatencyKindR\x04kind\x12&\n" +
 	"\x04from\x18\x02 \x01(\v2\x12.dyetrace.v1.PointR\x04from\x12\"\n" +
@@ -5226,7 +5256,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06p50_ns\x18\x06 \x01(\x03R\x05p50Ns\x12\x15\n" +
 	"\x06p90_ns\x18\a \x01(\x03R\x05p90Ns\x12\x15\n" +
 	"\x06p99_ns\x18\b \x01(\x03R\x05p99Ns\x12\x15\n" +
-	"\x06max_ns\x18\t \x01(\x03R\x05maxNs\"\xeb\x01\n" +
+	"\x06max_ns\x18\t \x01(\x03R\x05maxNs\"\xac\x02\n" +
 	"\vSegmentLoss\x12.\n" +
 	"\asegment\x18\x01 \x01(\v2\x14.dyetrace.v1.SegmentR\asegment\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
@@ -5235,7 +5265,9 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x03low\x18\x05 \x01(\x01R\x03low\x12\x12\n" +
 	"\x04high\x18\x06 \x01(\x01R\x04high\x12\x14\n" +
 	"\x05pairs\x18\a \x01(\rR\x05pairs\x120\n" +
-	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf7\x02\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
+	"\bunderlay\x18\xb4\x01 \x01(\bR\bunderlay\x12\"\n" +
+	"\fsource_ports\x18\xb5\x01 \x03(\rR\vsourcePorts\"\xf7\x02\n" +
 	"\rUnderlayCheck\x12\x19\n" +
 	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
 	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +

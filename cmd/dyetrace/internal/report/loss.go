@@ -1,8 +1,11 @@
 package report
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -23,6 +26,8 @@ type Loss struct {
 	TooMuch  float64 `json:"too_much"`
 	// Segment is where most were lost, in words; nil where none was.
 	Segment *string `json:"segment"`
+	// Underlay says that the probes are UDP packets of the agents, between the tunnel addresses of two hosts.
+	Underlay bool `json:"underlay"`
 }
 
 // Latency is how long probes took for a part of their way, nanoseconds.
@@ -42,25 +47,81 @@ type Latency struct {
 // SegmentLoss is what all pairs that pass a part of their ways lose there together.
 type SegmentLoss struct {
 	// Segment is in words; empty where Host alone is what they have in common.
-	Segment string     `json:"segment"`
-	Host    string     `json:"host"`
-	Probes  uint64     `json:"probes"`
-	Lost    uint64     `json:"lost"`
-	Low     float64    `json:"low"`
-	High    float64    `json:"high"`
-	Pairs   uint32     `json:"pairs"`
-	Since   *time.Time `json:"since"`
+	Segment string  `json:"segment"`
+	Host    string  `json:"host"`
+	Probes  uint64  `json:"probes"`
+	Lost    uint64  `json:"lost"`
+	Low     float64 `json:"low"`
+	High    float64 `json:"high"`
+	Pairs   uint32  `json:"pairs"`
+	// Underlay is as in Loss. SourcePorts are those that lose where others do not: one of several equal-cost
+	// paths loses, and no pair is faulty by that, since nobody knows which take it.
+	Underlay    bool       `json:"underlay"`
+	SourcePorts []uint32   `json:"source_ports"`
+	Since       *time.Time `json:"since"`
 }
 
 func newSegmentLoss(l *dyetracev1.SegmentLoss) SegmentLoss {
 	v := SegmentLoss{
 		Host: l.GetHost(), Probes: l.GetProbes(), Lost: l.GetLost(), Low: l.GetLow(), High: l.GetHigh(),
-		Pairs: l.GetPairs(), Since: Time(l.GetSince()),
+		Pairs: l.GetPairs(), Since: Time(l.GetSince()), Underlay: l.GetUnderlay(), SourcePorts: append([]uint32{}, l.GetSourcePorts()...),
 	}
 	if s := l.GetSegment(); s != nil {
 		v.Segment = segmentWords(newPoint(s.GetFrom()), newPoint(s.GetTo()))
 	}
 	return v
+}
+
+// tacit says that no pair's verdict tells of it.
+func (l SegmentLoss) tacit() bool { return l.Host != "" || len(l.SourcePorts) > 0 }
+
+// String writes it in one line.
+func (l SegmentLoss) String() string {
+	where, what := l.Segment, "probes"
+	if l.Host != "" {
+		where = "all of " + l.Host
+	}
+	if l.Underlay {
+		where, what = "the underlay, "+where, "UDP packets"
+	}
+	s := fmt.Sprintf("%s: loses %s %% (%s-%s %%, 95 %%) of %d %s", where, Percent(float64(l.Lost)/float64(max(1, l.Probes))), Percent(l.Low), Percent(l.High), l.Probes, what)
+	if n := len(l.SourcePorts); n > 0 {
+		s += fmt.Sprintf(" from %d of the source ports, others lose none: one of several equal-cost paths", n)
+	}
+	return s
+}
+
+// Losing names what is known to lose and no pair's verdict tells of, to tell whether it has changed.
+func (r Run) Losing() string {
+	var all []string
+	for _, l := range r.Losses {
+		if l.tacit() {
+			all = append(all, fmt.Sprintf("%s %s %v", l.Host, l.Segment, len(l.SourcePorts) > 0))
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+// WriteLosing writes that for people, or that it is nothing any more.
+func (r Run) WriteLosing(w io.Writer, color bool) error {
+	t := &text{w: bufio.NewWriter(w), o: TextOptions{Color: color}}
+	if r.Losing() == "" {
+		t.printf("%s\n", t.paint(dim, "Loss besides: none any more"))
+	}
+	t.losing(r)
+	return t.w.Flush()
+}
+
+func (t *text) losing(r Run) {
+	if r.Losing() == "" {
+		return
+	}
+	t.printf("\n%s\n", t.paint(bold, "Loss besides:"))
+	for _, l := range r.Losses {
+		if l.tacit() {
+			t.printf("  %s\n", l)
+		}
+	}
 }
 
 func newLoss(l *dyetracev1.PairLoss) *Loss {
@@ -69,7 +130,7 @@ func newLoss(l *dyetracev1.PairLoss) *Loss {
 	}
 	v := &Loss{
 		Probes: l.GetProbes(), Lost: l.GetLost(), Low: l.GetLow(), High: l.GetHigh(),
-		Decision: LossDecision(l.GetDecision()), Allowed: l.GetAllowed(), TooMuch: l.GetTooMuch(),
+		Decision: LossDecision(l.GetDecision()), Allowed: l.GetAllowed(), TooMuch: l.GetTooMuch(), Underlay: l.GetUnderlay(),
 	}
 	if v.Probes > 0 {
 		v.Rate = float64(v.Lost) / float64(v.Probes)

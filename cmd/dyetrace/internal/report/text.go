@@ -30,6 +30,7 @@ func (c Check) Text(w io.Writer, o TextOptions) error {
 	t := &text{w: bufio.NewWriter(w), o: o, ambiguous: c.ambiguous(), mixed: len(c.schemes()) > 1}
 	t.summary(c)
 	t.findings(c)
+	t.losing(c.Run)
 	healthy, failed := c.split()
 	switch {
 	case len(c.Pairs) == 1 && len(healthy) == 1:

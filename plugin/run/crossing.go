@@ -1,0 +1,229 @@
+package run
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
+)
+
+const (
+	// enoughLost is how many datagrams must have been lost until it is said whether all source ports lose or
+	// some only, and quietPorts of streamPorts lose nothing if it is some only: where one of two equal paths
+	// loses, some 9 of 16 lose none of the first 16, of one of four 12; where all lose alike 5.7 do on
+	// average, eight in one of 20 cases, and fewer with each further loss.
+	enoughLost, quietPorts = 16, 8
+	// staleAfter is how long an alarm of a crossing stands of which nothing is heard any more.
+	staleAfter = 10 * time.Second
+)
+
+// extent says how much of a crossing loses.
+type extent uint8
+
+const (
+	// nowhere: no loss is known.
+	nowhere extent = iota
+	// somewhere: there is a loss, and too few were lost yet to tell where.
+	somewhere
+	// everywhere: datagrams from all source ports are lost.
+	everywhere
+	// member: only those from some ports are. One of several equal-cost paths loses; which of them a pair's
+	// packets take nobody knows, so no pair is blamed.
+	member
+)
+
+// crossing is the network under the tunnels from one host to another, as the agents' streams show it. It is
+// pure: no I/O, no clock.
+type crossing struct {
+	from, to string
+	src, dst netip.Addr
+	// ports are the trials of the pool's guard, by source port.
+	ports  []portTrials
+	extent extent
+	heard  time.Time
+}
+
+// portTrials are those of one source port, and its own guard: a loss on one of many paths is too little of
+// all to be seen otherwise.
+type portTrials struct {
+	port         uint16
+	probes, lost int
+	guard        sequential.Guard
+}
+
+func (x *crossing) port(number uint16) *portTrials {
+	i := slices.IndexFunc(x.ports, func(p portTrials) bool { return p.port == number })
+	if i < 0 {
+		const most = 64 // an agent that changes its ports all the time is told of no more
+		if len(x.ports) >= most {
+			x.ports = slices.Delete(x.ports, 0, 1)
+		}
+		i = len(x.ports)
+		x.ports = append(x.ports, portTrials{port: number})
+	}
+	return &x.ports[i]
+}
+
+// trial is what one source port's datagrams were on one way: sent, and lost of these.
+type trial struct {
+	port         uint16
+	probes, lost int
+}
+
+// feed takes in trials, which were made at the same time, and says whether the extent has changed.
+func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (changed bool) {
+	x := p.net
+	x.heard = now
+	probes, lost := 0, 0
+	for _, t := range trials {
+		at := x.port(t.port)
+		at.probes, at.lost = at.probes+t.probes, at.lost+t.lost
+		at.guard.AddMany(plan, t.probes, t.lost)
+		probes, lost = probes+t.probes, lost+t.lost
+	}
+	want := p.guard.Probes + probes
+	p.guard.AddMany(plan, probes, lost)
+	switch {
+	case p.guard.Probes == 0: // no suspicion is left
+		for i := range x.ports {
+			x.ports[i].probes, x.ports[i].lost = 0, 0
+		}
+	case p.guard.Probes < want: // it lets what it has counted fade
+		for i := range x.ports {
+			x.ports[i].probes, x.ports[i].lost = x.ports[i].probes/2, x.ports[i].lost/2
+		}
+	}
+	before := x.extent
+	x.extent = x.extentBy(p.guard.Alarm)
+	if x.extent != before && before == nowhere {
+		p.since = now
+	}
+	return x.extent != before
+}
+
+func (x *crossing) extentBy(alarm bool) extent {
+	lost, quiet, alone := 0, 0, false
+	for i := range x.ports {
+		p := &x.ports[i]
+		lost += p.lost
+		if p.lost == 0 {
+			quiet++
+		}
+		alone = alone || p.guard.Alarm
+	}
+	switch {
+	case !alarm && alone:
+		return member
+	case !alarm:
+		return nowhere
+	case lost < enoughLost && (x.extent == nowhere || x.extent == somewhere):
+		return somewhere
+	case lost < enoughLost:
+		return x.extent // what was counted has faded
+	case quiet >= quietPorts:
+		return member
+	}
+	return everywhere
+}
+
+// figures are what is lost: of all ports, or where some only lose, of those, which are named then.
+func (p *pool) figures() (probes, lost int, ports []uint32) {
+	if p.net == nil || p.net.extent != member {
+		return p.guard.Probes, p.guard.Lost, nil
+	}
+	for i := range p.net.ports {
+		// One whose guard is alarmed has counted by itself, since before the pool had no suspicion.
+		t := &p.net.ports[i]
+		n, l := t.probes, t.lost
+		if t.guard.Alarm {
+			n, l = max(n, t.guard.Probes), max(l, t.guard.Lost)
+		}
+		if l > 0 && (t.guard.Alarm || p.guard.Alarm) {
+			probes, lost, ports = probes+n, lost+l, append(ports, uint32(t.port))
+		}
+	}
+	slices.Sort(ports)
+	return probes, lost, ports
+}
+
+// forget ends an alarm of which nothing is heard any more; false if there is none.
+func (p *pool) forget(now time.Time) bool {
+	if p.net == nil || p.net.extent == nowhere || now.Sub(p.net.heard) < staleAfter {
+		return false
+	}
+	p.guard, p.net.ports, p.net.extent = sequential.Guard{}, nil, nowhere
+	return true
+}
+
+// raised says that it is known to lose too much, blaming that the pairs which pass are faulty by that.
+func (p *pool) raised() bool {
+	if p.net != nil {
+		return p.net.extent == everywhere || p.net.extent == member
+	}
+	return p.guard.Alarm
+}
+
+func (p *pool) blaming() bool {
+	if p.net != nil {
+		return p.blames && p.net.extent == everywhere
+	}
+	return p.blames && p.guard.Alarm
+}
+
+// words are what a crossing loses, as a cause.
+func (x *crossing) words(lost, probes int, i sequential.Interval) string {
+	end := func(host string, a netip.Addr) string {
+		if !a.IsValid() {
+			return host
+		}
+		return fmt.Sprintf("%s (%s)", host, a)
+	}
+	return fmt.Sprintf("the underlay loses %.2g %% (%.2g-%.2g %%, 95 %%) of %d UDP packets from %s to %s",
+		100*float64(lost)/float64(max(1, probes)), 100*i.Low, 100*i.High, probes, end(x.from, x.src), end(x.to, x.dst))
+}
+
+// net is the pool of what lies under the tunnels from one host to another.
+func (ps *pools) net(pair int, from, to *plan.Expected) *pool {
+	p := ps.get("net "+from.Host+" "+to.Host, pair, func() *pool {
+		return &pool{from: from, to: to, blames: true, net: &crossing{from: from.Host, to: to.Host}}
+	})
+	p.name = fmt.Sprintf("the underlay from %s to %s", from.Host, to.Host)
+	return p
+}
+
+// crossed takes in what became of a stream's datagrams from one host to another. Changed are the pools of
+// which is known now that they lose, or not.
+func (ps *pools) crossed(from, to string, src, dst netip.Addr, trials []trial, now time.Time) (changed []*pool) {
+	for _, way := range []struct{ key, host string }{{"net " + from + " " + to, ""}, {"net out " + from, from}, {"net in " + to, to}} {
+		p := ps.byKey[way.key]
+		if p == nil {
+			if way.host == "" {
+				return nil // no pair passes there any more
+			}
+			p = &pool{host: way.host, name: "the underlay at " + way.host, pairs: map[int]bool{}, net: &crossing{from: from, to: to}}
+			ps.byKey[way.key] = p
+		}
+		if way.host == "" {
+			p.net.src, p.net.dst = src, dst
+		}
+		if p.feedNet(ps.plan, trials, now) {
+			changed = append(changed, p)
+		}
+	}
+	return changed
+}
+
+// segmentOf is the segment between two points.
+func segmentOf(from, to *plan.Expected) *dyetracev1.Segment {
+	if from == nil || to == nil {
+		return nil
+	}
+	point := func(e *plan.Expected) *dyetracev1.Point {
+		return &dyetracev1.Point{Host: e.Host, Bridge: e.Bridge, Kind: dyetracev1.PointKind(e.Kind)}
+	}
+	return &dyetracev1.Segment{From: point(from), To: point(to), Direction: dyetracev1.Direction(from.Direction)}
+}
