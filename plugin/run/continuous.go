@@ -277,7 +277,8 @@ func (c *continuous) losses() []*dyetracev1.SegmentLoss {
 		}
 	}
 	slices.SortFunc(all, func(a, b *dyetracev1.SegmentLoss) int {
-		return cmp.Or(a.GetSince().AsTime().Compare(b.GetSince().AsTime()), cmp.Compare(b.GetPairs(), a.GetPairs()))
+		return cmp.Or(a.GetSince().AsTime().Compare(b.GetSince().AsTime()), cmp.Compare(b.GetPairs(), a.GetPairs()),
+			cmp.Compare(a.GetHost(), b.GetHost()), cmp.Compare(a.GetSegment().String(), b.GetSegment().String()))
 	})
 	return all
 }

@@ -80,10 +80,13 @@ func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (cha
 	x.heard = now
 	probes, lost := 0, 0
 	for _, t := range trials {
+		probes, lost = probes+t.probes, lost+t.lost
+		if p.host != "" {
+			continue // ports of many hosts tell of no path
+		}
 		at := x.port(t.port)
 		at.probes, at.lost = at.probes+t.probes, at.lost+t.lost
 		at.guard.AddMany(plan, t.probes, t.lost)
-		probes, lost = probes+t.probes, lost+t.lost
 	}
 	want := p.guard.Probes + probes
 	p.guard.AddMany(plan, probes, lost)
@@ -92,13 +95,20 @@ func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (cha
 		for i := range x.ports {
 			x.ports[i].probes, x.ports[i].lost = 0, 0
 		}
-	case p.guard.Probes < want: // it lets what it has counted fade
+	case p.guard.Probes < want: // it lets what it has counted fade; who has lost some keeps one at the least
 		for i := range x.ports {
-			x.ports[i].probes, x.ports[i].lost = x.ports[i].probes/2, x.ports[i].lost/2
+			x.ports[i].probes, x.ports[i].lost = (x.ports[i].probes+1)/2, (x.ports[i].lost+1)/2
 		}
 	}
 	before := x.extent
-	x.extent = x.extentBy(p.guard.Alarm)
+	switch {
+	case p.host == "":
+		x.extent = x.extentBy(p.guard.Alarm)
+	case p.guard.Alarm:
+		x.extent = everywhere
+	default:
+		x.extent = nowhere
+	}
 	if x.extent != before && before == nowhere {
 		p.since = now
 	}

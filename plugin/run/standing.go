@@ -55,7 +55,8 @@ func (c *continuous) tell(i int, now time.Time) {
 	}
 	r = proto.CloneOf(r)
 	since := now
-	if p.since.Before(now) && !p.since.IsZero() && r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+	wasLoss := p.shown.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS && r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	if p.since.Before(now) && !p.since.IsZero() && !wasLoss && r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
 		since = p.since
 	}
 	r.Since = timestamppb.New(since)

@@ -25,9 +25,13 @@ func TestLosing(t *testing.T) {
 		}
 		return b.String()
 	}
+	host := loss(func(l *dyetracev1.SegmentLoss) { l.Segment, l.Host = nil, "hv4" })
+	if told := print(loss(func(*dyetracev1.SegmentLoss) {}), host); told != "Loss besides: none any more\n" {
+		t.Errorf("%q, of a loss that pairs tell of", told)
+	}
 	told := print(loss(func(*dyetracev1.SegmentLoss) {}),
 		loss(func(l *dyetracev1.SegmentLoss) { l.SourcePorts = []uint32{40001, 40005} }),
-		loss(func(l *dyetracev1.SegmentLoss) { l.Segment, l.Host, l.Underlay = nil, "hv2", false }))
+		loss(func(l *dyetracev1.SegmentLoss) { l.Segment, l.Host, l.Underlay = nil, "hv2", false }), host)
 	const want = `
 Loss besides:
   the underlay, hv2/br-tun to-tunnel → hv4/br-tun from-tunnel: loses 4 % (2.9-5.4 %, 95 %) of 1000 UDP packets from 2 of the source ports, others lose none: one of several equal-cost paths

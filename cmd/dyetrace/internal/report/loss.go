@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,8 +73,17 @@ func newSegmentLoss(l *dyetracev1.SegmentLoss) SegmentLoss {
 	return v
 }
 
-// tacit says that no pair's verdict tells of it.
-func (l SegmentLoss) tacit() bool { return l.Host != "" || len(l.SourcePorts) > 0 }
+// tacit are those losses that no pair's verdict tells of: of one of several paths, and of all of a host where
+// none of a part of its is known.
+func (r Run) tacit() (all []SegmentLoss) {
+	for _, l := range r.Losses {
+		part := func(o SegmentLoss) bool { return o.Host == "" && o.Underlay == l.Underlay }
+		if len(l.SourcePorts) > 0 || l.Host != "" && !slices.ContainsFunc(r.Losses, part) {
+			all = append(all, l)
+		}
+	}
+	return all
+}
 
 // String writes it in one line.
 func (l SegmentLoss) String() string {
@@ -94,11 +104,10 @@ func (l SegmentLoss) String() string {
 // Losing names what is known to lose and no pair's verdict tells of, to tell whether it has changed.
 func (r Run) Losing() string {
 	var all []string
-	for _, l := range r.Losses {
-		if l.tacit() {
-			all = append(all, fmt.Sprintf("%s %s %v", l.Host, l.Segment, len(l.SourcePorts) > 0))
-		}
+	for _, l := range r.tacit() {
+		all = append(all, fmt.Sprintf("%s %s %v", l.Host, l.Segment, l.Underlay))
 	}
+	slices.Sort(all)
 	return strings.Join(all, "; ")
 }
 
@@ -117,10 +126,8 @@ func (t *text) losing(r Run) {
 		return
 	}
 	t.printf("\n%s\n", t.paint(bold, "Loss besides:"))
-	for _, l := range r.Losses {
-		if l.tacit() {
-			t.printf("  %s\n", l)
-		}
+	for _, l := range r.tacit() {
+		t.printf("  %s\n", l)
 	}
 }
 
