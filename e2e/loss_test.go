@@ -19,6 +19,7 @@ type loss struct {
 	Allowed  float64 `json:"allowed"`
 	TooMuch  float64 `json:"too_much"`
 	Segment  *string `json:"segment"`
+	Underlay bool    `json:"underlay"`
 }
 
 type latency struct {
