@@ -69,13 +69,9 @@ func (a *Agent) tryArm(ctx context.Context, req *dyetracev1.Arm) error {
 		return err
 	}
 	if len(ports) > 0 || !a.hooks.taps.hold(at) {
-		a.hooks.reconcile(ctx) // samples a port that came just now, too
+		a.hooks.reconcile(ctx) // until the datapath does so; samples a port that came just now, too
 	}
 	err = errors.Join(a.answering(req.Answers), a.expecting(req.Expect), a.sampled(at))
-	if err == nil && len(ports) > 0 {
-		// An answer that the datapath remembers would pass by what it was before.
-		err = a.sw.Settle(ctx, ports[0].bridge)
-	}
 	if err == nil && len(probes) > 0 {
 		err = a.hooks.taps.withhold(run.id, monotonic(), time.Duration(req.WithholdMs)*time.Millisecond, probes)
 	}

@@ -35,7 +35,8 @@
 //
 // The watch (ovs.Watch) sets flags and wakes the reconciler, and never waits for it; the
 // reconciler waits for barriers of the watch, and does what the flags say: put back what
-// was deleted, within a tenth of a second; read all flows again where a change may be in the
+// was deleted, within a tenth of a second, and attest it once the datapath does as it says, as long
+// again later (BenchmarkGap); read all flows again where a change may be in the
 // hook's way, at once if somebody is to be told that the hook is live, else not for more
 // than a twentieth of the time; move the hook if its mark or table was taken. Each of these
 // starts a new epoch but for a doubt that was none. A hook that is deleted or overruled for

@@ -57,7 +57,7 @@ var startSwitch = sync.OnceValue(func() error {
 		{"ovsdb-tool", "create", stateDir + "/conf.db", "/usr/share/openvswitch/vswitch.ovsschema"},
 		{"ovsdb-server", stateDir + "/conf.db", "--remote=p" + db, "--pidfile", "--detach", "--log-file=" + stateDir + "/ovsdb.log"},
 		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=3.1.0"},
-		{"ovs-vswitchd", db, "--pidfile", "--detach", "--log-file=" + stateDir + "/vswitchd.log"},
+		{"ovs-vswitchd", db, "--pidfile", "--detach", "--log-file=" + stateDir + "/vswitchd.log", "--enable-dummy"},
 	} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w (Debian: apt install openvswitch-switch)\n%s", command[0], err, out)

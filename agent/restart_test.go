@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane/ovs"
+	"github.com/dyetrace/dyetrace/dataplane/packetio"
 	"github.com/dyetrace/dyetrace/internal/sandbox"
 )
 
@@ -170,9 +172,18 @@ func TestRestarts(t *testing.T) {
 // of stained packets from before sends them past the hook. (Not parallel: sweeps are the whole switch's.)
 func TestLiveOnceSettled(t *testing.T) {
 	h := newHost(t)
+	f := newFlood(t, h)
+	out, in := f.sockets(t, h)
+	const unseen, seen, probes = 1, 2, 64
+	h.begin(unseen, probes, 10*deadline)
+	h.begin(seen, probes, 10*deadline)
 	if err := h.a.sw.Apply(t.Context(), h.bridge, nil, h.ours()); err != nil { // somebody else
 		t.Fatal(err)
 	}
+	if err := h.a.sw.Settle(t.Context(), h.bridge); err != nil {
+		t.Fatal(err)
+	}
+	f.pass(t, out, in, probes) // which the datapath remembers
 	if out, err := exec.Command("ovs-appctl", "revalidator/pause").CombinedOutput(); err != nil {
 		if strings.Contains(string(out), "not a valid command") {
 			t.Skip("this Open vSwitch has no revalidator/pause (3.1 has)")
@@ -190,9 +201,115 @@ func TestLiveOnceSettled(t *testing.T) {
 	if s := h.state(); s.hook == dyetracev1.HookState_HOOK_STATE_LIVE || len(h.ours()) != want {
 		t.Errorf("%d flows (want %d), and the datapath has not seen them: hook %v", len(h.ours()), want, s.hook)
 	}
+	f.token = h.tokens(unseen)
+	f.pass(t, out, in, probes)
 	resume()
 	h.a.hooks.look(t.Context(), true)
 	if s := h.state(); s.hook != dyetracev1.HookState_HOOK_STATE_LIVE {
 		t.Errorf("the datapath has seen all flows, and the hook is %v: %s", s.hook, s.reason)
 	}
+	f.token = h.tokens(seen)
+	f.pass(t, out, in, probes)
+	const kind, scheme = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.Scheme_SCHEME_TCP
+	h.await("all packets", func() bool { n, _ := h.seen(seen, kind, scheme); return n == probes })
+	if n, _ := h.seen(unseen, kind, scheme); n > 0 {
+		t.Errorf("%d of %d packets were seen by flows that the datapath had not seen: the test tests nothing", n, probes)
+	}
+}
+
+// tokens are those of a run's probes, one after the other.
+func (h *host) tokens(run uint64) func() uint32 {
+	tokens, next := h.a.runs.get(run).tokens, uint32(0)
+	return func() uint32 { next++; return tokens.At(next - 1) }
+}
+
+// remember has the datapath remember so many flows more, of packets that the first guest sends.
+func (f *flood) remember(h *host, out, in *packetio.Port, n int) {
+	t := h.t
+	t.Helper()
+	h.ofctl("add-flow", h.bridge, "priority=7,udp,actions=move:NXM_OF_IP_DST[]->NXM_NX_REG3[]") // so that each address is one
+	sandbox.Command(t, "ovs-appctl", "upcall/set-flow-limit", "200000")                         // it grows by itself, but slowly
+	var frames [][]byte
+	for i := range n {
+		frame := slices.Concat(h.guests[1].mac[:], h.guests[0].mac[:], []byte{
+			0x08, 0x00, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 18, byte(i >> 8), byte(i),
+		}, make([]byte, 26))
+		frames = append(frames, frame)
+	}
+	for some := range slices.Chunk(frames, 128) {
+		if _, err := out.Send(some); err != nil {
+			t.Fatal(err)
+		}
+		f.pass(t, out, in, 1) // and so had all before it
+	}
+	if got := rememberedFlows(t); got < n {
+		t.Fatalf("the datapath remembers %d flows (want %d)", got, n)
+	}
+}
+
+// rememberedFlows counts those that the datapath remembers of flood.remember.
+func rememberedFlows(t testing.TB) int {
+	t.Helper()
+	return strings.Count(sandbox.Command(t, "ovs-appctl", "dpctl/dump-flows"), "dst=198.18.")
+}
+
+// A switch that has two datapaths tells of neither's sweeps: hooks go and come, and are armed, as anywhere, and
+// are attested without their counters. (Not parallel: all others would be told as little.)
+func TestTwoDatapaths(t *testing.T) {
+	h := newHost(t).keep()
+	other := h.bridge + "-dummy"
+	vsctl(t, "add-br", other, "--", "set", "bridge", other, "datapath_type=dummy")
+	defer vsctl(t, "del-br", other)
+	before := h.attest()
+	epoch := h.state().epoch
+	h.ofctl("del-flows", h.bridge, "cookie=0x4479655400000000/0xffffffff00000000")
+	h.restored(epoch)
+	h.begin(1, 1, 10*deadline)
+	if said := h.arm(&dyetracev1.Arm{Run: 1, Answers: []*dyetracev1.PortRef{h.port(0)}}); said != "" {
+		t.Errorf("armed: %s", said)
+	}
+	after := h.attest()
+	if !before.Live || !after.Live || after.Epoch != before.Epoch+1 || len(after.Counts) > 0 || after.Uncounted != "" {
+		t.Errorf("attested %v before, %v after", before, after)
+	}
+}
+
+// Of the packets that come once a hook is live again it misses none, however many have gone by while it
+// was away: wiped, or moved since its mark was taken.
+func TestLiveHookMissesNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t).keep()
+	f := newFlood(t, h)
+	out, in := f.sockets(t, h)
+	f.remember(h, out, in, 2000)
+	const gaps, run, probes = 20, 1, 16
+	h.begin(run, gaps*probes, 10*deadline)
+	strange, token := f.token, h.tokens(run)
+	for i := range gaps {
+		was := h.state()
+		h.hooked().mu.Lock()
+		h.hooked().fight = fight{}
+		h.hooked().mu.Unlock()
+		if i%2 == 0 {
+			h.ofctl("del-flows", h.bridge, "cookie=0x4479655400000000/0xffffffff00000000")
+		} else {
+			h.ofctl("add-flow", h.bridge, "table=8,"+readsMark(t, was.mark)+",actions=drop")
+		}
+		f.token = strange
+		live := func() bool {
+			s := h.state()
+			return s.epoch > was.epoch && s.hook == dyetracev1.HookState_HOOK_STATE_LIVE
+		}
+		for end := time.Now().Add(deadline); !live(); f.pass(t, out, in, probes) {
+			if time.Now().After(end) {
+				t.Fatalf("waited %v for the hook: %v", deadline, h.state())
+			}
+		}
+		f.token = token
+		f.pass(t, out, in, probes)
+	}
+	h.await("all packets that came while it was live", func() bool {
+		n, _ := h.seen(run, dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.Scheme_SCHEME_TCP)
+		return n == gaps*probes
+	})
 }

@@ -162,23 +162,20 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 	return b.renew(ctx, now)
 }
 
-// unwaited is how long flows that were added may take to count where sweeps cannot be waited for: two
-// of those that come by themselves (max-revalidator, 500 ms).
-const unwaited = time.Second
-
 // settle returns when flows that were added count: until a sweep has come by, the datapath may know a
 // way for stained packets from before, and send them past those flows. Caller holds mu.
 func (b *bridge) settle(ctx context.Context) error {
 	if b.added.IsZero() {
 		return nil
 	}
-	err := b.sw.Settle(ctx, b.name)
-	if left := unwaited - time.Since(b.added); errors.Is(err, ovs.ErrUncounted) {
-		if left > 0 {
-			time.AfterFunc(left, b.poke)
-			return err
+	err := b.sw.Settle(ovs.Urgent(ctx), b.name)
+	if errors.Is(err, ovs.ErrUncounted) { // then two of those that come by themselves do
+		select {
+		case <-time.After(2*b.sw.Snapshot().SweepEvery - time.Since(b.added)):
+			err = nil
+		case <-ctx.Done():
+			err = context.Cause(ctx)
 		}
-		err = nil
 	}
 	if err == nil {
 		b.added = time.Time{}

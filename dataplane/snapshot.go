@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"slices"
+	"time"
 
 	"github.com/dyetrace/dyetrace/flows"
 )
@@ -18,6 +19,9 @@ type Snapshot struct {
 	// (other_config:flow-restore-wait, ovs-vswitchd.conf.db(5)): until then it passes packets
 	// on by what the datapath remembers, if it has not started anew, and by no flow.
 	Waiting bool
+	// SweepEvery is how far apart sweeps over what the datapath remembers begin if nothing changes
+	// (other_config:max-revalidator, ovs-vswitchd.conf.db(5)).
+	SweepEvery time.Duration
 	// Managed tells that a cloud's controller is configured which marks the ports of
 	// instances, even if there is none now.
 	Managed bool

@@ -238,6 +238,7 @@ func (db *database) snapshot(ctx context.Context) (dataplane.Snapshot, error) {
 func (t tables) snapshot() dataplane.Snapshot {
 	s := dataplane.Snapshot{OVSVersion: deref(t.root.OVSVersion)}
 	s.Waiting = t.root.OtherConfig["flow-restore-wait"] == "true"
+	s.SweepEvery = sweepEvery(t.root.OtherConfig["max-revalidator"])
 	s.Southbound.Address, s.Managed = t.root.ExternalIDs["ovn-remote"] // ovn-controller(8)
 	s.Southbound.Key, s.Southbound.Cert, s.Southbound.CA = t.ssl.Key, t.ssl.Cert, t.ssl.CA
 	for _, id := range t.root.Bridges {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -16,29 +17,44 @@ import (
 
 // The datapath remembers what flows do with packets, and counts by itself. A sweep (a revalidator's, in
 // Open vSwitch's words) brings both together: flows' counters get what was counted, and what flows that
-// have changed would do otherwise is forgotten. One begins every half second (other_config:max-revalidator
-// of ovs-vswitchd.conf.db(5)), and whenever a bridge's flows change.
+// have changed would do otherwise is forgotten. One begins every half second (dataplane.Snapshot.SweepEvery),
+// and whenever a bridge's flows change.
 
 const (
-	// kickedSweep is how long a sweep may take for another to be had out of turn: one of all megaflows
-	// takes so long on a switch with some 10,000. From twice this on, half of max-revalidator, Open
-	// vSwitch no longer looks at all of them after a change of flows, but drops those that are seldom
-	// used (should_revalidate of ofproto-dpif-upcall.c), which must not happen for our sake.
-	kickedSweep = 50 * time.Millisecond
+	// A sweep is had out of turn only where the last took no longer than one part in so many of the time
+	// from one to the next: 50 ms as a rule, which is what 10,000 megaflows and more take, and for who has
+	// changed flows (Urgent) 125 ms. From half of that time on, Open vSwitch no longer looks at all megaflows
+	// after a change of flows, but drops those that are seldom used (should_revalidate of
+	// ofproto-dpif-upcall.c), which must not happen for our sake.
+	sweepPart       = 10
+	sweepPartUrgent = 4
 	// sweepShare is how many milliseconds of each second may go into sweeps out of turn: a twentieth of a
 	// processor. sweepBurst may come at once: a few readings of the counters where sweeps take long, and
-	// a hundred where they take least, which is what is said of 1 ms and less.
+	// a hundred where they take least, which is what is said of 1 ms and less. Urgent has its own whatever
+	// was had, two for each change of flows, which made one anyway; it owes as much again at most.
 	sweepShare = 50
 	sweepBurst = 400
 	sweepLeast = 2 * time.Millisecond
+	// nudgeFirst is how long ovs-vswitchd may take to say that a sweep has ended before it is asked
+	// something else; the pause doubles up to nudgeMost.
+	nudgeFirst = 2 * time.Millisecond
+	nudgeMost  = 64 * time.Millisecond
 )
+
+// sweepEvery reads other_config:max-revalidator as ovs-vswitchd does, which takes nothing below 100 ms and
+// then keeps what it had: the least is the safe guess.
+func sweepEvery(config string) time.Duration {
+	const usual, least = 500, 100
+	ms, err := strconv.ParseUint(config, 10, 31)
+	if err != nil {
+		ms = usual
+	}
+	return time.Duration(max(ms, least)) * time.Millisecond
+}
 
 // ErrUncounted says that the switch never tells when its flows' counters are up to date: it has datapaths
 // of two sorts, and then does not know which one it is asked about.
 var ErrUncounted = errors.New("counters cannot be waited for")
-
-// newSweeps bounds the milliseconds that go into sweeps out of turn.
-func newSweeps() *rate.Limiter { return rate.NewLimiter(sweepShare, sweepBurst) }
 
 // Settle returns when the datapath does as the flows say that were there when it was called, and the
 // flows' counters have all that passed until then: once a sweep has ended that began after the call.
@@ -59,22 +75,45 @@ func (s *Switch) Settle(ctx context.Context, bridge string) error {
 	return nil
 }
 
-type patientKey struct{}
+// pace says how soon Settle is to have its sweeps. The zero value is as soon as few were had of late.
+type pace int
+
+const (
+	patient pace = iota + 1
+	urgent
+)
+
+type paceKey struct{}
 
 // Patient returns a context in which Settle has no sweep made out of turn.
-func Patient(ctx context.Context) context.Context { return context.WithValue(ctx, patientKey{}, true) }
+func Patient(ctx context.Context) context.Context { return context.WithValue(ctx, paceKey{}, patient) }
 
 // IsPatient says that a context is from Patient.
-func IsPatient(ctx context.Context) bool { return ctx.Value(patientKey{}) != nil }
+func IsPatient(ctx context.Context) bool { return paceOf(ctx) == patient }
+
+// Urgent returns a context in which Settle has sweeps made out of turn though many were of late; others
+// have fewer after that. It is for who has changed flows.
+func Urgent(ctx context.Context) context.Context { return context.WithValue(ctx, paceKey{}, urgent) }
+
+func paceOf(ctx context.Context) pace {
+	p, _ := ctx.Value(paceKey{}).(pace)
+	return p
+}
 
 // sweep waits for the end of the next sweep.
 func (s *Switch) sweep(ctx context.Context, bridge string) error {
+	// It goes by what flows said when it began, which ovs-vswitchd's main loop tells the revalidators one
+	// turn after it has changed them and said so. A turn serves who has connected before it: what is
+	// asked by a connection made after this answer is asked after they were told.
+	out, err := s.mayKick(ctx)
+	if err != nil {
+		return err
+	}
 	c, err := s.control(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	out := !IsPatient(ctx) && s.mayKick(ctx)
 	if err := c.ask("revalidator/wait"); err != nil {
 		return err
 	}
@@ -88,10 +127,38 @@ func (s *Switch) sweep(ctx context.Context, bridge string) error {
 			return err
 		}
 	}
-	if _, err = c.answer(); err != nil && strings.Contains(err.Error(), "multiple udpifs") {
+	nudging, stop := context.WithCancel(ctx)
+	var nudger sync.WaitGroup
+	nudger.Go(func() { s.nudge(nudging) })
+	_, err = c.answer()
+	stop()
+	nudger.Wait()
+	if err != nil && strings.Contains(err.Error(), "multiple udpifs") {
 		err = fmt.Errorf("%w: %w", ErrUncounted, err)
 	}
 	return err
+}
+
+// nudge keeps ovs-vswitchd's main loop awake until ctx ends. It looks for ends of sweeps at one place to
+// answer those who wait, and at a later one to know what it has seen; what ends between the two is
+// answered in its next turn, and nothing wakes it for that (udpif_run and run of ofproto-dpif.c): one of
+// ten answers came half a second late, with the next sweep.
+func (s *Switch) nudge(ctx context.Context) {
+	c, err := s.control(ctx)
+	if err != nil {
+		return // who waits learns of it by himself
+	}
+	defer c.close()
+	for pause := nudgeFirst; err == nil; pause = min(2*pause, nudgeMost) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if err = c.ask("version"); err == nil {
+			_, err = c.answer()
+		}
+	}
 }
 
 // kick has a sweep begin. Any change of a bridge's flows does, and one that changes none does too.
@@ -103,20 +170,45 @@ func (s *Switch) kick(ctx context.Context, bridge string) error {
 
 var dumpDuration = regexp.MustCompile(`(?m)^\s*dump duration : (\d+)ms$`)
 
-// mayKick says that the last sweeps of all datapaths were short, and that few were had out of turn of late;
-// false where that is not known.
-func (s *Switch) mayKick(ctx context.Context) bool {
+// mayKick says that a sweep is to be had out of turn: the last ones of all datapaths were short, and few
+// were had out of turn of late.
+func (s *Switch) mayKick(ctx context.Context) (bool, error) {
 	text, err := s.appctl(ctx, "upcall/show")
 	if err != nil {
-		return false
+		return false, err
 	}
 	all, longest := dumpDuration.FindAllStringSubmatch(text, -1), sweepLeast
 	for _, m := range all {
 		ms, err := strconv.Atoi(m[1])
 		if err != nil {
-			return false
+			return false, fmt.Errorf("upcall/show: %w", err)
 		}
 		longest = max(longest, time.Duration(ms)*time.Millisecond)
 	}
-	return len(all) > 0 && longest <= kickedSweep && s.sweeps.AllowN(time.Now(), int(longest/time.Millisecond))
+	if len(all) == 0 {
+		return false, nil
+	}
+	return s.sweeps.may(paceOf(ctx), time.Now(), longest, s.Snapshot().SweepEvery), nil
+}
+
+// sweeps bounds sweeps out of turn.
+type sweeps struct{ share *rate.Limiter }
+
+func newSweeps() sweeps { return sweeps{rate.NewLimiter(sweepShare, sweepBurst)} }
+
+// may says that another sweep may be had out of turn, where the last took so long and the next comes by
+// itself in so long at most; it is counted then.
+func (s sweeps) may(p pace, now time.Time, last, every time.Duration) bool {
+	cost := int(last / time.Millisecond)
+	switch p {
+	case patient:
+		return false
+	case urgent:
+		soon := last <= every/sweepPartUrgent
+		if soon && s.share.TokensAt(now) > -sweepBurst {
+			s.share.ReserveN(now, cost)
+		}
+		return soon
+	}
+	return last <= every/sweepPart && s.share.AllowN(now, cost)
 }

@@ -21,7 +21,7 @@ func TestSettleCounts(t *testing.T) {
 	sent := 0
 	for _, turn := range []string{"out of turn", "out of turn", "in turn", "out of turn"} {
 		if turn == "in turn" {
-			for s.sweeps.AllowN(time.Now(), 100) {
+			for s.sweeps.share.AllowN(time.Now(), 100) {
 			}
 		}
 		frames := make([][]byte, probes)
@@ -49,6 +49,49 @@ func TestSettleCounts(t *testing.T) {
 	}
 	if after := dumpForeign(t, bridge); after != before {
 		t.Errorf("foreign flows are\n%s\nwere\n%s", after, before)
+	}
+}
+
+// A sweep is had out of turn for who counts while few were of late, for who has changed flows whatever was;
+// not where the last took so long that another would have megaflows dropped.
+func TestSweepsOutOfTurn(t *testing.T) {
+	t.Parallel()
+	const every, ms, many = 500 * time.Millisecond, time.Millisecond, 1000
+	now := time.Unix(1e9, 0)
+	for _, tt := range []struct {
+		last           time.Duration
+		counts, urgent int
+	}{
+		{2 * ms, sweepBurst / 2, many}, {50 * ms, sweepBurst / 50, many}, {51 * ms, 0, many}, {125 * ms, 0, many}, {126 * ms, 0, 0},
+	} {
+		s := newSweeps()
+		had := func(p pace, now time.Time) (n int) {
+			for n < many && s.may(p, now, tt.last, every) {
+				n++
+			}
+			return n
+		}
+		if n := had(0, now); n != tt.counts {
+			t.Errorf("sweeps of %v: %d for who counts (want %d)", tt.last, n, tt.counts)
+		}
+		if n := had(patient, now); n != 0 {
+			t.Errorf("sweeps of %v: %d for who has patience", tt.last, n)
+		}
+		if n := had(urgent, now); n != tt.urgent {
+			t.Errorf("sweeps of %v: then %d for who has changed flows (want %d)", tt.last, n, tt.urgent)
+		}
+		if n := had(0, now); n != 0 {
+			t.Errorf("sweeps of %v: then %d for who counts", tt.last, n)
+		}
+		paid := now.Add((2*sweepBurst + 200) * time.Second / sweepShare) // what was owed, and all there may be
+		if n := had(0, paid); n != tt.counts {
+			t.Errorf("sweeps of %v: %d for who counts, after a while (want %d)", tt.last, n, tt.counts)
+		}
+	}
+	for config, want := range map[string]time.Duration{"": every, "1000": 1000 * ms, "100": 100 * ms, "99": 100 * ms, "soon": every, "-1": every} {
+		if got := sweepEvery(config); got != want {
+			t.Errorf("max-revalidator %q: %v (want %v)", config, got, want)
+		}
 	}
 }
 

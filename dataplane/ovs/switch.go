@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/dyetrace/dyetrace/dataplane"
 )
 
@@ -63,7 +61,7 @@ type Switch struct {
 	fresh   atomic.Bool // last is what the database has, give or take a notice
 	changed chan struct{}
 	syncs   chan chan error // calls of Sync, for Run to answer
-	sweeps  *rate.Limiter   // out of turn
+	sweeps  sweeps
 
 	dye struct {
 		sync.Mutex
