@@ -92,10 +92,10 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	return changed, b.install(ctx, have, now)
 }
 
-// quiet tells whether the hook can be taken to be as it was found: it is watched, and of
+// quiet tells whether the hook can be taken to be as it was found, live: it is watched, and of
 // nothing that matters was told. Caller holds mu.
 func (b *bridge) quiet(now time.Time) bool {
-	return b.watched.Load() != nil && b.disturbed.Load() == 0 && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
+	return b.state.Load().hook == dyetracev1.HookState_HOOK_STATE_LIVE && b.watched.Load() != nil && b.disturbed.Load() == 0 && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
 }
 
 // stale tells whether all of the bridge's flows are to be read again. A doubt that must
