@@ -53,13 +53,22 @@ var startSwitch = sync.OnceValue(func() error {
 		}
 	}
 	db := "unix:" + ovs.DefaultRunDir + "/db.sock"
+	schema, server, switchd, libraries := "/usr/share/openvswitch/vswitch.ovsschema", "ovsdb-server", "ovs-vswitchd", ""
+	if root := os.Getenv(oldSwitch); root != "" {
+		schema, server, switchd = root+schema, root+"/usr/sbin/ovsdb-server", root+"/usr/lib/openvswitch-switch/ovs-vswitchd"
+		libraries = root + "/lib/x86_64-linux-gnu"
+	}
 	for _, command := range [][]string{
-		{"ovsdb-tool", "create", stateDir + "/conf.db", "/usr/share/openvswitch/vswitch.ovsschema"},
-		{"ovsdb-server", stateDir + "/conf.db", "--remote=p" + db, "--pidfile", "--detach", "--log-file=" + stateDir + "/ovsdb.log"},
+		{"ovsdb-tool", "create", stateDir + "/conf.db", schema},
+		{server, stateDir + "/conf.db", "--remote=p" + db, "--pidfile", "--detach", "--log-file=" + stateDir + "/ovsdb.log"},
 		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=3.1.0"},
-		{"ovs-vswitchd", db, "--pidfile", "--detach", "--log-file=" + stateDir + "/vswitchd.log", "--enable-dummy"},
+		{switchd, db, "--pidfile", "--detach", "--log-file=" + stateDir + "/vswitchd.log", "--enable-dummy"},
 	} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+		cmd := exec.Command(command[0], command[1:]...)
+		if strings.HasPrefix(command[0], "/") {
+			cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries)
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w (Debian: apt install openvswitch-switch)\n%s", command[0], err, out)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -50,8 +51,8 @@ func (s *Switch) DumpGroups(ctx context.Context, bridge string) ([]string, error
 	return groups, nil
 }
 
-// ErrUnsupported says that the switch cannot do what a hook's flows want of it: it is too old, or
-// the bridge is restricted to versions of OpenFlow that have no bundles.
+// ErrUnsupported says that the switch cannot do what a hook's flows want of it: it, or ovs-ofctl, is too
+// old, or the bridge is restricted to versions of OpenFlow that have no bundles.
 var ErrUnsupported = errors.New("not supported by this switch")
 
 // Apply adds and deletes flows on a bridge, all of them or, if it returns an error,
@@ -84,20 +85,43 @@ func (s *Switch) Apply(ctx context.Context, bridge string, add, del []flows.Flow
 // added, at a priority that no flow of ours has, and deleted in one bundle.
 func (s *Switch) refused(ctx context.Context, bridge string, add []flows.Flow, cause error) error {
 	taken := false
-	var refused []string
+	var whys []string
+	first, count := make(map[string]flows.Flow), make(map[string]int)
 	for _, f := range add {
-		f.Priority = probePriority
-		err := s.bundle(ctx, bridge, []string{f.AddLine(), f.DeleteLine()})
+		probe := f
+		probe.Priority = probePriority
+		err := s.bundle(ctx, bridge, []string{probe.AddLine(), probe.DeleteLine()})
 		if err == nil {
 			taken = true
 			continue
 		}
-		refused = append(refused, fmt.Sprintf("%v (%v)", f, errors.Unwrap(err)))
+		why := saidWhy(err)
+		if count[why]++; count[why] == 1 {
+			whys, first[why] = append(whys, why), f
+		}
 	}
-	if !taken || len(refused) == 0 {
+	if !taken || len(whys) == 0 {
 		return cause // it cannot be reached, or could not for a moment
 	}
-	return fmt.Errorf("ovs: bridge %s: %w: %s", bridge, ErrUnsupported, strings.Join(refused, "; "))
+	for i, why := range whys {
+		f := first[why]
+		text := fmt.Sprintf("%s: table=%d,%s actions=%s", why, f.Table, f.Match, f.Actions)
+		if n := count[why] - 1; n > 0 {
+			text += fmt.Sprintf(" (and %d flows more)", n)
+		}
+		whys[i] = text
+	}
+	return fmt.Errorf("ovs: bridge %s: %w: %s", bridge, ErrUnsupported, strings.Join(whys, "; "))
+}
+
+var openFlowError = regexp.MustCompile(`\bError (\w+) for`)
+
+// saidWhy returns the error of OpenFlow's that a switch answered with, or what ovs-ofctl said instead.
+func saidWhy(err error) string {
+	if m := openFlowError.FindStringSubmatch(err.Error()); m != nil {
+		return m[1]
+	}
+	return errors.Unwrap(err).Error()
 }
 
 // probePriority is that of no flow of a hook (flows, Priorities of the hook's flows).
@@ -126,7 +150,16 @@ func (s *Switch) bundle(ctx context.Context, bridge string, lines []string) erro
 		if b, found := s.Snapshot().Bridge(bridge); found && !slices.ContainsFunc(bundleVersions, b.Speaks) {
 			return fmt.Errorf("ovs: bridge %s: protocols %v: want OpenFlow13 or later, which have bundles: %w: %w", bridge, b.Protocols, ErrUnsupported, err)
 		}
+		if noBundles(err.Error()) {
+			return fmt.Errorf("ovs: bridge %s: bundles of flows: %w: %s", bridge, ErrUnsupported, saidWhy(err))
+		}
 		return fmt.Errorf("ovs: bridge %s: bundle of %d flows: %w", bridge, len(lines), err)
 	}
 	return nil
+}
+
+// noBundles tells from what ovs-ofctl said that the switch has no bundles in the version of OpenFlow that
+// both speak: up to 2.5 it has them in 1.4 only, which is off unless the bridge's protocols name it.
+func noBundles(said string) bool {
+	return strings.Contains(said, "BUNDLE_CONTROL") && strings.Contains(said, "OFPBRC_BAD_")
 }

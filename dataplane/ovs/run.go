@@ -41,9 +41,17 @@ func (s *Switch) run(ctx context.Context, stdin io.Reader, name string, args ...
 		return nil, fmt.Errorf("%s: %w", name, context.Cause(ctx))
 	}
 	if said := strings.TrimSpace(stderr.String()); said != "" {
+		if tooOld(said) {
+			err = fmt.Errorf("%w, %w", ErrUnsupported, err)
+		}
 		return nil, fmt.Errorf("%s (%w)", strings.ReplaceAll(said, "\n", "; "), err)
 	}
 	return nil, fmt.Errorf("%s: %w", name, err)
+}
+
+// tooOld tells from what a program said that it does not know what it was asked for.
+func tooOld(said string) bool {
+	return strings.Contains(said, "unrecognized option") || strings.Contains(said, "unknown command")
 }
 
 // ofctl runs ovs-ofctl in whatever version of OpenFlow the bridge speaks.

@@ -131,7 +131,7 @@ func hasNoMonitor(text string) bool {
 			return true
 		}
 	}
-	return false
+	return tooOld(text)
 }
 
 // connect connects to ovs-ofctl's control socket, which it makes after the monitor.
