@@ -71,6 +71,7 @@ type bridge struct {
 	audited time.Time     // when our own were
 	ports   []flows.Port
 	fight   fight
+	refusal refusal
 	switchd string    // under which the hook was installed
 	added   time.Time // when flows were last, until the datapath does as they say
 

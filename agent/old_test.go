@@ -47,6 +47,11 @@ func TestTooOld(t *testing.T) {
 	}
 	h.await("the bridge", func() bool { h.a.hooks.reconcile(t.Context()); return h.hooked() != nil })
 	refused("bundles", []string{"bundles", "OFPBRC_BAD_"}, nil)
+	at := h.hooked().refusal.at
+	h.a.hooks.look(t.Context(), true)
+	if now := h.hooked().refusal.at; now != at {
+		t.Error("what was refused was tried again, and nothing had changed")
+	}
 
 	vsctl(t, "set", "bridge", h.bridge, "protocols=OpenFlow10,OpenFlow13,OpenFlow14")
 	h.await("the protocols", func() bool {
@@ -58,6 +63,7 @@ func TestTooOld(t *testing.T) {
 	path := os.Getenv("PATH")
 	t.Setenv("LD_LIBRARY_PATH", old+"/lib/x86_64-linux-gnu")
 	t.Setenv("PATH", old+"/usr/bin:"+path)
+	vsctl(t, "set", "bridge", h.bridge, "protocols=OpenFlow10,OpenFlow13") // or it would not be tried
 	refused("tools", []string{"--no-names", "ovs-ofctl"}, nil)
 	t.Setenv("PATH", path)
 	if now := h.foreign(); now != before || len(h.ours()) > 0 {

@@ -37,6 +37,9 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	if b.sw.Snapshot().Waiting {
 		return false, errWaiting
 	}
+	if err := b.refusal.err(want, found, b.sw.Snapshot().Switchd, now); err != nil {
+		return false, err
+	}
 	changed, err = b.syncDyePort(ctx)
 	if err != nil {
 		return changed, err
@@ -143,7 +146,12 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 	}
 	if len(add)+len(del) > 0 {
 		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
-			return fmt.Errorf("installing %d flows: %w", len(add), err)
+			err = fmt.Errorf("installing %d flows: %w", len(add), err)
+			if errors.Is(err, ovs.ErrUnsupported) {
+				found, _ := b.sw.Snapshot().Bridge(b.name)
+				b.refusal = refusal{err, b.arms, found.Protocols, b.sw.Snapshot().Switchd, now}
+			}
+			return err
 		}
 		if len(add) == len(b.want) {
 			b.renewed = now // else the leases of the others run on
@@ -193,6 +201,24 @@ func (b *bridge) renew(ctx context.Context, now time.Time) error {
 	}
 	b.renewed = now
 	return nil
+}
+
+// refusal is that of a switch which does not take the hook's flows. It would tomorrow what it does today, and each try
+// has it look at what its datapath remembers.
+type refusal struct {
+	cause     error
+	arms      arms
+	protocols []string // of the bridge
+	switchd   string
+	at        time.Time
+}
+
+// err is the refusal's cause while nothing has changed that it depends on, for a while.
+func (r refusal) err(want arms, found dataplane.Bridge, switchd string, now time.Time) error {
+	if !r.arms.equal(want) || r.switchd != switchd || !slices.Equal(r.protocols, found.Protocols) || now.Sub(r.at) >= rereadWatched {
+		return nil
+	}
+	return r.cause
 }
 
 // clear takes our flows off a bridge where there is to be no hook for now: half a hook is
