@@ -392,16 +392,9 @@ func TestHostile(t *testing.T) {
 // TestMetrics looks at what is exported after a run, and at the health check.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	w := newWorld(t, func(c *Config) { c.Metrics = addr })
+	w := newWorld(t, func(c *Config) { c.Metrics = "127.0.0.1:0" })
 	w.start()
+	addr := w.controller.scrapes.Addr().String()
 	w.agents4()
 	w.check(all(), 0)
 	get := func(path string) (int, string) {

@@ -2,7 +2,8 @@ package teacher
 
 import (
 	"context"
-	"net"
+	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 	"github.com/osrg/gobgp/v3/pkg/log"
 	"github.com/osrg/gobgp/v3/pkg/server"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
@@ -95,15 +97,36 @@ func Start(t testing.TB, addr string, port int, id string, as uint32) *Teacher {
 	return g
 }
 
-// free returns a port of an address that nobody listens on.
+// free returns a port of an address that nobody listens on, and keeps it from who wants any port until the test
+// ends. Its socket is none that listens, and has SO_REUSEADDR as the teacher's has: so nobody is in the teacher's
+// way, not even a child of this process that has this socket between fork(2) and execve(2).
 func free(t testing.TB, addr string) int {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
+	ip := netip.MustParseAddr(addr)
+	family, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: ip.As16()})
+	if ip.Is4() {
+		family, at = unix.AF_INET, &unix.SockaddrInet4{Addr: ip.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, at)); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch bound := bound.(type) {
+	case *unix.SockaddrInet4:
+		return bound.Port
+	case *unix.SockaddrInet6:
+		return bound.Port
+	}
+	t.Fatalf("%T is no address", bound)
+	return 0
 }
 
 // Peer adds a peer of EVPN; change may be nil.
