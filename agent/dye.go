@@ -58,33 +58,27 @@ func (b *bridge) receive(port *packetio.Port) {
 		default:
 			// The device went away or is down: reconcile opens it again.
 			b.log.Warn("reading the dye port", "err", err)
-			b.mu.Lock()
-			if b.port.Load() == port {
-				b.dropPort(port)
-			}
-			b.mu.Unlock()
+			b.dropPort(port)
 			return
 		}
 	}
 }
 
-// closePort ends reading and waits for the reader. Caller holds mu.
+// closePort ends reading and waits for the reader, which never waits for mu. Caller holds mu.
 func (b *bridge) closePort() {
-	port := b.port.Load()
-	if port == nil {
-		return
+	if port := b.port.Load(); port != nil {
+		b.dropPort(port)
 	}
-	b.dropPort(port)
-	// The reader takes mu when a read fails, so let it have it.
-	b.mu.Unlock()
 	b.receivers.Wait()
-	b.mu.Lock()
 }
 
+// dropPort closes a port that is the one that is read; of two who do, one does.
 func (b *bridge) dropPort(port *packetio.Port) {
+	if !b.port.CompareAndSwap(port, nil) {
+		return
+	}
 	_, dropped := port.Stats()
 	b.ring.Add(dropped)
-	b.port.Store(nil)
 	if err := port.Close(); err != nil {
 		b.log.Warn("closing the dye port", "err", err)
 	}

@@ -94,6 +94,13 @@ func (h *host) dye() ovs.DyePort {
 	return b.dye
 }
 
+// dyeID is the database's for the dye port, empty while there is none.
+func (h *host) dyeID() string {
+	found, _ := h.a.sw.Snapshot().Bridge(h.bridge)
+	port, _ := found.Port(ovs.DyePortName(h.bridge))
+	return port.ID
+}
+
 // TestRestarts has everything restarted, renumbered, deleted and made anew that a hook depends on.
 // Each time the hook is back, probes are seen again, and who was on the way knows of the gap.
 func TestRestarts(t *testing.T) {
@@ -126,14 +133,9 @@ func TestRestarts(t *testing.T) {
 		{"the dye port renumbered", true, func() { setting("set", "interface", h.hooked().dye.Name, "ofport_request=777") }},
 		// It is made again at once; if ovs-vswitchd gets to see both in one, it has been there all the time.
 		{"the dye port deleted by hand", false, func() {
-			dyeID := func() string {
-				found, _ := h.a.sw.Snapshot().Bridge(h.bridge)
-				port, _ := found.Port(ovs.DyePortName(h.bridge))
-				return port.ID
-			}
-			old := dyeID()
+			old := h.dyeID()
 			vsctl(t, "del-port", ovs.DyePortName(h.bridge))
-			h.await("another dye port", func() bool { id := dyeID(); return id != "" && id != old })
+			h.await("another dye port", func() bool { id := h.dyeID(); return id != "" && id != old })
 		}},
 		{"an instance's port renumbered", false, func() { vsctl(t, "set", "interface", h.guests[0].tap, "ofport_request=778") }},
 		{"the bridge deleted and made anew", true, func() {
@@ -165,6 +167,31 @@ func TestRestarts(t *testing.T) {
 		if n := len(h.ours()); n != len(h.hooked().want) {
 			t.Errorf("%s: %d flows of ours, want %d", tt.name, n, len(h.hooked().want))
 		}
+	}
+}
+
+// While a dye port is made anew others may look at the bridge, too: each finds all of it as it was, or as it is.
+func TestDyePortUnderAudits(t *testing.T) {
+	t.Parallel()
+	h := newHost(t).keep()
+	ctx, stop := context.WithCancel(t.Context())
+	var auditors sync.WaitGroup
+	for range 4 {
+		auditors.Go(func() {
+			for ctx.Err() == nil {
+				h.a.hooks.audit(ctx, false)
+			}
+		})
+	}
+	for range 10 {
+		old := h.dyeID()
+		vsctl(t, "del-port", ovs.DyePortName(h.bridge))
+		h.await("another dye port", func() bool { id := h.dyeID(); return id != "" && id != old && h.hooked().port.Load() != nil })
+	}
+	stop()
+	auditors.Wait()
+	if w := h.attest(); !w.Live {
+		t.Errorf("attested %v", w)
 	}
 }
 
