@@ -250,6 +250,11 @@ func (h *host) arm(req *dyetracev1.Arm) string {
 // inject sends the probes from, from+1, … below to, from the first guest to the second.
 func (h *host) inject(run uint64, scheme dyetracev1.Scheme, ipv6 bool, from, to uint32) {
 	h.t.Helper()
+	h.a.inject(h.t.Context(), h.injection(run, scheme, ipv6, from, to))
+}
+
+// injection is what inject asks the agent for.
+func (h *host) injection(run uint64, scheme dyetracev1.Scheme, ipv6 bool, from, to uint32) *dyetracev1.Inject {
 	a, b := h.guests[0], h.guests[1]
 	src, dst := a.ip, b.ip
 	if ipv6 {
@@ -263,7 +268,7 @@ func (h *host) inject(run uint64, scheme dyetracev1.Scheme, ipv6 bool, from, to 
 		req.SrcIp, req.DstIp = append(req.SrcIp, as16(src)...), append(req.DstIp, as16(dst)...)
 		req.Ttl = append(req.Ttl, 64)
 	}
-	h.a.inject(h.t.Context(), req)
+	return req
 }
 
 func as16(a netip.Addr) []byte { b := a.As16(); return b[:] }

@@ -289,6 +289,8 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			wg.Go(func() { a.ready(ctx, m.Prepare.Run) })
 		case *dyetracev1.SessionResponse_Inject:
 			wg.Go(func() { a.inject(ctx, m.Inject) })
+		case *dyetracev1.SessionResponse_Withdraw:
+			a.open.end(m.Withdraw.Run, m.Withdraw.Index) // not beside it: what follows counts on it
 		case *dyetracev1.SessionResponse_Arm:
 			wg.Go(func() { a.arm(ctx, m.Arm) })
 		case *dyetracev1.SessionResponse_Audit:

@@ -22,9 +22,9 @@ type probeKey struct {
 	index uint32
 }
 
-// openProbes are the probes that nobody answered yet. Each is withdrawn when its
-// time is up, whether or not the run and its controller are still there: what
-// half-open connections do to the probes after them is told in package stain.
+// openProbes are the probes that nobody answered yet. Each is withdrawn when the controller
+// says so, or when its time is up, whether or not the run and its controller are still there:
+// what half-open connections do to the probes after them is told in package stain.
 type openProbes struct {
 	log *slog.Logger
 
@@ -72,6 +72,18 @@ func (o *openProbes) answered(run uint64, index uint32, b *bridge) {
 	if p, ok := o.probes[key]; ok && p.bridge == b {
 		delete(o.probes, key)
 	}
+}
+
+// end withdraws probes of a run, those of them that are open.
+func (o *openProbes) end(run uint64, indexes []uint32) {
+	keys := make([]probeKey, len(indexes))
+	for i, index := range indexes {
+		keys[i] = probeKey{run, index}
+	}
+	o.mu.Lock()
+	due := o.take(keys)
+	o.mu.Unlock()
+	o.withdraw(due)
 }
 
 // take removes and returns those of keys that are open. Caller holds mu.

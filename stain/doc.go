@@ -95,6 +95,10 @@
 // token+1 (Probe.Close). Guests ignore it (RFC 9293, section 3.10.7.1). An echo
 // request leaves nothing that the next one could clash with.
 //
+// To withdraw a probe whose answer is but late has that dropped as well: a SYN-ACK is
+// +inv after the RST, and any answer after the next SYN (measured with the same). So
+// it is for the controller to say when, once it has waited long enough.
+//
 // # Into the bridge
 //
 // A probe enters by the dye port, behind one MPLS label that names the port

@@ -119,6 +119,12 @@ func (a *Assignment) Inject(host int, m *dyetracev1.Inject) {
 	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Inject{Inject: m}})
 }
 
+// Withdraw has a host withdraw probes that were not answered.
+func (a *Assignment) Withdraw(host int, m *dyetracev1.Withdraw) {
+	m.Run = a.number
+	a.send(host, &dyetracev1.SessionResponse{Message: &dyetracev1.SessionResponse_Withdraw{Withdraw: m}})
+}
+
 // Arm asks a host for what certain probes need before they are sent. It answers with an Armed of
 // the id that is returned.
 func (a *Assignment) Arm(host int, m *dyetracev1.Arm) (id uint64) {

@@ -368,6 +368,7 @@ type SessionResponse struct {
 	//	*SessionResponse_ProbeUnderlay
 	//	*SessionResponse_Audit
 	//	*SessionResponse_StreamUnderlay
+	//	*SessionResponse_Withdraw
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -509,6 +510,15 @@ func (x *SessionResponse) GetStreamUnderlay() *StreamUnderlay {
 	return nil
 }
 
+func (x *SessionResponse) GetWithdraw() *Withdraw {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Withdraw); ok {
+			return x.Withdraw
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -557,6 +567,10 @@ type SessionResponse_StreamUnderlay struct {
 	StreamUnderlay *StreamUnderlay `protobuf:"bytes,180,opt,name=stream_underlay,json=streamUnderlay,proto3,oneof"`
 }
 
+type SessionResponse_Withdraw struct {
+	Withdraw *Withdraw `protobuf:"bytes,160,opt,name=withdraw,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reject) isSessionResponse_Message() {}
@@ -578,6 +592,8 @@ func (*SessionResponse_ProbeUnderlay) isSessionResponse_Message() {}
 func (*SessionResponse_Audit) isSessionResponse_Message() {}
 
 func (*SessionResponse_StreamUnderlay) isSessionResponse_Message() {}
+
+func (*SessionResponse_Withdraw) isSessionResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -1511,9 +1527,9 @@ type Inject struct {
 	Ttl []byte `protobuf:"bytes,9,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Probes per second; 0 is the agent's own cap.
 	Rate uint32 `protobuf:"varint,10,opt,name=rate,proto3" json:"rate,omitempty"`
-	// How long after a probe left its answer is waited for, milliseconds. Then the
-	// agent withdraws it, so that connection tracking on the way does not keep it
-	// half-open: the next probe between the two would suffer. 0: never.
+	// How long after a probe left the agent withdraws it, milliseconds, unless it is
+	// answered or the controller says Withdraw before; so that connection tracking on the
+	// way does not keep it half-open: the next probe between the two would suffer. 0: never.
 	// Only SCHEME_TCP leaves anything to withdraw.
 	SettleMs uint32 `protobuf:"varint,11,opt,name=settle_ms,json=settleMs,proto3" json:"settle_ms,omitempty"`
 	// How all of these are stained; 0 is SCHEME_TCP.
@@ -1636,6 +1652,61 @@ func (x *Inject) GetScheme() Scheme {
 	return Scheme_SCHEME_UNSPECIFIED
 }
 
+// Withdraw has the agent withdraw probes that it sent by Inject and that are not
+// answered, now. It is done before anything that the controller says after it. An agent
+// that does not know it withdraws them when Inject.settle_ms is over.
+type Withdraw struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
+	Index         []uint32               `protobuf:"varint,2,rep,packed,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withdraw) Reset() {
+	*x = Withdraw{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withdraw) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withdraw) ProtoMessage() {}
+
+func (x *Withdraw) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withdraw.ProtoReflect.Descriptor instead.
+func (*Withdraw) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Withdraw) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Withdraw) GetIndex() []uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return nil
+}
+
 // Arm asks for what must be in place before certain probes are sent. It is asked of
 // every host concerned, and nothing is sent before each said Armed.
 type Arm struct {
@@ -1666,7 +1737,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1749,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[17]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1762,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Arm) GetRun() uint64 {
@@ -1763,7 +1834,7 @@ type Armed struct {
 
 func (x *Armed) Reset() {
 	*x = Armed{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1846,7 @@ func (x *Armed) String() string {
 func (*Armed) ProtoMessage() {}
 
 func (x *Armed) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[18]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1859,7 @@ func (x *Armed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Armed.ProtoReflect.Descriptor instead.
 func (*Armed) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Armed) GetRun() uint64 {
@@ -1823,7 +1894,7 @@ type PortRef struct {
 
 func (x *PortRef) Reset() {
 	*x = PortRef{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1906,7 @@ func (x *PortRef) String() string {
 func (*PortRef) ProtoMessage() {}
 
 func (x *PortRef) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[19]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1919,7 @@ func (x *PortRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRef.ProtoReflect.Descriptor instead.
 func (*PortRef) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PortRef) GetBridge() string {
@@ -1879,7 +1950,7 @@ type Injected struct {
 
 func (x *Injected) Reset() {
 	*x = Injected{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1962,7 @@ func (x *Injected) String() string {
 func (*Injected) ProtoMessage() {}
 
 func (x *Injected) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[20]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +1975,7 @@ func (x *Injected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Injected.ProtoReflect.Descriptor instead.
 func (*Injected) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Injected) GetRun() uint64 {
@@ -1948,7 +2019,7 @@ type InjectFailure struct {
 
 func (x *InjectFailure) Reset() {
 	*x = InjectFailure{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2031,7 @@ func (x *InjectFailure) String() string {
 func (*InjectFailure) ProtoMessage() {}
 
 func (x *InjectFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[21]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2044,7 @@ func (x *InjectFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFailure.ProtoReflect.Descriptor instead.
 func (*InjectFailure) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InjectFailure) GetIndex() uint32 {
@@ -2033,7 +2104,7 @@ type Samples struct {
 
 func (x *Samples) Reset() {
 	*x = Samples{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2116,7 @@ func (x *Samples) String() string {
 func (*Samples) ProtoMessage() {}
 
 func (x *Samples) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[22]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2129,7 @@ func (x *Samples) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Samples.ProtoReflect.Descriptor instead.
 func (*Samples) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Samples) GetRun() uint64 {
@@ -2169,7 +2240,7 @@ type Finish struct {
 
 func (x *Finish) Reset() {
 	*x = Finish{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2252,7 @@ func (x *Finish) String() string {
 func (*Finish) ProtoMessage() {}
 
 func (x *Finish) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[23]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2265,7 @@ func (x *Finish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finish.ProtoReflect.Descriptor instead.
 func (*Finish) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Finish) GetRun() uint64 {
@@ -2215,7 +2286,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2298,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[24]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2311,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Finished) GetRun() uint64 {
@@ -2289,7 +2360,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2372,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[25]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2385,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -2456,7 +2527,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2539,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[26]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2552,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -2593,7 +2664,7 @@ type ProbeUnderlay struct {
 
 func (x *ProbeUnderlay) Reset() {
 	*x = ProbeUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2676,7 @@ func (x *ProbeUnderlay) String() string {
 func (*ProbeUnderlay) ProtoMessage() {}
 
 func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[27]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2689,7 @@ func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
 func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProbeUnderlay) GetId() uint64 {
@@ -2756,7 +2827,7 @@ type UnderlayReport struct {
 
 func (x *UnderlayReport) Reset() {
 	*x = UnderlayReport{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2839,7 @@ func (x *UnderlayReport) String() string {
 func (*UnderlayReport) ProtoMessage() {}
 
 func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2852,7 @@ func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
 func (*UnderlayReport) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UnderlayReport) GetId() uint64 {
@@ -2928,7 +2999,7 @@ type StreamUnderlay struct {
 
 func (x *StreamUnderlay) Reset() {
 	*x = StreamUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3011,7 @@ func (x *StreamUnderlay) String() string {
 func (*StreamUnderlay) ProtoMessage() {}
 
 func (x *StreamUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3024,7 @@ func (x *StreamUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamUnderlay.ProtoReflect.Descriptor instead.
 func (*StreamUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StreamUnderlay) GetSet() uint64 {
@@ -2995,7 +3066,7 @@ type UnderlayTarget struct {
 
 func (x *UnderlayTarget) Reset() {
 	*x = UnderlayTarget{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3078,7 @@ func (x *UnderlayTarget) String() string {
 func (*UnderlayTarget) ProtoMessage() {}
 
 func (x *UnderlayTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3091,7 @@ func (x *UnderlayTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayTarget.ProtoReflect.Descriptor instead.
 func (*UnderlayTarget) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnderlayTarget) GetSrcIp() []byte {
@@ -3096,7 +3167,7 @@ type UnderlayCounts struct {
 
 func (x *UnderlayCounts) Reset() {
 	*x = UnderlayCounts{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3179,7 @@ func (x *UnderlayCounts) String() string {
 func (*UnderlayCounts) ProtoMessage() {}
 
 func (x *UnderlayCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3192,7 @@ func (x *UnderlayCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayCounts.ProtoReflect.Descriptor instead.
 func (*UnderlayCounts) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnderlayCounts) GetSet() uint64 {
@@ -3208,7 +3279,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\aaudited\x18\f \x01(\v2\x14.dyetrace.v1.AuditedH\x00R\aaudited\x120\n" +
 	"\achanges\x182 \x01(\v2\x14.dyetrace.v1.ChangesH\x00R\achanges\x12G\n" +
 	"\x0funderlay_counts\x18\xb4\x01 \x01(\v2\x1b.dyetrace.v1.UnderlayCountsH\x00R\x0eunderlayCountsB\t\n" +
-	"\amessage\"\xd1\x04\n" +
+	"\amessage\"\x87\x05\n" +
 	"\x0fSessionResponse\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.dyetrace.v1.WelcomeH\x00R\awelcome\x12-\n" +
 	"\x06reject\x18\x02 \x01(\v2\x13.dyetrace.v1.RejectH\x00R\x06reject\x120\n" +
@@ -3221,7 +3292,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x0eprobe_underlay\x18\t \x01(\v2\x1a.dyetrace.v1.ProbeUnderlayH\x00R\rprobeUnderlay\x12*\n" +
 	"\x05audit\x18\n" +
 	" \x01(\v2\x12.dyetrace.v1.AuditH\x00R\x05audit\x12G\n" +
-	"\x0fstream_underlay\x18\xb4\x01 \x01(\v2\x1b.dyetrace.v1.StreamUnderlayH\x00R\x0estreamUnderlayB\t\n" +
+	"\x0fstream_underlay\x18\xb4\x01 \x01(\v2\x1b.dyetrace.v1.StreamUnderlayH\x00R\x0estreamUnderlay\x124\n" +
+	"\bwithdraw\x18\xa0\x01 \x01(\v2\x15.dyetrace.v1.WithdrawH\x00R\bwithdrawB\t\n" +
 	"\amessage\"\x94\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
@@ -3297,7 +3369,10 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04rate\x18\n" +
 	" \x01(\rR\x04rate\x12\x1b\n" +
 	"\tsettle_ms\x18\v \x01(\rR\bsettleMs\x12+\n" +
-	"\x06scheme\x18\f \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\x86\x02\n" +
+	"\x06scheme\x18\f \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"2\n" +
+	"\bWithdraw\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x14\n" +
+	"\x05index\x18\x02 \x03(\rR\x05index\"\x86\x02\n" +
 	"\x03Arm\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12.\n" +
@@ -3459,7 +3534,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -3479,86 +3554,88 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*HookWindow)(nil),      // 15: dyetrace.v1.HookWindow
 	(*PointCount)(nil),      // 16: dyetrace.v1.PointCount
 	(*Inject)(nil),          // 17: dyetrace.v1.Inject
-	(*Arm)(nil),             // 18: dyetrace.v1.Arm
-	(*Armed)(nil),           // 19: dyetrace.v1.Armed
-	(*PortRef)(nil),         // 20: dyetrace.v1.PortRef
-	(*Injected)(nil),        // 21: dyetrace.v1.Injected
-	(*InjectFailure)(nil),   // 22: dyetrace.v1.InjectFailure
-	(*Samples)(nil),         // 23: dyetrace.v1.Samples
-	(*Finish)(nil),          // 24: dyetrace.v1.Finish
-	(*Finished)(nil),        // 25: dyetrace.v1.Finished
-	(*Explain)(nil),         // 26: dyetrace.v1.Explain
-	(*Explanation)(nil),     // 27: dyetrace.v1.Explanation
-	(*ProbeUnderlay)(nil),   // 28: dyetrace.v1.ProbeUnderlay
-	(*UnderlayReport)(nil),  // 29: dyetrace.v1.UnderlayReport
-	(*StreamUnderlay)(nil),  // 30: dyetrace.v1.StreamUnderlay
-	(*UnderlayTarget)(nil),  // 31: dyetrace.v1.UnderlayTarget
-	(*UnderlayCounts)(nil),  // 32: dyetrace.v1.UnderlayCounts
-	(*Stain)(nil),           // 33: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 34: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 35: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 36: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 37: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 38: dyetrace.v1.PointKind
-	(Scheme)(0),             // 39: dyetrace.v1.Scheme
-	(*FlowRef)(nil),         // 40: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 41: dyetrace.v1.UnderlayError
+	(*Withdraw)(nil),        // 18: dyetrace.v1.Withdraw
+	(*Arm)(nil),             // 19: dyetrace.v1.Arm
+	(*Armed)(nil),           // 20: dyetrace.v1.Armed
+	(*PortRef)(nil),         // 21: dyetrace.v1.PortRef
+	(*Injected)(nil),        // 22: dyetrace.v1.Injected
+	(*InjectFailure)(nil),   // 23: dyetrace.v1.InjectFailure
+	(*Samples)(nil),         // 24: dyetrace.v1.Samples
+	(*Finish)(nil),          // 25: dyetrace.v1.Finish
+	(*Finished)(nil),        // 26: dyetrace.v1.Finished
+	(*Explain)(nil),         // 27: dyetrace.v1.Explain
+	(*Explanation)(nil),     // 28: dyetrace.v1.Explanation
+	(*ProbeUnderlay)(nil),   // 29: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 30: dyetrace.v1.UnderlayReport
+	(*StreamUnderlay)(nil),  // 31: dyetrace.v1.StreamUnderlay
+	(*UnderlayTarget)(nil),  // 32: dyetrace.v1.UnderlayTarget
+	(*UnderlayCounts)(nil),  // 33: dyetrace.v1.UnderlayCounts
+	(*Stain)(nil),           // 34: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 35: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 36: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 37: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 38: dyetrace.v1.AgentCounters
+	(PointKind)(0),          // 39: dyetrace.v1.PointKind
+	(Scheme)(0),             // 40: dyetrace.v1.Scheme
+	(*FlowRef)(nil),         // 41: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 42: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
 	6,  // 1: dyetrace.v1.SessionRequest.state:type_name -> dyetrace.v1.HostState
 	9,  // 2: dyetrace.v1.SessionRequest.heartbeat:type_name -> dyetrace.v1.Heartbeat
 	11, // 3: dyetrace.v1.SessionRequest.ready:type_name -> dyetrace.v1.Ready
-	21, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
-	23, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
-	25, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
-	27, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
+	22, // 4: dyetrace.v1.SessionRequest.injected:type_name -> dyetrace.v1.Injected
+	24, // 5: dyetrace.v1.SessionRequest.samples:type_name -> dyetrace.v1.Samples
+	26, // 6: dyetrace.v1.SessionRequest.finished:type_name -> dyetrace.v1.Finished
+	28, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
-	19, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	29, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	20, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
+	30, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	13, // 11: dyetrace.v1.SessionRequest.audited:type_name -> dyetrace.v1.Audited
 	14, // 12: dyetrace.v1.SessionRequest.changes:type_name -> dyetrace.v1.Changes
-	32, // 13: dyetrace.v1.SessionRequest.underlay_counts:type_name -> dyetrace.v1.UnderlayCounts
+	33, // 13: dyetrace.v1.SessionRequest.underlay_counts:type_name -> dyetrace.v1.UnderlayCounts
 	4,  // 14: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
 	5,  // 15: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
 	10, // 16: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
 	17, // 17: dyetrace.v1.SessionResponse.inject:type_name -> dyetrace.v1.Inject
-	24, // 18: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
-	26, // 19: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
+	25, // 18: dyetrace.v1.SessionResponse.finish:type_name -> dyetrace.v1.Finish
+	27, // 19: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
 	7,  // 20: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
-	18, // 21: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	28, // 22: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	19, // 21: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
+	29, // 22: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
 	12, // 23: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
-	30, // 24: dyetrace.v1.SessionResponse.stream_underlay:type_name -> dyetrace.v1.StreamUnderlay
-	33, // 25: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	34, // 26: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	35, // 27: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	36, // 28: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	37, // 29: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
-	15, // 30: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
-	15, // 31: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
-	16, // 32: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
-	38, // 33: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
-	20, // 34: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	39, // 35: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
-	20, // 36: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
-	20, // 37: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
-	22, // 38: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	38, // 39: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	39, // 40: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
-	15, // 41: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	39, // 42: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
-	0,  // 43: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	40, // 44: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	41, // 45: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	31, // 46: dyetrace.v1.StreamUnderlay.targets:type_name -> dyetrace.v1.UnderlayTarget
-	1,  // 47: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 48: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	48, // [48:49] is the sub-list for method output_type
-	47, // [47:48] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	31, // 24: dyetrace.v1.SessionResponse.stream_underlay:type_name -> dyetrace.v1.StreamUnderlay
+	18, // 25: dyetrace.v1.SessionResponse.withdraw:type_name -> dyetrace.v1.Withdraw
+	34, // 26: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	35, // 27: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	36, // 28: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	37, // 29: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	38, // 30: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	15, // 31: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
+	15, // 32: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
+	16, // 33: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
+	39, // 34: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	21, // 35: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
+	40, // 36: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	21, // 37: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
+	21, // 38: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
+	23, // 39: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
+	39, // 40: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	40, // 41: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	15, // 42: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
+	40, // 43: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	0,  // 44: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
+	41, // 45: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	42, // 46: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	32, // 47: dyetrace.v1.StreamUnderlay.targets:type_name -> dyetrace.v1.UnderlayTarget
+	1,  // 48: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 49: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	49, // [49:50] is the sub-list for method output_type
+	48, // [48:49] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -3595,6 +3672,7 @@ func file_dyetrace_v1_agent_proto_init() {
 		(*SessionResponse_ProbeUnderlay)(nil),
 		(*SessionResponse_Audit)(nil),
 		(*SessionResponse_StreamUnderlay)(nil),
+		(*SessionResponse_Withdraw)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3602,7 +3680,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
