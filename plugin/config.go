@@ -52,6 +52,7 @@ type StainConfig struct {
 type RunConfig struct {
 	Timeout          time.Duration `koanf:"timeout"`
 	Settle           time.Duration `koanf:"settle"`
+	Patience         time.Duration `koanf:"patience"`
 	AnswerTimeout    time.Duration `koanf:"answer_timeout"`
 	PerInstanceRate  float64       `koanf:"per_instance_rate"`
 	PerInstanceBurst int           `koanf:"per_instance_burst"`
@@ -76,6 +77,7 @@ var keys = map[string]string{
 	"run.timeout":            "a time such as 30s",
 	"run.settle":             "a time such as 250ms",
 	"run.answer_timeout":     "a time such as 5s",
+	"run.patience":           "a time such as 750ms",
 	"run.per_instance_rate":  "probes per second, such as 10",
 	"run.per_instance_burst": "a number of probes, such as 10",
 	"run.underlay_rate":      "datagrams per second, such as 2000, or 0 for none",
@@ -148,6 +150,9 @@ func DefaultConfig() Config {
 		Heartbeat: time.Second,
 		Run: RunConfig{
 			Timeout: 30 * time.Second, Settle: 250 * time.Millisecond,
+			// Twice what a geostationary satellite takes each way, and then some: and a hard fault of
+			// which nothing tells but silence is still named within a second.
+			Patience: 750 * time.Millisecond,
 			// An agent that takes longer is not well, and must not hold up a run for long.
 			AnswerTimeout:   5 * time.Second,
 			PerInstanceRate: 10, PerInstanceBurst: 20,
@@ -354,6 +359,9 @@ func (c RunConfig) validate() []error {
 	}
 	if c.Settle < minSettle || c.Settle > maxSettle {
 		bad("run.settle: %v (want %v to %v)", c.Settle, minSettle, maxSettle)
+	}
+	if c.Patience < 0 || c.Patience > maxSettle {
+		bad("run.patience: %v (want 0s to %v; what is less than run.settle is that)", c.Patience, maxSettle)
 	}
 	if c.AnswerTimeout < minAnswer || c.AnswerTimeout > maxAnswer {
 		bad("run.answer_timeout: %v (want %v to %v)", c.AnswerTimeout, minAnswer, maxAnswer)

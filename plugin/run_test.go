@@ -156,7 +156,7 @@ func TestRunFaults(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+			w := newWorld(t, func(c *Config) { c.Run.Settle, c.Run.Patience = 50*time.Millisecond, 0 })
 			w.start()
 			if tt.rule != nil {
 				w.rule(tt.rule)
@@ -206,7 +206,7 @@ func segmentOf(p *dyetracev1.PairResult) string {
 // need it is healthy.
 func TestDisconnect(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w := newWorld(t, func(c *Config) { c.Run.Settle, c.Run.Patience = 50*time.Millisecond, 0 })
 	w.start()
 	for _, host := range labHosts {
 		a := w.agent(host)
@@ -259,7 +259,7 @@ func TestTimeout(t *testing.T) {
 	for name, deaf := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, func(c *Config) { c.Run.Settle = 20 * time.Millisecond })
+			w := newWorld(t, func(c *Config) { c.Run.Settle, c.Run.Patience = 20*time.Millisecond, 0 })
 			w.start()
 			// Something is wrong, so that all of this is needed for a verdict.
 			w.rule(at("blue/blue-1 → blue/blue-2", 2, gone))
@@ -662,7 +662,7 @@ func TestManyRuns(t *testing.T) {
 // TestStray has a probe of one pair end at a host that is not on its way.
 func TestStray(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *Config) { c.Run.Settle = 50 * time.Millisecond })
+	w := newWorld(t, func(c *Config) { c.Run.Settle, c.Run.Patience = 50*time.Millisecond, 0 })
 	w.start()
 	w.agents4()
 	w.rule(func(s sighting) fate {

@@ -109,7 +109,7 @@ func (c *Controller) open(ctx context.Context) (err error) {
 		}
 	}
 	c.runner = run.New(run.Config{
-		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle, AnswerTimeout: cfg.Run.AnswerTimeout,
+		Timeout: cfg.Run.Timeout, Settle: cfg.Run.Settle, Patience: cfg.Run.Patience, AnswerTimeout: cfg.Run.AnswerTimeout,
 		PerInstanceRate: cfg.Run.PerInstanceRate, PerInstanceBurst: cfg.Run.PerInstanceBurst,
 		MaxActive: cfg.Run.MaxActive, MaxPairs: cfg.Run.MaxPairs, ToS: cfg.stain().TOS, UnderlayRate: cfg.Run.UnderlayRate,
 		Store: c.store, Fleet: c.fleet, Book: c.book, Routes: c.routes, Log: c.log, Metrics: c.metrics,

@@ -297,6 +297,7 @@ type slowSection struct {
 type runSection struct {
 	Timeout       time.Duration
 	Settle        time.Duration
+	Patience      time.Duration
 	AnswerTimeout time.Duration `yaml:"answer_timeout"`
 }
 
@@ -311,6 +312,7 @@ func slow() slowSection {
 		Run: &runSection{
 			Timeout:       Patience(30 * time.Second),
 			Settle:        min(Patience(250*time.Millisecond), 10*time.Second),
+			Patience:      min(Patience(750*time.Millisecond), 10*time.Second),
 			AnswerTimeout: min(Patience(5*time.Second), 10*time.Second),
 		},
 	}

@@ -36,11 +36,11 @@ const (
 	// makes an examination begin.
 	minSettle   = 25 * time.Millisecond
 	settleTimes = 2
-	// examSettle is how long an examination waits for each of its probes at the least, and withdrawTimes
-	// of the longest round trips (p99.9, by the clock of one host) if that is longer. After half of it a
-	// probe is withdrawn: that must not overtake an answer.
-	examSettle    = 30 * time.Millisecond
-	withdrawTimes = 2
+	// examSettle is how long an examination waits at the least before it does more about a probe, and
+	// tripTimes of the longest round trips (p99.9, by the clock of one host) if that is longer. What is late
+	// beyond is told from what is lost: see patience.go.
+	examSettle = 30 * time.Millisecond
+	tripTimes  = 2
 	// enoughTrips is how many probes must have arrived until that holds; of fewer than someTrips the p99
 	// is but the slowest, and twice the p90 stands for it; of manyTrips, p99.9 is known; and maxTrips
 	// are looked at.
@@ -248,7 +248,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 	wake = now.Add(tick)
 	c.follow(now)
 	if c.patrol != nil {
-		c.patrol.x.settle, c.patrol.x.withdraw = c.wait, c.wait/2
+		c.patrol.x.settle = c.wait
 		c.goRound(now)
 		wake = earliest(wake, c.patrol.step(now))
 	}
@@ -449,6 +449,9 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 	if p.track < 0 {
 		return
 	}
+	if isLost && 2*time.Duration(p.base.GetRttNs()) > m.waited {
+		return // withdrawn too early, it may be, and the answer was lost by that: it is a slow way
+	}
 	if isLost {
 		c.r.metrics.lost.Inc()
 	}
@@ -477,7 +480,7 @@ func (c *continuous) trip(rtt, took time.Duration) {
 			tail = c.trips.Quantile(0.99)
 		}
 		c.wait = min(max(settleTimes*tail, minSettle), c.r.cfg.Settle)
-		c.exact = min(max(c.trips.Quantile(0.99), withdrawTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
+		c.exact = min(max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
 	}
 	if c.trips.Count() >= maxTrips {
 		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}

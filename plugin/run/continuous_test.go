@@ -158,6 +158,8 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 	}
 }
 
+func (v *visit) Withdraw(int, *dyetracev1.Withdraw) {}
+
 func addr(column []byte, i int) string {
 	return netip.AddrFrom16([16]byte(column[16*i : 16*i+16])).Unmap().String()
 }
@@ -213,6 +215,9 @@ func watchTown(t *testing.T, w *town, cfg Config, opts *dyetracev1.ProbeOptions,
 // watchTownIn is watchTown with a feed that somebody else watches, too.
 func watchTownIn(t *testing.T, w *town, f *feed, cfg Config, opts *dyetracev1.ProbeOptions, long time.Duration, during func()) (all []told, c *continuous) {
 	t.Helper()
+	if cfg.Patience == 0 {
+		cfg.Patience = 750 * time.Millisecond
+	}
 	cfg.Fleet, cfg.Book, cfg.Log, cfg.Timeout = w, w, slog.New(slog.DiscardHandler), 30*time.Second
 	r := New(cfg)
 	r.begin = w.begin

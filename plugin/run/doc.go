@@ -10,8 +10,8 @@
 //	  - probing: probes go out as the pace allows. A pair whose points have all been seen is judged
 //	    at once. One that arrived with a sample missing is judged when it has settled. Any other is
 //	    tried again: if [hardAttempts] are lost, it waits; if some arrive, until a sequential test
-//	    has decided whether it loses too much. If tcp does not come through, icmp is tried where
-//	    nobody asked for either.
+//	    has decided whether it loses too much. While tcp does not come through, icmp is tried where
+//	    nobody asked for either. What is late is told from what is lost: see patience.go.
 //	  - closing: the agents attest their hooks a second time, after their last sample. If no pair
 //	    waits, nobody waits for that either.
 //	  - explaining: where the verdict asks for it, the host that saw the probe last replays it; and

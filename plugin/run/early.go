@@ -19,6 +19,8 @@ type waiting struct {
 	// audits is how many of its hosts' answers to Audit must have come, by host; nil before they were
 	// asked for.
 	audits map[int]int
+	// until is when they are asked at the earliest: see due.
+	until time.Time
 	// late says that one has not come in time: the end of probing asks in another way.
 	late bool
 }
@@ -32,8 +34,10 @@ type foresight struct {
 }
 
 // awaits says that pairs wait for audits that were asked for, or for what is asked about them.
-func (x *execution) awaits() bool {
-	return slices.ContainsFunc(x.waiting, func(w waiting) bool { return !x.judged[w.pair] && w.audits != nil && !w.late })
+func (x *execution) awaits(now time.Time) bool {
+	return slices.ContainsFunc(x.waiting, func(w waiting) bool {
+		return !x.judged[w.pair] && !w.late && (w.audits != nil || w.until.After(now))
+	})
 }
 
 // hostsOf returns the hosts on the ways of a pair.
@@ -57,6 +61,10 @@ func (x *execution) askAudits(now time.Time) (wake time.Time) {
 	x.waiting = slices.DeleteFunc(x.waiting, func(w waiting) bool { return x.judged[w.pair] })
 	for i := range x.waiting {
 		w := &x.waiting[i]
+		if w.until.After(now) {
+			wake = earliest(wake, w.until)
+			continue
+		}
 		if w.audits == nil {
 			w.audits = x.auditsFor(w.pair)
 		}
@@ -132,7 +140,7 @@ func (x *execution) foresee(track int) {
 
 // guess is the evidence of a track as it will be if the hooks turn out to be as they were when it began.
 func (x *execution) guess(track int) verdict.Evidence {
-	e := x.evidence(track)
+	e := x.evidenceUntil(track, time.Now())
 	e.Hooks = make(map[verdict.Place]verdict.Window, len(x.hooks))
 	for place, w := range x.hooks {
 		e.Hooks[place] = verdict.Window{Before: w.Before, After: w.Before}
@@ -148,6 +156,9 @@ func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
 	f := x.foreseen[track]
 	x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
 	f.explanation = verdict.ExplanationFromProto(m, f.need.Point)
+	if x.patience > 0 {
+		defer x.hurry(x.layout.pair(track))
+	}
 	if q, waited := x.pending[id]; waited {
 		delete(x.pending, id)
 		x.foreknown(q, f)

@@ -21,16 +21,16 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case *dyetracev1.Audited:
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 		x.patrol.attested(e.Host, now)
-		h.audits, h.auditing = h.audits+1, false
+		h.audits, h.auditing, h.watched = h.audits+1, false, h.auditAsked
 		x.judgeAttested()
 	case *dyetracev1.Armed:
 		x.armed(e.Host, m, now)
 	case *dyetracev1.Injected:
 		x.injected(e.Host, m, now)
 	case *dyetracev1.Samples:
-		x.samples(e.Host, m)
+		x.samples(e.Host, m, now)
 	case *dyetracev1.Finished:
-		h.finished = true
+		h.finished, h.watched = true, x.since
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 	case *dyetracev1.Explanation:
 		x.explained(m)
@@ -58,11 +58,13 @@ func (x *execution) audit(host string, windows []*dyetracev1.HookWindow, set fun
 
 // injected takes in which probes left. Only the host that was asked can say so.
 func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
-	at := now.Add(x.settle)
 	for _, number := range m.GetIndex() {
 		if x.ledger.knows(number) && x.entry(number) == host && x.ledger.leave(number) {
 			x.inflight--
-			x.settling = append(x.settling, settle{number, at})
+			p := &x.ledger.probes[number]
+			p.sent = now.Sub(x.begun)
+			p.heard = max(p.heard, p.sent)
+			x.await(settle{number: number, at: now.Add(x.settle)})
 		}
 	}
 	for _, f := range m.GetFailures() {
@@ -77,7 +79,9 @@ func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
 func (x *execution) fail(number uint32, why string, portAbsent bool, now time.Time) {
 	if x.ledger.fail(number, why, portAbsent) {
 		x.inflight--
-		x.settling = append(x.settling, settle{number, now.Add(x.settle)})
+		p := &x.ledger.probes[number]
+		p.sent = now.Sub(x.begun)
+		x.await(settle{number: number, at: now.Add(x.settle)})
 	}
 }
 
@@ -107,7 +111,7 @@ func (x *execution) drop(host int, why string, now time.Time) {
 
 // samples takes in columns of samples. A track whose points have all seen its first probe is
 // healthy at once: nothing that could still come would change it.
-func (x *execution) samples(host int, m *dyetracev1.Samples) {
+func (x *execution) samples(host int, m *dyetracev1.Samples, now time.Time) {
 	bridges := make([]int32, len(m.Bridges))
 	for i, name := range m.Bridges {
 		b, known := x.ledger.bridges[name]
@@ -128,23 +132,24 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 			late++
 			continue
 		}
+		before := x.ledger.arrived(number)
 		f := x.ledger.see(host, bridges[m.Bridge[i]], m, i)
 		fates[f]++
 		if f == spent {
 			continue
 		}
-		if x.progress[pair].holds == number+1 && x.ledger.arrived(number) && !x.halfOpen(track) {
-			x.free(number)
+		if f <= completed {
+			x.ledger.probes[number].heard = now.Sub(x.begun)
 		}
-		if f == completed && x.ledger.tests[track] != nil {
+		if !before && x.ledger.arrived(number) {
+			x.came(number, now)
+		}
+		switch {
+		case f != completed:
+		case x.ledger.tests[track] != nil && !x.ledger.probes[number].looked:
 			x.next(track, number)
-			continue
-		}
-		if f != completed || x.ledger.attempts(track) > 1 || x.progress[pair].scheme > 0 {
-			continue
-		}
-		if r := verdict.Judge(x.evidence(track)); r.Verdict == verdict.Healthy {
-			x.healthy(pair, track, r)
+		case x.layout.scheme(track) == 0:
+			x.relieved(pair, track)
 		}
 	}
 	x.metrics.count(fates, late)
@@ -152,8 +157,14 @@ func (x *execution) samples(host int, m *dyetracev1.Samples) {
 
 // evidence is what is known of a track, hooks included once they mean something.
 func (x *execution) evidence(track int) verdict.Evidence {
+	return x.evidenceUntil(track, x.watched(x.layout.pair(track)))
+}
+
+// evidenceUntil is evidence if the hooks were watched until then.
+func (x *execution) evidenceUntil(track int, until time.Time) verdict.Evidence {
 	e := x.ledger.evidence(track)
-	e.Gone, e.Enough = x.gone, x.enough(track)
+	e.Gone, e.Enough, e.Patience = x.gone, x.enough(track), x.patienceFor(x.layout.pair(track))
+	x.quiet(track, &e, until)
 	if x.ledger.tests[track] != nil {
 		e.Test = &x.options.test
 	}
@@ -171,11 +182,16 @@ func (x *execution) conclude(pair int) {
 	x.scratch = x.scratch[:0]
 	from, to := x.tried(pair)
 	for track := from; track < to; track++ {
+		if x.results[track] == nil { // of what was tried beside, and is not needed
+			r := verdict.Judge(x.evidence(track))
+			x.results[track] = &r
+		}
 		x.scratch = append(x.scratch, verdict.Track{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme, Result: *x.results[track]})
 		x.results[track] = nil
 	}
 	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
+	x.leaveOff(pair)
 	if x.mtu != nil {
 		if e := x.mtu[pair].exchange; e != nil && e.step != done {
 			e.held = append(e.held, heldPair{pair, r})

@@ -31,6 +31,7 @@ const (
 // agents is the run as its agents know it: a fleet.Assignment.
 type agents interface {
 	Inject(host int, m *dyetracev1.Inject)
+	Withdraw(host int, m *dyetracev1.Withdraw)
 	Arm(host int, m *dyetracev1.Arm) (id uint64)
 	Audit(host int, patient bool)
 	Finish(host int)
@@ -71,10 +72,8 @@ type execution struct {
 	settle time.Duration
 	// answers is how long an agent may take to answer.
 	answers time.Duration
-	// withdraw is when the agent gives an unanswered probe up: well before it has settled here, and
-	// one in the other direction may follow. Two that cross half-open block each other in connection
-	// tracking, whose ends then drop what would withdraw them.
-	withdraw time.Duration
+	// patience is how long a packet may be late: see patience.go. 0 is no longer than settle.
+	patience time.Duration
 	pace     *pace
 	metrics  *metrics
 
@@ -87,6 +86,7 @@ type execution struct {
 	agents  agents
 
 	stage    stage
+	begun    time.Time
 	since    time.Time  // when the stage began
 	took     stageTimes // by stages that are over
 	soft     time.Time  // no more probes from here on
@@ -97,6 +97,7 @@ type execution struct {
 	results  []*verdict.Result // by track, of those that were judged
 	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
+	again    []uint32 // what goes before queue: pairs that have had a probe
 	settling []settle // in the order of their deadlines
 	inflight int      // probes asked for, without a word that they left
 	arms     map[uint64]arming
@@ -138,13 +139,15 @@ type hostState struct {
 	audits        int // answers to Audit
 	auditing      bool
 	auditAsked    time.Time
-	exchanges     int // underlay probes that it takes part in
+	watched       time.Time // until when its hooks were attested: when the last answer was asked for
+	exchanges     int       // underlay probes that it takes part in
 }
 
 // settle is a probe that has left, and when its samples should all be in.
 type settle struct {
 	number uint32
 	at     time.Time
+	late   bool // that was so before, and it was given more time
 }
 
 // question is what is asked about a track whose pair waits.
@@ -171,7 +174,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	o options, key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
 	lay, ps, tracks := o.layout(paths)
 	x := &execution{
-		log: log, settle: cfg.Settle, answers: cfg.AnswerTimeout, withdraw: cfg.Settle / 2, pace: p, metrics: m,
+		log: log, settle: cfg.Settle, answers: cfg.AnswerTimeout, patience: cfg.patience(), pace: p, metrics: m, begun: now,
 		pairs: pairs, seq: seq, layout: lay, options: o, ledger: newLedger(key, ps, tracks, o.room(len(tracks))),
 		since: now, soft: now.Add(timeout - min(reserve(cfg.AnswerTimeout), timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
@@ -203,28 +206,28 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 // release gives back what the run holds; wires only once the agents have withdrawn what is still
 // open on them, which they do whether the run is over or not.
 func (x *execution) release(now time.Time) {
-	x.agents.Close()
 	until := map[uint32]time.Time{}
 	for _, s := range x.settling {
-		if x.progress[x.pairOf(s.number)].holds == s.number+1 {
-			until[s.number] = s.at
-		}
+		until[s.number] = s.at
 	}
 	for pair := range x.pairs {
-		p := &x.progress[pair]
-		if p.holds == 0 {
-			continue
-		}
-		number := p.holds - 1
-		if x.waits[number] == 0 && x.ledger.open(number) {
-			at, known := until[number]
-			if !known {
-				at = now.Add(x.settle)
+		for _, held := range x.progress[pair].holds {
+			if held == 0 {
+				continue
 			}
-			x.pace.keep(x.lanes[pair], at)
+			number := held - 1
+			if at, known := until[number]; x.patience > 0 {
+				x.giveUp(number, now)
+			} else if x.waits[number] == 0 && x.ledger.open(number) && x.tcp(number) {
+				if !known {
+					at = now.Add(x.settle)
+				}
+				x.pace.keep(x.lanes[pair], at)
+			}
+			x.free(number)
 		}
-		x.free(number)
 	}
+	x.agents.Close()
 	x.pace.leave(x.lanes, now)
 }
 

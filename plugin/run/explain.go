@@ -46,6 +46,13 @@ func (x *execution) judgePair(pair int) {
 	p := &x.progress[pair]
 	from, to := x.tried(pair)
 	var asked []question
+	if now := time.Now(); x.stage == probing && x.patience > 0 {
+		for track := from; track < to; track++ {
+			if wait := verdict.Judge(x.evidence(track)).Wait; wait > 0 && x.due(pair, now).After(now) && x.prolong(pair, wait, now) {
+				return
+			}
+		}
+	}
 	for track := from; track < to; track++ {
 		if p.healthy&x.layout.bit(track) != 0 {
 			continue

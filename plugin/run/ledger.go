@@ -16,11 +16,13 @@ import (
 const maxOdd = 8
 
 // ledger is what is known of the probes of a run: which left, and where they were seen. It is
-// columns, not a tree, since a run may have 100,000 pairs of ten points. It knows no time.
+// columns, not a tree, since a run may have 100,000 pairs of ten points.
 //
 // The probe number attempt·tracks + track is the attempt-th of a track, up to [hardAttempts] of each.
 // Tests of loss take more: those are numbered as they come, see extra. What arrived of them is
 // counted and forgotten, so that a long test takes no more memory than a short one.
+//
+// Times are those since the run began, by the controller's clock, and given to it.
 type ledger struct {
 	tracks []track
 	paths  []*plan.Path
@@ -68,14 +70,17 @@ const (
 )
 
 type probe struct {
-	slot       uint32 // of its first point
-	missing    uint8  // points that exist and have not seen it
+	sent       time.Duration // when the agent said that it left
+	heard      time.Duration // when it was last heard of: that, or another point that has seen it
+	slot       uint32        // of its first point
+	missing    uint8         // points that exist and have not seen it
 	state      probeState
 	portAbsent bool
 	armed      bool // a port-only hook shows the destination's answers
 	looked     bool // what follows it is decided
 	forgotten  bool // it arrived, is counted, and has no slots any more
 	cut        bool // the run's time was up before it had settled: it proves no loss
+	withdrawn  bool // the agent was told to
 }
 
 // test is a track that is tested for loss.

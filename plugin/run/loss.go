@@ -60,9 +60,19 @@ func testOf(o *dyetracev1.ProbeOptions) sequential.Plan {
 	return sequential.Plan{P0: p1 / 10, P1: p1, Alpha: 1e-7, Beta: 0.1, Max: int(math.Ceil(16/p1 - 1e-9))}
 }
 
+// proof is how many probes prove a hard fault.
+func (x *execution) proof() int {
+	if x.options.afterLoss {
+		return fewAttempts
+	}
+	return hardAttempts
+}
+
 // tries is how many probes a track may take until one arrives.
 func (x *execution) tries(track int) int {
 	switch {
+	case x.progress[x.layout.pair(track)].beside && x.layout.scheme(track) > 0:
+		return x.proof() - 1 // witnesses of what tcp lost
 	case x.layout.scheme(track) > 0:
 		return afterScheme
 	case x.options.afterLoss:
@@ -79,14 +89,10 @@ func (x *execution) tries(track int) int {
 // enough is how many probes of a track must be known to be lost where nothing else proves a fault; 0 where
 // as many were sent as are ever sent, and none arrived.
 func (x *execution) enough(track int) int {
-	most := hardAttempts
-	switch {
-	case x.layout.scheme(track) > 0:
+	if x.layout.scheme(track) > 0 {
 		return 0 // it explains the verdict by another scheme
-	case x.options.afterLoss:
-		most = fewAttempts
 	}
-	sent := 0
+	most, sent := x.proof(), x.witnesses(track)
 	x.ledger.each(track, func(number uint32) {
 		if x.ledger.probes[number].state == left {
 			sent++
@@ -121,9 +127,9 @@ func (o options) each() int {
 // verdictOn says what the test makes of a track by now: sequential.More is that another probe is
 // needed. A track of which nothing arrived is not tested for its share.
 func (x *execution) verdictOn(track int) sequential.Decision {
-	arrived, lost := x.ledger.score(track)
+	arrived, lost := x.score(track)
 	switch {
-	case arrived == 0 && x.ledger.attempts(track) < x.tries(track):
+	case arrived == 0 && x.ledger.attempts(track)+x.witnesses(track) < x.tries(track):
 		return sequential.More
 	case arrived == 0:
 		return sequential.Above

@@ -11,7 +11,7 @@ import (
 // kernel gets the answer, and as the destination, whose kernel gets the probe. An instance has a
 // bucket of burst tokens that fills at a rate.
 //
-// It also sees to it that between two instances there is one probe under way at a time, in
+// It also sees to it that between two instances there is one probe by tcp under way at a time, in
 // either direction and over all runs. A probe from a to b and one from b to a are the same
 // connection (RFC 9293, section 3.3.1: both ports are the stain's), and connection tracking takes
 // the answer to the one for a forged answer to the other (measured: +inv, dropped).
@@ -57,7 +57,7 @@ func newPace(rate, burst float64) *pace {
 	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}, hosts: map[string]*window{}}
 }
 
-// lane is the two buckets of a pair, its wire, and its source's host.
+// lane is the two buckets of a pair, its wire, and its source's host. wire is nil for what needs none.
 type lane struct {
 	src, dst *bucket
 	wire     *wire
@@ -100,7 +100,9 @@ func (p *pace) window(host string) *window {
 func (p *pace) free(l lane) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l.wire.busy = false
+	if l.wire != nil {
+		l.wire.busy = false
+	}
 	l.host.flying--
 }
 
@@ -108,7 +110,9 @@ func (p *pace) free(l lane) {
 func (p *pace) keep(l lane, until time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l.wire.until = until
+	if until.After(l.wire.until) {
+		l.wire.until = until
+	}
 }
 
 func (p *pace) bucket(ref string, now time.Time) *bucket {
@@ -166,13 +170,15 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		if l.wire.busy || now.Before(l.wire.until) || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
+		if l.wire != nil && (l.wire.busy || now.Before(l.wire.until)) || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
 			rest = append(rest, number)
 			continue
 		}
 		l.src.tokens--
 		l.dst.tokens--
-		l.wire.busy = true
+		if l.wire != nil {
+			l.wire.busy = true
+		}
 		l.host.flying++
 		go_ = append(go_, number)
 	}

@@ -64,6 +64,8 @@ type meeting struct {
 	sent    time.Time
 	// last and next are the points of its path between which it was lost, -1 where that is not known.
 	last, next int
+	// waited is how long one that was lost was waited for before it was withdrawn.
+	waited time.Duration
 	// rtt is the round trip of one that arrived, 0 where it was not seen.
 	rtt time.Duration
 	// late: it was told of as missed before.
@@ -89,6 +91,7 @@ type lostProbe struct {
 	number  uint32
 	sent    time.Time
 	settled time.Time
+	waited  time.Duration
 }
 
 // newPatrol begins one over an execution that was made with options.patrol.
@@ -195,7 +198,7 @@ func (p *patrol) met(track int, number uint32) {
 		probe.looked = true
 		m.outcome = missed
 		if p.cares == nil || p.cares(m.pair) {
-			p.lost = append(p.lost, lostProbe{track, number, m.sent, time.Now()})
+			p.lost = append(p.lost, lostProbe{track, number, m.sent, time.Now(), time.Since(x.begun) - probe.sent})
 		} else {
 			x.ledger.forget(number)
 		}
@@ -286,7 +289,7 @@ func (p *patrol) attested(host int, now time.Time) {
 // settle says what became of a probe that did not arrive; false if that must wait.
 func (p *patrol) settle(l lostProbe, now time.Time) bool {
 	x := p.x
-	m := meeting{pair: x.layout.pair(l.track), sent: l.sent, outcome: unclear, last: -1, next: -1, late: true}
+	m := meeting{pair: x.layout.pair(l.track), sent: l.sent, waited: l.waited, outcome: unclear, last: -1, next: -1, late: true}
 	hooks := map[verdict.Place]verdict.Window{}
 	for _, host := range p.hostsOf(l.track) {
 		if !p.windows(host, l, hooks) {

@@ -22,12 +22,16 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 	x.inject(now)
 	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
-	case x.open == 0, len(x.queue) == 0 && len(x.settling) == 0 && x.inflight == 0 && !x.awaits():
+	case x.open == 0, len(x.queue)+len(x.again) == 0 && len(x.settling) == 0 && x.inflight == 0 && !x.awaits(now):
+		if until, later := x.dueLater(now); later {
+			wake = earliest(wake, until)
+			break
+		}
 		x.enter(closing, now)
 		return wake
-	case len(x.queue) > 0 && x.freed:
+	case len(x.queue)+len(x.again) > 0 && x.freed:
 		wake = earliest(wake, x.picked.Add(pickEvery))
-	case len(x.queue) > 0:
+	case len(x.queue)+len(x.again) > 0:
 		wake = earliest(wake, x.picked.Add(tick))
 	}
 	if len(x.settling) > 0 {
@@ -38,19 +42,22 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 
 // inject sends the queued probes that the pace lets go, those of each host together.
 func (x *execution) inject(now time.Time) {
-	if len(x.queue) == 0 || now.Sub(x.picked) < pickEvery {
+	if len(x.queue)+len(x.again) == 0 || now.Sub(x.picked) < pickEvery {
 		return
 	}
 	x.picked, x.freed = now, false
+	if len(x.again) > 0 { // what is begun is ended, before more is begun
+		x.queue, x.again = append(x.again, x.queue...), nil
+	}
 	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
 	var ready []uint32
-	ready, x.queue = x.pace.pick(x.queue, func(number uint32) lane { return x.lanes[x.pairOf(number)] }, now)
+	ready, x.queue = x.pace.pick(x.queue, x.lane, now)
 	go_ := ready[:0]
 	var needy []uint32
 	for _, number := range ready {
 		host := x.entry(number)
 		x.ledger.ask(number)
-		x.progress[x.pairOf(number)].holds = number + 1
+		*x.holds(number) = number + 1
 		if why := x.lacking(x.ledger.path(x.ledger.of(number)), host); why != "" {
 			x.ledger.fail(number, why, false)
 			x.free(number)
@@ -84,7 +91,7 @@ func (x *execution) launch(numbers []uint32) {
 		r := requests[k]
 		if r == nil {
 			r = &request{
-				m:     &dyetracev1.Inject{Scheme: dyetracev1.Scheme(k.scheme), SettleMs: uint32(x.withdraw / time.Millisecond)},
+				m:     &dyetracev1.Inject{Scheme: dyetracev1.Scheme(k.scheme), SettleMs: uint32(x.withdrawAfter() / time.Millisecond)},
 				ports: map[plan.Inject]uint32{},
 			}
 			requests[k] = r
@@ -114,24 +121,42 @@ func (x *execution) entry(number uint32) int {
 // free lets the next probe between a pair's instances go, of whichever run, if this one is what
 // it waits for.
 func (x *execution) free(number uint32) {
-	pair := x.pairOf(number)
-	if p := &x.progress[pair]; p.holds == number+1 {
-		p.holds, x.freed = 0, true
-		x.pace.free(x.lanes[pair])
+	if held := x.holds(number); *held == number+1 {
+		*held, x.freed = 0, true
+		x.pace.free(x.lane(number))
 	}
 }
 
-// settled looks at the probes whose samples should be in by now.
+// settled looks at the probes whose samples should be in by now. Those that may be late are given more
+// time, once.
 func (x *execution) settled(now time.Time) {
-	n := 0
-	for ; n < len(x.settling) && !x.settling[n].at.After(now); n++ {
-		number := x.settling[n].number
-		x.free(number)
-		if track := x.ledger.of(number); !x.judged[x.pairOf(number)] {
-			x.next(track, number)
+	for len(x.settling) > 0 && !x.settling[0].at.After(now) {
+		s := x.settling[0]
+		x.settling = x.settling[1:]
+		judged := x.judged[x.pairOf(s.number)]
+		// A patrol waits for none longer, though it may have learned to since.
+		if end := x.waitUntil(s.number); end.After(now) && !judged && x.patrol == nil && !x.ledger.arrived(s.number) {
+			x.await(settle{s.number, end, true})
+			if !s.late {
+				x.tryBeside(s.number)
+			}
+			continue
+		}
+		x.giveUp(s.number, now)
+		x.free(s.number)
+		if !judged {
+			x.next(x.ledger.of(s.number), s.number)
 		}
 	}
-	x.settling = x.settling[n:]
+}
+
+// await has a probe be looked at when its time has come.
+func (x *execution) await(s settle) {
+	i := len(x.settling)
+	for i > 0 && x.settling[i-1].at.After(s.at) {
+		i--
+	}
+	x.settling = slices.Insert(x.settling, i, s)
 }
 
 // arrived says whether any probe of a track did.
@@ -147,7 +172,7 @@ func (x *execution) arrived(track int) bool {
 // hold stops probing before all was probed: what is queued was not sent, and what is on its way
 // is waited for no longer.
 func (x *execution) hold(why string) {
-	for _, number := range x.queue {
+	for _, number := range append(x.again, x.queue...) {
 		if x.ledger.attempts(x.ledger.of(number)) == 0 {
 			x.ledger.ask(number)
 			x.ledger.fail(number, why, false)
@@ -162,6 +187,6 @@ func (x *execution) hold(why string) {
 	for _, s := range x.settling {
 		x.ledger.probes[s.number].cut = x.ledger.tests[x.ledger.of(s.number)] != nil && x.arrived(x.ledger.of(s.number))
 	}
-	x.queue, x.settling = nil, nil
+	x.queue, x.again, x.settling = nil, nil, nil
 	x.arms, x.waits = map[uint64]arming{}, map[uint32]int{}
 }

@@ -242,6 +242,15 @@ func (c *cast) Inject(host int, m *dyetracev1.Inject) {
 	}
 }
 
+func (c *cast) Withdraw(_ int, m *dyetracev1.Withdraw) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, number := range m.Index {
+		s := c.shot(number, 0)
+		c.note("%d %s withdrawn", s.pair, s.scheme)
+	}
+}
+
 // track returns whose a probe is.
 func (c *cast) track(number uint32) int {
 	if int(number) < hardAttempts*len(c.tracks) {

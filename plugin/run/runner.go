@@ -67,8 +67,12 @@ type Config struct {
 	// Timeout bounds a run whose caller does not say; what the pace makes it take at the least
 	// is added.
 	Timeout time.Duration
-	// Settle is how long after a probe left its samples may take.
+	// Settle is how long after a probe left its samples are waited for before more is done about it.
 	Settle time.Duration
+	// Patience is how long a packet may take from one point to the next before its absence alone is a
+	// fault, and how long a probe by tcp is waited for before it is withdrawn. 0, and what is less than
+	// Settle, is Settle.
+	Patience time.Duration
 	// AnswerTimeout is how long an agent may take to answer Prepare, Finish, Arm or Explain.
 	AnswerTimeout time.Duration
 	// PerInstanceRate bounds the probes that an instance takes part in, per second over all

@@ -52,6 +52,8 @@ type simAgents struct {
 	epoch   map[simPlace]uint64
 	passed  map[uint64]*dyetracev1.UnderlayReport // by session, what came to the other host
 	probes  int
+	conns   map[[2]string]uint32 // by instances: the last probe by tcp between them
+	ended   map[uint32]bool      // withdrawn
 }
 
 func newSimAgents(c *simCloud, chance *rand.Rand, own []*simOwn) *simAgents {
@@ -59,6 +61,7 @@ func newSimAgents(c *simCloud, chance *rand.Rand, own []*simOwn) *simAgents {
 		c: c, chance: chance, own: own, wake: make(chan struct{}, 1), armed: map[string]bool{},
 		counted: map[simPlace]map[stain.Kind]uint64{}, read: map[simPlace]map[stain.Kind]uint64{},
 		lost: map[simPlace]uint64{}, epoch: map[simPlace]uint64{}, passed: map[uint64]*dyetracev1.UnderlayReport{},
+		conns: map[[2]string]uint32{}, ended: map[uint32]bool{},
 	}
 }
 
@@ -196,6 +199,10 @@ func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
 			there = simTrip{seen: there.seen[:1]}
 			answered = false
 		}
+		if a.c.late != nil || a.c.lateGuest != nil {
+			a.sampleLate(number, from, to, scheme, there, back, answered)
+			continue
+		}
 		a.sample(all, number, from, to, scheme, there.seen, true)
 		if answered {
 			// An answer without the ToS is known by its ports where the guest's port was armed (tcp), by the
@@ -206,10 +213,80 @@ func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
 	}
 	a.mu.Unlock()
 	a.later(host, left)
+	a.show(all)
+}
+
+// show has the controller hear of samples.
+func (a *simAgents) show(all []*dyetracev1.Samples) {
 	for i, s := range all {
 		if len(s.Index) > 0 {
 			a.later(i, s)
 		}
+	}
+}
+
+// sampleLate is what becomes of a probe where packets take their time: each part of its way when it gets there.
+// Caller holds mu.
+func (a *simAgents) sampleLate(number uint32, from, to *simGuest, scheme stain.Scheme, there, back simTrip, answered bool) {
+	key := [2]string{min(from.name, to.name), max(from.name, to.name)}
+	if scheme == stain.TCP {
+		a.conns[key] = number
+	}
+	part := func(seen []simSighting, host int) (p []simSighting) {
+		for _, s := range seen {
+			if s.host == host {
+				p = append(p, s)
+			}
+		}
+		return p
+	}
+	at := func(d time.Duration, src, dst *simGuest, answer bool, seen []simSighting) {
+		time.AfterFunc(d, func() {
+			a.mu.Lock()
+			all := make([]*dyetracev1.Samples, len(a.hosts))
+			for i := range all {
+				all[i] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
+			}
+			// Connection tracking takes no answer to what was withdrawn, or followed by another SYN. Hooks see what
+			// it drops before it does.
+			if answer && scheme == stain.TCP && (a.ended[number] || a.conns[key] != number) {
+				seen = seen[:min(len(seen), 1)]
+				a.ended[number] = true
+			}
+			known := !answer || !a.c.mute[to.name] || scheme == stain.ICMP || a.armed[to.name]
+			a.sample(all, number, src, dst, scheme, seen, known)
+			a.mu.Unlock()
+			a.show(all)
+		})
+	}
+	wire := func(f, t int) time.Duration {
+		if f == t || a.c.late == nil {
+			return 0
+		}
+		return a.c.late(f, t)
+	}
+	at(0, from, to, false, part(there.seen, from.host))
+	d := wire(from.host, to.host)
+	if from.host != to.host {
+		at(d, from, to, false, part(there.seen, to.host))
+	}
+	if !answered {
+		return
+	}
+	if a.c.lateGuest != nil {
+		d += a.c.lateGuest(to)
+	}
+	at(d, to, from, true, part(back.seen, to.host))
+	if from.host != to.host {
+		at(d+wire(to.host, from.host), to, from, true, part(back.seen, from.host))
+	}
+}
+
+func (a *simAgents) Withdraw(_ int, m *dyetracev1.Withdraw) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, number := range m.Index {
+		a.ended[number] = true
 	}
 }
 
@@ -373,6 +450,9 @@ func (a *simAgents) exchange(h int, m *dyetracev1.ProbeUnderlay) *dyetracev1.Und
 
 // datagram says whether one arrives. Caller holds mu.
 func (a *simAgents) datagram(from, to, port int, bytes uint32) bool {
+	if a.c.late != nil && a.c.late(from, to) > 0 {
+		return false // it comes after the agent has stopped waiting for it
+	}
 	for _, f := range a.c.faults {
 		switch {
 		case f.udp != nil && f.udp(from, to), f.large != nil && bytes > 1400 && f.large(from, to):

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -110,6 +111,10 @@ type simCloud struct {
 	shown [simHosts]bool
 	// gone are points that faults left no hook at.
 	gone func(h int, bridge string, kind stain.Kind) bool
+	// late is how long a packet takes from one host to another, 0 is no time at all, and lateGuest how long a
+	// guest takes to answer; both nil is that nothing takes long.
+	late      func(from, to int) time.Duration
+	lateGuest func(g *simGuest) time.Duration
 	// mute are guests that clear the ToS of what they answer.
 	mute map[string]bool
 }

@@ -1,6 +1,8 @@
 package run
 
 import (
+	"time"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
@@ -100,8 +102,13 @@ func (l layout) group(pair, scheme int) (from, to int) {
 
 // progress is how far a pair has come.
 type progress struct {
-	// holds is one more than the probe for which the lane's wire is held; 0 is none.
-	holds uint32
+	// holds is one more than the probe under way that goes alone, for which the lane's wire is held, and one
+	// more than the one beside it; 0 is none.
+	holds [2]uint32
+	// trip is the longest that a probe took which arrived.
+	trip time.Duration
+	// beside says that its second scheme was begun while the first goes on.
+	beside bool
 	// scheme is which of the run's schemes it is at.
 	scheme uint8
 	// over are the tracks that take no further probe, healthy those that are so beyond doubt.
@@ -178,7 +185,7 @@ func (x *execution) next(track int, number uint32) {
 			if !x.arrived(track) || x.ledger.attempts(track) > 1 {
 				x.ledger.begin(track)
 			}
-			x.queue = append(x.queue, another)
+			x.repeat(another)
 			return
 		}
 	}
@@ -191,14 +198,20 @@ func (x *execution) finished(track int, decision sequential.Decision, absent boo
 	p := &x.progress[pair]
 	p.over |= x.layout.bit(track)
 	if x.ledger.tests[track] != nil && decision != sequential.Above {
-		if _, lost := x.ledger.score(track); lost == 0 {
+		if _, lost := x.score(track); lost == 0 {
 			if r := verdict.Judge(x.evidence(track)); r.Verdict == verdict.Healthy && p.scheme == 0 {
 				x.healthy(pair, track, r)
 			}
 		}
 	}
 	p.lossy = p.lossy || decision == sequential.Above && x.arrived(track)
-	from, to := x.layout.group(pair, int(p.scheme))
+	if x.judged[pair] {
+		return
+	}
+	from, to := x.layout.group(pair, 0)
+	if !p.beside {
+		from, to = x.layout.group(pair, int(p.scheme))
+	}
 	through := !p.lossy
 	for t := from; t < to; t++ {
 		if p.over&x.layout.bit(t) == 0 {
@@ -207,13 +220,14 @@ func (x *execution) finished(track int, decision sequential.Decision, absent boo
 		through = through && x.arrived(t)
 		absent = absent || x.ledger.probes[x.ledger.last(t)].portAbsent
 	}
+	if p.beside && !through && p.over&x.layout.bit(to) == 0 {
+		return // what goes on beside will tell more
+	}
 	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
 		x.start(pair, int(p.scheme)+1)
 		return
 	}
-	if !x.judged[pair] {
-		x.waiting = append(x.waiting, waiting{pair: pair})
-	}
+	x.waiting = append(x.waiting, waiting{pair: pair, until: x.due(pair, time.Now())})
 }
 
 // halfOpen says that a probe of this track is a connection until the agent withdraws it, though

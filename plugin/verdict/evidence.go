@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/sequential"
@@ -24,6 +25,10 @@ type Evidence struct {
 	// Enough is how many probes must be lost before it is no chance where nothing but their absence speaks
 	// for a fault; with 0 one is enough.
 	Enough int
+	// Patience is how long a packet may take from one point to the next: where nothing but the absence of
+	// samples speaks for a fault, one that may still be on its way is no evidence (Attempt.Quiet). 0 is
+	// that all have had their time.
+	Patience time.Duration
 	// Latencies are of the probes that arrived, for the result.
 	Latencies []Latency
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was
@@ -74,6 +79,9 @@ type Attempt struct {
 	// destination's TCP answers by their ports alone, and stained them (Arm.answers of the
 	// contract). Otherwise hooks see only answers that bear the stain's ToS.
 	Armed bool
+	// Quiet is how long its hosts' hooks were still watched, and showed nothing of it, since it left or was
+	// seen last.
+	Quiet time.Duration
 	// Seen are samples at points of the path, in any order. Of several at one point the first
 	// counts, the others are duplicates.
 	Seen []Sample

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
@@ -97,6 +98,10 @@ type Result struct {
 	// SchemeReason why that one, empty where it was asked for or there is but one track.
 	Scheme       stain.Scheme
 	SchemeReason string
+	// Wait is how much longer the hooks must be watched before the probe that was judged is no longer
+	// merely late (Evidence.Patience); 0 where waiting would change nothing.
+	Wait time.Duration
+
 	// Src and Dst are the addresses of the pair that were probed, NoTouch that no guest was to
 	// see a probe.
 	Src, Dst netip.Addr
@@ -201,6 +206,9 @@ func Judge(e Evidence) Result {
 	j.t = j.pick()
 	r := j.judge()
 	j.doubt(&r)
+	if r.Need != nil && r.Wait == 0 && r.Verdict != Healthy {
+		r.Wait = j.wait() // what flows do not speak of may be late
+	}
 	if notes := j.asides(); len(notes) > 0 {
 		r.Cause, r.Kind = join(append([]string{r.Cause}, notes...)...), cmp.Or(r.Kind, CauseInventory)
 	}
@@ -225,6 +233,7 @@ func (j *judgement) doubt(r *Result) {
 	if r.Verdict != Faulty && r.Verdict != Silent {
 		return
 	}
+	j.late(r)
 	switch r.Kind {
 	case CauseBetweenHosts, CauseEntrypoint, CauseSwitch, CauseGuestSilent:
 	default:
@@ -244,6 +253,36 @@ func (j *judgement) doubt(r *Result) {
 	if r.Need != nil {
 		r.Need.Decides = true
 	}
+}
+
+// Silence says that for a cause of this sort nothing speaks but that packets were not seen: probes, or
+// those that hosts exchange by UDP. What flows, ports and tunnels say is another thing.
+func Silence(k CauseKind) bool {
+	switch k {
+	case CauseSwitch, CauseBetweenHosts, CauseUnderlay, CauseUnderlayMember, CauseEntrypoint, CauseGuestSilent:
+		return true
+	}
+	return false
+}
+
+// late makes a loss unknown that may be a packet which takes long: on a slow way, and to a slow guest, all
+// are as absent as if they were lost, for as long as they take.
+func (j *judgement) late(r *Result) {
+	if r.Wait = j.wait(); r.Wait == 0 || !Silence(r.Kind) {
+		r.Wait = 0
+		return
+	}
+	r.Verdict, r.Kind = Unknown, CauseUnseen
+	r.Cause = join(r.Cause, fmt.Sprintf("or it is late: it was watched for %v after it was seen last, and %v is what it may take",
+		j.t.Quiet.Round(time.Millisecond), j.Patience))
+}
+
+// wait is for how much longer the probe that is judged may be late.
+func (j *judgement) wait() time.Duration {
+	if j.t == nil || j.arrived(j.t) {
+		return 0
+	}
+	return max(0, j.Patience-j.t.Quiet)
 }
 
 // goal is the last point that exists, if seeing the packet there proves the way there and
