@@ -20,7 +20,8 @@ var labs counter
 
 // playRole is what this binary does inside a guest: `listen ADDR` accepts
 // connections and holds them; `dial ADDR N` opens N, says so, and holds them
-// until its standard input ends; `capture INTERFACE` counts stained frames until then.
+// until its standard input ends; `capture INTERFACE` counts stained frames until then. Others are told
+// of where they are.
 func playRole(role string, args []string) int {
 	var err error
 	switch role {
@@ -34,8 +35,10 @@ func playRole(role string, args []string) int {
 		err = capture(args)
 	case "flood":
 		err = flood(args[0])
+	case "slow":
+		err = slow(args)
 	default:
-		err = fmt.Errorf("role %q: want listen, dial, deafen, capture or flood", role)
+		err = fmt.Errorf("role %q: want listen, dial, deafen, capture, flood or slow", role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -15,7 +15,8 @@ import (
 )
 
 // ownFault is a fault of ours, on hv3 unless its name says otherwise, done by nothing but the tools of
-// the host's operating system. Verdicts may be unknown, and never wrong.
+// the host's operating system; or something by which no packet is lost that may look like a fault. Verdicts may
+// be unknown, and never wrong.
 type ownFault struct {
 	name string
 	do   func(l *lab)
@@ -55,6 +56,9 @@ var ownFaults = []ownFault{
 	fault("dye port down", func(l *lab) { l.link("dye-br-int", "down") }, func(l *lab) { l.link("dye-br-int", "up") }),
 	fault("dye port of the tunnels down", func(l *lab) { l.link("dye-br-tun", "down") }, func(l *lab) { l.link("dye-br-tun", "up") }),
 	fault("dye port deleted", func(l *lab) { l.node("hv3", "ovs-vsctl", "--if-exists", "del-port", "br-int", "dye-br-int") }, nil),
+	slowly("between racks 300 ms", func(l *lab) func() { return l.slowRacks(300 * time.Millisecond) }),
+	slowly("between racks 600 ms", func(l *lab) func() { return l.slowRacks(600 * time.Millisecond) }),
+	slowly("to a guest 200 ms", func(l *lab) func() { return l.slowGuest("blue-3", 200*time.Millisecond) }),
 	{name: "samples lost unseen", do: deaf, undo: func(l *lab) { l.hear() }},
 	fault("ovsdb-server restarted", restartDatabase, nil),
 	{name: "ovs-vswitchd restarted", do: restartSwitch, undo: func(*lab) {}, breaks: func(p pair) bool { return onHV3[p.Src] || onHV3[p.Dst] }},
@@ -66,6 +70,18 @@ var ownFaults = []ownFault{
 			}
 		},
 	},
+}
+
+// slowed end the slowness of labs, by name.
+var slowed = map[string]func(){}
+
+// slowly has packets take long: none is lost.
+func slowly(where string, do func(l *lab) (stop func())) ownFault {
+	return fault("slow: "+where, func(l *lab) { slowed[l.name] = do(l) }, func(l *lab) {
+		if stop := slowed[l.name]; stop != nil {
+			stop()
+		}
+	})
 }
 
 // onHV3 are the instances of the default lab that are there.
