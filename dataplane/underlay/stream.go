@@ -24,6 +24,9 @@ const (
 	// against 1 %, one in 13, and 99 of 100 losses were found in 6 s instead of 4 (computed; 200 a second,
 	// 1,000 under suspicion).
 	calm = 600
+	// closely is how many questions such a stream is looked at for at the most: 99 of 100 losses of 1 % are known
+	// after 3,030 (computed). One that lasts is not looked at so closely for ever.
+	closely = 4000
 	// heavy is from which share of the last questions or so, lost or unclear, on a stream is slowed down to
 	// troubledRate; and mute how long nothing may be answered: what loses that much is known to, and a link
 	// that is full must not be kept so by us (RFC 8085, section 3.1).
@@ -61,6 +64,7 @@ type stream struct {
 	run      [outage - 1]lost
 	runs     int
 	suspect  int // see calm
+	looked   int // see closely
 	share    float64
 	newest   time.Time // when the last question that was answered was sent
 	overtook uint32
@@ -168,6 +172,9 @@ func tell(before, after *attested, came bool) fate {
 	return unclear
 }
 
+// suspicious says that it should go faster.
+func (s *stream) suspicious() bool { return s.suspect > 0 && s.looked < closely }
+
 // troubled says that much is lost of late, or that nothing is answered.
 func (s *stream) troubled(now time.Time) bool {
 	return s.share > heavy || s.head != s.tail && now.Sub(s.newest) > mute
@@ -198,6 +205,9 @@ func (s *stream) expire(now time.Time) {
 func (s *stream) count(f fate) {
 	e, c := s.slot(s.tail), &s.counts[s.port(s.tail)]
 	e.fate = f
+	if s.looked++; s.suspect == 0 {
+		s.looked = 0
+	}
 	s.share *= 1 - fade
 	if f != passed {
 		s.share += fade

@@ -246,6 +246,34 @@ func TestStreamSuspects(t *testing.T) {
 	}
 }
 
+// A loss that lasts is not looked at closely for ever, and the next one is again.
+func TestStreamLooksClosely(t *testing.T) {
+	t.Parallel()
+	s := newStream(streamPorts)
+	p := &path{heard: heardStream{epoch: 1}}
+	fast := 0
+	for k := range uint32(30_000) {
+		s.sent(epoch0.Add(time.Duration(k) * time.Millisecond))
+		if k < 20_000 && k%100 == 50 || k == 25_000 {
+			continue
+		}
+		p.heard.note(k)
+		s.answered(k, &Standing{Epoch: 1, Known: p.heard.known(k), Seen: p.heard.before(k)}, func() uint32 { return 0 })
+		if s.suspicious() {
+			fast++
+		}
+		switch {
+		case k > 10_000 && k < 24_000 && s.suspicious():
+			t.Fatalf("after %d questions that lose one in a hundred it is still looked at closely", k)
+		case k == 25_100 && !s.suspicious():
+			t.Fatal("one that lost nothing for long is not looked at when it does")
+		}
+	}
+	if most := closely + calm + 50; fast > most || fast < closely {
+		t.Errorf("looked at closely for %d questions, want %d and %d", fast, closely, calm)
+	}
+}
+
 // A stream that loses much, or that nobody answers, is slowed down, and not one that loses some.
 func TestStreamTroubled(t *testing.T) {
 	t.Parallel()

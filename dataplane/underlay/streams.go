@@ -19,8 +19,8 @@ const (
 	// streamTick is how often it is looked what is due and what came; tickBurst bounds what one
 	// stream sends then, and lag what it makes up for: a host that stood still sends less, not more at once.
 	streamTick = 5 * time.Millisecond
-	tickBurst  = 6
-	lag        = 20 * time.Millisecond
+	tickBurst  = 16
+	lag        = 50 * time.Millisecond
 	// reportEvery is how often losses are told of. What passed without any is told of once it is
 	// reportTrials questions, and after reportAtMost.
 	reportEvery  = 100 * time.Millisecond
@@ -28,9 +28,6 @@ const (
 	reportAtMost = time.Second
 	// maxTargets bounds the streams of a host: each takes 30 kB.
 	maxTargets = 4096
-	// spare is how many questions a stream may send at its pace of suspicion beyond its own, and
-	// how many a second it is given back: a loss that lasts is not looked at so closely for ever.
-	spare, spareBack = 10_000, 50
 	// troubledRate is the most that a stream sends a second where much is lost.
 	troubledRate = 10
 )
@@ -124,8 +121,6 @@ type liveStream struct {
 	stream  *stream
 	due     time.Time
 	told    time.Time
-	spare   float64
-	spared  time.Time
 }
 
 type groupKey struct {
@@ -233,7 +228,7 @@ func (s *Streams) add(i int, t *Target, old map[groupKey]*group, before map[Targ
 	delete(before, t.where()) // one that is named twice has two streams
 	if l == nil || l.group != g {
 		gap := time.Duration(float64(time.Second) / t.Rate)
-		l = &liveStream{session: rand.Uint64() | 1, group: g, stream: newStream(streamPorts), due: now.Add(rand.N(gap)), told: now, spare: spare, spared: now}
+		l = &liveStream{session: rand.Uint64() | 1, group: g, stream: newStream(streamPorts), due: now.Add(rand.N(gap)), told: now}
 	}
 	l.Target, l.index = *t, i
 	g.of[l.session] = l
@@ -318,7 +313,7 @@ func (s *Streams) step(now time.Time) (reports []StreamReport) {
 	s.receive()
 	suspects := 0
 	for _, l := range s.live {
-		if l.stream.suspect > 0 {
+		if l.stream.suspicious() {
 			suspects++
 		}
 	}
@@ -335,12 +330,10 @@ func (s *Streams) step(now time.Time) (reports []StreamReport) {
 
 // rate is how many questions a stream sends a second now; share is what it may beyond its own.
 func (l *liveStream) rate(share float64, now time.Time) float64 {
-	l.spare = min(spare, l.spare+spareBack*now.Sub(l.spared).Seconds())
-	l.spared = now
 	if l.stream.troubled(now) {
 		return min(l.Rate, troubledRate)
 	}
-	if l.stream.suspect == 0 || l.spare < 1 {
+	if !l.stream.suspicious() {
 		return l.Rate
 	}
 	return min(l.Suspect, l.Rate+share)
@@ -361,9 +354,6 @@ func (s *Streams) send(l *liveStream, share float64, now time.Time) {
 			return
 		}
 		l.due = l.due.Add(gap)
-		if rate > l.Rate {
-			l.spare -= 1 - l.Rate/rate
-		}
 		if !s.ask(l, now) {
 			return
 		}

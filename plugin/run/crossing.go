@@ -92,9 +92,11 @@ func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (cha
 		at.probes, at.lost = at.probes+t.probes, at.lost+t.lost
 		at.guard.AddMany(plan, t.probes, t.lost)
 	}
-	want := p.guard.Probes + probes
+	want, alarmed := p.guard.Probes+probes, p.guard.Alarm
 	p.guard.AddMany(plan, probes, lost)
 	switch {
+	case alarmed && !p.guard.Alarm: // it is over; a port by itself would take as many times longer to say so as there are ports
+		x.ports = nil
 	case p.guard.Probes == 0: // no suspicion is left
 		for i := range x.ports {
 			x.ports[i].probes, x.ports[i].lost = 0, 0
