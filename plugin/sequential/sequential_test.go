@@ -189,6 +189,20 @@ func TestGuard(t *testing.T) {
 	if n > 100 || g.Probes != 0 {
 		t.Errorf("cleared after %d probes that arrived: %+v", n, g)
 	}
+	// On a path that still loses too much an alarm stands, mostly; and its figures are those of late.
+	stood := 0
+	for range 20 {
+		g = Guard{Alarm: true}
+		for ; g.Alarm && stood < 20/clearing; stood++ {
+			g.Add(p, rng.Float64() < p.P1)
+			if g.Lost > fadeAt {
+				t.Fatalf("figures of %d lost probes", g.Lost)
+			}
+		}
+	}
+	if stood < 20/clearing {
+		t.Errorf("20 alarms stood for %d probes together at p1, promised %g", stood, 20/clearing)
+	}
 }
 
 // Many at once raise no alarm that one at a time does not, and find a loss hardly later.

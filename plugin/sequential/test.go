@@ -101,14 +101,14 @@ type Guard struct {
 	// Probes and Lost are those that speak: since the guard last had no suspicion, and once it has
 	// raised the alarm since it last was sure of that.
 	Probes, Lost int
-	// Alarm is raised when loss is Above, and cleared when it is Within.
+	// Alarm is raised when loss is Above, and cleared when so many probes arrive that it is not.
 	Alarm bool
 	score float64
 }
 
 // Add takes in one probe, and reports whether the alarm was raised or cleared by it. The mean
 // number of probes between false alarms on a path that loses P0 is at least 1/Alpha (Lorden, 1971:
-// the bound is exp(threshold)); Max and Beta bound nothing while there is no alarm.
+// the bound is exp(threshold)); Max and Beta bound nothing.
 func (g *Guard) Add(p Plan, lost bool) (changed bool) {
 	if lost {
 		return g.AddMany(p, 1, 1)
@@ -137,16 +137,25 @@ func (g *Guard) AddMany(p Plan, probes, lost int) (changed bool) {
 		}
 		return false
 	}
-	switch {
-	case g.score <= p.lower():
+	// The same turned round: what was lost since is not held against what arrives now.
+	if g.score = min(g.score, 0); g.score <= math.Log(clearing) {
 		*g = Guard{}
 		return true
-	case g.score >= p.upper(): // sure of it once more: what comes is measured anew
-		g.score = 0
+	}
+	if g.Lost >= fadeAt {
 		g.halve()
 	}
 	return false
 }
+
+const (
+	// clearing bounds how often an alarm is cleared on a path that still loses P1: the mean number of probes
+	// until then is at least 1/clearing (Lorden, 1971).
+	clearing = 1e-4
+	// fadeAt is how many lost probes the figures of an alarm are of at the most: their interval is a third of
+	// the rate to either side.
+	fadeAt = 40
+)
 
 // halve lets what was counted fade, so that the rate shown is that of late.
 func (g *Guard) halve() { g.Probes, g.Lost = g.Probes/2, g.Lost/2 }
