@@ -38,6 +38,7 @@ type conn struct {
 	buf    [maxMessage]byte
 	rest   []byte // of buf or of a changed OPEN: not handed over yet
 	live   bool   // had a KEEPALIVE, so that corebgp waits for no handshake any more
+	pipe   *pipe  // for UPDATEs
 	closed chan struct{}
 	once   sync.Once
 
@@ -50,12 +51,11 @@ type conn struct {
 	cause    error // why we closed, if it was our wish
 }
 
-func newConn(c net.Conn, peer netip.Addr) *conn {
+func newConn(c net.Conn, peer netip.Addr, p *pipe) *conn {
 	c.SetReadDeadline(time.Now().Add(openWait))
 	return &conn{
-		Conn: c, peer: netip.AddrPortFrom(peer, defaultPort),
-		// The size of a burst: a read costs as much as the work on a message.
-		r: bufio.NewReaderSize(c, 64<<10), closed: make(chan struct{}),
+		Conn: c, peer: netip.AddrPortFrom(peer, defaultPort), pipe: p,
+		r: bufio.NewReaderSize(c, burstRoom), closed: make(chan struct{}),
 	}
 }
 
@@ -80,13 +80,22 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 // next reads a message into rest. ROUTE-REFRESH is left out: corebgp does not know it, and the answer
-// is that there are no routes to tell, so nothing. Malformed headers are answered here, as RFC 4271 wants it: corebgp
-// leaves the faulty length out.
+// is that there are no routes to tell, so nothing. UPDATEs go another way; see [burst]. Malformed headers
+// are answered here, as RFC 4271 wants it: corebgp leaves the faulty length out.
 func (c *conn) next() error {
 	for {
-		if err := c.message(); err != nil || c.buf[18] != typeRefresh || !c.live {
+		if err := c.message(); err != nil || !c.live {
 			return err
 		}
+		switch c.buf[18] {
+		case typeRefresh:
+			continue
+		case typeUpdate:
+			body := c.rest[headerLen:]
+			c.rest = standIn
+			return c.burst(body)
+		}
+		return nil
 	}
 }
 
@@ -182,6 +191,13 @@ func (c *conn) notify(n *corebgp.Notification) {
 	if !again {
 		c.Write(appendMessage(nil, typeNotification, append([]byte{n.Code, n.Subcode}, n.Data...)))
 	}
+}
+
+// over tells whether we have ended the session, so that nothing of it counts any more.
+func (c *conn) over() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cause != nil || c.sent != nil
 }
 
 // end closes the connection for a reason of ours.

@@ -7,14 +7,17 @@ import (
 )
 
 // Feed is where the UPDATEs of one peer go: a [rib.Feed], or what stands in for one in tests. Its
-// methods are called one at a time.
+// methods are called one at a time, but for Read.
 type Feed interface {
 	// Up says that a session begins. kept says that the peer went on forwarding by what it
 	// said before: stale routes stay until it said all again. Else they are gone now.
 	Up(now time.Time, kept bool)
-	// Update takes the body of an UPDATE, without the header, to keep. Errors wrap
-	// [rib.ErrWithdraw], [rib.ErrReset] or [rib.ErrLimit]; any other is taken for ErrReset.
-	Update(body []byte, now time.Time) error
+	// Read decodes the body of an UPDATE, without the header, ahead of its turn. It is called while
+	// other methods are, Take of an earlier UPDATE above all.
+	Read(a *rib.Ahead, body []byte)
+	// Take takes in what Read has read last into a. Errors wrap [rib.ErrWithdraw], [rib.ErrReset]
+	// or [rib.ErrLimit]; any other is taken for ErrReset.
+	Take(a *rib.Ahead, now time.Time) error
 	// Down says that the session ended. graceful: routes are stale rather than gone.
 	Down(now time.Time, graceful bool)
 	// Sweep says that stale routes were waited for long enough.

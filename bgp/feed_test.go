@@ -11,6 +11,12 @@ import (
 	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
+func give(f Feed, body []byte, now time.Time) error {
+	var a rib.Ahead
+	f.Read(&a, body)
+	return f.Take(&a, now)
+}
+
 func TestTableFeed(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -34,7 +40,7 @@ func TestTableFeed(t *testing.T) {
 	} {
 		f := LearnInto(rib.New(rib.Options{}))("10.0.0.1", tt.o)
 		f.Up(now, false)
-		if err := f.Update(tt.body, now); !errors.Is(err, tt.want) {
+		if err := give(f, tt.body, now); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
 		if n := f.Routes(); n != tt.routes {
@@ -45,7 +51,7 @@ func TestTableFeed(t *testing.T) {
 	f.Up(now, false)
 	second := slices.Clone(evpnUpdate)
 	second[len(second)-1] = 2
-	if err := errors.Join(f.Update(evpnUpdate, now), f.Update(second, now)); !errors.Is(err, rib.ErrLimit) {
+	if err := errors.Join(give(f, evpnUpdate, now), give(f, second, now)); !errors.Is(err, rib.ErrLimit) {
 		t.Errorf("two routes of one: %v", err)
 	}
 }
@@ -65,8 +71,8 @@ func TestTableOptions(t *testing.T) {
 	end := []byte{0, 0, 0, 6, 0x80, 15, 3, 0, 25, 70}
 	f := learn("10.0.0.1", allow("10.9.0.0/16"))
 	f.Up(now, false)
-	f.Update(tagged, now)
-	f.Update(end, now)
+	give(f, tagged, now)
+	give(f, end, now)
 	if hops, state := told(); len(hops) > 0 || state != rib.Unknown {
 		t.Errorf("a next hop that the peer may not name: %v, %v", hops, state)
 	}

@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	api "github.com/osrg/gobgp/v3/api"
 
 	"github.com/dyetrace/dyetrace/bgp/rib"
-	"github.com/dyetrace/dyetrace/internal/teacher"
 )
 
 const frrPlain = `
@@ -394,35 +392,6 @@ func TestReconfigure(t *testing.T) {
 		if n := g.learned(); n != 0 {
 			t.Errorf("%s learned %d routes of us", g.addr, n)
 		}
-	}
-}
-
-// Keepalives go out while a full feed comes in, and a table that is slow for longer than the hold time
-// in all.
-func TestKeepalivesUnderFeed(t *testing.T) {
-	t.Parallel()
-	ours, peer := place(t)
-	const n = 600
-	g := startGoBGP(t, peer(1), peer(1), 65000)
-	for i := range n {
-		p := g.macRoute(i)
-		// Of each an UPDATE of its own.
-		p.Pattrs = append(p.Pattrs, teacher.Pack(t, &api.MultiExitDiscAttribute{Med: uint32(i)}))
-		if _, err := g.AddPath(context.Background(), &api.AddPathRequest{Path: p}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	g.peer(ours, 65000, func(p *api.Peer) { p.Timers.Config.HoldTime = 3; p.Timers.Config.KeepaliveInterval = 1 })
-	lib := &library{}
-	lib.of(peer(1)).update = func([]byte) error { time.Sleep(12 * time.Millisecond); return nil }
-	w := speakWith(t, lib, ours, 65000, Peer{Address: peer(1), AS: 65000})
-	w.routes(peer(1), n)
-	s := w.status(peer(1))
-	if s.Flaps != 0 {
-		t.Errorf("%d flaps under a full feed: %v", s.Flaps, s.LastError)
-	}
-	if d := time.Since(s.Since); d < 2*s.HoldTime {
-		t.Errorf("the feed took %v, which proves nothing for a hold time of %v", d, s.HoldTime)
 	}
 }
 

@@ -28,10 +28,10 @@ func (p *peer) feedUp(kept bool) {
 	}
 }
 
-func (p *peer) feedUpdate(body []byte) error {
+func (p *peer) feedUpdate(a *rib.Ahead) error {
 	now := time.Now()
-	err := p.feedBody(body, now)
-	f, all := parseEndOfRIB(body)
+	err := p.feedTake(a, now)
+	f, all := parseEndOfRIB(a.Body)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status.Updates++
@@ -58,10 +58,10 @@ func (p *peer) tookAll(f family) {
 	}
 }
 
-func (p *peer) feedBody(body []byte, now time.Time) error {
+func (p *peer) feedTake(a *rib.Ahead, now time.Time) error {
 	p.feedMu.Lock()
 	defer p.feedMu.Unlock()
-	return p.feed.Update(body, now)
+	return p.feed.Take(a, now)
 }
 
 func (p *peer) feedDown(graceful bool) {

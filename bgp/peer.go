@@ -526,8 +526,8 @@ func (p *peer) restarting(until time.Time) {
 	p.status.Restarting = until
 }
 
-// opened notes what the OPEN of the peer says.
-func (p *peer) opened(id netip.Addr, theirs open, o offer, common []family) {
+// opened notes what the OPEN of the peer says, and returns the hold time.
+func (p *peer) opened(id netip.Addr, theirs open, o offer, common []family) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := &p.status
@@ -541,6 +541,7 @@ func (p *peer) opened(id netip.Addr, theirs open, o offer, common []family) {
 			st.Missing = append(st.Missing, f.String())
 		}
 	}
+	return st.HoldTime
 }
 
 func (p *peer) panicked(what any, stack []byte) {

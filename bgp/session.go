@@ -35,6 +35,8 @@ type session struct {
 	// up is closed when the session is established, done after its feed is down.
 	up, done chan struct{}
 
+	beat time.Duration // of keepalives, once it is established
+
 	mu          sync.Mutex
 	offer       offer
 	common      []family
@@ -66,7 +68,10 @@ func (l *one) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // startSession begins one on a connection. done closes when all that it started has ended.
 func startSession(p *peer, c net.Conn, dialed bool) *session {
-	s := &session{p: p, conn: newConn(c, p.cfg.addr()), dialed: dialed, up: make(chan struct{}), done: make(chan struct{})}
+	s := &session{p: p, dialed: dialed, up: make(chan struct{}), done: make(chan struct{})}
+	s.conn = newConn(c, p.cfg.addr(), newPipe(func(a *rib.Ahead, body []byte) bool {
+		return s.guard(func() { p.feed.Read(a, body) })
+	}))
 	go func() {
 		defer close(s.done)
 		defer s.conn.Close()
@@ -147,7 +152,8 @@ func (s *session) OnOpenMessage(_ corebgp.PeerConfig, id netip.Addr, caps []core
 	s.mu.Lock()
 	s.offer, s.common = o, common
 	s.mu.Unlock()
-	s.p.opened(id, theirs, o, common)
+	// A third of the hold time, as RFC 4271 suggests (section 4.4).
+	s.beat = s.p.opened(id, theirs, o, common) / 3
 	if len(common) == 0 {
 		s.refuse(fmt.Errorf("the peer offers %v (want one of %v)", o.families, s.p.cfg.families()), false)
 		return &corebgp.Notification{Code: 2, Subcode: 7, Data: want}
@@ -189,18 +195,40 @@ func (s *session) OnEstablished(_ corebgp.PeerConfig, w corebgp.UpdateMessageWri
 			w.WriteUpdate(endOfRIB(f)) // a failure ends the session by itself
 		}
 	}
-	return func(_ corebgp.PeerConfig, body []byte) *corebgp.Notification {
-		var n *corebgp.Notification
-		if !s.guard(func() { n = s.update(body) }) {
-			n = cease(ceaseResources)
-		}
-		return n
-	}
+	return func(corebgp.PeerConfig, []byte) *corebgp.Notification { return s.burst() }
 }
 
-// update hands an UPDATE to the table, and returns the NOTIFICATION that it deserves.
-func (s *session) update(body []byte) *corebgp.Notification {
-	err := s.p.feedUpdate(body)
+// burst hands UPDATEs to the table, and returns the NOTIFICATION that they deserve.
+func (s *session) burst() *corebgp.Notification {
+	b := <-s.conn.pipe.full
+	defer func() { s.conn.pipe.free <- b }()
+	said := time.Now()
+	for i := range b.n {
+		if s.conn.over() {
+			return nil
+		}
+		// corebgp says nothing until this is over, and tables may be slow.
+		if now := time.Now(); now.Sub(said) > s.beat {
+			said = now
+			s.conn.Write(appendMessage(nil, typeKeepalive, nil)) // a failure ends the session by itself
+		}
+		var n *corebgp.Notification
+		if !s.guard(func() { n = s.update(&b.updates[i]) }) {
+			n = cease(ceaseResources)
+		}
+		if n != nil {
+			return n
+		}
+	}
+	if b.broken {
+		return cease(ceaseResources)
+	}
+	return nil
+}
+
+// update hands an UPDATE to the table.
+func (s *session) update(a *rib.Ahead) *corebgp.Notification {
+	err := s.p.feedUpdate(a)
 	switch {
 	case err == nil, errors.Is(err, rib.ErrWithdraw):
 		return nil

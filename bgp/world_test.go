@@ -78,8 +78,9 @@ type book struct {
 	told   []string
 	o      rib.PeerOptions
 	bodies [][]byte
-	// update, if it is set, is asked before an UPDATE is taken.
+	// update, if it is set, is asked before an UPDATE is taken, and read while it is read.
 	update func(body []byte) error
+	read   func(body []byte)
 }
 
 func (b *book) say(s string) { b.told = append(b.told, s) }
@@ -101,7 +102,18 @@ func (b *book) sweep() {
 	}
 }
 
-func (b *book) Update(body []byte, _ time.Time) error {
+func (b *book) Read(a *rib.Ahead, body []byte) {
+	b.mu.Lock()
+	read := b.read
+	b.mu.Unlock()
+	if read != nil {
+		read(body)
+	}
+	a.Body = body
+}
+
+func (b *book) Take(a *rib.Ahead, _ time.Time) error {
+	body := a.Body
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.update != nil {
@@ -213,6 +225,14 @@ func speak(t *testing.T, ours string, as int64, peers ...Peer) *world {
 
 func speakWith(t *testing.T, lib *library, ours string, as int64, peers ...Peer) *world {
 	t.Helper()
+	w := speakInto(t, lib.learn, ours, as, peers...)
+	w.lib = lib
+	return w
+}
+
+// speakInto is speakWith for any feeds.
+func speakInto(t *testing.T, learn Learn, ours string, as int64, peers ...Peer) *world {
+	t.Helper()
 	for i := range peers {
 		if peers[i].Source == "" {
 			peers[i].Source = ours
@@ -222,7 +242,7 @@ func speakWith(t *testing.T, lib *library, ours string, as int64, peers ...Peer)
 	if strings.Contains(id, ":") {
 		id = "10.98.0.250"
 	}
-	s, err := New(Config{RouterID: id, AS: as, Listen: net.JoinHostPort(ours, "179"), Peers: peers}, Options{Learn: lib.learn})
+	s, err := New(Config{RouterID: id, AS: as, Listen: net.JoinHostPort(ours, "179"), Peers: peers}, Options{Learn: learn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +253,7 @@ func speakWith(t *testing.T, lib *library, ours string, as int64, peers ...Peer)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	w := &world{t: t, s: s, lib: lib, ours: ours}
+	w := &world{t: t, s: s, ours: ours}
 	w.stop = sync.OnceFunc(func() {
 		cancel()
 		select {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -80,40 +81,59 @@ func BenchmarkLimits(b *testing.B) {
 	for i := range vnis {
 		options.RTs = append(options.RTs, wire.RouteTarget(target(uint32(10000+i))))
 	}
-	fill := func(b *testing.B, peer *rib.Feed, messages [][]byte) {
-		now := time.Now()
-		for _, m := range messages {
-			if err := peer.Update(m, now); err != nil {
+	told, undone := bodies(announce), bodies(withdraw)
+	b.Run("table", func(b *testing.B) {
+		var learn stages
+		for b.Loop() {
+			peer := rib.New(rib.Options{}).Peer("rr", options)
+			peer.Up(time.Now(), false)
+			learn.fill(b, peer, told)
+			if peer.Routes() != f.routes() {
+				b.Fatal(peer.Routes())
+			}
+		}
+		learn.report(b, f, "learn")
+	})
+	b.Run("churn", func(b *testing.B) {
+		var learn, withdraw, again stages
+		peer := rib.New(rib.Options{}).Peer("rr", options)
+		peer.Up(time.Now(), false)
+		learn.fill(b, peer, told)
+		for b.Loop() {
+			withdraw.fill(b, peer, undone)
+			again.fill(b, peer, told)
+		}
+		withdraw.report(b, f, "withdraw")
+		again.report(b, f, "again")
+	})
+}
+
+// stages is processor time of UPDATEs that are read, and taken in. A session does both at a time.
+type stages struct{ read, take time.Duration }
+
+// fill does one after the other, in bursts as those of a session.
+func (s *stages) fill(b *testing.B, peer *rib.Feed, bodies [][]byte) {
+	var burst [16]rib.Ahead
+	now := time.Now()
+	for some := range slices.Chunk(bodies, len(burst)) {
+		t0 := processor(b)
+		for i, m := range some {
+			peer.Read(&burst[i], m)
+		}
+		t1 := processor(b)
+		for i := range some {
+			if err := peer.Take(&burst[i], now); err != nil {
 				b.Fatal(err)
 			}
 		}
+		s.read, s.take = s.read+t1-t0, s.take+processor(b)-t1
 	}
-	told, undone := bodies(announce), bodies(withdraw)
-	measure("table", func(b *testing.B) {
-		peer := rib.New(rib.Options{}).Peer("rr", options)
-		peer.Up(time.Now(), false)
-		fill(b, peer, told)
-		if peer.Routes() != f.routes() {
-			b.Fatal(peer.Routes())
-		}
-	})
-	peer := rib.New(rib.Options{}).Peer("rr", options)
-	peer.Up(time.Now(), false)
-	fill(b, peer, told)
-	b.Run("churn", func(b *testing.B) {
-		var gone, back, t0, t1, t2 time.Duration
-		for b.Loop() {
-			t0 = processor(b)
-			fill(b, peer, undone)
-			t1 = processor(b)
-			fill(b, peer, told)
-			t2 = processor(b)
-			gone, back = gone+t1-t0, back+t2-t1
-		}
-		n := float64(b.N * f.routes())
-		b.ReportMetric(float64(gone.Nanoseconds())/n, "withdraw-cpu-ns/route")
-		b.ReportMetric(float64(back.Nanoseconds())/n, "again-cpu-ns/route")
-	})
+}
+
+func (s *stages) report(b *testing.B, f fabric, what string) {
+	n := float64(b.N * f.routes())
+	b.ReportMetric(float64(s.read.Nanoseconds())/n, what+"-read-cpu-ns/route")
+	b.ReportMetric(float64(s.take.Nanoseconds())/n, what+"-take-cpu-ns/route")
 }
 
 func decodeAll(b *testing.B, messages []byte, do func(*wire.Route)) (n int) {

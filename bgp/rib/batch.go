@@ -10,27 +10,31 @@ import (
 // million routes and to learn them again takes 1.0 s with that and 4.0 s without, to move them
 // 1.0 s and 3.0 s. Nothing depends on what is read: a warm-up that misses something costs time only.
 //
-// All of it that changes nothing is done before the table is locked, so that peers do it beside each
-// other: to decode, to hash, to tell in which places routes belong, and to read the indexes.
+// All else that changes nothing is done before the table is locked, by whoever reads ahead: to decode, to
+// hash, and to tell in which places routes belong.
 
-// batch is the routes of one UPDATE that are announced, or withdrawn. It is scratch space of a feed.
+// batch is the routes of one UPDATE that are announced, or withdrawn.
 type batch struct {
 	routes  []wire.Route
 	hashes  []uint32
 	homes   homes
-	ends    []uint32   // where the keys of each route end, of those that are likely new; else where they begin
 	keys    []placeKey // by route
 	around  []uint32   // their hashes
-	ids     []uint32   // of what is there
-	linked  []uint32   // places of that
-	known   bool       // ends, keys and around are of the routes
-	sink    uint32     // what was read, so that no compiler leaves it out
+	ends    []uint32   // where the keys of each route end; it has none where they are not known
+	known   bool       // keys, around and ends are of the routes
 	targets [2 * maxTargets]Network
+
+	// Of the table, as it is when they are taken in.
+	ids    []uint32 // of routes that are there
+	gaps   []gap    // for those that are not
+	linked []uint32 // places of those that are
+	sink   uint32   // what was read, so that no compiler leaves it out
 }
 
-// read decodes routes, and reads ahead where the index has them.
+func (b *batch) clear() { b.routes, b.hashes, b.known = b.routes[:0], b.hashes[:0], false }
+
+// read decodes routes into an empty batch.
 func (b *batch) read(f *Feed, routes *wire.Routes) {
-	b.routes, b.hashes, b.known = b.routes[:0], b.hashes[:0], false
 	if routes.Count == 0 {
 		return
 	}
@@ -43,31 +47,34 @@ func (b *batch) read(f *Feed, routes *wire.Routes) {
 		var ok bool
 		if rest, ok = routes.Next(rest, &b.routes[n]); !ok {
 			b.routes = b.routes[:n]
-			break
+			return
 		}
 		b.hashes = append(b.hashes, f.t.routeHash(&b.routes[n], f.id))
 	}
-	b.sink += f.t.byRoute.touch(b.hashes)
 }
 
-// place tells in which places those routes belong that are likely new, and reads ahead where the index
-// has these. encaps is as in path.
+// place tells in which places the routes belong. encaps is as in path.
 func (b *batch) place(t *Table, list []byte, encaps wire.Encaps) {
 	b.homes.of(t.mapping.Load(), list, b.targets[:0])
 	b.ends, b.keys, b.around = b.ends[:0], b.keys[:0], b.around[:0]
 	for i := range b.routes {
-		if !t.byRoute.has(b.hashes[i]) {
-			if keys, cut := b.homes.keys(b.keys, &b.routes[i], encaps); !cut {
-				for j := len(b.keys); j < len(keys); j++ {
-					b.around = append(b.around, t.placeHash(&keys[j]))
-				}
-				b.keys = keys
+		if keys, cut := b.homes.keys(b.keys, &b.routes[i], encaps); !cut {
+			for j := len(b.keys); j < len(keys); j++ {
+				b.around = append(b.around, t.placeHash(&keys[j]))
 			}
+			b.keys = keys
 		}
 		b.ends = append(b.ends, uint32(len(b.keys)))
 	}
-	b.sink += t.byPlace.touch(b.around)
 	b.known = true
+}
+
+// touch reads ahead where the indexes have routes and places.
+func (b *batch) touch(t *Table) {
+	b.sink += t.byRoute.touch(b.hashes)
+	if b.known {
+		b.sink += t.byPlace.touch(b.around)
+	}
 }
 
 // keysOf returns in which places route i belongs, with their hashes; none: that is not known.
@@ -86,21 +93,12 @@ func (b *batch) span(i int) (first, end uint32) {
 	return first, b.ends[i]
 }
 
-// warm reads ahead for routes that are there: themselves, their links and places. Those that are likely
-// new are passed over.
+// warm finds routes that are there, and reads ahead for these: themselves, their links and places.
 func (b *batch) warm(t *Table, peer uint16) {
-	b.ids, b.linked = b.ids[:0], b.linked[:0]
+	b.ids, b.gaps, b.linked = b.ids[:0], b.gaps[:0], b.linked[:0]
 	for i := range b.routes {
-		var id uint32
-		likely := true
-		if b.known {
-			first, end := b.span(i)
-			likely = first == end
-		}
-		if likely {
-			id, _ = t.findRoute(b.hashes[i], &b.routes[i], peer)
-		}
-		b.ids = append(b.ids, id)
+		id, at := t.findRoute(b.hashes[i], &b.routes[i], peer)
+		b.ids, b.gaps = append(b.ids, id), append(b.gaps, at)
 		if id != 0 {
 			if links := t.routes.at(id).links; links != 0 { // none, if it belongs to no network that we know
 				b.linked = append(b.linked, links)
@@ -124,8 +122,7 @@ func (t *Table) warmPast(n int) {
 	t.hashes = t.hashes[:0]
 	for i := range uint64(min(n, len(past.ring))) {
 		if p := t.places.at(past.ring[(past.next+i)%past.size].place); p.links == 0 {
-			k := p.key()
-			t.hashes = append(t.hashes, t.placeHash(&k))
+			t.hashes = append(t.hashes, p.hash)
 		}
 	}
 	t.sink += t.byPlace.touch(t.hashes)

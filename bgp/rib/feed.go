@@ -50,9 +50,7 @@ type Feed struct {
 	serial sync.Mutex
 	kept   atomic.Int64 // routes, as of when t.mu was last let go
 
-	// Written with both serial and t.mu held, so that one of them suffices to read.
-	opts PeerOptions
-	hops prefixes // opts.NextHops
+	opts atomic.Pointer[options] // written with both serial and t.mu held
 
 	// Guarded by t.mu.
 	closed bool
@@ -60,10 +58,13 @@ type Feed struct {
 	stale  int
 	stats  Stats
 
-	// Of the UPDATE at hand, guarded by serial.
-	come, gone batch
-	rts        []wire.RouteTarget
-	list       []byte // route targets as interned
+	ahead Ahead // of Update; guarded by serial
+}
+
+// options are PeerOptions, ready to be asked. They do not change.
+type options struct {
+	PeerOptions
+	hops prefixes // NextHops
 }
 
 // Peer returns the feed of a peer. A name that is there already gets its feed back, with the
@@ -100,7 +101,7 @@ func (f *Feed) take(o PeerOptions) {
 	if o.Default == 0 {
 		o.Default = f.t.opts.Default
 	}
-	f.opts, f.hops = o, newPrefixes(o.NextHops)
+	f.opts.Store(&options{o, newPrefixes(o.NextHops)})
 	p := &f.t.peers[f.id]
 	p.families, p.filtered = 0, len(o.RTs) > 0
 	for _, fam := range o.Families {
@@ -115,19 +116,19 @@ func (f *Feed) SetOptions(o PeerOptions, now time.Time) (refresh bool) {
 	f.serial.Lock()
 	defer f.serial.Unlock()
 	f.t.mu.Lock()
-	was := f.opts
+	was := f.opts.Load()
 	f.take(o)
-	is := f.opts
+	is := f.opts.Load()
 	f.t.changed()
 	f.t.mu.Unlock()
 	f.each(now, func(id uint32, r *route) {
 		targets := *f.t.targets.vals.at(f.t.paths.vals.at(r.path).targets)
-		if r.flags&flagClaim == 0 && !f.wanted([]byte(targets)) {
+		if r.flags&flagClaim == 0 && !is.wanted([]byte(targets)) {
 			f.t.remove(f, id)
 			return
 		}
 		flags := r.flags &^ flagHop
-		if hop := f.t.paths.vals.at(r.path).hop; hop != 0 && !f.credible(*f.t.hops.vals.at(hop)) {
+		if hop := f.t.paths.vals.at(r.path).hop; hop != 0 && !is.credible(*f.t.hops.vals.at(hop)) {
 			flags |= flagHop
 		}
 		if flags != r.flags {
@@ -269,27 +270,37 @@ func (f *Feed) each(now time.Time, do func(id uint32, r *route)) {
 	f.t.each(now, func(id uint32, r *route) {
 		if r.peer == f.id {
 			do(id, r)
+			f.kept.Store(int64(f.routes))
 		}
 	})
 }
 
-// Update takes in the body of an UPDATE (RFC 4271, 4.3), all that is behind the header of 19
-// bytes, and keeps none of it. The error wraps ErrReset, ErrWithdraw or ErrLimit.
+// Update is Read and Take in one.
 func (f *Feed) Update(body []byte, now time.Time) error {
 	f.serial.Lock()
 	defer f.serial.Unlock()
-	var u wire.Update
-	bad := u.Parse(body)
-	denied := bad == nil && f.read(&u)
-	rest, err := f.apply(&u, denied, bad, now)
+	f.Read(&f.ahead, body)
+	return f.takeIn(&f.ahead, now)
+}
+
+// Take takes in an UPDATE that Read has read. The error wraps ErrReset, ErrWithdraw or ErrLimit.
+func (f *Feed) Take(a *Ahead, now time.Time) error {
+	f.serial.Lock()
+	defer f.serial.Unlock()
+	return f.takeIn(a, now)
+}
+
+func (f *Feed) takeIn(a *Ahead, now time.Time) error {
+	a.ready(f)
+	rest, err := f.apply(a, now)
 	if rest {
 		f.t.turnRest(now)
 	}
-	if u.EndOfRIB != 0 && err == nil {
-		f.sweep(now, u.EndOfRIB)
+	if fam := a.update.EndOfRIB; fam != 0 && err == nil {
+		f.sweep(now, fam)
 		f.state(func(p *peer) {
 			if p.up && !p.limited {
-				p.synced |= bit(u.EndOfRIB) & p.families
+				p.synced |= bit(fam) & p.families
 			}
 		})
 	}
@@ -299,51 +310,28 @@ func (f *Feed) Update(body []byte, now time.Time) error {
 	return nil
 }
 
-// read is all of an UPDATE that can be done before the table is locked. denied: what it announces has no
-// route target of the list.
-func (f *Feed) read(u *wire.Update) (denied bool) {
-	f.gone.read(f, &u.Unreach)
-	f.come.read(f, &u.Reach)
-	if u.Reach.Count == 0 {
-		return false
-	}
-	f.listTargets(&u.Attributes)
-	if u.Malformed == nil && !f.wanted(f.list) {
-		return true
-	}
-	for i := range f.come.routes {
-		if r := &f.come.routes[i]; r.Kind == wire.KindMulticast {
-			r.Label = u.Attributes.PMSILabel
-		}
-	}
-	f.come.place(f.t, f.list, f.encaps(u))
-	return false
-}
-
-func (f *Feed) encaps(u *wire.Update) wire.Encaps { return u.Attributes.Encaps.Or(f.opts.Default) }
-
 // apply changes the table. rest: Table.turnRest has to follow.
-func (f *Feed) apply(u *wire.Update, denied bool, bad error, now time.Time) (rest bool, err error) {
-	t := f.t
+func (f *Feed) apply(a *Ahead, now time.Time) (rest bool, err error) {
+	t, u := f.t, &a.update
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if f.closed {
 		return false, nil
 	}
 	f.stats.Updates++
-	if bad != nil || u.Malformed != nil {
+	if a.bad != nil || u.Malformed != nil {
 		f.stats.Bad++
 	}
-	if bad != nil {
-		return false, bad
+	if a.bad != nil {
+		return false, a.bad
 	}
-	f.withdraw(&f.gone)
+	f.withdraw(&a.gone)
 	switch {
-	case denied:
-		f.withdraw(&f.come) // what was there under the same NLRI is replaced by nothing
-		f.stats.Denied += uint64(len(f.come.routes))
-	case len(f.come.routes) > 0:
-		err = f.announce(u, now)
+	case a.denied:
+		f.withdraw(&a.come) // what was there under the same NLRI is replaced by nothing
+		f.stats.Denied += uint64(len(a.come.routes))
+	case len(a.come.routes) > 0:
+		err = f.announce(a, now)
 	}
 	t.settle(now)
 	if u.Reach.Count+u.Unreach.Count > 0 {
@@ -366,22 +354,22 @@ func (f *Feed) withdraw(b *batch) {
 	for i := range b.routes {
 		// The same route may be there twice.
 		if id := b.ids[i]; id != 0 && t.is(id, &b.routes[i], f.id) {
-			t.removeHashed(f, b.hashes[i], id)
+			t.remove(f, id)
 			f.stats.Removed++
 		}
 	}
 }
 
-// announce takes in what u brings. The error wraps ErrLimit.
-func (f *Feed) announce(u *wire.Update, now time.Time) error {
-	p, flags := f.path(u)
+// announce takes in what an UPDATE brings. The error wraps ErrLimit.
+func (f *Feed) announce(a *Ahead, now time.Time) error {
+	p, flags := f.path(a)
 	var cur pathCursor
 	defer func() { f.t.letGo(cur, p) }()
 	cur.id = f.t.holdShared(p)
-	f.come.warm(f.t, f.id)
+	a.come.warm(f.t, f.id)
 	at := now.UnixNano()
-	for i := range f.come.routes {
-		w := &f.come.routes[i]
+	for i := range a.come.routes {
+		w := &a.come.routes[i]
 		own := flags
 		if w.Gateway {
 			own |= flagClaim
@@ -389,7 +377,7 @@ func (f *Feed) announce(u *wire.Update, now time.Time) error {
 		if w.ESI != cur.esi || w.Label2 != cur.label2 {
 			f.t.turn(&cur, p, w)
 		}
-		if !f.t.put(f, &f.come, i, cur.id, own, at) {
+		if !f.t.put(f, &a.come, i, cur.id, own, at) {
 			return fmt.Errorf("%d routes are kept, and there is one more: %w", f.routes, ErrLimit)
 		}
 		f.stats.Learned++
@@ -431,14 +419,14 @@ func (t *Table) letGo(c pathCursor, p path) {
 	t.targets.drop(p.targets)
 }
 
-// path returns what u says of all its routes, with its hop and targets held, and why the
+// path returns what an UPDATE says of all its routes, with its hop and targets held, and why the
 // content is refused.
-func (f *Feed) path(u *wire.Update) (path, routeFlags) {
-	t, a := f.t, &u.Attributes
+func (f *Feed) path(ahead *Ahead) (path, routeFlags) {
+	t, u := f.t, &ahead.update
 	var p path
 	var flags routeFlags
-	p.encaps = f.encaps(u)
-	p.targets, _ = t.targets.hold(string(f.list), &t.memory)
+	p.encaps = ahead.encaps()
+	p.targets, _ = t.targets.hold(string(ahead.list), &t.memory)
 	if u.Malformed != nil {
 		return p, flagClaim
 	}
@@ -446,9 +434,10 @@ func (f *Feed) path(u *wire.Update) (path, routeFlags) {
 		return p, flagClaim
 	}
 	p.hop, _ = t.hops.hold(u.NextHop, &t.memory)
-	if !f.credible(u.NextHop) {
+	if !ahead.options.credible(u.NextHop) {
 		flags = flagHop
 	}
+	a := &u.Attributes
 	p.seq, p.routerMAC = a.Seq, a.RouterMAC
 	for _, b := range []struct {
 		is   bool
@@ -466,27 +455,17 @@ func unicast(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-func (f *Feed) credible(hop netip.Addr) bool {
-	return len(f.opts.NextHops) == 0 || f.hops.contains(hop)
-}
-
-// listTargets brings the route targets into the order in which they are interned.
-func (f *Feed) listTargets(a *wire.Attributes) {
-	f.rts = a.AppendRouteTargets(f.rts[:0])
-	slices.Sort(f.rts)
-	f.list = f.list[:0]
-	for _, rt := range slices.Compact(f.rts) {
-		f.list = binary.BigEndian.AppendUint64(f.list, uint64(rt))
-	}
+func (o *options) credible(hop netip.Addr) bool {
+	return len(o.NextHops) == 0 || o.hops.contains(hop)
 }
 
 // wanted tells whether one of the route targets, in the form of an interned list, is let in.
-func (f *Feed) wanted(list []byte) bool {
-	if len(f.opts.RTs) == 0 {
+func (o *options) wanted(list []byte) bool {
+	if len(o.RTs) == 0 {
 		return true
 	}
 	for ; len(list) > 0; list = list[8:] {
-		if _, ok := slices.BinarySearch(f.opts.RTs, wire.RouteTarget(binary.BigEndian.Uint64(list))); ok {
+		if _, ok := slices.BinarySearch(o.RTs, wire.RouteTarget(binary.BigEndian.Uint64(list))); ok {
 			return true
 		}
 	}

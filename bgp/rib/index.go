@@ -18,9 +18,14 @@ import (
 // its own, since each change after it would have to copy a bucket, and changes hit buckets at random:
 // it searches that of the table, which keeps what a snapshot may look for until nobody holds it. So
 // there may be entries of records that are no more, or are others now, and a record twice.
+//
+// What is taken out leaves a mark, over which walks go on, so that nothing has to move up: slots move
+// only when a bucket is made anew, and what is there is found though others are put in and taken out
+// around it.
 type index struct {
 	slab *slab.Slab
 	dir  atomic.Pointer[directory]
+	room []bucket // for the next ones: together, they stay in the cache
 }
 
 type directory struct {
@@ -31,29 +36,45 @@ type directory struct {
 const (
 	bucketLen  = 256
 	bucketFull = 192 // beyond 3/4, walks for what is not there get long: 8 slots are looked at, at 5/6 20
-	maxDepth   = 20  // a directory of 8 MiB, 100M records; hashes are seeded, so nobody can aim at a bucket
+	// bucketSparse is how many entries leave so much room that a bucket is rid of its marks rather than
+	// split: at least a quarter of its slots are free then.
+	bucketSparse = bucketFull * 2 / 3
+	maxDepth     = 20 // a directory of 8 MiB, 100M records; hashes are seeded, so nobody can aim at a bucket
+	// roomLen is how many buckets are made at a time: a page of memory.
+	roomLen = 128
 )
 
-// A slot is a hash and, below it, a record's number; 0 is an empty one.
+// A slot is a hash and, below it, a record's number; 0 is an empty one, gone one that was taken out.
 type slot uint64
+
+const gone slot = 1 << 32
 
 func newSlot(hash, id uint32) slot { return slot(hash)<<32 | slot(id) }
 
 func (s slot) hash() uint32 { return uint32(s >> 32) }
 func (s slot) id() uint32   { return uint32(s) }
 
+// free tells whether a record can be put there.
+func (s slot) free() bool { return s.id() == 0 }
+
+type slots [bucketLen]uint64
+
 type bucket struct {
 	version atomic.Uint64 // odd while slots move
-	n       uint16
+	slots   *slots
+	n       uint16 // entries
+	marks   uint16 // slots that are gone
 	depth   uint8
-	_       [48]byte // so that eight slots are a cache line
-	slots   [bucketLen]uint64
 }
 
-func newBucket(s *slab.Slab, depth uint8) *bucket {
-	b := (*bucket)(s.Get(unsafe.Sizeof(bucket{})))
-	clear(unsafe.Slice((*byte)(unsafe.Pointer(b)), unsafe.Sizeof(bucket{})))
-	b.depth = depth
+func (x *index) newBucket(depth uint8) *bucket {
+	if len(x.room) == 0 {
+		x.room = make([]bucket, roomLen)
+	}
+	b := &x.room[0]
+	x.room = x.room[1:]
+	b.slots, b.depth = (*slots)(x.slab.Get(unsafe.Sizeof(slots{}))), depth
+	clear(b.slots[:])
 	return b
 }
 
@@ -71,10 +92,17 @@ func (x *index) bucket(hash uint32) *bucket {
 	return d.at(hash)
 }
 
-// gap is where the walk for a record ended that is not there: a place for it, until the index changes.
+// gap is where a record can be put that was not found, as long as nothing moves and it is free.
 type gap struct {
-	b *bucket
-	i uint32
+	b       *bucket
+	i       uint32
+	version uint64 // of b
+}
+
+// open tells whether the record that was not found can still be put there. It is for who took nothing
+// out since.
+func (g gap) open() bool {
+	return g.b != nil && slot(g.b.slots[g.i]).free() && g.b.version.Load() == g.version
 }
 
 // find returns the record with this hash for which same holds; 0 if there is none, and where it could
@@ -84,31 +112,22 @@ func (x *index) find(hash uint32, same func(id uint32) bool) (id uint32, at gap)
 	if b == nil {
 		return 0, gap{}
 	}
+	first := uint32(bucketLen) // that is gone
 	for i := hash % bucketLen; ; i = (i + 1) % bucketLen {
 		switch s := slot(b.slots[i]); {
 		case s == 0:
-			return 0, gap{b, i}
+			if first < bucketLen {
+				i = first
+			}
+			return 0, gap{b, i, b.version.Load()}
+		case s == gone:
+			if first == bucketLen {
+				first = i
+			}
 		case s.hash() == hash && same(s.id()):
 			return s.id(), gap{}
 		}
 	}
-}
-
-// has tells whether there is a record with this hash, while others may write: it may be wrong.
-func (x *index) has(hash uint32) bool {
-	b := x.bucket(hash)
-	if b == nil {
-		return false
-	}
-	for i, n := hash%bucketLen, 0; n < bucketLen; i, n = (i+1)%bucketLen, n+1 {
-		switch s := slot(atomic.LoadUint64(&b.slots[i])); {
-		case s == 0:
-			return false
-		case s.hash() == hash:
-			return true
-		}
-	}
-	return false
 }
 
 // touch reads what find will read first, while others may write.
@@ -118,14 +137,13 @@ func (x *index) touch(hashes []uint32) (sum uint32) {
 		return 0
 	}
 	for _, hash := range hashes {
-		b := d.at(hash)
-		sum += uint32(b.version.Load()) + slot(atomic.LoadUint64(&b.slots[hash%bucketLen])).id()
+		sum += slot(atomic.LoadUint64(&d.at(hash).slots[hash%bucketLen])).id()
 	}
 	return sum
 }
 
-// search is find for who reads, where same is true of one record at most, and always. While a bucket
-// changes, what is there is found or missed; so a miss counts only if nothing changed meanwhile.
+// search is find for who reads, where same is true of one record at most, and always. While slots of a
+// bucket move, what is there is found or missed; so a miss counts only if nothing moved meanwhile.
 func (x *index) search(hash uint32, same func(id uint32) bool) uint32 {
 	for {
 		b := x.bucket(hash)
@@ -138,7 +156,7 @@ func (x *index) search(hash uint32, same func(id uint32) bool) uint32 {
 			if s == 0 {
 				break
 			}
-			if s.hash() == hash && same(s.id()) {
+			if s.hash() == hash && !s.free() && same(s.id()) {
 				return s.id()
 			}
 		}
@@ -151,11 +169,10 @@ func (x *index) search(hash uint32, same func(id uint32) bool) uint32 {
 
 // addAt puts in a record that was not found, at the gap; false: there is no room for it.
 func (x *index) addAt(at gap, hash, id uint32) bool {
-	if at.b == nil || at.b.n >= bucketFull {
+	if at.b == nil || at.b.n+at.b.marks >= bucketFull {
 		return x.add(hash, id)
 	}
-	at.b.set(at.i, newSlot(hash, id))
-	at.b.n++
+	at.b.put(at.i, newSlot(hash, id))
 	return true
 }
 
@@ -163,50 +180,95 @@ func (x *index) addAt(at gap, hash, id uint32) bool {
 func (x *index) add(hash, id uint32) bool {
 	if x.dir.Load() == nil {
 		d := &directory{buckets: make([]atomic.Pointer[bucket], 1)}
-		d.buckets[0].Store(newBucket(x.slab, 0))
+		d.buckets[0].Store(x.newBucket(0))
 		x.dir.Store(d)
 	}
 	b := x.bucket(hash)
-	for b.n >= bucketFull && x.split(hash) {
+	for b.n+b.marks >= bucketFull && x.widen(b, hash) {
 		b = x.bucket(hash)
+	}
+	if b.n+b.marks == bucketLen-1 && b.marks > 0 {
+		b.tidy()
 	}
 	if b.n == bucketLen-1 { // one stays empty, or a walk would not end
 		return false
 	}
-	b.put(newSlot(hash, id)) // into an empty one: nothing moves
+	i := hash % bucketLen
+	for !slot(b.slots[i]).free() {
+		i = (i + 1) % bucketLen
+	}
+	b.put(i, newSlot(hash, id))
 	return true
 }
 
-func (b *bucket) set(i uint32, s slot) { atomic.StoreUint64(&b.slots[i], uint64(s)) }
-
-func (b *bucket) put(s slot) {
-	i := s.hash() % bucketLen
-	for b.slots[i] != 0 {
-		i = (i + 1) % bucketLen
+// put puts an entry into a free slot.
+func (b *bucket) put(i uint32, s slot) {
+	if slot(b.slots[i]) == gone {
+		b.marks--
 	}
-	b.set(i, s)
 	b.n++
+	setSlot(&b.slots[i], uint64(s))
 }
 
 // remove takes out a record that is there.
 func (x *index) remove(hash, id uint32) {
 	b := x.bucket(hash)
-	b.version.Add(1)
-	defer b.version.Add(1)
 	i := hash % bucketLen
 	for slot(b.slots[i]) != newSlot(hash, id) {
 		i = (i + 1) % bucketLen
 	}
-	// Those behind move up, unless it would take them before where their walk begins.
-	for j := (i + 1) % bucketLen; b.slots[j] != 0; j = (j + 1) % bucketLen {
-		home := slot(b.slots[j]).hash() % bucketLen
-		if (j-home)%bucketLen >= (j-i)%bucketLen {
-			b.set(i, slot(b.slots[j]))
-			i = j
+	b.n--
+	if b.slots[(i+1)%bucketLen] != 0 {
+		setSlot(&b.slots[i], uint64(gone))
+		b.marks++
+		return
+	}
+	// Walks that come here end here; so do those that come to marks before it.
+	setSlot(&b.slots[i], 0)
+	for i = (i - 1) % bucketLen; slot(b.slots[i]) == gone; i = (i - 1) % bucketLen {
+		setSlot(&b.slots[i], 0)
+		b.marks--
+	}
+}
+
+// widen makes room in a bucket: it is rid of its marks, or becomes two. false: it must not.
+func (x *index) widen(b *bucket, hash uint32) bool {
+	if b.n > bucketSparse {
+		return x.split(hash)
+	}
+	b.tidy()
+	return true
+}
+
+// tidy rids a bucket of its marks.
+func (b *bucket) tidy() {
+	var fresh slots
+	for _, s := range b.slots {
+		if !slot(s).free() {
+			fresh.put(s)
 		}
 	}
-	b.set(i, 0)
-	b.n--
+	b.version.Add(1)
+	b.set(&fresh)
+	b.version.Add(1)
+	b.marks = 0
+}
+
+func (a *slots) put(s uint64) {
+	i := slot(s).hash() % bucketLen
+	for a[i] != 0 {
+		i = (i + 1) % bucketLen
+	}
+	a[i] = s
+}
+
+// set writes what differs.
+func (b *bucket) set(to *slots) {
+	for i, s := range to {
+		if s != b.slots[i] {
+			setSlot(&b.slots[i], s)
+		}
+	}
 }
 
 // span returns which entries of the directory belong to a bucket of that depth.
@@ -227,36 +289,27 @@ func (x *index) split(hash uint32) bool {
 		x.dir.Store(d)
 	}
 	first, span := d.span(hash, b.depth)
-	b.version.Add(1)
-	defer b.version.Add(1)
 	b.depth++
 	// Which half a slot goes to is as good as random: an index, not a branch, tells.
-	var halves [2][bucketLen]uint64
+	var halves [2]slots
 	var n [2]uint16
 	for _, s := range b.slots {
-		if s == 0 {
+		if slot(s).free() {
 			continue
 		}
 		side := uint32(s>>(64-b.depth)) & 1
-		half := &halves[side]
-		i := slot(s).hash() % bucketLen
-		for half[i] != 0 {
-			i = (i + 1) % bucketLen
-		}
-		half[i] = s
+		halves[side].put(s)
 		n[side]++
 	}
-	twin := newBucket(x.slab, b.depth)
-	twin.slots, twin.n = halves[1], n[1]
+	twin := x.newBucket(b.depth)
+	*twin.slots, twin.n = halves[1], n[1]
+	b.version.Add(1)
 	for i := first + span/2; i < first+span; i++ {
 		d.buckets[i].Store(twin)
 	}
-	for i, s := range &halves[0] {
-		if s != b.slots[i] {
-			b.set(uint32(i), slot(s))
-		}
-	}
-	b.n = n[0]
+	b.set(&halves[0])
+	b.version.Add(1)
+	b.n, b.marks = n[0], 0
 	return true
 }
 

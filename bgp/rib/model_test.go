@@ -337,6 +337,41 @@ type machine struct {
 	model
 	table *Table
 	feeds [2]*Feed
+	read  [2][]reading
+}
+
+// reading is an UPDATE that was read and is yet to be taken in, and what it does to the model then.
+type reading struct {
+	a      *Ahead
+	change func()
+}
+
+// tell has peer i say something. It is read at once, and taken in before, between or after other things.
+func (m *machine) tell(t *rapid.T, i int, body []byte, change func()) {
+	a := new(Ahead)
+	m.feeds[i].Read(a, body)
+	m.read[i] = append(m.read[i], reading{a, change})
+	m.take(t, i, rapid.IntRange(0, 2).Draw(t, "wait"))
+}
+
+// take takes in what peer i said, but for the last ones.
+func (m *machine) take(t *rapid.T, i, but int) {
+	for len(m.read[i]) > but {
+		r := m.read[i][0]
+		m.read[i] = m.read[i][1:]
+		m.now++
+		r.change()
+		if err := m.feeds[i].Take(r.a, at(m.now)); err != nil {
+			t.Fatalf("% x: %v", r.a.Body, err)
+		}
+		m.record(at(m.now))
+	}
+}
+
+func (m *machine) takeAll(t *rapid.T) {
+	for i := range m.feeds {
+		m.take(t, i, 0)
+	}
 }
 
 func newMachine(history int) *machine {
@@ -360,6 +395,13 @@ func (p *modelPeer) sweep(fam wire.Family) {
 	}
 }
 
+func (p *modelPeer) withdraw(keys ...modelKey) {
+	for _, k := range keys {
+		delete(p.routes, k)
+		delete(p.stale, k)
+	}
+}
+
 func (p *modelPeer) outdate() {
 	if len(p.stale) < len(p.routes) {
 		p.sweep(0)
@@ -379,30 +421,25 @@ func (m *machine) step(t *rapid.T) {
 	case do < 10:
 		a := drawAnnouncement(t)
 		parts := a.attributes()
+		var gone []modelKey
 		if do < 3 { // withdraw another one in the same UPDATE
 			k := drawKey(t)
 			parts = append(parts, unreach(k.family(), k.nlri(wire.ESI{}, 0)))
-			delete(p.routes, k)
-			delete(p.stale, k)
+			gone = append(gone, k)
 		}
-		m.announce(i, a)
-		if err := f.Update(update(parts...), now); err != nil {
-			t.Fatalf("%+v: %v", a, err)
-		}
+		m.tell(t, i, update(parts...), func() {
+			p.withdraw(gone...)
+			m.announce(i, a)
+		})
 	case do < 14:
 		k := drawKey(t)
-		delete(p.routes, k)
-		delete(p.stale, k)
-		if err := f.Update(update(unreach(k.family(), k.nlri(wire.ESI{}, 0))), now); err != nil {
-			t.Fatalf("withdraw %+v: %v", k, err)
-		}
+		m.tell(t, i, update(unreach(k.family(), k.nlri(wire.ESI{}, 0))), func() { p.withdraw(k) })
 	case do < 16:
 		fam := rapid.SampledFrom(modelFamilies).Draw(t, "family")
-		p.sweep(fam)
-		p.synced[fam] = p.up
-		if err := f.Update(endOfRIB(fam), now); err != nil {
-			t.Fatal(err)
-		}
+		m.tell(t, i, endOfRIB(fam), func() {
+			p.sweep(fam)
+			p.synced[fam] = p.up
+		})
 	case do == 16:
 		kept := rapid.Bool().Draw(t, "kept")
 		p.outdate()
@@ -540,6 +577,7 @@ func TestModel(t *testing.T) {
 				m.check(t, m.table.Snapshot())
 			}
 		}
+		m.takeAll(t)
 		m.check(t, m.table.Snapshot())
 		then.checkIPs(t, old)
 		for _, place := range m.places() {
@@ -569,6 +607,7 @@ func TestHistoryBounded(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			m.step(t)
 		}
+		m.takeAll(t)
 		from := m.table.HistoryFrom()
 		for _, place := range m.places() {
 			got, want := m.history(place), m.stays[place]

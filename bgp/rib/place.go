@@ -17,12 +17,15 @@ type place struct {
 	count  uint32
 	answer uint32 // held; see Table.hold
 	seq    uint32
+	hash   uint32 // of the key
 	kind   placeKind
 	bits   uint8
 	flags  placeFlags
 }
 
-func newPlace(k *placeKey) place { return place{net: k.net, addr: k.addr, kind: k.kind, bits: k.bits} }
+func newPlace(k *placeKey, hash uint32) place {
+	return place{net: k.net, addr: k.addr, kind: k.kind, bits: k.bits, hash: hash}
+}
 
 func (p *place) key() placeKey { return placeKey{net: p.net, addr: p.addr, kind: p.kind, bits: p.bits} }
 
@@ -89,8 +92,8 @@ func (t *Table) link(routeID uint32, k *placeKey, hash uint32) {
 			t.full = true
 			return
 		}
-		id, *p = fresh, newPlace(k)
-		t.countLength(k, 1)
+		id, *p = fresh, newPlace(k, hash)
+		t.countLength(k.kind, k.bits, 1)
 	}
 	p := t.places.edit(id, &t.memory)
 	n, l := t.links.add(&t.memory)
@@ -104,12 +107,12 @@ func (t *Table) link(routeID uint32, k *placeKey, hash uint32) {
 	t.mark(id, p)
 }
 
-func (t *Table) countLength(k *placeKey, by uint32) {
-	switch k.kind {
+func (t *Table) countLength(kind placeKind, bits uint8, by uint32) {
+	switch kind {
 	case place4:
-		t.v4[k.bits] += by
+		t.v4[bits] += by
 	case place6:
-		t.v6[k.bits] += by
+		t.v6[bits] += by
 	}
 }
 
@@ -181,9 +184,8 @@ func (t *Table) forget(id uint32, p *place) {
 	if p.links != 0 || p.past != 0 {
 		return
 	}
-	k := p.key()
-	t.lose(newSlot(t.placeHash(&k), id))
-	t.countLength(&k, ^uint32(0))
+	t.lose(newSlot(p.hash, id))
+	t.countLength(p.kind, p.bits, ^uint32(0))
 	*p = place{}
 	t.places.release(id)
 }

@@ -237,12 +237,10 @@ func TestGreatSegment(t *testing.T) {
 	// halfway stops an UPDATE before all that hangs on it is weighed.
 	halfway := func(attrs ...[]byte) {
 		t.Helper()
-		var u wire.Update
-		if err := u.Parse(update(attrs...)); err != nil {
-			t.Fatal(err)
-		}
+		var a Ahead
+		s.feed.Read(&a, update(attrs...))
 		s.steps++
-		if rest, err := s.feed.apply(&u, s.feed.read(&u), nil, at(s.steps)); !rest || err != nil {
+		if rest, err := s.feed.apply(&a, at(s.steps)); !rest || err != nil {
 			t.Fatalf("nothing is left to be weighed (%v)", err)
 		}
 	}

@@ -148,6 +148,7 @@ type route struct {
 	path  uint32
 	links uint32 // the first
 	label uint32 // as sent
+	hash  uint32 // of the NLRI and the peer
 	mac   stain.MAC
 	peer  uint16
 	kind  wire.Kind // 0: nobody's record
@@ -334,12 +335,15 @@ func flagsOf(w *wire.Route) (flags routeFlags) {
 func (t *Table) put(f *Feed, b *batch, i int, pathID uint32, flags routeFlags, at int64) bool {
 	w, hash := &b.routes[i], b.hashes[i]
 	flags |= flagsOf(w)
-	id, gap := t.findRoute(hash, w, f.id)
+	id, gap := b.ids[i], b.gaps[i]
+	if id == 0 && !gap.open() || id != 0 && !t.is(id, w, f.id) { // another route of the UPDATE has come between
+		id, gap = t.findRoute(hash, w, f.id)
+	}
 	if id != 0 {
 		t.replace(f, id, w, pathID, flags, at)
 		return true
 	}
-	if f.opts.MaxRoutes > 0 && f.routes >= f.opts.MaxRoutes {
+	if most := f.opts.Load().MaxRoutes; most > 0 && f.routes >= most {
 		return false
 	}
 	id, r := t.routes.add(&t.memory)
@@ -348,7 +352,7 @@ func (t *Table) put(f *Feed, b *batch, i int, pathID uint32, flags routeFlags, a
 		return false
 	}
 	*r = newRoute(f, w, flags)
-	r.at, r.path, r.gen = at, pathID, t.peers[f.id].gen
+	r.at, r.path, r.gen, r.hash = at, pathID, t.peers[f.id].gen, hash
 	t.paths.refs[pathID]++
 	f.routes++
 	t.count++
@@ -396,15 +400,9 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 
 // remove forgets a route.
 func (t *Table) remove(f *Feed, id uint32) {
-	w := t.routes.at(id).wire()
-	t.removeHashed(f, t.routeHash(&w, f.id), id)
-	f.kept.Store(int64(f.routes))
-}
-
-func (t *Table) removeHashed(f *Feed, hash, id uint32) {
 	t.detach(id)
-	t.byRoute.remove(hash, id)
 	r := t.routes.edit(id, &t.memory)
+	t.byRoute.remove(r.hash, id)
 	if r.gen != t.peers[f.id].gen {
 		f.stale--
 	}
