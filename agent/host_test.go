@@ -58,18 +58,25 @@ var startSwitch = sync.OnceValue(func() error {
 		schema, server, switchd = root+schema, root+"/usr/sbin/ovsdb-server", root+"/usr/lib/openvswitch-switch/ovs-vswitchd"
 		libraries = root + "/lib/x86_64-linux-gnu"
 	}
+	program := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
+		if libraries != "" && strings.HasPrefix(name, "/") {
+			cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries)
+		}
+		return cmd
+	}
+	version, err := sandbox.Version(program(switchd, "--version"))
+	if err != nil {
+		return fmt.Errorf("%w (Debian: apt install openvswitch-switch)", err)
+	}
 	for _, command := range [][]string{
 		{"ovsdb-tool", "create", stateDir + "/conf.db", schema},
 		{server, stateDir + "/conf.db", "--remote=p" + db, "--pidfile", "--detach", "--log-file=" + stateDir + "/ovsdb.log"},
-		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=3.1.0"},
+		{"ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=" + version},
 		{switchd, db, "--pidfile", "--detach", "--log-file=" + stateDir + "/vswitchd.log", "--enable-dummy"},
 	} {
-		cmd := exec.Command(command[0], command[1:]...)
-		if strings.HasPrefix(command[0], "/") {
-			cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries)
-		}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w (Debian: apt install openvswitch-switch)\n%s", command[0], err, out)
+		if out, err := program(command[0], command[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", command[0], err, out)
 		}
 	}
 	return nil

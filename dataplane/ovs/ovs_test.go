@@ -81,8 +81,12 @@ func startSwitch(t testing.TB) {
 	sandbox.Command(t, "ovsdb-tool", "create", stateDir+"/conf.db", "/usr/share/openvswitch/vswitch.ovsschema")
 	dbServer.start(t)
 	poll(t, "ovsdb-server's socket", func() bool { _, err := os.Stat(DefaultRunDir + "/db.sock"); return err == nil })
+	version, err := sandbox.Version(exec.Command("ovs-vswitchd", "--version"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	// As Open vSwitch's own start script does; ovs-vswitchd does not say it itself.
-	sandbox.Command(t, "ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version=3.1.0")
+	sandbox.Command(t, "ovs-vsctl", "--no-wait", "init", "--", "set", "Open_vSwitch", ".", "ovs_version="+version)
 	vswitchd.start(t)
 	running = true
 }

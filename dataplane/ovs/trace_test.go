@@ -285,6 +285,9 @@ func format(tr Trace) string {
 // learned is how many MAC addresses a bridge knows, and has ever learned.
 var learned = regexp.MustCompile(`(?m)^  (Current|Total number of learned).*$`)
 
+// is2 says that it is an Open vSwitch of before 3.0: that of 2.15 lacks what others have.
+func is2(s *Switch) bool { return strings.HasPrefix(s.Snapshot().OVSVersion, "2.") }
+
 // TestTrace asks real Open vSwitch, on a hooked host. With -update it writes what was
 // printed to testdata/trace, for TestReadTrace.
 func TestTrace(t *testing.T) {
@@ -307,7 +310,7 @@ func TestTrace(t *testing.T) {
 			connect(t, c.request())
 		}
 		tr, err := s.Trace(t.Context(), c.bridge, c.request())
-		if errors.Is(err, ErrUnsupported) && strings.HasPrefix(s.Snapshot().OVSVersion, "2.") {
+		if errors.Is(err, ErrUnsupported) && is2(s) {
 			t.Skip(err)
 		}
 		sandbox.Command(t, "ovs-appctl", "dpctl/flush-conntrack")
@@ -382,7 +385,7 @@ func TestTraceConnections(t *testing.T) {
 			tt.connect(r)
 		}
 		tr, err := s.Trace(t.Context(), "br-int", r)
-		if errors.Is(err, ErrUnsupported) && strings.HasPrefix(s.Snapshot().OVSVersion, "2.") {
+		if errors.Is(err, ErrUnsupported) && is2(s) {
 			t.Skip(err)
 		}
 		if err != nil {
@@ -417,7 +420,11 @@ func TestTraceRefused(t *testing.T) {
 	for _, tt := range tests {
 		r := good
 		tt.change(&r)
-		if _, err := s.Trace(t.Context(), tt.bridge, r); err == nil || !strings.Contains(err.Error(), tt.want) {
+		_, err := s.Trace(t.Context(), tt.bridge, r)
+		if errors.Is(err, ErrUnsupported) && is2(s) {
+			continue // before it looks for a bridge
+		}
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: Trace = %v, want %s", tt.name, err, tt.want)
 		}
 	}

@@ -124,9 +124,9 @@ func (w *Watch) begin(ctx context.Context, socket string) error {
 }
 
 // hasNoMonitor tells from what ovs-ofctl said that the switch has no such request, or it no words for
-// one in that version of OpenFlow.
+// one in that version of OpenFlow, or that the two have no version in common.
 func hasNoMonitor(text string) bool {
-	for _, sign := range []string{"OFPBRC_", "OFPBMC_", "OFPMOFC_", "not support", "none of the usable flow formats"} {
+	for _, sign := range []string{"OFPBRC_", "OFPBMC_", "OFPMOFC_", "not support", "none of the usable flow formats", "version negotiation failed"} {
 		if strings.Contains(text, sign) {
 			return true
 		}

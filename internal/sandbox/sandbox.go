@@ -86,3 +86,17 @@ func Command(t testing.TB, name string, args ...string) string {
 	}
 	return string(out)
 }
+
+// Version is the last word of the first line that a program of Open vSwitch says of itself, such as "3.1.0".
+func Version(cmd *exec.Cmd) (string, error) {
+	out, err := cmd.Output()
+	line, _, _ := strings.Cut(string(out), "\n")
+	words := strings.Fields(line)
+	if err == nil && len(words) == 0 {
+		err = errors.New("no version")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
+	}
+	return words[len(words)-1], nil
+}
