@@ -28,6 +28,8 @@ type town struct {
 	gone  map[string]bool
 	// lost says that a point does not see a probe of a pair ("i0 i1").
 	lost func(pair string, p *plan.Path, point int) bool
+	// late is how long samples take.
+	late time.Duration
 	// passes says that flows send on what is lost: into the right tunnel.
 	passes bool
 	runs   []*visit
@@ -149,10 +151,15 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 			s.NoReply, s.Scheme = append(s.NoReply, false), append(s.Scheme, m.Scheme)
 		}
 	}
+	late := v.t.late
 	v.t.mu.Unlock()
 	v.put(host, left)
 	for h, s := range all {
-		if len(s.Index) > 0 {
+		switch {
+		case len(s.Index) == 0:
+		case late > 0:
+			time.AfterFunc(late, func() { v.put(h, s) })
+		default:
 			v.put(h, s)
 		}
 	}
@@ -450,6 +457,43 @@ func TestContinuousLoss(t *testing.T) {
 		p := f.since(0)
 		t.Logf("%d probes; %v", p.run.Probes, p.run.Losses)
 	})
+}
+
+// TestContinuousSlow has packets take long for a while: nobody is accused. What is lost afterwards is found as ever:
+// a probe of the patrol that arrived late ended nothing.
+func TestContinuousSlow(t *testing.T) {
+	t.Parallel()
+	for _, late := range []time.Duration{40 * time.Millisecond, 130 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 4))
+			const broke = 30 * time.Second
+			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 40*time.Second, func() {
+				time.Sleep(5 * time.Second)
+				w.change(func(w *town) { w.late = late })
+				time.Sleep(15 * time.Second)
+				w.change(func(w *town) { w.late = 0 })
+				time.Sleep(10 * time.Second)
+				w.change(func(w *town) {
+					w.lost = func(_ string, p *plan.Path, point int) bool {
+						return p.Points[point].Direction == plan.Forward && p.Points[point].Host == "hv2"
+					}
+				})
+			})
+			accused := map[string]bool{}
+			for _, a := range all {
+				if a.r.GetVerdict() != faulty {
+					continue
+				}
+				if a.at < broke {
+					t.Errorf("late by %v: %v: %s → %s: %s", late, a.at, a.r.Src.Name, a.r.Dst.Name, a.r.Cause)
+				}
+				accused[a.r.Src.Name+" "+a.r.Dst.Name] = true
+			}
+			if !accused["i0 i1"] || !accused["i2 i1"] || !accused["i3 i1"] {
+				t.Errorf("late by %v, then lost: told of %v; want all that goes to i1", late, accused)
+			}
+		})
+	}
 }
 
 // TestContinuousQuiet has a thousandth of all packets lost, which is allowed: nothing is told.

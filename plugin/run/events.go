@@ -148,7 +148,7 @@ func (x *execution) samples(host int, m *dyetracev1.Samples, now time.Time) {
 		case f != completed:
 		case x.ledger.tests[track] != nil && !x.ledger.probes[number].looked:
 			x.next(track, number)
-		case x.layout.scheme(track) == 0:
+		case x.layout.scheme(track) == 0 && x.patrol == nil: // which concludes nothing
 			x.relieved(pair, track)
 		}
 	}
