@@ -172,6 +172,16 @@ func (l *lab) logs() string {
 	return b.String()
 }
 
+// log returns the whole of one of the lab's logs.
+func (l *lab) log(name string) string {
+	l.t.Helper()
+	text, err := os.ReadFile(filepath.Join(stateDir(l.name), "log", name+".log"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return string(text)
+}
+
 func stateDir(name string) string {
 	parent := os.Getenv("DYETRACE_LAB_DIR")
 	if parent == "" {
