@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,5 +67,49 @@ func TestTungstenFabric(t *testing.T) {
 	r = w.controller.routes()
 	if a, b := r.MAC(101, blue1), r.MAC(103, blue1); a.State == plan.Present || b.State != plan.Present {
 		t.Errorf("mapped anew: %v in 101, %v in 103", a.State, b.State)
+	}
+}
+
+// TestNetworksByName: what bgp.networks has by the name of a network goes where the inventory has its VNI,
+// now, and not where it was.
+func TestNetworksByName(t *testing.T) {
+	t.Parallel()
+	addr := fmt.Sprintf("127.%d.%d.78", 128+os.Getpid()>>8&63, os.Getpid()&255)
+	port := teacher.StartTungsten(t, addr)
+	w := newWorld(t, func(c *Config) {
+		c.BGP = &bgp.Config{
+			RouterID: "10.0.0.9", AS: 64512, Networks: []bgp.Network{{Name: "blue", RTs: []string{"64512:8000001"}}, {Name: "nowhere", RTs: []string{"64512:2"}}},
+			Peers: []bgp.Peer{{Address: addr, Port: port, AS: 64512, Families: []string{"evpn", "vpnv4"}}},
+		}
+	})
+	w.start()
+	text := labInventory()
+	const blue = ", segmentation_id: 101"
+	for _, tt := range []struct {
+		name, now string
+		vni       uint32 // 0: it is looked up nowhere
+	}{
+		{"as it was at the start", blue, 101},
+		{"another VNI", ", segmentation_id: 150", 150},
+		{"none", "", 0},
+		{"and back", blue, 101},
+	} {
+		inv := strings.Replace(text, blue, tt.now, 1)
+		if tt.now != blue && inv == text {
+			t.Fatalf("no %q in\n%s", blue, text)
+		}
+		if err := os.WriteFile(w.cfg.Inventory[0], []byte(inv), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.controller.reloadInventory()
+		eventually(t, tt.name, func() bool {
+			r := w.controller.routes()
+			for _, vni := range []uint32{101, 150} {
+				if (r.MAC(vni, blue1).State == plan.Present) != (vni == tt.vni) {
+					return false
+				}
+			}
+			return true
+		})
 	}
 }
