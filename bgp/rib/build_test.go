@@ -84,6 +84,10 @@ func prefixRoute(rd uint64, tag uint32, p netip.Prefix, label uint32) []byte {
 	return typed(5, u64(rd), make([]byte, 10), u32(tag), []byte{byte(p.Bits())}, a, make([]byte, len(a)), uint24(label))
 }
 
+func gatewayRoute(rd uint64, tag uint32, p netip.Prefix, gateway netip.Addr, label uint32) []byte {
+	return typed(5, u64(rd), make([]byte, 10), u32(tag), []byte{byte(p.Bits())}, p.Addr().AsSlice(), gateway.AsSlice(), uint24(label))
+}
+
 func vpnRoute(rd uint64, p netip.Prefix, label uint32) []byte {
 	return cat([]byte{byte(88 + p.Bits())}, uint24(label), u64(rd), p.Addr().AsSlice()[:(p.Bits()+7)/8])
 }

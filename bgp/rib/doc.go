@@ -30,6 +30,10 @@
 // of its own. On a single-active segment it is at
 // the route's VTEP alone; if that has left, at the one that is left, if there is but one.
 //
+// An IP prefix that goes by a gateway's address (RFC 9136, 3.2) is where the MAC routes of highest rank for
+// that address are, in the same network; without any it is a claim, as below, and so it is with more than 256
+// routes for the gateway.
+//
 // An answer is Present, Absent or Unknown. It is Unknown rather than Absent where
 //
 //   - no peer that carries the family is up, or one that is up has not sent its End-of-RIB,

@@ -340,9 +340,9 @@ func (f *Feed) apply(a *Ahead, now time.Time) (rest bool, err error) {
 	}
 	if err != nil {
 		t.peers[f.id].limited, t.peers[f.id].synced = true, 0
-		return len(t.turning) > 0, err
+		return t.hasRest(), err
 	}
-	return len(t.turning) > 0, u.Malformed
+	return t.hasRest(), u.Malformed
 }
 
 func (f *Feed) withdraw(b *batch) {
@@ -371,10 +371,10 @@ func (f *Feed) announce(a *Ahead, now time.Time) error {
 	for i := range a.come.routes {
 		w := &a.come.routes[i]
 		own := flags
-		if w.Gateway {
-			own |= flagClaim
+		if w.Gateway != [16]byte{} && w.ESI != (wire.ESI{}) {
+			own |= flagClaim // RFC 9136, 3.2: it is to be treated as withdrawn
 		}
-		if w.ESI != cur.esi || w.Label2 != cur.label2 {
+		if w.ESI != cur.esi || w.Label2 != cur.label2 || w.Gateway != cur.gateway {
 			f.t.turn(&cur, p, w)
 		}
 		if !f.t.put(f, &a.come, i, cur.id, own, at) {
@@ -391,17 +391,21 @@ func (f *Feed) announce(a *Ahead, now time.Time) error {
 // pathCursor is the path of the route at hand: what an UPDATE says of all its routes, with
 // what the route adds to it. The same holds for most of an UPDATE.
 type pathCursor struct {
-	id     uint32
-	esi    wire.ESI
-	label2 uint32
+	id      uint32
+	esi     wire.ESI
+	label2  uint32
+	gateway [16]byte
 }
 
 // turn changes the cursor to the path of w.
 func (t *Table) turn(c *pathCursor, p path, w *wire.Route) {
 	p.esi, p.label2 = w.ESI, w.Label2
+	if g := gatewayOf(w); g.IsValid() {
+		p.gateway, _ = t.hops.hold(g, &t.memory) // given away with the path
+	}
 	id := t.holdShared(p)
 	t.dropPath(c.id)
-	*c = pathCursor{id: id, esi: w.ESI, label2: w.Label2}
+	*c = pathCursor{id: id, esi: w.ESI, label2: w.Label2, gateway: w.Gateway}
 }
 
 // holdShared is holdPath for a hop and targets that the caller goes on holding.

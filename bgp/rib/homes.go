@@ -92,6 +92,9 @@ func (h *homes) keys(to []placeKey, w *wire.Route, encaps wire.Encaps) (_ []plac
 			to = append(to, ip)
 		}
 	}
+	if w.Gateway != [16]byte{} {
+		to = append(to, leadKey(w.V6, w.Gateway))
+	}
 	ip.net = VNI(w.Label2)
 	if w.Kind == wire.KindMAC && w.Bits > 0 && w.HasL3 && w.Label2 != 0 && encaps.VNI() && !slices.Contains(nets, ip.net) {
 		to = append(to, ip)
@@ -107,6 +110,13 @@ func (t *Table) keys(to []placeKey, r *route) (_ []placeKey, cut bool) {
 	p := t.paths.vals.at(r.path)
 	w := r.wire()
 	w.Label, w.Label2, w.HasL3, w.ESI = r.label, p.label2, r.flags&flagL3 != 0, p.esi // of a segment's route, too
+	if p.gateway != 0 {
+		w.Gateway = t.hops.vals.at(p.gateway).As16()
+		if g := *t.hops.vals.at(p.gateway); g.Is4() {
+			w.Gateway = [16]byte{}
+			copy(w.Gateway[:], g.AsSlice())
+		}
+	}
 	list := *t.targets.vals.at(p.targets)
 	var buf [2 * maxTargets]Network
 	var h homes

@@ -38,6 +38,7 @@ type modelKey struct {
 }
 
 type modelRoute struct {
+	via     netip.Addr
 	hop     netip.Addr
 	rts     []wire.RouteTarget
 	esi     wire.ESI // kind 2
@@ -90,6 +91,7 @@ type announcement struct {
 	l3     uint32 // 0: no second label
 	esi    wire.ESI
 	single bool
+	via    netip.Addr // the gateway of a prefix; zero: none
 }
 
 func drawKey(t *rapid.T) modelKey {
@@ -118,7 +120,7 @@ func drawKey(t *rapid.T) modelKey {
 }
 
 func drawAnnouncement(t *rapid.T) announcement {
-	return announcement{
+	a := announcement{
 		key:    drawKey(t),
 		hop:    rapid.SampledFrom(modelHops).Draw(t, "hop"),
 		seq:    rapid.SampledFrom([]uint32{0, 0, 1, 2, 1<<32 - 1}).Draw(t, "seq"),
@@ -130,6 +132,12 @@ func drawAnnouncement(t *rapid.T) announcement {
 		esi:    rapid.SampledFrom([]wire.ESI{modelESIs[0], modelESIs[0], modelESIs[1], modelESIs[1], modelESIs[2], modelESIs[3]}).Draw(t, "esi"),
 		single: rapid.IntRange(0, 3).Draw(t, "single") == 0,
 	}
+	if a.key.kind == wire.KindPrefix {
+		if via := rapid.SampledFrom(modelIPs).Draw(t, "via"); via.IsValid() && via.Is4() == a.key.prefix.Addr().Is4() {
+			a.via = via
+		}
+	}
+	return a
 }
 
 func (k modelKey) family() wire.Family {
@@ -171,7 +179,11 @@ func (a announcement) attributes() [][]byte {
 	if a.l3 != 0 {
 		labels = append(labels, a.l3)
 	}
-	return [][]byte{reach(a.key.family(), a.hop, a.key.nlri(a.esi, labels...)), communities(c...), pmsi(a.label)}
+	nlri := a.key.nlri(a.esi, labels...)
+	if a.via.IsValid() {
+		nlri = gatewayRoute(a.key.rd, a.key.tag, a.key.prefix, a.via, a.label)
+	}
+	return [][]byte{reach(a.key.family(), a.hop, nlri), communities(c...), pmsi(a.label)}
 }
 
 func (m *model) announce(peer int, a announcement) {
@@ -182,7 +194,7 @@ func (m *model) announce(peer int, a announcement) {
 		return
 	}
 	vxlan := a.encap == wire.EncapVXLAN || a.encap == 0 && o.Default == 0
-	r := modelRoute{hop: a.hop, rts: a.rts, esi: a.esi, tag: a.key.tag, single: a.single, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
+	r := modelRoute{via: a.via, hop: a.hop, rts: a.rts, esi: a.esi, tag: a.key.tag, single: a.single, seq: a.seq, sticky: a.sticky, refused: peer == 0 && a.hop == modelHops[3]}
 	switch {
 	case a.key.kind == wire.KindSegment && a.key.tag == wire.MaxTag:
 	case slices.Contains(a.rts, modelRTs[2]):
@@ -203,9 +215,15 @@ func (m *model) announce(peer int, a announcement) {
 }
 
 // claims returns the routes for one address; place has a MAC or a prefix.
-func (m *model) claims(place modelPlace) (claims []modelRoute) {
+func (m *model) claims(place modelPlace) []modelRoute { return m.claimsOf(place, 0) }
+
+// claimsOf is claims of one kind of route, or (0) of all.
+func (m *model) claimsOf(place modelPlace, kind wire.Kind) (claims []modelRoute) {
 	for i := range m.peers {
 		for k, r := range m.peers[i].routes {
+			if kind != 0 && k.kind != kind {
+				continue
+			}
 			in := slices.Contains(r.nets, place.net)
 			byMAC := k.kind == wire.KindMAC && place.mac != stain.MAC{} && k.mac == place.mac
 			byIP := k.kind != wire.KindMulticast && k.kind != wire.KindSegment && place.prefix.IsValid() && k.prefix == place.prefix
@@ -215,11 +233,22 @@ func (m *model) claims(place modelPlace) (claims []modelRoute) {
 				} else {
 					r.hops = []netip.Addr{r.hop}
 				}
+				if r.via.IsValid() {
+					m.lead(&r, place.net)
+				}
 				claims = append(claims, r)
 			}
 		}
 	}
 	return claims
+}
+
+// lead says where a prefix is that goes by a gateway: where the MAC routes for that are.
+func (m *model) lead(r *modelRoute, n Network) {
+	macs := m.claimsOf(modelPlace{net: n, prefix: netip.PrefixFrom(r.via, r.via.BitLen())}, wire.KindMAC)
+	macs = slices.DeleteFunc(macs, func(c modelRoute) bool { return c.refused })
+	r.refused = r.refused || len(macs) == 0
+	r.hops, _, _ = best(macs)
 }
 
 // behind says by whom a MAC on a segment is reached in a network.
@@ -640,7 +669,7 @@ func (m *machine) leaks(t *rapid.T) {
 	left := map[string]int{
 		"routes": int(max(tab.routes.next, 1)) - 1 - len(tab.routes.free), "links": int(max(tab.links.next, 1)) - 1 - len(tab.links.free),
 		"places": int(max(tab.places.next, 1)) - 1 - len(tab.places.free), "paths": len(tab.paths.ids), "hops": len(tab.hops.ids),
-		"targets": len(tab.targets.ids), "sets": len(tab.sets.ids), "cut": int(tab.cut), "dirty": len(tab.dirty),
+		"targets": len(tab.targets.ids), "sets": len(tab.sets.ids), "cut": int(tab.cut), "dirty": len(tab.dirty), "leads": int(tab.leading) + len(tab.lead),
 	}
 	for what, n := range left {
 		if n != 0 {

@@ -46,6 +46,7 @@ const (
 	placeSegment           // those on an Ethernet segment
 	placePart              // those on it that are in a network
 	placeMembers           // MAC routes of it
+	placeLead              // prefixes that go by a gateway's address, in whichever network
 )
 
 type placeFlags uint8
@@ -113,6 +114,8 @@ func (t *Table) countLength(kind placeKind, bits uint8, by uint32) {
 		t.v4[bits] += by
 	case place6:
 		t.v6[bits] += by
+	case placeLead:
+		t.leading += by
 	}
 }
 
@@ -164,6 +167,12 @@ func (t *Table) settle(now time.Time) {
 		return
 	}
 	t.turnSegments()
+	t.turnGateways()
+	t.weighDirty(now)
+}
+
+// weighDirty is settle for places on which no other hangs.
+func (t *Table) weighDirty(now time.Time) {
 	t.warmPast(len(t.dirty))
 	for _, id := range t.dirty {
 		p := t.places.edit(id, &t.memory)
@@ -223,6 +232,8 @@ func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
 	if p.count > maxClaims {
 		return hops, 0, false
 	}
+	var by uint32       // the gateway of
+	var behind []uint32 // what is behind it
 	for n := p.links; n != 0; {
 		l := t.links.at(n)
 		n = l.next
@@ -232,12 +243,28 @@ func (t *Table) best(p *place) (hops []uint32, rank uint64, claimed bool) {
 			continue
 		}
 		way := t.paths.vals.at(r.path)
+		if way.gateway != 0 {
+			if way.gateway != by { // mostly, those for an address go by the same
+				by, behind = way.gateway, t.leads(&t.paths.vals, p.net, *t.hops.vals.at(way.gateway))
+			}
+			if len(behind) == 0 {
+				claimed = true
+				continue
+			}
+		}
 		at := way.rank()
 		if !some || at > rank {
 			some, rank, hops = true, at, hops[:0]
 		}
-		if at == rank {
+		switch {
+		case at != rank:
+		case way.gateway == 0:
 			hops = t.addHops(hops, p.net, r, way)
+		default:
+			for _, id := range behind {
+				mac := t.routes.at(id)
+				hops = t.addHops(hops, p.net, mac, t.paths.vals.at(mac.path))
+			}
 		}
 	}
 	if len(hops) > 1 {

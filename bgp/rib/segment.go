@@ -185,6 +185,11 @@ func (t *Table) turnSegments() {
 func (t *Table) turnRest(now time.Time) {
 	for more := true; more; {
 		t.mu.Lock()
+		if len(t.turning) == 0 {
+			more = t.turnLead(now)
+			t.mu.Unlock()
+			continue
+		}
 		left := max(0, len(t.turning)-eachLen)
 		for _, x := range t.turning[left:] {
 			t.touchIn(t.routes.at(x.route), x.net)
@@ -196,7 +201,7 @@ func (t *Table) turnRest(now time.Time) {
 			t.settle(now)
 			t.changed()
 		}
-		more = len(t.turning) > 0
+		more = t.hasRest()
 		t.mu.Unlock()
 	}
 }

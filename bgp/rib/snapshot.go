@@ -210,19 +210,17 @@ func (s *Snapshot) lookup(p *place) Lookup {
 		if r.flags&flagsRefused != 0 || way.rank() != rank {
 			continue
 		}
-		l.Gateway = l.Gateway || way.flags&pathGateway != 0
-		l.Stale = l.Stale && s.stale(r)
-		esi, ok := way.on(r)
-		if !ok {
-			l.VTEPs = s.addVTEP(l.VTEPs, r, way)
+		if way.gateway == 0 {
+			l.Gateway = l.Gateway || way.flags&pathGateway != 0
+			l.Stale = l.Stale && s.stale(r)
+			l.VTEPs, aliases = s.addPlaces(l.VTEPs, aliases, p.net, r)
 			continue
 		}
-		a := s.around(&s.paths, p.net, esi, r.tag, *s.targets.at(way.targets))
-		self, others := a.behind(&s.paths, &s.view, way.hop)
-		if self {
-			l.VTEPs = s.addVTEP(l.VTEPs, r, way)
+		for _, id := range s.leads(&s.paths, p.net, *s.hops.at(way.gateway)) {
+			mac := s.routes.at(id)
+			l.Stale = l.Stale && (s.stale(r) || s.stale(mac))
+			l.VTEPs, aliases = s.addPlaces(l.VTEPs, aliases, p.net, mac)
 		}
-		aliases = append(aliases, others...)
 	}
 	l.VTEPs = s.addAliases(l.VTEPs, aliases)
 	if len(l.VTEPs) == 0 {
@@ -234,6 +232,21 @@ func (s *Snapshot) lookup(p *place) Lookup {
 		})
 	}
 	return l
+}
+
+// addPlaces appends where r says that the address is, and the A-D routes by which it is elsewhere, too.
+func (s *Snapshot) addPlaces(to []VTEP, aliases []uint32, n Network, r *route) ([]VTEP, []uint32) {
+	way := s.paths.at(r.path)
+	esi, ok := way.on(r)
+	if !ok {
+		return s.addVTEP(to, r, way), aliases
+	}
+	a := s.around(&s.paths, n, esi, r.tag, *s.targets.at(way.targets))
+	self, others := a.behind(&s.paths, &s.view, way.hop)
+	if self {
+		to = s.addVTEP(to, r, way)
+	}
+	return to, append(aliases, others...)
 }
 
 func (v *view) stale(r *route) bool { return r.gen != v.peers[r.peer].gen }

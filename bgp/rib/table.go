@@ -88,6 +88,8 @@ type Table struct {
 	memory
 	dirty   []uint32 // places whose answer must be weighed again
 	turning []turn   // routes likewise, after those
+	lead    []turn   // and after those; see turnGateways
+	leading uint32   // places of kind placeLead
 	scratch []uint32
 	hashes  []uint32 // likewise
 	sink    uint32   // see batch
@@ -183,6 +185,7 @@ func (r *route) family() wire.Family {
 // path is what routes share.
 type path struct {
 	hop       uint32 // 0: none that we trust
+	gateway   uint32 // a number like hop's: the address that a prefix goes by; 0: hop itself
 	targets   uint32
 	encaps    wire.Encaps // as they are to be read
 	seq       uint32
@@ -270,7 +273,7 @@ func (t *Table) each(now time.Time, do func(id uint32, r *route)) {
 		}
 		t.settle(now)
 		t.changed()
-		more, rest := end < t.routes.next && t.count > 0, len(t.turning) > 0
+		more, rest := end < t.routes.next && t.count > 0, t.hasRest()
 		t.mu.Unlock()
 		if rest {
 			t.turnRest(now)
@@ -382,7 +385,7 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 	r = t.routes.edit(id, &t.memory)
 	was, is := t.paths.vals.at(r.path), t.paths.vals.at(pathID)
 	moved := was.targets != is.targets || was.encaps.VNI() != is.encaps.VNI() || was.label2 != is.label2 ||
-		was.esi != is.esi || r.label != w.Label || r.flags&flagsPlace != flags&flagsPlace
+		was.esi != is.esi || was.gateway != is.gateway || r.label != w.Label || r.flags&flagsPlace != flags&flagsPlace
 	if moved {
 		t.detach(id)
 	} else {
@@ -413,11 +416,12 @@ func (t *Table) remove(f *Feed, id uint32) {
 	t.count--
 }
 
-// holdPath returns the number of p, whose hop and targets the caller holds and gives away.
+// holdPath returns the number of p, whose hop, gateway and targets the caller holds and gives away.
 func (t *Table) holdPath(p path) uint32 {
 	id, fresh := t.paths.hold(p, &t.memory)
 	if !fresh {
 		t.dropHop(p.hop)
+		t.dropHop(p.gateway)
 		t.targets.drop(p.targets)
 	}
 	return id
@@ -426,6 +430,7 @@ func (t *Table) holdPath(p path) uint32 {
 func (t *Table) dropPath(id uint32) {
 	if p, last := t.paths.drop(id); last {
 		t.dropHop(p.hop)
+		t.dropHop(p.gateway)
 		t.targets.drop(p.targets)
 	}
 }

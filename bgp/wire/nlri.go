@@ -81,7 +81,7 @@ type Route struct {
 	Label   uint32   // 24 bits as sent; see Encaps.Label
 	Label2  uint32   // likewise, of the IP network; see HasL3
 	HasL3   bool     // KindMAC: there is a second label
-	Gateway bool     // KindPrefix: the route goes by a gateway's address, not by the next hop (RFC 9136, 3.2)
+	Gateway [16]byte // KindPrefix: the route goes by this address, laid out as Addr; zero: by the next hop (RFC 9136, 3.2)
 	ESI     ESI
 }
 
@@ -279,9 +279,7 @@ func decodePrefix(v []byte, r *Route) {
 	}
 	copy(r.Addr[:], v[23:23+n])
 	mask(&r.Addr, r.Bits)
-	for _, b := range v[23+n : 23+2*n] {
-		r.Gateway = r.Gateway || b != 0
-	}
+	copy(r.Gateway[:], v[23+n:23+2*n])
 	r.Label = uint24(v[23+2*n:])
 }
 

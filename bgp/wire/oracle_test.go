@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -75,7 +74,11 @@ func theirs(nlri bgp.AddrPrefixInterface) (Route, bool) {
 	case *bgp.EVPNIPPrefixRoute:
 		r.RD, r.ESI, r.Tag, r.Label = rd(v.RD), esi(v.ESI), v.ETag, v.Label
 		r.V6 = e.Length == 58
-		r.Gateway = !v.GWIPAddress.IsUnspecified() && !bytes.Equal(v.GWIPAddress, make([]byte, len(v.GWIPAddress)))
+		if gw := v.GWIPAddress.To4(); gw != nil && !r.V6 {
+			copy(r.Gateway[:], gw)
+		} else {
+			copy(r.Gateway[:], v.GWIPAddress)
+		}
 		fill(v.IPPrefix, v.IPPrefixLength)
 	default:
 		return Route{}, false

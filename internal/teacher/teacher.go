@@ -161,6 +161,26 @@ type MAC struct {
 	NextHop  string
 	Sequence uint32
 	ESI      [9]byte // an Ethernet segment's identifier, of type 0, without the type; zero: none
+	L3VNI    uint32  // the VNI of the IP network, in the second label; 0: none
+}
+
+// Prefix is a type-5 route that goes by a gateway's address (RFC 9136, 3.2).
+type Prefix struct {
+	RD      string // an IPv4 address
+	VNI     uint32 // of the IP network
+	Prefix  netip.Prefix
+	Gateway netip.Addr
+	NextHop string
+}
+
+// Path returns the route as GoBGP has it.
+func (p Prefix) Path(t testing.TB) *api.Path {
+	t.Helper()
+	return path(t, &api.EVPNIPPrefixRoute{
+		Rd:  Pack(t, &api.RouteDistinguisherIPAddress{Admin: p.RD, Assigned: 500}),
+		Esi: &api.EthernetSegmentIdentifier{Value: make([]byte, 9)}, IpPrefix: p.Prefix.Addr().String(), IpPrefixLen: uint32(p.Prefix.Bits()),
+		GwAddress: p.Gateway.String(), Label: p.VNI,
+	}, p.NextHop, []*anypb.Any{target(t, p.VNI), Pack(t, &api.EncapExtended{TunnelType: 8})})
 }
 
 // Segment is a type-1 route: a switch is on an Ethernet segment, as a whole or in the network VNI.
@@ -210,9 +230,14 @@ func (m MAC) Path(t testing.TB) *api.Path {
 	if m.Sequence > 0 {
 		communities = append(communities, Pack(t, &api.MacMobilityExtended{SequenceNum: m.Sequence}))
 	}
+	labels := []uint32{m.VNI}
+	if m.L3VNI > 0 {
+		labels = append(labels, m.L3VNI)
+		communities = append(communities, target(t, m.L3VNI))
+	}
 	return path(t, &api.EVPNMACIPAdvertisementRoute{
 		Rd:  Pack(t, &api.RouteDistinguisherIPAddress{Admin: m.RD, Assigned: 100}),
-		Esi: &api.EthernetSegmentIdentifier{Value: m.ESI[:]}, MacAddress: m.MAC, IpAddress: m.IP, Labels: []uint32{m.VNI},
+		Esi: &api.EthernetSegmentIdentifier{Value: m.ESI[:]}, MacAddress: m.MAC, IpAddress: m.IP, Labels: labels,
 	}, m.NextHop, communities)
 }
 
