@@ -372,6 +372,35 @@ func TestSimulatedHealthy(t *testing.T) {
 	}
 }
 
+// TestSimulatedBursts has wires lose 1 % of the time all that passes, for 20 or 100 ms on average: probes of a pair
+// that are lost go at least as far apart as it takes for that to pass (Config.Settle), so that of many healthy
+// pairs none is accused, or one in ten thousand. Chance that lasts longer than that is a fault while it lasts.
+func TestSimulatedBursts(t *testing.T) {
+	t.Parallel()
+	for _, length := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, time.Second} {
+		pairs, accused := 0, 0
+		for _, n := range simulateEach(t, *simPairs/100+1, func(t *testing.T, n int) [2]int {
+			random := rand.New(rand.NewPCG(*simSeed+uint64(n), uint64(length)))
+			c := newSimCloud(random, 16)
+			c.loss, c.bursts = 0, &simBursts{length: length, share: 0.01, wires: map[[2]int]*simWire{}}
+			pairs, paths := pathsBy(t, c.snapshot(t), allPairs, plan.Options{})
+			bad := 0
+			for _, p := range newSimAgents(c, random, nil).play(options{test: testOf(nil)}, pairs, paths) {
+				if v := p.GetVerdict(); v != dyetracev1.Verdict_VERDICT_HEALTHY && v != dyetracev1.Verdict_VERDICT_UNKNOWN {
+					bad++
+				}
+			}
+			return [2]int{len(pairs), bad}
+		}) {
+			pairs, accused = pairs+n[0], accused+n[1]
+		}
+		t.Logf("bursts of %v: %d of %d pairs are accused", length, accused, pairs)
+		if length < testConfig.Settle && accused > 2+pairs/10_000 {
+			t.Errorf("bursts of %v: %d of %d pairs are accused", length, accused, pairs)
+		}
+	}
+}
+
 // TestSimulatedSlow has whole clouds where packets between some hosts take long, each way, and some guests take
 // long to answer: with connection tracking on their way that takes no answer to a probe which was withdrawn or
 // followed by another. None is called faulty, and almost all are healthy, with how long it took.

@@ -46,6 +46,39 @@ const simPatch = 1
 
 func simTunnel(h, net int) uint32 { return uint32(100 + 10*net + h) }
 
+// simBursts has each wire between two hosts be dark for a time of the mean length, and then fine for one that makes
+// the share right; both are exponential (Gilbert's model).
+type simBursts struct {
+	length time.Duration
+	share  float64
+	wires  map[[2]int]*simWire
+}
+
+type simWire struct {
+	dark  bool
+	until time.Time
+}
+
+func (b *simBursts) lost(wire [2]int, chance *rand.Rand, now time.Time) bool {
+	if b == nil {
+		return false
+	}
+	w := b.wires[wire]
+	if w == nil {
+		w = &simWire{dark: chance.Float64() >= b.share, until: now} // the other one begins now
+		b.wires[wire] = w
+	}
+	for !now.Before(w.until) {
+		w.dark = !w.dark
+		mean := float64(b.length)
+		if !w.dark {
+			mean *= (1 - b.share) / b.share
+		}
+		w.until = w.until.Add(time.Duration(chance.ExpFloat64() * mean))
+	}
+	return w.dark
+}
+
 // simStage is a part of a packet's way.
 type simStage uint8
 
@@ -111,6 +144,8 @@ type simCloud struct {
 	shown [simHosts]bool
 	// gone are points that faults left no hook at.
 	gone func(h int, bridge string, kind stain.Kind) bool
+	// bursts are when wires lose all, nil is never.
+	bursts *simBursts
 	// late is how long a packet takes from one host to another, 0 is no time at all, and lateGuest how long a
 	// guest takes to answer; both nil is that nothing takes long.
 	late      func(from, to int) time.Duration
@@ -187,7 +222,7 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 				return t
 			}
 		}
-		if chance != nil && c.loss > 0 && chance.Float64() < c.loss {
+		if chance != nil && (c.loss > 0 && chance.Float64() < c.loss || c.bursts.lost([2]int{h, to}, chance, time.Now())) {
 			t.lost, t.at = true, stageWire
 			return t
 		}
