@@ -62,15 +62,25 @@ func TestRestarts(t *testing.T) {
 		// whole: tenants' packets pass all the time.
 		whole bool
 		argv  []string
+		// device is one without which there is no gap if it has been there all the time: the agent makes it again
+		// at once, and ovs-vswitchd may get to see both in one.
+		device string
 	}{
-		{"ovsdb-server killed and restarted", "", true, []string{"sh", "-c", killDaemon, "ovsdb-server"}},
-		{"ovs-vswitchd killed and restarted, flows restored", "br-tun", false, []string{"sh", "-c", killSwitchd, "ovs-vswitchd"}},
-		{"the dye port deleted by hand", "br-tun", true, []string{"ovs-vsctl", "del-port", "dye-br-tun"}},
-		{"the dye port renumbered", "br-int", true, []string{"ovs-vsctl", "set", "interface", "dye-br-int", "ofport_request=777"}},
-		{"the hook deleted", "br-int", true, []string{"ovs-ofctl", "del-flows", "br-int", ourCookies}},
+		{"ovsdb-server killed and restarted", "", true, []string{"sh", "-c", killDaemon, "ovsdb-server"}, ""},
+		{"ovs-vswitchd killed and restarted, flows restored", "br-tun", false, []string{"sh", "-c", killSwitchd, "ovs-vswitchd"}, ""},
+		{"the dye port deleted by hand", "br-tun", true, []string{"ovs-vsctl", "del-port", "dye-br-tun"}, "dye-br-tun"},
+		{"the dye port renumbered", "br-int", true, []string{"ovs-vsctl", "set", "interface", "dye-br-int", "ofport_request=777"}, ""},
+		{"the hook deleted", "br-int", true, []string{"ovs-ofctl", "del-flows", "br-int", ourCookies}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := l.with(t)
+			index := func() string {
+				if tt.device == "" {
+					return ""
+				}
+				return l.node("hv1", "cat", "/sys/class/net/"+tt.device+"/ifindex")
+			}
+			was := index()
 			var before hook
 			if tt.bridge != "" {
 				before = l.hook("hv1", tt.bridge)
@@ -83,7 +93,7 @@ func TestRestarts(t *testing.T) {
 			if tt.bridge == "" {
 				return
 			}
-			if after := l.hook("hv1", tt.bridge); after.Gaps <= before.Gaps {
+			if after := l.hook("hv1", tt.bridge); after.Gaps <= before.Gaps && (tt.device == "" || index() != was) {
 				t.Errorf("%s: of a gap nobody knows: %+v before, %+v after", tt.name, before, after)
 			}
 		})
