@@ -109,7 +109,7 @@ func (l *lab) self() string {
 // ready waits until every host has an agent with live hooks.
 func (l *lab) ready() {
 	l.t.Helper()
-	l.must("status", "--wait", "30s")
+	l.must("status", "--wait", patient(30*time.Second).String())
 }
 
 var ourCookie = regexp.MustCompile(`cookie=0x44796554[0-9a-f]{8},`)

@@ -157,7 +157,7 @@ echo $(($(date +%s%N) - begun))`
 				l.stop(h, "agent", "KILL")
 				l.daemonise(h, "agent", l.configFile(h))
 			}
-			eventually(b, "hooks of new agents", time.Minute, func() bool { return l.dyetrace("status", "--wait", "30s").code == 0 })
+			eventually(b, "hooks of new agents", time.Minute, func() bool { return l.dyetrace("status", "--wait", patient(30*time.Second).String()).code == 0 })
 		}
 	}
 	slices.Sort(gaps)

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/dyetrace/dyetrace/e2e/lab/overlay"
 )
 
@@ -47,8 +49,9 @@ func datapathOf(name, topology string) (string, error) {
 	case overlay.Netdev:
 		return name, nil
 	case overlay.System:
-		if _, err := os.Stat("/sys/module/openvswitch"); err != nil {
-			return "", fmt.Errorf("lab: datapath %s: this kernel has no Open vSwitch; 'modprobe openvswitch' if it comes as a module", name)
+		// The module's generic netlink family (ovs net/openvswitch/datapath.c), which is there when it is built in, too.
+		if _, err := netlink.GenlFamilyGet("ovs_datapath"); err != nil {
+			return "", fmt.Errorf("lab: datapath %s: this kernel has no Open vSwitch (%w); 'modprobe openvswitch' if it comes as a module", name, err)
 		}
 		return name, nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // wiring makes links. All of it happens inside the nodes: a veth is born in the two namespaces
@@ -31,7 +32,7 @@ func (l *Lab) openWiring() (*wiring, error) {
 			return nil, fmt.Errorf("%s: network namespace: %w", name, err)
 		}
 		w.spaces[name] = space
-		handle, err := netlink.NewHandleAt(space)
+		handle, err := netlink.NewHandleAt(space, unix.NETLINK_ROUTE)
 		if err != nil {
 			w.Close()
 			return nil, fmt.Errorf("%s: netlink: %w", name, err)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/dyetrace/dyetrace/agent"
@@ -197,10 +198,11 @@ func datapath(ctx context.Context, p Paths) (string, error) {
 	}
 	types := strings.FieldsFunc(out, func(r rune) bool { return strings.ContainsRune(`[]", `, r) })
 	slices.Sort(types)
-	if _, err := os.Stat("/sys/module/openvswitch"); err != nil {
-		return strings.Join(types, ", ") + "; kernel module not loaded, so netdev it is", nil
+	// What the kernel's datapath is spoken to by: it may be built in, and then is no module.
+	if _, err := netlink.GenlFamilyGet("ovs_datapath"); err != nil {
+		return strings.Join(types, ", ") + "; not in this kernel, so netdev it is", nil
 	}
-	return strings.Join(types, ", ") + "; kernel module loaded", nil
+	return strings.Join(types, ", ") + "; in this kernel", nil
 }
 
 // packetSocket opens what samples are read from: AF_PACKET with a TPACKET_V3 ring.
