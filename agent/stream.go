@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane/underlay"
@@ -39,7 +40,25 @@ func (a *Agent) stream(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.Under
 			failed = append(failed, &dyetracev1.UnderlayCounts{Set: m.Set, Target: uint32(bad.Target), Error: "stream underlay: " + err.Error()})
 		}
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked, e.tried = nil, time.Now()
+	if len(failed) > 0 {
+		e.asked = m
+	}
 	return failed
+}
+
+// streamAgain tries again what could not be had before: an address may be there by now. Streams that go are not
+// touched.
+func (a *Agent) streamAgain(now time.Time) {
+	a.echo.mu.Lock()
+	m := a.echo.asked
+	due := m != nil && now.Sub(a.echo.tried) >= lookAgain
+	a.echo.mu.Unlock()
+	if due {
+		a.stream(m) // why it cannot be has been told
+	}
 }
 
 // joined are the errors in one that errors.Join made.

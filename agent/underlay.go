@@ -42,7 +42,9 @@ type echo struct {
 	key     *underlay.Key
 	tunnels []tunnelEnds
 	looked  time.Time
-	at      []netip.Addr // of this host, by the last look
+	at      []netip.Addr               // of this host, by the last look
+	asked   *dyetracev1.StreamUnderlay // of which some could not be had; nil for none
+	tried   time.Time
 }
 
 // tunnelEnds are a tunnel port's addresses; zero where it has none.
@@ -189,6 +191,7 @@ func (e *echo) metrics() []prometheus.Collector {
 func (a *Agent) state() *dyetracev1.HostState {
 	snap := a.sw.Snapshot()
 	a.echo.follow(snap, time.Now())
+	a.streamAgain(time.Now())
 	state := a.hooks.state()
 	state.Underlay = a.echo.message()
 	state.EndpointMtu = mtus(snap, state.Endpoints)

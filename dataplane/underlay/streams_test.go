@@ -248,6 +248,25 @@ func TestStreamsFaultsOfOurs(t *testing.T) {
 	})
 }
 
+// BenchmarkStream measures what a datagram of a stream and its answer take of processors, at both ends together.
+func BenchmarkStream(b *testing.B) {
+	w := newWorld(b)
+	w.responder()
+	s := w.stream(1000, hostB)
+	cpu := func() time.Duration {
+		var r unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	s.until("the first", func(c Count) bool { return c.Passed > 0 })
+	before, passed := cpu(), s.sum().Passed
+	s.until("those that are measured", func(c Count) bool { return c.Passed >= passed+3000 })
+	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(s.sum().Passed-passed), "µs-cpu/datagram")
+	b.ReportMetric(0, "ns/op")
+}
+
 // Streams that are set anew go on where they are the same, and no socket is left of others.
 func TestStreamsSet(t *testing.T) {
 	t.Parallel()

@@ -34,11 +34,11 @@ var worlds atomic.Uint32
 // world is two hosts, a and b, with two routers between, r and s, and equal ways by both. Which way
 // a packet goes is told by addresses and ports (fib_multipath_hash_policy 1).
 type world struct {
-	t  *testing.T
+	t  testing.TB
 	id string
 }
 
-func newWorld(t *testing.T) world {
+func newWorld(t testing.TB) world {
 	t.Helper()
 	w := world{t, fmt.Sprintf("w%d", worlds.Add(1))}
 	for _, n := range []string{"a", "b", "r", "s"} {
@@ -123,7 +123,7 @@ func (w world) narrow(node, dev string) {
 }
 
 // sub is the world in a subtest, which leaves it as it was.
-func (w world) sub(t *testing.T) world { return world{t, w.id} }
+func (w world) sub(t testing.TB) world { return world{t, w.id} }
 
 // as runs f on a thread in a node's network.
 func (w world) as(node string, f func()) {

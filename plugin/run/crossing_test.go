@@ -354,3 +354,42 @@ func TestContinuousUnderlayMember(t *testing.T) {
 		}
 	})
 }
+
+// What goes to one instance's port is one pool, whoever sends it, and whichever way: requests or answers.
+func TestPoolsOfPorts(t *testing.T) {
+	t.Parallel()
+	snap := siteOf(t, 8, func(h *inventory.Host) {
+		h.Bridges[0].Kinds = append(h.Bridges[0].Kinds, dyetracev1.PointKind_POINT_KIND_TO_INSTANCE)
+	})
+	pairs, paths := pathsOf(t, snap, allPairs)
+	ps := newPools(testOf(&dyetracev1.ProbeOptions{Continuous: true}))
+	to := map[*pool]map[string]bool{}
+	for i := range paths {
+		for _, s := range ps.steps(i, &paths[i]) {
+			p := &paths[i].Points[s.to]
+			if p.Kind != stain.ToInstance {
+				continue
+			}
+			name := pairs[i].Dst.Name
+			if p.Direction == plan.Reply {
+				name = pairs[i].Src.Name
+			}
+			if to[s.pools[0]] == nil {
+				to[s.pools[0]] = map[string]bool{}
+			}
+			to[s.pools[0]][name] = true
+		}
+	}
+	if len(to) != 16 { // from the tunnels, and from the other instance on the host
+		t.Errorf("%d pools of what goes to 8 instances", len(to))
+	}
+	for p, names := range to {
+		want := 12
+		if p.from.Kind == stain.FromInstance {
+			want = 2
+		}
+		if len(names) != 1 || len(p.pairs) != want {
+			t.Errorf("%s: of %v, by %d pairs, want one instance and %d", p.name, names, len(p.pairs), want)
+		}
+	}
+}

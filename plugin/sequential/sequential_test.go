@@ -205,6 +205,64 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// runLength is how many probes a guard takes on average from healthy to its alarm, on a path that loses that share:
+// of the Markov chain of its score, in steps of a probe that arrives (D. Brook and D. A. Evans, 1972).
+func runLength(p Plan, rate float64) float64 {
+	lost, arrived := p.steps()
+	up, top := int(math.Round(lost/-arrived)), int(math.Ceil(math.Log(1/p.Alpha)/-arrived))
+	// From score s it is a[s] + b[s]*x, x being that from 0. Swept until nothing changes.
+	a, b := make([]float64, top), make([]float64, top)
+	b[0] = 1
+	after := func(s int) (float64, float64) {
+		if s+up < top {
+			return a[s+up], b[s+up]
+		}
+		return 0, 0
+	}
+	for changed := 1.0; changed > 1e-15; {
+		changed = 0
+		for s := 1; s < top; s++ {
+			ua, ub := after(s)
+			na, nb := 1+(1-rate)*a[s-1]+rate*ua, (1-rate)*b[s-1]+rate*ub
+			changed = max(changed, math.Abs(na-a[s])/(1+na)+math.Abs(nb-b[s]))
+			a[s], b[s] = na, nb
+		}
+	}
+	ua, ub := after(0)
+	return (1 + rate*ua) / (rate - rate*ub)
+}
+
+// TestGuardRunLength holds what docs/continuous.md says of how soon a guard's alarm is raised, and how often falsely.
+func TestGuardRunLength(t *testing.T) {
+	t.Parallel()
+	p := Plan{P0: 0.001, P1: 0.01, Alpha: 1e-8, Beta: 0.01, Max: 1}
+	for _, tt := range []struct{ rate, low, high float64 }{
+		{0.01, 1300, 1320}, {0.05, 178, 184}, {0.001, 3.2e10, 3.4e10}, {0.0005, 6e13, 7e13},
+	} {
+		if got := runLength(p, tt.rate); got < tt.low || got > tt.high {
+			t.Errorf("an alarm after %.4g probes on average at a loss of %g, want %.4g to %.4g", got, tt.rate, tt.low, tt.high)
+		}
+	}
+	// The chain against chance, where that is soon.
+	p.Alpha = 1e-3
+	rng := rand.New(rand.NewPCG(3, 9))
+	const runs = 300
+	for _, rate := range []float64{0.002, 0.01, 0.05} {
+		total := 0
+		for range runs {
+			for g := (Guard{}); ; {
+				total++
+				if g.Add(p, rng.Float64() < rate) {
+					break
+				}
+			}
+		}
+		if got, want := float64(total)/runs, runLength(p, rate); got < want*0.75 || got > want*1.25 {
+			t.Errorf("at %g: %g probes on average, computed %g", rate, got, want)
+		}
+	}
+}
+
 // Many at once raise no alarm that one at a time does not, and find a loss hardly later.
 func TestGuardMany(t *testing.T) {
 	t.Parallel()
