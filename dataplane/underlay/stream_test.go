@@ -213,8 +213,34 @@ func TestStreamDelays(t *testing.T) {
 			return time.Millisecond
 		}}
 		s, got := p.run(20_000, time.Millisecond)
-		if got.Back > 40 || s.settle < 150*time.Millisecond || s.overtook == 0 {
+		if got.Back > 40 || s.settle < 80*time.Millisecond || s.overtook == 0 {
 			t.Errorf("%+v, waits %v: of packets that were all answered, a tenth late", got, s.settle)
+		}
+	})
+	t.Run("overtaken once", func(t *testing.T) {
+		t.Parallel()
+		// A path that gets 600 ms longer for a second, and is short again: then it loses as others do.
+		for _, gap := range []time.Duration{time.Millisecond, 5 * time.Millisecond} {
+			now := time.Duration(0)
+			p := &path{chance: rand.New(rand.NewPCG(5, 1))}
+			p.delay = func() time.Duration {
+				now += gap
+				if now > 2*time.Second && now < 3*time.Second || now > 5*time.Second && now < 6*time.Second {
+					return 600 * time.Millisecond
+				}
+				return time.Millisecond
+			}
+			s, got := p.run(30_000, gap)
+			if got.There+got.Back > 4 {
+				t.Errorf("%+v of packets that all came", got)
+			}
+			if s.disorder > 0 {
+				t.Errorf("waits %v, still claims nothing for %d", s.settle, s.disorder)
+			}
+			p.there, p.truth = 0.01, Count{}
+			if _, got := p.run(10_000, gap); got.There < 60 {
+				t.Errorf("%+v afterwards, where one in a hundred is lost", got)
+			}
 		}
 	})
 }
