@@ -109,6 +109,7 @@ type Streams struct {
 	counters StreamCounters
 	changed  chan struct{} // has room for one
 	in, out  []byte
+	batch    []came
 	poll     []unix.PollFd
 }
 
@@ -397,8 +398,27 @@ func (s *Streams) drain(fd int) (n int) {
 	return n
 }
 
-// receive takes in all answers that wait.
+// came is an answer that was read.
+type came struct {
+	stream   *liveStream
+	serial   uint32
+	standing Standing
+}
+
+// receive takes in all answers that wait, in the order of their questions: where the other host stood still for a
+// while many come at a time, and those at the socket that is read first must not speak for the others.
 func (s *Streams) receive() {
+	s.batch = s.batch[:0]
+	s.read()
+	slices.SortStableFunc(s.batch, func(a, b came) int { return int(int32(a.serial - b.serial)) })
+	for i := range s.batch {
+		c := &s.batch[i]
+		c.stream.stream.answered(c.serial, &c.standing, c.stream.group.own)
+	}
+}
+
+// read reads all that waits at the sockets.
+func (s *Streams) read() {
 	if n, err := unix.Poll(s.poll, 0); err != nil || n == 0 {
 		return
 	}
@@ -426,7 +446,7 @@ func (s *Streams) take(g *group, port int) bool {
 		return true
 	}
 	if l := g.of[d.Session]; l != nil && remote == netip.AddrPortFrom(l.Dst, l.Port) && l.stream.port(d.Serial) == port {
-		l.stream.answered(d.Serial, &d.Standing, g.own)
+		s.batch = append(s.batch, came{l, d.Serial, d.Standing})
 	}
 	return true
 }

@@ -208,6 +208,24 @@ func TestStreamsFaultsOfOurs(t *testing.T) {
 			t.Errorf("%+v, %+v, where the agent there did not answer all", c, b.Counters())
 		}
 	})
+	t.Run("responder stands still", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		b := w.responder()
+		s := w.stream(250, hostB)
+		for range 3 {
+			before := s.sum().Passed
+			s.until("some that passed", func(c Count) bool { return c.Passed > before+50 })
+			b.mu.Lock()
+			time.Sleep(700 * time.Millisecond) // the fault itself: all ports have been asked, and none is answered
+			b.mu.Unlock()
+		}
+		before := s.sum().Passed
+		c := s.until("some that passed", func(c Count) bool { return c.Passed > before+300 })
+		if n := s.streams.Counters().Overtaken; c.There+c.Back > 0 || n > 0 {
+			t.Errorf("%+v, %d taken for lost that came, where all came late and in order", c, n)
+		}
+	})
 	t.Run("sockets overflow", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
