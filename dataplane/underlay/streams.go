@@ -1,6 +1,7 @@
 package underlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,6 +123,7 @@ type liveStream struct {
 	stream  *stream
 	due     time.Time
 	told    time.Time
+	upTo    uint32 // the last question of which an answer was taken in
 }
 
 type groupKey struct {
@@ -168,6 +170,7 @@ func (s *Streams) Set(key Key, set uint64, targets []Target, extra float64) erro
 	for _, g := range old {
 		g.close()
 	}
+	s.batch = slices.DeleteFunc(s.batch, func(c came) bool { return !slices.Contains(s.live, c.stream) })
 	s.poll = s.poll[:0]
 	for _, g := range s.groups {
 		g.socket = len(s.poll)
@@ -405,16 +408,39 @@ type came struct {
 	standing Standing
 }
 
-// receive takes in all answers that wait, in the order of their questions: where the other host stood still for a
-// while many come at a time, and those at the socket that is read first must not speak for the others.
+// receive reads what waits, and takes in what was read a tick ago: where the other host stood still for a while
+// many answers come at a time, and more while sockets are read one after the other, so that what is read
+// last would speak for what has just come to the first.
 func (s *Streams) receive() {
-	s.batch = s.batch[:0]
+	before := len(s.batch)
 	s.read()
-	slices.SortStableFunc(s.batch, func(a, b came) int { return int(int32(a.serial - b.serial)) })
+	s.takeIn(before)
+}
+
+// takeIn takes in, in the order of their questions, the first n of the answers that were read, and of the others
+// those that came before them: all of these have been read since. It keeps the rest.
+func (s *Streams) takeIn(n int) {
+	for i := range s.batch[:n] {
+		if c := &s.batch[i]; int32(c.serial-c.stream.upTo) > 0 {
+			c.stream.upTo = c.serial
+		}
+	}
+	slices.SortFunc(s.batch, func(a, b came) int {
+		if a.stream != b.stream {
+			return cmp.Compare(a.stream.index, b.stream.index)
+		}
+		return int(int32(a.serial - b.serial))
+	})
+	rest := s.batch[:0]
 	for i := range s.batch {
 		c := &s.batch[i]
+		if int32(c.serial-c.stream.upTo) > 0 {
+			rest = append(rest, *c)
+			continue
+		}
 		c.stream.stream.answered(c.serial, &c.standing, c.stream.group.own)
 	}
+	s.batch = rest
 }
 
 // read reads all that waits at the sockets.
@@ -446,7 +472,7 @@ func (s *Streams) take(g *group, port int) bool {
 		return true
 	}
 	if l := g.of[d.Session]; l != nil && remote == netip.AddrPortFrom(l.Dst, l.Port) && l.stream.port(d.Serial) == port {
-		s.batch = append(s.batch, came{l, d.Serial, d.Standing})
+		s.batch = append(s.batch, came{stream: l, serial: d.Serial, standing: d.Standing})
 	}
 	return true
 }

@@ -266,6 +266,42 @@ func TestStreamsFaultsOfOurs(t *testing.T) {
 	})
 }
 
+// TestReadInTurns has answers come while sockets are read, one after the other: that to question 90, at the last
+// socket, is read before the one to 16 at the first, though it came later, and knows that 16 came there.
+func TestReadInTurns(t *testing.T) {
+	s := NewStreams()
+	l := &liveStream{group: &group{}, stream: newStream(streamPorts)}
+	s.live = []*liveStream{l}
+	for i := range 100 {
+		l.stream.sent(epoch0.Add(time.Duration(i) * 20 * time.Millisecond))
+	}
+	read := func(serials ...uint32) {
+		before := len(s.batch)
+		for _, serial := range serials {
+			c := came{stream: l, serial: serial, standing: Standing{Epoch: 1, Known: seenBits}}
+			for i := range c.standing.Seen {
+				c.standing.Seen[i] = ^uint64(0)
+			}
+			s.batch = append(s.batch, c)
+		}
+		s.takeIn(before)
+	}
+	var most, late []uint32
+	for i := range uint32(91) {
+		if i%streamPorts == 0 && i > 0 {
+			late = append(late, i)
+		} else {
+			most = append(most, i)
+		}
+	}
+	read(most...)
+	read(late...)
+	read()
+	if total, lost := l.stream.counted(); total != 91 || lost != 0 || l.stream.overtook != 0 {
+		t.Errorf("%d of %d counted as lost, %d overtaken, want 0 of 91, 0", lost, total, l.stream.overtook)
+	}
+}
+
 // BenchmarkStream measures what a datagram of a stream and its answer take of processors, at both ends together.
 func BenchmarkStream(b *testing.B) {
 	w := newWorld(b)
