@@ -207,7 +207,7 @@ func (b *bucket) put(i uint32, s slot) {
 		b.marks--
 	}
 	b.n++
-	setSlot(&b.slots[i], uint64(s))
+	atomic.StoreUint64(&b.slots[i], uint64(s))
 }
 
 // remove takes out a record that is there.
@@ -219,14 +219,14 @@ func (x *index) remove(hash, id uint32) {
 	}
 	b.n--
 	if b.slots[(i+1)%bucketLen] != 0 {
-		setSlot(&b.slots[i], uint64(gone))
+		atomic.StoreUint64(&b.slots[i], uint64(gone))
 		b.marks++
 		return
 	}
 	// Walks that come here end here; so do those that come to marks before it.
-	setSlot(&b.slots[i], 0)
+	atomic.StoreUint64(&b.slots[i], 0)
 	for i = (i - 1) % bucketLen; slot(b.slots[i]) == gone; i = (i - 1) % bucketLen {
-		setSlot(&b.slots[i], 0)
+		atomic.StoreUint64(&b.slots[i], 0)
 		b.marks--
 	}
 }
@@ -266,7 +266,7 @@ func (a *slots) put(s uint64) {
 func (b *bucket) set(to *slots) {
 	for i, s := range to {
 		if s != b.slots[i] {
-			setSlot(&b.slots[i], s)
+			atomic.StoreUint64(&b.slots[i], s)
 		}
 	}
 }
