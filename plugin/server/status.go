@@ -33,7 +33,7 @@ func (s service) hosts() []*dyetracev1.Host {
 		h.Connected, h.Version, h.OvsVersion = a.Connected, a.Version, a.OVSVersion
 		h.LastSeen, h.Counters = timestamppb.New(a.LastSeen), a.Counters
 		if known, ok := snap.Host(a.Host); ok {
-			h.Bridges, h.Endpoints = known.Bridges, known.Endpoints
+			describe(h, known)
 		}
 	}
 	return slices.SortedFunc(maps.Values(all), func(a, b *dyetracev1.Host) int {
@@ -45,6 +45,14 @@ func (s service) hosts() []*dyetracev1.Host {
 		}
 		return 0
 	})
+}
+
+// describe adds what a host's agent said of it. Of one that has just connected, and has said nothing yet,
+// what it said in the session before is no word of now: its hooks may be gone since.
+func describe(h *dyetracev1.Host, known inventory.Host) {
+	if known.Connected || !h.GetConnected() {
+		h.Bridges, h.Endpoints = known.Bridges, known.Endpoints
+	}
 }
 
 // unready returns what keeps a host from being ready, a line each; nil if it is.

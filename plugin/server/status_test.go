@@ -45,6 +45,26 @@ func TestHomeless(t *testing.T) {
 	}
 }
 
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	live := []*dyetracev1.Bridge{{Name: "br-int", State: dyetracev1.HookState_HOOK_STATE_LIVE}}
+	for _, tt := range []struct {
+		name           string
+		session, known bool // there is one; the agent has told of its host in it
+		want           int
+	}{
+		{"connected, and told", true, true, 1},
+		{"connected anew, nothing told yet", true, false, 0},
+		{"gone: what it said last", false, false, 1},
+	} {
+		h := &dyetracev1.Host{Name: "hv1", Connected: tt.session}
+		describe(h, inventory.Host{Name: "hv1", Connected: tt.known, Bridges: live})
+		if len(h.Bridges) != tt.want || tt.want == 0 && unready(h) == nil {
+			t.Errorf("%s: %d bridges (want %d), unready: %v", tt.name, len(h.Bridges), tt.want, unready(h))
+		}
+	}
+}
+
 func TestUnready(t *testing.T) {
 	t.Parallel()
 	live := &dyetracev1.Bridge{Name: "br-int", State: dyetracev1.HookState_HOOK_STATE_LIVE}
