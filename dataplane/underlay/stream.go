@@ -9,10 +9,11 @@ const (
 	// firstSettle is how much later a question must have been sent from the same source port for its answer
 	// to tell that an earlier one was lost: else that may have been overtaken, though packets of one flow are
 	// kept in order nearly everywhere (RFC 4737, section 1.1). It is doubled, up to lastSettle, when that has
-	// happened all the same, and halved again when it has not for orderly answers; more would be beyond what an
-	// answer tells of at 1,000 a second. Where not even that is enough nothing is claimed for muddled answers. By an answer to another source port, which may go another way, it takes
-	// elsewhere times as long: with 40 ms a busy machine (two processors, load 8) with two ways between two
-	// namespaces counted some as lost that were not.
+	// happened all the same, and halved again when it has not for orderly answers; more would be beyond what
+	// an answer tells of at 1,000 a second. Where not even that is enough nothing is claimed for muddled
+	// answers. By an answer to another source port, which may go another way, it takes elsewhere times as
+	// long: with 40 ms a busy machine (two processors, load 8) with two ways between two namespaces counted
+	// some as lost that were not.
 	firstSettle, lastSettle = 5 * time.Millisecond, 160 * time.Millisecond
 	orderly, muddled        = 20_000, 2000
 	elsewhere               = 40
