@@ -75,16 +75,8 @@ func (t *Table) turnGateways() {
 		}
 		k := leadKey(p.kind == place6, p.addr)
 		net, members := p.net, t.find(&k)
-		if members == nil {
-			continue
-		}
-		for n := members.links; n != 0; n = t.links.at(n).next {
-			id := t.links.at(n).route
-			if turned++; turned > eachLen {
-				t.lead = append(t.lead, turn{id, net})
-				continue
-			}
-			t.touchIn(t.routes.at(id), net)
+		if members != nil {
+			t.lead = t.turnLinks(members.links, net, &turned, t.lead)
 		}
 	}
 }

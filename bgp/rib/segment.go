@@ -167,18 +167,24 @@ func (t *Table) turnSegments() {
 		if net >= firstTarget {
 			net = 0 // it may be of what is in a VNI; see around
 		}
-		if members == nil {
-			continue
-		}
-		for n := members.links; n != 0; n = t.links.at(n).next {
-			id := t.links.at(n).route
-			if turned++; turned > eachLen {
-				t.turning = append(t.turning, turn{id, net})
-				continue
-			}
-			t.touchIn(t.routes.at(id), net)
+		if members != nil {
+			t.turning = t.turnLinks(members.links, net, &turned, t.turning)
 		}
 	}
+}
+
+// turnLinks has the routes of a list of links weighed again: those that make turned eachLen at the most now,
+// the others as rest says, to which it adds them.
+func (t *Table) turnLinks(links uint32, net Network, turned *int, rest []turn) []turn {
+	for n := links; n != 0; n = t.links.at(n).next {
+		id := t.links.at(n).route
+		if *turned++; *turned > eachLen {
+			rest = append(rest, turn{id, net})
+			continue
+		}
+		t.touchIn(t.routes.at(id), net)
+	}
+	return rest
 }
 
 // turnRest weighs what turnSegments left. A record that is another route's by now is weighed in vain.
