@@ -62,14 +62,22 @@ type portTrials struct {
 func (x *crossing) port(number uint16) *portTrials {
 	i := slices.IndexFunc(x.ports, func(p portTrials) bool { return p.port == number })
 	if i < 0 {
-		const most = 64 // an agent that changes its ports all the time is told of no more
-		if len(x.ports) >= most {
-			x.ports = slices.Delete(x.ports, 0, 1)
-		}
 		i = len(x.ports)
 		x.ports = append(x.ports, portTrials{port: number})
 	}
 	return &x.ports[i]
+}
+
+// use forgets source ports that are used no more: those of an agent that was started anew are others, and one
+// from which nothing is sent loses nothing for ever, as if it went by a way that is sound.
+func (x *crossing) use(trials []trial) {
+	before := len(x.ports)
+	x.ports = slices.DeleteFunc(x.ports, func(p portTrials) bool {
+		return !slices.ContainsFunc(trials, func(t trial) bool { return t.port == p.port })
+	})
+	if len(x.ports) < before && x.extent == member {
+		x.extent = somewhere // which of the new ones lose is to be seen
+	}
 }
 
 // trial is what one source port's datagrams were on one way: sent, and lost of these.
@@ -78,11 +86,16 @@ type trial struct {
 	probes, lost int
 }
 
-// feed takes in trials, which were made at the same time, and says whether the extent has changed.
+// feedNet takes in trials of all ports that are used, which were made at the same time, and says whether the
+// extent has changed.
 func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (changed bool) {
 	x := p.net
 	x.heard = now
+	before := x.extent
 	probes, lost := 0, 0
+	if p.host == "" && len(trials) > 0 {
+		x.use(trials)
+	}
 	for _, t := range trials {
 		probes, lost = probes+t.probes, lost+t.lost
 		if p.host != "" {
@@ -106,7 +119,6 @@ func (p *pool) feedNet(plan sequential.Plan, trials []trial, now time.Time) (cha
 			x.ports[i].probes, x.ports[i].lost = (x.ports[i].probes+1)/2, (x.ports[i].lost+1)/2
 		}
 	}
-	before := x.extent
 	switch {
 	case p.host == "":
 		x.extent = x.extentBy(p.guard.Alarm)

@@ -84,6 +84,54 @@ func TestCrossingExtent(t *testing.T) {
 	})
 }
 
+// An agent that is started anew sends from other ports: what those lose is told as before, all of them or some,
+// however often that happens, and in the middle of a loss.
+func TestCrossingRestarts(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		members := rapid.SampledFrom([]int{1, 2}).Draw(t, "members")
+		restarts := rapid.IntRange(1, 6).Draw(t, "restarts")
+		amid := rapid.Bool().Draw(t, "amid a loss")
+		ps, p := crossedPool()
+		now := time.Unix(1e9, 0)
+		rounds := func(n, restart int, rate func(port int) float64) {
+			for range n {
+				now = now.Add(100 * time.Millisecond)
+				trials := lossy(rng, 6, rate)
+				for i := range trials {
+					trials[i].port += uint16(100 * restart)
+				}
+				ps.crossed("hv1", "hv2", p.net.src, p.net.dst, trials, now)
+			}
+		}
+		bad := func(port int) float64 {
+			if port*members/16 == 0 {
+				return 0.03 * float64(members)
+			}
+			return 0
+		}
+		for restart := range restarts {
+			if amid {
+				rounds(10, restart, bad)
+			} else {
+				rounds(20, restart, func(int) float64 { return 0 })
+			}
+		}
+		rounds(100, restarts, bad)
+		want := everywhere
+		if members > 1 {
+			want = member
+		}
+		if p.net.extent != want || len(p.net.ports) != 16 {
+			t.Fatalf("extent %v by %d ports, want %v by 16: %+v", p.net.extent, len(p.net.ports), want, p.net.ports)
+		}
+		if _, _, ports := p.figures(); len(ports) > 0 && slices.Min(ports) < uint32(40000+100*restarts) {
+			t.Fatalf("ports %v are told of, which are used no more", ports)
+		}
+	})
+}
+
 // One path of many that loses 1 % is a thousandth of all: its ports tell.
 func TestCrossingMember(t *testing.T) {
 	t.Parallel()
