@@ -40,6 +40,8 @@ type judging struct {
 	score *score
 	// refuted are pairs, "SRC DST", of which guests say otherwise than the lab.
 	refuted map[string]bool
+	// told is what a continuous run told of a pair since the break, and when; nil for a check.
+	told func(pair) string
 }
 
 // run breaks the lab, checks all pairs, and heals it.
@@ -179,7 +181,15 @@ func (j *judging) ends(p pair, f *fate) (all map[string][]string) {
 }
 
 func (j *judging) miss(p pair, what, want string) {
-	j.b.report.Missed = append(j.b.report.Missed, missed{j.c.String(), j.run, j.c.probes.scheme + " over IPv" + j.c.probes.ip, what, want, p.String()})
+	j.b.report.Missed = append(j.b.report.Missed, j.missed(p, what, want))
+}
+
+func (j *judging) missed(p pair, what, want string) missed {
+	m := missed{Case: j.c.String(), Run: j.run, Probes: j.c.probes.scheme + " over IPv" + j.c.probes.ip, What: what, Want: want, Said: p.String()}
+	if j.told != nil {
+		m.Told = j.told(p)
+	}
+	return m
 }
 
 // wrong notes a verdict that a fault of ours must never lead to.
@@ -188,7 +198,7 @@ func (j *judging) wrong(p pair, what, want string) {
 		return
 	}
 	j.score.Wrong++
-	j.b.report.Wrong = append(j.b.report.Wrong, missed{j.c.String(), j.run, j.c.probes.scheme + " over IPv" + j.c.probes.ip, what, want, p.String()})
+	j.b.report.Wrong = append(j.b.report.Wrong, j.missed(p, what, want))
 }
 
 // judge holds one verdict against the truth.

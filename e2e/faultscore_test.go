@@ -76,10 +76,16 @@ type missed struct {
 	What   string `json:"what"`
 	Want   string `json:"want"`
 	Said   string `json:"said"`
+	// Told is what a continuous run told of the pair since the break, and how long after.
+	Told string `json:"told,omitempty"`
 }
 
 func (m missed) String() string {
-	return fmt.Sprintf("%s: %s, run %s, %s: want %s: %s", m.Case, m.What, m.Run, m.Probes, m.Want, m.Said)
+	text := fmt.Sprintf("%s: %s, run %s, %s: want %s: %s", m.Case, m.What, m.Run, m.Probes, m.Want, m.Said)
+	if m.Told != "" {
+		text += "; told: " + m.Told
+	}
+	return text
 }
 
 // benchReport is what the bench found out, and the JSON that it writes.

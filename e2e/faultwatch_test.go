@@ -79,6 +79,7 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
 	}
 	j := c.judging(b, l)
 	j.run = p.run
+	j.told = func(q pair) string { return p.history(q, from, broken.At) }
 	if c.own != nil {
 		c.own.do(l)
 	}
@@ -110,6 +111,22 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
 		p.until("healthy", 58)
 	}
 	return j.score
+}
+
+// history is what was told of a pair, and how long after the break.
+func (p *patrol) history(of pair, from int, since time.Time) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var lines []string
+	for i := from; i < len(p.told); i++ {
+		if q := p.told[i]; q.Src == of.Src && q.Dst == of.Dst {
+			lines = append(lines, fmt.Sprintf("%+.3f s %s %s", p.at[i].Sub(since).Seconds(), q.Verdict, q.CauseKind))
+		}
+	}
+	if lines == nil {
+		return fmt.Sprintf("nothing until %+.3f s", time.Since(since).Seconds())
+	}
+	return fmt.Sprintf("%s, by %+.3f s", strings.Join(lines, ", "), time.Since(since).Seconds())
 }
 
 // loss counts a loss of a known share as one thing that fails: it is all pairs together that tell of it.

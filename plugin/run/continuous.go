@@ -64,6 +64,7 @@ type continuous struct {
 	lanes  []lane
 	shared []lane   // of the latter
 	round  []uint32 // pairs, in the order of their turns
+	facing []int    // by pair: the opposite one, which has the same wire; -1 for none
 	took   time.Time
 	vague  map[string]time.Time // by host: when all its pairs were next for a change that names none
 	ports  map[endKey]bool      // of instances
@@ -145,8 +146,26 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	for i, r := range j.lost.results {
 		c.out.seq, c.out.results = append(c.out.seq, j.lost.seq[i]), append(c.out.results, r)
 	}
-	c.round = roundOf(j.pairs)
+	c.round, c.facing = roundOf(j.pairs), facingOf(j.pairs)
 	return c
+}
+
+// facingOf returns of each pair which is the opposite one, -1 where there is none.
+func facingOf(pairs []plan.Pair) []int {
+	type ends [2]string
+	place := make(map[ends]int, len(pairs))
+	for i := range pairs {
+		place[ends{pairs[i].Src.Ref(), pairs[i].Dst.Ref()}] = i
+	}
+	facing := make([]int, len(pairs))
+	for i := range pairs {
+		o, known := place[ends{pairs[i].Dst.Ref(), pairs[i].Src.Ref()}]
+		if !known {
+			o = -1
+		}
+		facing[i] = o
+	}
+	return facing
 }
 
 // roundOf orders pairs so that the opposite of each comes half a round after it: either probe passes
@@ -379,7 +398,8 @@ func (c *continuous) keep(fresh []*plan.Path) {
 
 // goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
 // keeps others from taking them: else those instances that once went together get theirs at the same
-// times, and go together for ever.
+// times, and go together for ever. None goes where the opposite pair is examined, or is about to be: that
+// would take from the examination what both have in common, the wire and the pace.
 func (c *continuous) goRound(now time.Time) {
 	if !c.patrol.ready() || now.Sub(c.took) < goEvery+time.Duration(len(c.round))*time.Microsecond || len(c.patrol.x.queue) >= maxFlying {
 		return
@@ -391,6 +411,10 @@ func (c *continuous) goRound(now time.Time) {
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
 		p, l := &c.pairs[n], &c.lanes[n]
+		if o := c.facing[n]; o >= 0 && (c.pairs[o].exam != 0 || c.pairs[o].suspect) {
+			rest = append(rest, n)
+			continue
+		}
 		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || taken[l.src] || taken[l.dst] {
 			rest = append(rest, n)
 			continue

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 // bucket of burst tokens that fills at a rate.
 //
 // It also sees to it that between two instances there is one probe by tcp under way at a time, in
-// either direction and over all runs. A probe from a to b and one from b to a are the same
+// either direction and over all runs, which take turns. A probe from a to b and one from b to a are the same
 // connection (RFC 9293, section 3.3.1: both ports are the stain's), and connection tracking takes
 // the answer to the one for a forged answer to the other (measured: +inv, dropped).
 //
@@ -42,9 +43,44 @@ type window struct {
 
 // wire is the one connection that two instances can have by stained packets.
 type wire struct {
-	busy  bool
-	until time.Time // when it is free at the earliest, if nobody will say so
-	users int       // pairs of runs under way
+	busy    bool
+	until   time.Time // when it is free at the earliest, if nobody will say so
+	users   int       // pairs of runs under way
+	waiting []claim   // who wanted it while it was not, the first first
+}
+
+// party is who has joined: a run, the patrol of one, or an examination. It is told by its address, so it must have
+// a size.
+type party struct{ _ byte }
+
+// claim is a party's that waits for a wire, and when it last said so.
+type claim struct {
+	by *party
+	at time.Time
+}
+
+// claimFor is how long a claim stands of which nothing is heard any more. Who waits looks every tick; on a busy
+// machine that may be late.
+const claimFor = 250 * time.Millisecond
+
+// take has a party have the wire if it is free and nobody waits who came before. Else it is one who waits: one
+// that looks often, as a patrol, would have it for ever otherwise, and an examination of the opposite pair never.
+func (w *wire) take(by *party, now time.Time) bool {
+	w.waiting = slices.DeleteFunc(w.waiting, func(c claim) bool { return c.by != by && now.Sub(c.at) > claimFor })
+	mine := slices.IndexFunc(w.waiting, func(c claim) bool { return c.by == by })
+	switch free := !w.busy && !now.Before(w.until); {
+	case free && len(w.waiting) == 0:
+		w.busy = true
+	case free && mine == 0:
+		w.busy, w.waiting = true, slices.Delete(w.waiting, 0, 1)
+	case mine < 0:
+		w.waiting = append(w.waiting, claim{by, now})
+		return false
+	default:
+		w.waiting[mine].at = now
+		return false
+	}
+	return true
 }
 
 type bucket struct {
@@ -62,16 +98,17 @@ type lane struct {
 	src, dst *bucket
 	wire     *wire
 	host     *window
+	by       *party
 }
 
 // join returns the lanes of pairs, which must leave.
 func (p *pace) join(pairs []plan.Pair, now time.Time) []lane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	lanes := make([]lane, len(pairs))
+	lanes, by := make([]lane, len(pairs)), &party{}
 	for i := range pairs {
 		src, dst := pairs[i].Src.Ref(), pairs[i].Dst.Ref()
-		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst)), p.window(pairs[i].Src.Host)}
+		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst)), p.window(pairs[i].Src.Host), by}
 	}
 	return lanes
 }
@@ -135,6 +172,7 @@ func (p *pace) leave(lanes []lane, now time.Time) {
 		l.dst.users--
 		l.wire.users--
 		l.host.users--
+		l.wire.waiting = slices.DeleteFunc(l.wire.waiting, func(c claim) bool { return c.by == l.by })
 	}
 	for name, h := range p.hosts {
 		if h.users == 0 {
@@ -170,15 +208,12 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		if l.wire != nil && (l.wire.busy || now.Before(l.wire.until)) || l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 {
+		if l.host.flying >= maxFlying || l.src.tokens < 1 || l.dst.tokens < 1 || l.wire != nil && !l.wire.take(l.by, now) {
 			rest = append(rest, number)
 			continue
 		}
 		l.src.tokens--
 		l.dst.tokens--
-		if l.wire != nil {
-			l.wire.busy = true
-		}
 		l.host.flying++
 		go_ = append(go_, number)
 	}
