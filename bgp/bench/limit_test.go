@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -36,7 +37,7 @@ func processor(b *testing.B) time.Duration {
 
 // BenchmarkLimits tells what of the time that learning takes is spent on what: a million routes are read
 // from a socket and cut into messages; decoded; put into a map of Go's, by their keys alone; and learned
-// by a table, without a session. ns/route is processor time of all threads.
+// by a table, without a session, from one peer and from several that tell the same. ns/route is processor time of all threads.
 func BenchmarkLimits(b *testing.B) {
 	f := fabric{5000, 100}
 	announce, withdraw := f.announce(), f.withdraw()
@@ -82,56 +83,69 @@ func BenchmarkLimits(b *testing.B) {
 		options.RTs = append(options.RTs, wire.RouteTarget(target(uint32(10000+i))))
 	}
 	told, undone := bodies(announce), bodies(withdraw)
-	b.Run("table", func(b *testing.B) {
-		var learn stages
-		for b.Loop() {
-			peer := rib.New(rib.Options{}).Peer("rr", options)
+	newTable := func(peers int) (all []*rib.Feed) {
+		t := rib.New(rib.Options{})
+		for i := range peers {
+			peer := t.Peer(fmt.Sprint("rr", i), options)
 			peer.Up(time.Now(), false)
-			learn.fill(b, peer, told)
-			if peer.Routes() != f.routes() {
-				b.Fatal(peer.Routes())
+			all = append(all, peer)
+		}
+		return all
+	}
+	for _, n := range []int{1, 2, 4} {
+		b.Run(fmt.Sprintf("table×%d", n), func(b *testing.B) {
+			var learn stages
+			for b.Loop() {
+				peers := newTable(n)
+				learn.fill(b, peers, told)
+				for _, p := range peers {
+					if p.Routes() != f.routes() {
+						b.Fatal(p.Routes())
+					}
+				}
 			}
-		}
-		learn.report(b, f, "learn")
-	})
-	b.Run("churn", func(b *testing.B) {
-		var learn, withdraw, again stages
-		peer := rib.New(rib.Options{}).Peer("rr", options)
-		peer.Up(time.Now(), false)
-		learn.fill(b, peer, told)
-		for b.Loop() {
-			withdraw.fill(b, peer, undone)
-			again.fill(b, peer, told)
-		}
-		withdraw.report(b, f, "withdraw")
-		again.report(b, f, "again")
-	})
+			learn.report(b, n*f.routes(), "learn")
+		})
+		b.Run(fmt.Sprintf("churn×%d", n), func(b *testing.B) {
+			var learn, withdraw, again stages
+			peers := newTable(n)
+			learn.fill(b, peers, told)
+			for b.Loop() {
+				withdraw.fill(b, peers, undone)
+				again.fill(b, peers, told)
+			}
+			withdraw.report(b, n*f.routes(), "withdraw")
+			again.report(b, n*f.routes(), "again")
+		})
+	}
 }
 
 // stages is processor time of UPDATEs that are read, and taken in. A session does both at a time.
 type stages struct{ read, take time.Duration }
 
-// fill does one after the other, in bursts as those of a session.
-func (s *stages) fill(b *testing.B, peer *rib.Feed, bodies [][]byte) {
+// fill does one after the other, in bursts as those of a session; peers take turns.
+func (s *stages) fill(b *testing.B, peers []*rib.Feed, bodies [][]byte) {
 	var burst [16]rib.Ahead
 	now := time.Now()
 	for some := range slices.Chunk(bodies, len(burst)) {
-		t0 := processor(b)
-		for i, m := range some {
-			peer.Read(&burst[i], m)
-		}
-		t1 := processor(b)
-		for i := range some {
-			if err := peer.Take(&burst[i], now); err != nil {
-				b.Fatal(err)
+		for _, peer := range peers {
+			t0 := processor(b)
+			for i, m := range some {
+				peer.Read(&burst[i], m)
 			}
+			t1 := processor(b)
+			for i := range some {
+				if err := peer.Take(&burst[i], now); err != nil {
+					b.Fatal(err)
+				}
+			}
+			s.read, s.take = s.read+t1-t0, s.take+processor(b)-t1
 		}
-		s.read, s.take = s.read+t1-t0, s.take+processor(b)-t1
 	}
 }
 
-func (s *stages) report(b *testing.B, f fabric, what string) {
-	n := float64(b.N * f.routes())
+func (s *stages) report(b *testing.B, routes int, what string) {
+	n := float64(b.N * routes)
 	b.ReportMetric(float64(s.read.Nanoseconds())/n, what+"-read-cpu-ns/route")
 	b.ReportMetric(float64(s.take.Nanoseconds())/n, what+"-take-cpu-ns/route")
 }

@@ -25,8 +25,9 @@ type batch struct {
 	targets [2 * maxTargets]Network
 
 	// Of the table, as it is when they are taken in.
-	ids    []uint32 // of routes that are there
-	gaps   []gap    // for those that are not
+	newest []uint32 // routes of the same NLRI, see Table.findRoute
+	gaps   []gap    // where the index has them, or would
+	ids    []uint32 // the peer's own
 	linked []uint32 // places of those that are
 	sink   uint32   // what was read, so that no compiler leaves it out
 }
@@ -49,7 +50,7 @@ func (b *batch) read(f *Feed, routes *wire.Routes) {
 			b.routes = b.routes[:n]
 			return
 		}
-		b.hashes = append(b.hashes, f.t.routeHash(&b.routes[n], f.id))
+		b.hashes = append(b.hashes, f.t.routeHash(&b.routes[n]))
 	}
 }
 
@@ -95,10 +96,11 @@ func (b *batch) span(i int) (first, end uint32) {
 
 // warm finds routes that are there, and reads ahead for these: themselves, their links and places.
 func (b *batch) warm(t *Table, peer uint16) {
-	b.ids, b.gaps, b.linked = b.ids[:0], b.gaps[:0], b.linked[:0]
+	b.newest, b.ids, b.gaps, b.linked = b.newest[:0], b.ids[:0], b.gaps[:0], b.linked[:0]
 	for i := range b.routes {
-		id, at := t.findRoute(b.hashes[i], &b.routes[i], peer)
-		b.ids, b.gaps = append(b.ids, id), append(b.gaps, at)
+		newest, at := t.findRoute(b.hashes[i], &b.routes[i])
+		id := t.ofPeer(newest, peer)
+		b.newest, b.ids, b.gaps = append(b.newest, newest), append(b.ids, id), append(b.gaps, at)
 		if id != 0 {
 			if links := t.routes.at(id).links; links != 0 { // none, if it belongs to no network that we know
 				b.linked = append(b.linked, links)

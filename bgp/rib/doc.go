@@ -58,7 +58,8 @@
 // look for them. Records that are given up are used again; pages are kept. So memory follows the most
 // routes there ever were at a time.
 //
-//	key ──▶ byRoute ──▶ route ──▶ path (next hop, sequence, …; shared)
+//	NLRI ─▶ byRoute ──▶ route ──▶ path (next hop, sequence, …; shared)
+//	                      │ └──▶ another peer's of the same NLRI
 //	                      │ ▲
 //	                      ▼ │ link, one for each network and address
 //	address ─▶ byPlace ─▶ place (the answer, since when, history)

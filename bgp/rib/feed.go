@@ -124,7 +124,7 @@ func (f *Feed) SetOptions(o PeerOptions, now time.Time) (refresh bool) {
 	f.each(now, func(id uint32, r *route) {
 		targets := *f.t.targets.vals.at(f.t.paths.vals.at(r.path).targets)
 		if r.flags&flagClaim == 0 && !is.wanted([]byte(targets)) {
-			f.t.remove(f, id)
+			f.t.drop(f, id)
 			return
 		}
 		flags := r.flags &^ flagHop
@@ -250,7 +250,7 @@ func (f *Feed) outdate(now time.Time) {
 
 // purge removes all.
 func (f *Feed) purge(now time.Time) {
-	f.each(now, func(id uint32, _ *route) { f.t.remove(f, id) })
+	f.each(now, func(id uint32, _ *route) { f.t.drop(f, id) })
 }
 
 // sweep removes what is stale, of one family or (0) of all.
@@ -260,7 +260,7 @@ func (f *Feed) sweep(now time.Time, fam wire.Family) {
 	}
 	f.each(now, func(id uint32, r *route) {
 		if r.gen != f.t.peers[f.id].gen && (fam == 0 || r.family() == fam) {
-			f.t.remove(f, id)
+			f.t.drop(f, id)
 		}
 	})
 }
@@ -353,8 +353,8 @@ func (f *Feed) withdraw(b *batch) {
 	b.warm(t, f.id)
 	for i := range b.routes {
 		// The same route may be there twice.
-		if id := b.ids[i]; id != 0 && t.is(id, &b.routes[i], f.id) {
-			t.remove(f, id)
+		if id := b.ids[i]; id != 0 && t.is(id, &b.routes[i]) {
+			t.remove(f, id, b.hashes[i], b.newest[i], b.gaps[i])
 			f.stats.Removed++
 		}
 	}

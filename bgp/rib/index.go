@@ -92,21 +92,23 @@ func (x *index) bucket(hash uint32) *bucket {
 	return d.at(hash)
 }
 
-// gap is where a record can be put that was not found, as long as nothing moves and it is free.
+// gap is where a record is that was found, or can be put that was not, as long as nothing moves.
 type gap struct {
 	b       *bucket
 	i       uint32
 	version uint64 // of b
 }
 
-// open tells whether the record that was not found can still be put there. It is for who took nothing
-// out since.
-func (g gap) open() bool {
-	return g.b != nil && slot(g.b.slots[g.i]).free() && g.b.version.Load() == g.version
+// has tells whether the record is there still; of 0, that none is. It is for who took nothing out since.
+func (g gap) has(id uint32) bool {
+	return g.b != nil && slot(g.b.slots[g.i]).id() == id && g.b.version.Load() == g.version
 }
 
-// find returns the record with this hash for which same holds; 0 if there is none, and where it could
-// be put. It is for who writes.
+// turn puts a record in the place of the one that was found.
+func (g gap) turn(hash, id uint32) { atomic.StoreUint64(&g.b.slots[g.i], uint64(newSlot(hash, id))) }
+
+// find returns the record with this hash for which same holds, and where it is; 0 if there is none, and
+// where it could be put. It is for who writes.
 func (x *index) find(hash uint32, same func(id uint32) bool) (id uint32, at gap) {
 	b := x.bucket(hash)
 	if b == nil {
@@ -125,7 +127,7 @@ func (x *index) find(hash uint32, same func(id uint32) bool) (id uint32, at gap)
 				first = i
 			}
 		case s.hash() == hash && same(s.id()):
-			return s.id(), gap{}
+			return s.id(), gap{b, i, b.version.Load()}
 		}
 	}
 }

@@ -96,27 +96,36 @@ func TestGap(t *testing.T) {
 	t.Parallel()
 	x := newIndex(slab.New())
 	never := func(uint32) bool { return false }
-	if _, at := x.find(5, never); at.open() {
+	if _, at := x.find(5, never); at.has(0) {
 		t.Error("a gap where there is no bucket")
 	}
 	x.add(5, 1)
 	_, at := x.find(5, never)
-	if !at.open() {
+	if !at.has(0) {
 		t.Fatal("no gap")
 	}
 	x.add(5, 2) // takes it
-	if at.open() {
+	if at.has(0) {
 		t.Error("still one with a record in it")
 	}
 	x.remove(5, 1)
 	_, at = x.find(5, never)
-	if slot(at.b.slots[at.i]) != gone || !at.open() {
-		t.Errorf("slot %#x, open %v; want the mark of what is gone", at.b.slots[at.i], at.open())
+	if slot(at.b.slots[at.i]) != gone || !at.has(0) {
+		t.Errorf("slot %#x, has none: %v; want the mark of what is gone", at.b.slots[at.i], at.has(0))
 	}
+	hash := func(id uint32) uint32 { return id * 0x9e3779b1 }
 	for id := uint32(10); len(x.dir.Load().buckets) == 1; id++ {
-		x.add(id*0x9e3779b1, id)
+		x.add(hash(id), id)
 	}
-	if at.open() {
+	if at.has(0) {
 		t.Error("still one when the bucket was split")
+	}
+	id, at := x.find(hash(10), func(id uint32) bool { return id == 10 })
+	if id != 10 || !at.has(10) {
+		t.Fatalf("found %d, has it: %v; want 10", id, at.has(10))
+	}
+	at.turn(hash(10), 7)
+	if id, _ := x.find(hash(10), func(uint32) bool { return true }); id != 7 || at.has(10) || !at.has(7) {
+		t.Errorf("found %d where 10 was turned into 7", id)
 	}
 }

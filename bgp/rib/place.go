@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/dyetrace/dyetrace/bgp/wire"
 )
 
 // place is one address in one network, and where it is by all that is known. It fills a cache line.
@@ -105,7 +107,22 @@ func (t *Table) link(routeID uint32, k *placeKey, hash uint32) {
 	}
 	p.links, r.links = n, n
 	p.count++
-	t.mark(id, p)
+	if p.count > maxClaims || !t.agrees(p, r) {
+		t.mark(id, p)
+	}
+}
+
+// agrees tells whether a route says just what the answer of a place is, so that the answer is the same with
+// it and without it, as long as another one that agrees is there. It is false where that is not obvious.
+func (t *Table) agrees(p *place, r *route) bool {
+	if p.flags&placeDirty != 0 || p.kind > place6 || p.answer == 0 || r.flags&flagsRefused != 0 || t.leading > 0 {
+		return false
+	}
+	way, rank := t.paths.vals.at(r.path), uint64(p.seq)
+	if p.flags&placeSticky != 0 {
+		rank |= 1 << 32
+	}
+	return p.answer == way.hop && way.rank() == rank && way.gateway == 0 && way.esi == wire.ESI{}
 }
 
 func (t *Table) countLength(kind placeKind, bits uint8, by uint32) {
@@ -125,6 +142,7 @@ func (t *Table) detach(routeID uint32) {
 	for n := r.links; n != 0; {
 		l := *t.links.at(n)
 		p := t.places.edit(l.place, &t.memory)
+		agrees := t.agrees(p, r)
 		if l.prev != 0 {
 			t.links.edit(l.prev, &t.memory).next = l.next
 		} else {
@@ -134,7 +152,9 @@ func (t *Table) detach(routeID uint32) {
 			t.links.edit(l.next, &t.memory).prev = l.prev
 		}
 		p.count--
-		t.mark(l.place, p)
+		if !agrees || p.links == 0 || !t.agrees(p, t.routes.at(t.links.at(p.links).route)) {
+			t.mark(l.place, p)
+		}
 		t.links.release(n)
 		n = l.more
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dyetrace/dyetrace/bgp/slab"
 	"github.com/dyetrace/dyetrace/bgp/wire"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -150,7 +151,7 @@ type route struct {
 	path  uint32
 	links uint32 // the first
 	label uint32 // as sent
-	hash  uint32 // of the NLRI and the peer
+	next  uint32 // another peer's of the same NLRI
 	mac   stain.MAC
 	peer  uint16
 	kind  wire.Kind // 0: nobody's record
@@ -230,7 +231,8 @@ func New(o Options) *Table {
 	}
 	t := &Table{opts: o, feeds: make(map[string]*Feed), watches: make(map[*Watch]struct{})}
 	t.seed, t.memory = newSeed(), newMemory()
-	t.byRoute, t.byPlace = newIndex(t.slab), newIndex(t.slab)
+	slots := slab.NewHuge()
+	t.byRoute, t.byPlace = newIndex(slots), newIndex(slots)
 	t.found = t.byPlace
 	t.mapping.Store(o.Networks.clone())
 	t.past.size = uint64(max(o.History, 0))
@@ -294,21 +296,34 @@ func (t *Table) changed() {
 	t.reclaim()
 }
 
-func (v *view) routeHash(r *wire.Route, peer uint16) uint32 {
+// Peers tell the same routes, most of all those that reflect them. So byRoute has an NLRI once, and it leads
+// to the newest of its routes, and that to the others: with a second peer the index grows by nothing.
+
+func (v *view) routeHash(r *wire.Route) uint32 {
 	return v.seed.hash(uint64(r.RD),
-		r.MAC.Uint64()<<16|uint64(peer),
+		r.MAC.Uint64(),
 		binary.BigEndian.Uint64(r.Addr[:]),
 		binary.BigEndian.Uint64(r.Addr[8:])^uint64(r.Tag)<<32^uint64(r.Kind)<<8^uint64(r.Bits))
 }
 
-func (t *Table) findRoute(hash uint32, r *wire.Route, peer uint16) (id uint32, at gap) {
-	return t.byRoute.find(hash, func(id uint32) bool { return t.is(id, r, peer) })
+// findRoute returns the newest route of that NLRI.
+func (t *Table) findRoute(hash uint32, r *wire.Route) (newest uint32, at gap) {
+	return t.byRoute.find(hash, func(id uint32) bool { return t.is(id, r) })
 }
 
-// is tells whether a record is a peer's route of that NLRI.
-func (t *Table) is(id uint32, r *wire.Route, peer uint16) bool {
+// ofPeer returns a peer's own one of the routes of an NLRI; 0: it has none.
+func (t *Table) ofPeer(newest uint32, peer uint16) uint32 {
+	id := newest
+	for id != 0 && t.routes.at(id).peer != peer {
+		id = t.routes.at(id).next
+	}
+	return id
+}
+
+// is tells whether a record is a route of that NLRI.
+func (t *Table) is(id uint32, r *wire.Route) bool {
 	have := t.routes.at(id)
-	return have.mac == r.MAC && have.rd == r.RD && have.peer == peer && have.addr == r.Addr &&
+	return have.mac == r.MAC && have.rd == r.RD && have.addr == r.Addr &&
 		have.tag == r.Tag && have.kind == r.Kind && have.bits == r.Bits && (have.flags&flagV6 != 0) == r.V6
 }
 
@@ -338,11 +353,11 @@ func flagsOf(w *wire.Route) (flags routeFlags) {
 func (t *Table) put(f *Feed, b *batch, i int, pathID uint32, flags routeFlags, at int64) bool {
 	w, hash := &b.routes[i], b.hashes[i]
 	flags |= flagsOf(w)
-	id, gap := b.ids[i], b.gaps[i]
-	if id == 0 && !gap.open() || id != 0 && !t.is(id, w, f.id) { // another route of the UPDATE has come between
-		id, gap = t.findRoute(hash, w, f.id)
+	newest, gap := b.newest[i], b.gaps[i]
+	if !gap.has(newest) { // another route of the UPDATE has come between
+		newest, gap = t.findRoute(hash, w)
 	}
-	if id != 0 {
+	if id := t.ofPeer(newest, f.id); id != 0 {
 		t.replace(f, id, w, pathID, flags, at)
 		return true
 	}
@@ -350,12 +365,14 @@ func (t *Table) put(f *Feed, b *batch, i int, pathID uint32, flags routeFlags, a
 		return false
 	}
 	id, r := t.routes.add(&t.memory)
-	if !t.byRoute.addAt(gap, hash, id) {
+	if newest != 0 {
+		gap.turn(hash, id)
+	} else if !t.byRoute.addAt(gap, hash, id) {
 		t.routes.release(id)
 		return false
 	}
 	*r = newRoute(f, w, flags)
-	r.at, r.path, r.gen, r.hash = at, pathID, t.peers[f.id].gen, hash
+	r.at, r.path, r.gen, r.next = at, pathID, t.peers[f.id].gen, newest
 	t.paths.refs[pathID]++
 	f.routes++
 	t.count++
@@ -401,11 +418,11 @@ func (t *Table) replace(f *Feed, id uint32, w *wire.Route, pathID uint32, flags 
 	}
 }
 
-// remove forgets a route.
-func (t *Table) remove(f *Feed, id uint32) {
+// remove forgets a route, of that hash. newest and at are as of findRoute, or as they were.
+func (t *Table) remove(f *Feed, id, hash, newest uint32, at gap) {
 	t.detach(id)
 	r := t.routes.edit(id, &t.memory)
-	t.byRoute.remove(r.hash, id)
+	t.unlist(id, r, hash, newest, at)
 	if r.gen != t.peers[f.id].gen {
 		f.stale--
 	}
@@ -414,6 +431,32 @@ func (t *Table) remove(f *Feed, id uint32) {
 	t.routes.release(id)
 	f.routes--
 	t.count--
+}
+
+// drop is remove for who knows no more.
+func (t *Table) drop(f *Feed, id uint32) {
+	w := t.routes.at(id).wire()
+	t.remove(f, id, t.routeHash(&w), 0, gap{})
+}
+
+// unlist takes a route from those of its NLRI.
+func (t *Table) unlist(id uint32, r *route, hash, newest uint32, at gap) {
+	if newest == 0 || !at.has(newest) {
+		w := r.wire()
+		newest, at = t.findRoute(hash, &w)
+	}
+	switch {
+	case newest != id:
+		before := newest
+		for t.routes.at(before).next != id {
+			before = t.routes.at(before).next
+		}
+		t.routes.edit(before, &t.memory).next = r.next
+	case r.next != 0:
+		at.turn(hash, r.next)
+	default:
+		t.byRoute.remove(hash, id)
+	}
 }
 
 // holdPath returns the number of p, whose hop, gateway and targets the caller holds and gives away.

@@ -14,7 +14,12 @@ func bytesOf(p unsafe.Pointer, size uintptr) []byte { return unsafe.Slice((*byte
 // Blocks are aligned, no two overlap, and what is put back is given out again: from the heap, from
 // the kernel, and where a block is larger than what is asked for at a time.
 func TestBlocks(t *testing.T) {
-	s := New()
+	for name, made := range map[string]func() *Slab{"any pages": New, "huge pages": NewHuge} {
+		t.Run(name, func(t *testing.T) { testBlocks(t, made()) })
+	}
+}
+
+func testBlocks(t *testing.T, s *Slab) {
 	sizes := []uintptr{40, 2112, 16384, most + 1}
 	type block struct {
 		p    unsafe.Pointer
@@ -81,8 +86,11 @@ func TestCollected(t *testing.T) {
 		return strings.Count(string(text), "\n")
 	}
 	before := mappings()
-	for range 40 {
+	for i := range 40 {
 		s := New()
+		if i%2 == 1 {
+			s = NewHuge()
+		}
 		for s.chunks.all == nil {
 			s.Get(1 << 16)
 		}
