@@ -263,3 +263,29 @@ func TestPrefixForPlans(t *testing.T) {
 	feed.Down(now, true)
 	asks(plan.Present, "", "10.1.0.2") // stale, and still for it alone
 }
+
+// TestGatewayForPlans: a prefix that goes by a gateway's address is where that address is by its MAC route, as
+// far as plans see, and not known while nobody tells that one.
+func TestGatewayForPlans(t *testing.T) {
+	t.Parallel()
+	w, g := learning(t, 6, nil)
+	prefix, gateway := netip.MustParsePrefix("10.9.0.0/16"), netip.MustParseAddr("10.0.0.7")
+	g.Tell(teacher.Prefix{RD: "10.1.0.9", VNI: 5000, Prefix: prefix, Gateway: gateway, NextHop: "10.1.0.9"}.Path(t))
+	w.told()
+	eventually(t, "the prefix", func() bool { return w.controller.table.Snapshot().Len() == 1 })
+	behind := netip.MustParseAddr("10.9.1.1")
+	if l := w.controller.routes().IP(5000, behind); l.State != plan.NotKnown {
+		t.Errorf("before its gateway is known: %+v", l)
+	}
+	for i, hop := range []string{"10.1.0.1", "10.1.0.2"} {
+		g.Tell(teacher.MAC{RD: hop, VNI: 100, L3VNI: 5000, MAC: "02:00:00:00:00:07", IP: gateway.String(), NextHop: hop, Sequence: uint32(i)}.Path(t))
+		var l plan.Learned
+		eventually(t, "the prefix at "+hop, func() bool {
+			l = w.controller.routes().IP(5000, behind)
+			return l.State == plan.Present && slices.Equal(l.VTEPs, []netip.Addr{netip.MustParseAddr(hop)})
+		})
+		if l.Prefix != prefix {
+			t.Errorf("%+v; want %v", l, prefix)
+		}
+	}
+}

@@ -355,9 +355,11 @@ type Route struct {
 	Seq      uint32
 	Sticky   bool
 	Gateway  bool
-	Targets  []wire.RouteTarget // sorted
-	Refused  bool               // kept as a claim only: no answer is of it
-	VTEP                        // Peers and RDs have one each
+	// GatewayIP is the address that a prefix goes by, in place of the next hop (RFC 9136, 3.1); invalid: none.
+	GatewayIP netip.Addr
+	Targets   []wire.RouteTarget // sorted
+	Refused   bool               // kept as a claim only: no answer is of it
+	VTEP                         // Peers and RDs have one each
 }
 
 // Routes returns all routes that fit, in no order. It walks the table.
@@ -413,6 +415,9 @@ func (s *Snapshot) route(r *route) Route {
 		Peer: s.peers[r.peer].name, Kind: r.kind, Networks: s.networks(r), Tag: r.tag, MAC: r.mac, Prefix: w.Prefix(),
 		Seq: way.seq, Sticky: way.flags&pathSticky != 0, Gateway: way.flags&pathGateway != 0,
 		Refused: r.flags&flagsRefused != 0, VTEP: s.vtep(r, way),
+	}
+	if way.gateway != 0 {
+		out.GatewayIP = *s.hops.at(way.gateway)
 	}
 	out.Stale, out.Since, out.RDs, out.Peers = s.stale(r), time.Unix(0, r.at), []wire.RD{r.rd}, []string{out.Peer}
 	for list := *s.targets.at(way.targets); list != ""; list = list[8:] {

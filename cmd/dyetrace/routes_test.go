@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -210,6 +211,17 @@ func TestRoutes(t *testing.T) {
 		}) {
 			t.Errorf("no line %q in\n%s", want, list)
 		}
+	}
+
+	// And by what a prefix goes that names a gateway.
+	g.Tell(teacher.Prefix{
+		RD: "10.255.2.15", VNI: 5000, Prefix: netip.MustParsePrefix("10.9.0.0/16"), Gateway: netip.MustParseAddr("10.0.0.7"), NextHop: "10.255.2.15",
+	}.Path(t))
+	eventually(t, "the prefix", func() bool {
+		return c.asked(&routes, "routes", "--vtep", "10.255.2.15") && len(routes.Routes) == 1
+	})
+	if got := routes.Routes[0]; got.GatewayIP != "10.0.0.7" || got.Prefix != "10.9.0.0/16" || got.Marks() != "by 10.0.0.7" {
+		t.Errorf("a prefix by a gateway: %+v", got)
 	}
 
 	w := c.watch("--mac", mac, "-o", "json")

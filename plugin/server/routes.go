@@ -162,6 +162,9 @@ func routeProto(r rib.Route, owners map[netip.Addr]string) *dyetracev1.Route {
 	if r.ESI != (wire.ESI{}) {
 		m.Esi = r.ESI.String()
 	}
+	if r.GatewayIP.IsValid() {
+		m.GatewayIp = r.GatewayIP.String()
+	}
 	return m
 }
 

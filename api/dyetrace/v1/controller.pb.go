@@ -3953,7 +3953,10 @@ type Route struct {
 	Since *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=since,proto3" json:"since,omitempty"`
 	// Of an Ethernet segment that one VTEP at a time forwards for (RFC 7432,
 	// section 7.5).
-	SingleActive  bool `protobuf:"varint,40,opt,name=single_active,json=singleActive,proto3" json:"single_active,omitempty"`
+	SingleActive bool `protobuf:"varint,40,opt,name=single_active,json=singleActive,proto3" json:"single_active,omitempty"`
+	// The gateway address of an IP prefix (RFC 9136, section 3.1), which is where MAC
+	// routes have that address, and not at vtep; empty is none.
+	GatewayIp     string `protobuf:"bytes,41,opt,name=gateway_ip,json=gatewayIp,proto3" json:"gateway_ip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4126,6 +4129,13 @@ func (x *Route) GetSingleActive() bool {
 		return x.SingleActive
 	}
 	return false
+}
+
+func (x *Route) GetGatewayIp() string {
+	if x != nil {
+		return x.GatewayIp
+	}
+	return ""
 }
 
 // RouteAnswer is where an address is.
@@ -5387,7 +5397,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06answer\x18\x04 \x01(\v2\x18.dyetrace.v1.RouteAnswerR\x06answer\"9\n" +
 	"\tRouteVTEP\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\xc7\x04\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xe6\x04\n" +
 	"\x05Route\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.RouteKindR\x04kind\x12\x12\n" +
 	"\x04vnis\x18\x02 \x03(\rR\x04vnis\x12#\n" +
@@ -5409,7 +5419,9 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\arefused\x18\x11 \x01(\bR\arefused\x12\x12\n" +
 	"\x04peer\x18\x12 \x01(\tR\x04peer\x120\n" +
 	"\x05since\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12#\n" +
-	"\rsingle_active\x18( \x01(\bR\fsingleActive\"\x98\x02\n" +
+	"\rsingle_active\x18( \x01(\bR\fsingleActive\x12\x1d\n" +
+	"\n" +
+	"gateway_ip\x18) \x01(\tR\tgatewayIp\"\x98\x02\n" +
 	"\vRouteAnswer\x12-\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x17.dyetrace.v1.RouteStateR\x05state\x12,\n" +
 	"\x05vteps\x18\x02 \x03(\v2\x16.dyetrace.v1.RouteVTEPR\x05vteps\x120\n" +

@@ -41,9 +41,11 @@ type Route struct {
 	Stale         bool   `json:"stale"`
 	Refused       bool   `json:"refused"`
 	// SingleActive: one VTEP at a time forwards for the Ethernet segment ESI.
-	SingleActive bool       `json:"single_active"`
-	Peer         string     `json:"peer"`
-	Since        *time.Time `json:"since"`
+	SingleActive bool `json:"single_active"`
+	// GatewayIP is the address that a prefix goes by, in place of VTEP; empty: none.
+	GatewayIP string     `json:"gateway_ip"`
+	Peer      string     `json:"peer"`
+	Since     *time.Time `json:"since"`
 }
 
 // VTEP is a tunnel endpoint, and whose it is; Host is empty where no agent reports it.
@@ -172,7 +174,7 @@ func newRoute(m *dyetracev1.Route) Route {
 		VNIs: append([]uint32{}, m.GetVnis()...), RouteTargets: append([]string{}, m.GetRouteTargets()...),
 		MAC: m.GetMac(), Prefix: m.GetPrefix(), Encapsulation: m.GetEncapsulation(), Label: m.GetLabel(), L3Label: m.GetL3Label(),
 		EthernetTag: m.GetEthernetTag(), RD: m.GetRd(), ESI: m.GetEsi(), Sequence: m.GetSequence(), Sticky: m.GetSticky(),
-		Gateway: m.GetGateway(), Stale: m.GetStale(), Refused: m.GetRefused(), SingleActive: m.GetSingleActive(), Peer: m.GetPeer(), Since: Time(m.GetSince()),
+		Gateway: m.GetGateway(), Stale: m.GetStale(), Refused: m.GetRefused(), SingleActive: m.GetSingleActive(), GatewayIP: m.GetGatewayIp(), Peer: m.GetPeer(), Since: Time(m.GetSince()),
 	}
 	if t := m.GetVtep(); t != nil {
 		v.VTEP = &VTEP{t.GetAddress(), t.GetHost()}
@@ -245,6 +247,9 @@ func (r Route) Marks() string {
 		if x.is {
 			words = append(words, x.word)
 		}
+	}
+	if r.GatewayIP != "" {
+		words = append(words, "by "+r.GatewayIP)
 	}
 	return strings.Join(words, " ")
 }
