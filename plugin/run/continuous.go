@@ -18,9 +18,11 @@ const (
 	// patrolShare of an instance's burst is left to examinations: a patrol sends no probe that would
 	// take of it.
 	patrolShare = 0.5
-	// maxExams bounds the examinations at one time. What becomes suspect meanwhile is looked at by the
-	// next one, all together.
-	maxExams = 4
+	// maxExams bounds the examinations at one time, but for those that have lasted longExam: they test how
+	// much is lost, mostly, which may take a minute, and what breaks meanwhile must not wait for that; of all
+	// together there are mostExams. What becomes suspect meanwhile is looked at by the next one, all together.
+	maxExams, mostExams = 4, 16
+	longExam            = 2 * time.Second
 	// recheckAfter is how often a pair that is not healthy is examined though the patrol sees no
 	// change; and recheckTimes of what the last examination took, if that is longer.
 	recheckAfter = 10 * time.Second
@@ -84,8 +86,8 @@ type continuous struct {
 	wait      time.Duration // see minSettle
 	exact     time.Duration // see examSettle
 
-	exams   int    // under way
-	begun   uint64 // exams, so far
+	exams   map[uint64]time.Time // under way, and when they began
+	begun   uint64               // exams, so far
 	wg      sync.WaitGroup
 	results chan examined
 	probes  uint64
@@ -131,7 +133,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	c := &continuous{
 		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle, exact: r.cfg.Settle,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
-		results: make(chan examined), vague: map[string]time.Time{},
+		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]time.Time{},
 	}
 	c.job.lost = batch{}
 	if r.stream != nil {
@@ -279,7 +281,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 	}
 	c.forgetStreams(now)
 	c.examine(ctx, now)
-	wake = earliest(wake, c.infer.step(c.feed, c.exams == 0, now))
+	wake = earliest(wake, c.infer.step(c.feed, len(c.exams) == 0, now))
 	if now.Sub(c.shown) >= figuresEvery {
 		c.shown = now
 		c.feed.figures(c.probes, c.losses())

@@ -11,7 +11,7 @@ import (
 
 // examine begins an examination of all pairs that are suspect, or were not looked at for long.
 func (c *continuous) examine(ctx context.Context, now time.Time) {
-	if c.exams >= maxExams {
+	if !c.mayExamine(now) {
 		return
 	}
 	var due []int
@@ -35,13 +35,24 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	if len(due) == 0 {
 		return
 	}
-	c.exams++
 	c.begun++
 	number := c.begun
+	c.exams[number] = now
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
 	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss, longest) })
+}
+
+// mayExamine says that another examination may begin.
+func (c *continuous) mayExamine(now time.Time) bool {
+	short := 0
+	for _, began := range c.exams {
+		if now.Sub(began) < longExam {
+			short++
+		}
+	}
+	return short < maxExams && len(c.exams) < mostExams
 }
 
 // prepare begins the execution of an examination by what is known of the hosts, while they are asked for
@@ -117,7 +128,7 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 	if !e.done {
 		return
 	}
-	c.exams--
+	delete(c.exams, e.exam)
 	for _, i := range e.pairs {
 		p := &c.pairs[i]
 		if p.exam == e.exam {

@@ -89,3 +89,25 @@ func TestContinuousFacing(t *testing.T) {
 		})
 	}
 }
+
+// Examinations that take long, as those do which test how much is lost, have none wait that is due now; and there
+// are so many at the most.
+func TestMayExamine(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct {
+		short, long int
+		may         bool
+	}{{0, 0, true}, {maxExams - 1, 0, true}, {maxExams, 0, false}, {0, maxExams, true}, {maxExams, maxExams, false}, {0, mostExams, false}, {1, mostExams - 2, true}} {
+		c := &continuous{exams: map[uint64]time.Time{}}
+		for range tt.short {
+			c.exams[uint64(len(c.exams))] = now.Add(time.Millisecond - longExam)
+		}
+		for range tt.long {
+			c.exams[uint64(len(c.exams))] = now.Add(-longExam)
+		}
+		if may := c.mayExamine(now); may != tt.may {
+			t.Errorf("beside %d that began now and %d that go on: %t, want %t", tt.short, tt.long, may, tt.may)
+		}
+	}
+}
