@@ -89,6 +89,8 @@ type test struct {
 	arrived int      // of them forgotten
 	kept    []uint32 // of the extra ones: not forgotten
 	last    uint32   // probe asked for
+	from    uint32   // probes before do not count, see turn
+	came    uint32   // one more than the last probe that arrived, and is forgotten; 0 is none
 	legs    []verdict.Latency
 }
 
@@ -247,14 +249,51 @@ func (l *ledger) armedBefore(number uint32) bool {
 
 // each calls f with the probes of a track that were asked for and are not forgotten, in order.
 func (l *ledger) each(track int, f func(number uint32)) {
+	t := l.tests[track]
 	for a := range min(l.attempts(track), hardAttempts) {
-		f(l.number(track, a))
+		if number := l.number(track, a); t == nil || number >= t.from {
+			f(number)
+		}
 	}
-	if t := l.tests[track]; t != nil {
+	if t != nil {
 		for _, number := range t.kept {
 			f(number)
 		}
 	}
+}
+
+// turn has what came of a tested track until its last probe that arrived count no more, if it is certain that
+// all have been lost since, and so many: it is broken now, whatever it was. The numbers of a track's probes
+// grow.
+func (l *ledger) turn(track int, arrived, lost, most int) (turned bool) {
+	t := l.tests[track]
+	if t == nil || arrived == 0 {
+		return false
+	}
+	from, last := max(t.from, t.came), 0
+	l.each(track, func(number uint32) {
+		if number < from {
+			return
+		}
+		if l.arrived(number) {
+			from, last = number+1, 0
+		} else if p := &l.probes[number]; p.looked && p.state == left {
+			last++
+		}
+	})
+	if last < most || !sequential.Turned(arrived, lost, last) {
+		return false
+	}
+	for _, number := range slices.Clone(t.kept) {
+		if number < from {
+			l.forget(number)
+		}
+	}
+	t.from, t.arrived = from, 0
+	for i := range t.legs {
+		t.legs[i].Digest = &sequential.Digest{}
+	}
+	return true
 }
 
 // ask marks a probe as asked for: from now on it may be seen.
@@ -307,6 +346,7 @@ func (l *ledger) look(number uint32) {
 		return
 	}
 	t.arrived++
+	t.came = number + 1
 	l.forget(number)
 }
 

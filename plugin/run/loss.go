@@ -78,12 +78,13 @@ func (x *execution) tries(track int) int {
 	case x.options.afterLoss:
 		return fewAttempts
 	}
-	for a := range x.ledger.attempts(track) {
-		if x.ledger.probes[x.ledger.number(track, a)].state == failed {
-			return fewAttempts
+	tries := hardAttempts
+	x.ledger.each(track, func(number uint32) {
+		if x.ledger.probes[number].state == failed {
+			tries = fewAttempts
 		}
-	}
-	return hardAttempts
+	})
+	return tries
 }
 
 // enough is how many probes of a track must be known to be lost where nothing else proves a fault; 0 where
@@ -125,9 +126,16 @@ func (o options) each() int {
 }
 
 // verdictOn says what the test makes of a track by now: sequential.More is that another probe is
-// needed. A track of which nothing arrived is not tested for its share.
+// needed. A track of which nothing arrived is not tested for its share, nor is one that has been broken
+// meanwhile.
 func (x *execution) verdictOn(track int) sequential.Decision {
 	arrived, lost := x.score(track)
+	test := x.options.test
+	// In any place of the test so many in a row are lost where no more is than may be, and it is no false alarm.
+	proof := max(hardAttempts, sequential.AllLost(test.P0, test.Alpha/float64(max(1, arrived+lost))))
+	if x.ledger.turn(track, arrived, lost, proof) {
+		arrived, lost = x.score(track)
+	}
 	switch {
 	case arrived == 0 && x.ledger.attempts(track)+x.witnesses(track) < x.tries(track):
 		return sequential.More
@@ -136,5 +144,5 @@ func (x *execution) verdictOn(track int) sequential.Decision {
 	case lost == 0 && !x.options.measure:
 		return sequential.Within
 	}
-	return x.options.test.Decide(arrived+lost, lost)
+	return test.Decide(arrived+lost, lost)
 }

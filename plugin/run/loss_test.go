@@ -159,3 +159,33 @@ func TestLossMemory(t *testing.T) {
 		t.Errorf("a late sample of a probe that is forgotten: %d", f)
 	}
 }
+
+// TestLossTurns has a path that lost one probe be broken in the middle of the test: what is told is how it is now,
+// by the flow, and not a rate of both. Where that comes out by chance, half of all, it is a rate.
+func TestLossTurns(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		options options
+		at      int // the last point that sees what is lost
+		lost    func(attempt int) bool
+		cause   string
+		kind    dyetracev1.CauseKind
+	}{
+		{"broken", byTCP, 0, func(n int) bool { return n == 0 || n > 15 }, "table 60", dyetracev1.CauseKind_CAUSE_KIND_FLOW},
+		{"broken, by either scheme", auto, 0, func(n int) bool { return n == 0 || n > 15 }, "table 60", dyetracev1.CauseKind_CAUSE_KIND_FLOW},
+		{"half, and then five", byTCP, leftHost, func(n int) bool { return n%2 == 0 || n > 9 }, "loses", dyetracev1.CauseKind_CAUSE_KIND_LOSS},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pairs, paths := pathsBy(t, site(t, 4), allPairs, plan.Options{})
+			c := newCastOf(paths, tt.options)
+			c.lost = func(s shot) bool { return s.pair == 0 && s.point > tt.at && tt.lost(s.attempt) }
+			got, _, whole := play(t.Context(), testConfig, c, pairs, 10*time.Minute)
+			r := got[100]
+			if !whole || r.GetVerdict() != dyetracev1.Verdict_VERDICT_FAULTY || r.GetCauseKind() != tt.kind || !strings.Contains(r.GetCause(), tt.cause) {
+				t.Errorf("%s: %v, %v: %s after %d probes; want %v: %s", tt.name, r.GetVerdict(), r.GetCauseKind(), r.GetCause(), r.GetProbes(), tt.kind, tt.cause)
+			}
+			t.Logf("%s: %d probes: %s", tt.name, r.GetProbes(), r.GetCause())
+		})
+	}
+}

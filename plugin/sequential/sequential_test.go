@@ -152,6 +152,43 @@ func TestAllLost(t *testing.T) {
 }
 
 // TestGuard has alarms no more often than promised, as soon as computed, and cleared again.
+// A path that loses the same share all the time is hardly ever said to have turned, one that turned is soon.
+func TestTurned(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ arrived, lost, last int }{{20, 1, 6}, {10, 10, 29}, {20, 0, 4}, {100, 1, 4}, {3, 0, 36}} {
+		if Turned(tt.arrived, tt.lost+tt.last-1, tt.last-1) || !Turned(tt.arrived, tt.lost+tt.last, tt.last) {
+			t.Errorf("after %d that arrived and %d that were lost it is not the %dth lost in a row that tells", tt.arrived, tt.lost, tt.last)
+		}
+	}
+	for _, c := range [][3]int{{0, 9, 9}, {9, 9, 0}, {20, 3, 9}} {
+		if Turned(c[0], c[1], c[2]) {
+			t.Errorf("%d arrived, %d lost, %d of these last: turned", c[0], c[1], c[2])
+		}
+	}
+	const paths, probes = 20_000, 150
+	rng := rand.New(rand.NewPCG(3, 3))
+	for _, rate := range []float64{0.02, 0.1, 0.3, 0.5, 0.8} {
+		turned := 0
+		for range paths {
+			arrived, lost, last := 0, 0, 0
+			for range probes {
+				if last++; rng.Float64() < rate {
+					lost++
+				} else {
+					arrived, last = arrived+1, 0
+				}
+				if Turned(arrived, lost, last) {
+					turned++
+					break
+				}
+			}
+		}
+		if turned > 2*paths/turnedOdds {
+			t.Errorf("%d of %d paths that lose %g are said to have turned", turned, paths, rate)
+		}
+	}
+}
+
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	p := Plan{P0: 0.01, P1: 0.1, Alpha: 1e-3, Beta: 0.01, Max: 1}
