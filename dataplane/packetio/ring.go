@@ -3,7 +3,6 @@ package packetio
 import (
 	"errors"
 	"fmt"
-	"math"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -108,34 +107,6 @@ func (r *ring) wait(wake int) error {
 		return unix.Errno(errno)
 	}
 	return nil // it was read already; the next poll does not report it
-}
-
-// realtimeAhead returns by how much CLOCK_REALTIME, which the kernel stamps frames
-// with, is ahead of CLOCK_MONOTONIC. It is taken anew for each block, so that a
-// step of the clock spoils the frames of one block at most. A reader that loses its
-// processor between the clocks would be wrong by that time, so the quickest of a
-// few readings counts; undisturbed, one takes some 100 ns.
-func realtimeAhead() int64 {
-	const tries, quick = 8, 300
-	best, ahead := int64(math.MaxInt64), int64(0)
-	for range tries {
-		before, real, after := clock(unix.CLOCK_MONOTONIC), clock(unix.CLOCK_REALTIME), clock(unix.CLOCK_MONOTONIC)
-		if took := after - before; took < best {
-			best, ahead = took, real-(before+took/2)
-		}
-		if best <= quick {
-			break
-		}
-	}
-	return ahead
-}
-
-func clock(id int32) int64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(id, &t); err != nil {
-		panic(err) // EINVAL or EFAULT: neither can be
-	}
-	return t.Nano()
 }
 
 func (r *ring) close() error {
