@@ -371,6 +371,53 @@ func TestContinuousUnderlay(t *testing.T) {
 	})
 }
 
+// What the underlay loses of streams it loses of pairs' probes, too: all is over for them as soon as the streams
+// tell that it is, and not after the thousand probes that a guard without streams takes to be sure.
+func TestContinuousUnderlayOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, streamable(t, 8))
+		w.network = newSimNetwork()
+		rng := rand.New(rand.NewPCG(5, 5))
+		const broke, healed = 10 * time.Second, 40 * time.Second
+		all, f, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, healed+20*time.Second, func() {
+			time.Sleep(broke)
+			loses := func(from, to string) float64 {
+				if from == "hv2" && to == "hv4" {
+					return 0.15
+				}
+				return 0
+			}
+			w.change(func(w *town) {
+				w.lost = func(_ string, p *plan.Path, point int) bool {
+					return point > 0 && rng.Float64() < loses(p.Points[point-1].Host, p.Points[point].Host)
+				}
+			})
+			time.Sleep(2 * time.Second) // and the streams lose later: pairs' probes have been counted
+			w.network.change(func(from, to string, _ int) float64 { return loses(from, to) })
+			time.Sleep(healed - broke - 2*time.Second)
+			w.change(func(w *town) { w.lost = nil })
+			w.network.change(func(string, string, int) float64 { return 0 })
+		})
+		lossy := map[string]bool{}
+		for _, a := range all[56:] {
+			switch {
+			case a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY:
+			case a.at < healed:
+				lossy[a.r.Src.Name+" "+a.r.Dst.Name] = true
+			default:
+				t.Errorf("%v after it was healed: %s → %s: %s", a.at-healed, a.r.Src.Name, a.r.Dst.Name, a.r.Cause)
+			}
+		}
+		if p := f.since(0); p.run.Counts.Healthy != 56 || len(c.losses()) != 0 {
+			t.Errorf("20 s after it was healed: %v, losses %v", p.run.Counts, c.losses())
+		}
+		if len(lossy) != 8 {
+			t.Errorf("a loss of 15 %% is told of %v, want the 8 pairs between hv2 and hv4", lossy)
+		}
+	})
+}
+
 // A path of several that loses blames no pair: which take it nobody knows. It is told of all the same.
 func TestContinuousUnderlayMember(t *testing.T) {
 	t.Parallel()

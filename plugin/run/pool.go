@@ -122,7 +122,9 @@ func (ps *pools) own(pair int) *pool {
 }
 
 // feed takes in a probe of a pair: it passed all steps before last; where lost it was lost between
-// last and next. Changed are the pools whose alarm was raised or cleared by it.
+// last and next. What is lost where the underlay is known to lose is that one's, and no trial of anything else:
+// it would be held against pairs for minutes after the streams know that it is over. Changed are the pools
+// whose alarm was raised or cleared by it.
 func (ps *pools) feed(pair int, path *plan.Path, steps []step, isLost bool, last, next int, now time.Time) (changed []*pool) {
 	add := func(p *pool, lost bool) {
 		if p.guard.Add(ps.plan, lost) {
@@ -136,6 +138,8 @@ func (ps *pools) feed(pair int, path *plan.Path, steps []step, isLost bool, last
 			for _, p := range s.pools {
 				add(p, false)
 			}
+		case s.from == last && s.to == next && s.net != nil && s.net.blaming():
+			return changed
 		case s.from == last && s.to == next: // else nobody knows in which of several it was
 			for _, p := range s.pools {
 				add(p, true)
@@ -148,6 +152,24 @@ func (ps *pools) feed(pair int, path *plan.Path, steps []step, isLost bool, last
 	}
 	add(own, isLost)
 	return changed
+}
+
+// over takes in that the underlay on a part of ways loses no more: what pairs that pass it lost there is over,
+// too, and was maybe counted before it was known whose loss that is.
+func (ps *pools) over(net *pool, stepsOf func(pair int) []step) {
+	for pair := range net.pairs {
+		for _, s := range stepsOf(pair) {
+			if s.net != net {
+				continue
+			}
+			for _, p := range s.pools {
+				p.guard = sequential.Guard{}
+			}
+			if own := ps.own(pair); own.guard.Lost > 0 && own.lostFrom != nil && own.lostFrom.Host == net.from.Host && own.lostTo.Host == net.to.Host {
+				own.guard = sequential.Guard{}
+			}
+		}
+	}
 }
 
 // ends are those of the segment where it loses.

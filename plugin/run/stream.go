@@ -100,8 +100,14 @@ func (c *continuous) streamed(now time.Time) {
 			back = append(back, trial{p.Port, came, p.Back})
 			c.r.metrics.streamed(p)
 		}
-		c.crossed(c.pools.crossed(t.From, t.To, n.Src, t.Dst, there, now), now)
-		c.crossed(c.pools.crossed(t.To, t.From, t.Dst, n.Src, back, now), now)
+		for _, changed := range [][]*pool{c.pools.crossed(t.From, t.To, n.Src, t.Dst, there, now), c.pools.crossed(t.To, t.From, t.Dst, n.Src, back, now)} {
+			for _, p := range changed {
+				if p.host == "" && p.net.extent == nowhere {
+					c.pools.over(p, func(pair int) []step { return c.pairs[pair].steps })
+				}
+			}
+			c.crossed(changed, now)
+		}
 	}
 }
 

@@ -151,7 +151,6 @@ func TestAllLost(t *testing.T) {
 	}
 }
 
-// TestGuard has alarms no more often than promised, as soon as computed, and cleared again.
 // A path that loses the same share all the time is hardly ever said to have turned, one that turned is soon.
 func TestTurned(t *testing.T) {
 	t.Parallel()
@@ -189,6 +188,7 @@ func TestTurned(t *testing.T) {
 	}
 }
 
+// TestGuard has alarms no more often than promised, as soon as computed, and cleared again.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	p := Plan{P0: 0.01, P1: 0.1, Alpha: 1e-3, Beta: 0.01, Max: 1}
