@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
 )
 
 // feed is what may be shown of a run under way: a log of verdicts that only grows, from which any
@@ -42,7 +43,7 @@ func (f *feed) add(results []*dyetracev1.PairResult) {
 	f.change(func() {
 		f.results = append(f.results, results...)
 		for _, r := range results {
-			count(f.run.Counts, r.GetVerdict())
+			count(f.run.Counts, r.GetVerdict(), 1)
 		}
 		f.run.Verdict = worst(f.run.Counts)
 	})
@@ -66,10 +67,10 @@ func (f *feed) replace(results []*dyetracev1.PairResult) {
 		for _, r := range results {
 			key := pairKey(r)
 			if old := f.current[key]; old != nil {
-				uncount(f.run.Counts, old.GetVerdict())
+				count(f.run.Counts, old.GetVerdict(), -1)
 			}
 			f.current[key] = r
-			count(f.run.Counts, r.GetVerdict())
+			count(f.run.Counts, r.GetVerdict(), 1)
 		}
 		f.results = append(f.results, results...)
 		if most := keptVerdicts + len(f.current); len(f.results) > 2*most {
@@ -204,33 +205,10 @@ func pairEvent(r *dyetracev1.PairResult) *dyetracev1.WatchRunResponse {
 	return &dyetracev1.WatchRunResponse{Event: &dyetracev1.WatchRunResponse_Pair{Pair: r}}
 }
 
-func count(c *dyetracev1.Counts, v dyetracev1.Verdict) {
-	switch v {
-	case dyetracev1.Verdict_VERDICT_HEALTHY:
-		c.Healthy++
-	case dyetracev1.Verdict_VERDICT_FAULTY:
-		c.Faulty++
-	case dyetracev1.Verdict_VERDICT_SILENT:
-		c.Silent++
-	case dyetracev1.Verdict_VERDICT_POLICY:
-		c.Policy++
-	case dyetracev1.Verdict_VERDICT_UNKNOWN:
-		c.Unknown++
-	}
-}
-
-func uncount(c *dyetracev1.Counts, v dyetracev1.Verdict) {
-	switch v {
-	case dyetracev1.Verdict_VERDICT_HEALTHY:
-		c.Healthy--
-	case dyetracev1.Verdict_VERDICT_FAULTY:
-		c.Faulty--
-	case dyetracev1.Verdict_VERDICT_SILENT:
-		c.Silent--
-	case dyetracev1.Verdict_VERDICT_POLICY:
-		c.Policy--
-	case dyetracev1.Verdict_VERDICT_UNKNOWN:
-		c.Unknown--
+// count adds n pairs, or takes them off, with a verdict.
+func count(c *dyetracev1.Counts, v dyetracev1.Verdict, n int) {
+	if of := verdict.CountOf(c, v); of != nil {
+		*of += uint32(n)
 	}
 }
 

@@ -505,7 +505,7 @@ func playOn(ctx context.Context, cfg Config, p *pace, c *cast, pairs []plan.Pair
 func countsOf(results map[uint32]*dyetracev1.PairResult) string {
 	var c dyetracev1.Counts
 	for _, r := range results {
-		count(&c, r.Verdict)
+		count(&c, r.Verdict, 1)
 	}
 	return fmt.Sprintf("healthy %d faulty %d silent %d policy %d unknown %d", c.Healthy, c.Faulty, c.Silent, c.Policy, c.Unknown)
 }

@@ -20,6 +20,7 @@ import (
 	_ "modernc.org/sqlite" // the database/sql driver "sqlite"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
 )
 
 // Errors that a caller may want to tell apart.
@@ -350,21 +351,13 @@ func (s *Store) Transitions(ctx context.Context, id string, limit int) ([]*dyetr
 	return all, rows.Err()
 }
 
+// count counts a pair with a verdict.
 func count(c *dyetracev1.Counts, v dyetracev1.Verdict) error {
-	switch v {
-	case dyetracev1.Verdict_VERDICT_HEALTHY:
-		c.Healthy++
-	case dyetracev1.Verdict_VERDICT_FAULTY:
-		c.Faulty++
-	case dyetracev1.Verdict_VERDICT_SILENT:
-		c.Silent++
-	case dyetracev1.Verdict_VERDICT_POLICY:
-		c.Policy++
-	case dyetracev1.Verdict_VERDICT_UNKNOWN:
-		c.Unknown++
-	default:
+	of := verdict.CountOf(c, v)
+	if of == nil {
 		return fmt.Errorf("%v is no verdict", v)
 	}
+	*of++
 	return nil
 }
 

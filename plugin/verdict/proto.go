@@ -8,6 +8,23 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
+// CountOf is where counts have the pairs with a verdict; nil for what is none.
+func CountOf(c *dyetracev1.Counts, v dyetracev1.Verdict) *uint32 {
+	switch v {
+	case dyetracev1.Verdict_VERDICT_HEALTHY:
+		return &c.Healthy
+	case dyetracev1.Verdict_VERDICT_FAULTY:
+		return &c.Faulty
+	case dyetracev1.Verdict_VERDICT_SILENT:
+		return &c.Silent
+	case dyetracev1.Verdict_VERDICT_POLICY:
+		return &c.Policy
+	case dyetracev1.Verdict_VERDICT_UNKNOWN:
+		return &c.Unknown
+	}
+	return nil
+}
+
 // Proto returns the result as users get it.
 func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 	m := &dyetracev1.PairResult{
