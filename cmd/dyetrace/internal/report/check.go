@@ -128,11 +128,8 @@ func (c Counts) Judged() uint32 { return c.Healthy + c.Faulty + c.Silent + c.Pol
 
 // Pair is the verdict on one ordered pair.
 type Pair struct {
-	Src        string `json:"src"`
-	SrcNetwork string `json:"src_network"`
-	Dst        string `json:"dst"`
-	DstNetwork string `json:"dst_network"`
-	Verdict    string `json:"verdict"`
+	PairRef
+	Verdict string `json:"verdict"`
 	// SrcIP and DstIP are the addresses probed.
 	SrcIP string `json:"src_ip"`
 	DstIP string `json:"dst_ip"`
@@ -311,8 +308,7 @@ func NewPair(p *dyetracev1.PairResult) Pair { return newPair(p) }
 
 func newPair(p *dyetracev1.PairResult) Pair {
 	v := Pair{
-		Src: p.GetSrc().GetName(), SrcNetwork: p.GetSrc().GetNetwork(),
-		Dst: p.GetDst().GetName(), DstNetwork: p.GetDst().GetNetwork(),
+		PairRef: newPairRef(p.GetSrc(), p.GetDst()),
 		Verdict: Verdict(p.GetVerdict()),
 		SrcIP:   p.GetSrcIp(), DstIP: p.GetDstIp(),
 		Scheme: Scheme(p.GetScheme(), ""), SchemeReason: p.GetSchemeReason(),

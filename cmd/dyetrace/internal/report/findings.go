@@ -56,9 +56,13 @@ func newFinding(f *dyetracev1.Finding) Finding {
 		Passed: f.GetPassed(), Alternatives: append([]string{}, f.GetAlternatives()...), Pairs: []PairRef{},
 	}
 	for _, p := range f.GetPairs() {
-		v.Pairs = append(v.Pairs, PairRef{p.GetSrc().GetName(), p.GetSrc().GetNetwork(), p.GetDst().GetName(), p.GetDst().GetNetwork()})
+		v.Pairs = append(v.Pairs, newPairRef(p.GetSrc(), p.GetDst()))
 	}
 	return v
+}
+
+func newPairRef(src, dst *dyetracev1.InstanceRef) PairRef {
+	return PairRef{src.GetName(), src.GetNetwork(), dst.GetName(), dst.GetNetwork()}
 }
 
 func newInstanceName(i *dyetracev1.InstanceRef) *InstanceName {

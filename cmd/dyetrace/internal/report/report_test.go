@@ -140,7 +140,7 @@ func TestChanges(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local)
 	pair := func(n int, verdict, before, cause string) Pair {
 		since := at.Add(time.Duration(n) * time.Second)
-		return Pair{Src: "blue-1", SrcNetwork: "blue", Dst: "blue-3", DstNetwork: "blue", Verdict: verdict, Before: before, Cause: cause, Since: &since}
+		return Pair{PairRef: PairRef{"blue-1", "blue", "blue-3", "blue"}, Verdict: verdict, Before: before, Cause: cause, Since: &since}
 	}
 	c := Check{Transitions: []Pair{pair(0, "healthy", "", ""), pair(1, "faulty", "healthy", "dropped"), pair(2, "healthy", "faulty", "")}}
 	var buf bytes.Buffer
