@@ -123,7 +123,7 @@ func (x *execution) foresee(track int) {
 	if x.foreseen[track] != nil {
 		return
 	}
-	r := verdict.Judge(x.guess(track))
+	r := verdict.Judge(x.guess(track, time.Now()))
 	if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides {
 		return
 	}
@@ -138,9 +138,9 @@ func (x *execution) foresee(track int) {
 	x.foreseen[track], x.foreseeing[f.id] = f, track
 }
 
-// guess is the evidence of a track as it will be if the hooks turn out to be as they were when it began.
-func (x *execution) guess(track int) verdict.Evidence {
-	e := x.evidenceUntil(track, time.Now())
+// guess is the evidence of a track as it will be if the hooks turn out to be, at a time, as they were when it began.
+func (x *execution) guess(track int, at time.Time) verdict.Evidence {
+	e := x.evidenceUntil(track, at)
 	e.Hooks = make(map[verdict.Place]verdict.Window, len(x.hooks))
 	for place, w := range x.hooks {
 		e.Hooks[place] = verdict.Window{Before: w.Before, After: w.Before}
@@ -167,7 +167,7 @@ func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
 	if x.judged[x.layout.pair(track)] || m.GetError() != "" {
 		return
 	}
-	e := x.guess(track)
+	e := x.guess(track, time.Now())
 	e.Explanation = f.explanation
 	if r := verdict.Judge(e); r.NeedUnderlay != nil {
 		x.exchangeFor(r.NeedUnderlay, false)

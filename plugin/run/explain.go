@@ -46,11 +46,10 @@ func (x *execution) judgePair(pair int) {
 	p := &x.progress[pair]
 	from, to := x.tried(pair)
 	var asked []question
-	if now := time.Now(); x.stage == probing && x.patience > 0 {
-		for track := from; track < to; track++ {
-			if wait := verdict.Judge(x.evidence(track)).Wait; wait > 0 && x.due(pair, now).After(now) && x.prolong(pair, wait, now) {
-				return
-			}
+	if x.stage == probing && x.patience > 0 {
+		// It may be loud yet while the hooks are attested, or have been attested for another pair: so by what they attest.
+		if wait := x.silent(pair, x.evidence); wait > 0 && x.prolong(pair, wait, time.Now()) {
+			return
 		}
 	}
 	for track := from; track < to; track++ {

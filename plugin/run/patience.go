@@ -102,7 +102,7 @@ func (x *execution) explainedAway(track int) bool {
 	if f == nil || f.explanation == nil {
 		return false
 	}
-	e := x.guess(track)
+	e := x.guess(track, time.Now())
 	e.Explanation = f.explanation
 	r := verdict.Judge(e)
 	return r.Wait == 0 && r.Verdict != verdict.Unknown && r.Verdict != verdict.Healthy
@@ -317,22 +317,27 @@ func (x *execution) seenUpTo(number uint32) int {
 // due is when the hooks of a pair whose probes are over should be attested: what is only silent until then
 // may be late.
 func (x *execution) due(pair int, now time.Time) time.Time {
-	wait := time.Duration(0)
 	if x.patience == 0 {
 		return now
 	}
+	// By one reading of the clock: with two, what passes between them would be missing in the end.
+	return now.Add(x.silent(pair, func(track int) verdict.Evidence { return x.guess(track, now) }))
+}
+
+// silent is for how much longer a pair must be watched of which this is known, or what is foreseen.
+func (x *execution) silent(pair int, known func(track int) verdict.Evidence) (wait time.Duration) {
 	from, to := x.tried(pair)
 	for track := from; track < to; track++ {
 		if x.progress[pair].healthy&x.layout.bit(track) != 0 {
 			continue
 		}
-		e := x.guess(track)
+		e := known(track)
 		if f := x.foreseen[track]; f != nil && f.explanation != nil && f.explanation.Error == "" {
 			e.Explanation = f.explanation
 		}
 		wait = max(wait, verdict.Judge(e).Wait)
 	}
-	return now.Add(wait)
+	return wait
 }
 
 // dueLater says that pairs which wait, when nothing else is left to do, must wait longer, and until when.

@@ -109,6 +109,8 @@ type cast struct {
 	mute, refuses, absent map[string]bool
 	// explain is what all hosts say of a packet; nil is a drop by some flow.
 	explain *dyetracev1.Explanation
+	// plays are the agents that a run gets instead of the cast itself.
+	plays   agents
 	metrics *metrics
 	quiet   bool                     // writes no log
 	asks    *dyetracev1.ProbeOptions // of loss
@@ -175,6 +177,9 @@ func (c *cast) begin(s fleet.Spec) agents {
 		if !c.mute["ready "+name] {
 			c.put(h, &dyetracev1.Ready{Windows: c.windows()})
 		}
+	}
+	if c.plays != nil {
+		return c.plays
 	}
 	return c
 }
