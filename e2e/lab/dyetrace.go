@@ -299,10 +299,11 @@ type runSection struct {
 	Settle        time.Duration
 	Patience      time.Duration
 	AnswerTimeout time.Duration `yaml:"answer_timeout"`
+	UnderlayRate  int           `yaml:"underlay_rate"`
 }
 
 // slow returns the defaults, with patience, as far as the controller's bounds go; nothing on an ordinary
-// machine.
+// machine. A host that asks three others all the time does so 600 times a second.
 func slow() slowSection {
 	if patience == 1 {
 		return slowSection{}
@@ -314,6 +315,7 @@ func slow() slowSection {
 			Settle:        min(Patience(250*time.Millisecond), 10*time.Second),
 			Patience:      min(Patience(750*time.Millisecond), 10*time.Second),
 			AnswerTimeout: min(Patience(5*time.Second), 10*time.Second),
+			UnderlayRate:  max(int(600/patience), 20),
 		},
 	}
 }
