@@ -269,3 +269,33 @@ func checkWaited(t *testing.T, r result) {
 		}
 	}
 }
+
+// TestContinuousMTU has large packets be lost between two hosts while a run goes on that is to try them, by GRE and
+// VXLAN: the pairs between the two are told, and that it is over.
+func TestContinuousMTU(t *testing.T) {
+	t.Parallel()
+	l := up(t)
+	p := l.follow("check", "--all", "--continuous", "--mtu")
+	p.until("healthy", 58)
+	l.must("lab", "break", "underlay-mtu")
+	var tr truth
+	if err := json.Unmarshal([]byte(l.must("lab", "truth", "-o", "json")), &tr); err != nil {
+		t.Fatal(err)
+	}
+	hit := 0
+	for _, q := range p.standing().Pairs {
+		if holds(tr.Large, q) {
+			hit++
+		}
+	}
+	if hit == 0 {
+		t.Fatal("the break declares no pair whose large packets are lost")
+	}
+	for _, q := range p.until("faulty", hit).Pairs {
+		if q.Verdict == "faulty" && (!holds(tr.Large, q) || q.CauseKind != "path-mtu" || !strings.Contains(q.Cause, "1400 bytes pass")) {
+			t.Errorf("%v: want path-mtu, of those that cross it", q)
+		}
+	}
+	l.must("lab", "heal", "underlay-mtu")
+	p.until("healthy", 58)
+}

@@ -66,7 +66,7 @@ How to probe; scheme and IP version are found out for each pair unless given:
   --mtu          where large packets may be lost though small ones pass: packets as large as the
                  instances' ports allow are sent by UDP between the tunnel addresses of each two
                  hosts on the way, once, there and back. A pair between hosts where they are lost
-                 is faulty; where that cannot be tried, unknown
+                 is faulty; where that cannot be tried, unknown. With --continuous every 30 s
 
 Loss that is not total: a pair whose first probe arrives is healthy, and takes no other. If the first
 is lost more follow: four in a row are a hard fault (where 1 % is lost, chance once in 10⁸ pairs);

@@ -27,6 +27,9 @@ const (
 	// change; and recheckTimes of what the last examination took, if that is longer.
 	recheckAfter = 10 * time.Second
 	recheckTimes = 4
+	// largeEvery is how often healthy pairs are examined where large packets are to be tried, all at one time: an
+	// exchange tells of all pairs of two hosts. No probe of a patrol tells of large ones.
+	largeEvery = 30 * time.Second
 	// replanEvery bounds how often changes of the inventory are looked at, and replanTimes of what the
 	// last planning took, if that is longer: 2 % of the time go into it at the most.
 	replanEvery = 20 * time.Millisecond
@@ -450,11 +453,13 @@ func (c *continuous) told(m meeting) {
 	switch {
 	case m.outcome == met && !m.late:
 		c.trip(m.rtt, now.Sub(m.sent))
-		if !healthy {
+		switch {
+		case c.byLarge(p.base): // what is small arrives all the time
+		case !healthy:
 			c.suspect(m.pair, m.sent) // healed, it seems
-			return
+		default:
+			c.count(m, false, now)
 		}
-		c.count(m, false, now)
 	case healthy && (m.outcome == missed || m.outcome == unable):
 		p.missed = p.missed || m.outcome == missed && !p.suspect
 		c.suspect(m.pair, m.sent)
@@ -467,6 +472,15 @@ func (c *continuous) told(m meeting) {
 			p.pending = append(p.pending, m)
 		}
 	}
+}
+
+// byLarge says that a pair is not healthy by what large packets did, or by what is not known of them.
+func (c *continuous) byLarge(r *dyetracev1.PairResult) bool {
+	switch r.GetCauseKind() {
+	case dyetracev1.CauseKind_CAUSE_KIND_PATH_MTU, dyetracev1.CauseKind_CAUSE_KIND_UNSEEN:
+		return c.job.options.mtu && r.GetRttNs() > 0
+	}
+	return false
 }
 
 // count has the pools know of a probe of a healthy pair.

@@ -33,6 +33,8 @@ type town struct {
 	// passes says that flows send on what is lost: into the right tunnel.
 	passes bool
 	runs   []*visit
+	// underlay answers exchanges; nil leaves them without an answer.
+	underlay func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport
 	// network is what streams between hosts meet; nil has none.
 	network *simNetwork
 	begun   int
@@ -192,7 +194,18 @@ func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	})
 	return v.ids
 }
-func (v *visit) ProbeUnderlay(int, *dyetracev1.ProbeUnderlay) uint64 { return 0 } // never asked: its hosts answer none
+func (v *visit) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) uint64 {
+	v.ids++
+	v.t.mu.Lock()
+	answer := v.t.underlay
+	v.t.mu.Unlock()
+	if answer != nil {
+		r := answer(v.spec.Hosts[host], m)
+		r.Id = v.ids
+		v.put(host, r)
+	}
+	return v.ids
+}
 
 func (v *visit) Wake() <-chan struct{} { return v.wake }
 func (v *visit) Close()                {}

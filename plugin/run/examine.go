@@ -151,9 +151,13 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 		p.sound = now // what was lost before is no news, and no sign of a little loss
 	}
 	p.base = r
-	p.again = time.Time{}
-	if !healthy {
+	switch {
+	case !healthy:
 		p.again = now.Add(recheckAfter)
+	case c.job.options.mtu:
+		p.again = now.Truncate(largeEvery).Add(largeEvery)
+	default:
+		p.again = time.Time{}
 	}
 	c.tell(i, now)
 	if p.track >= 0 && r.GetScheme() != 0 && c.patrol != nil {

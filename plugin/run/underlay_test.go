@@ -157,3 +157,47 @@ func TestMTU(t *testing.T) {
 		})
 	}
 }
+
+// TestContinuousMTU has large packets be lost for a while in a run that goes on and is to try them: that is told
+// within half a minute, and that it is over soon, though small ones pass all the time. Meanwhile nobody is examined more
+// often than others that are not healthy.
+func TestContinuousMTU(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		lost    func(bytes uint32) bool
+		verdict dyetracev1.Verdict
+		cause   string
+	}{
+		{"large packets lost", large, dyetracev1.Verdict_VERDICT_FAULTY, "path MTU: "},
+		{"all lost but those of pairs", everything, dyetracev1.Verdict_VERDICT_UNKNOWN, "whether large ones do is not known"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, explorable(t, 2))
+			w.underlay = underlayOf(func(uint32) bool { return false })
+			const broke, healed = 50 * time.Second, 150 * time.Second
+			all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{Mtu: true}, healed+30*time.Second, func() {
+				time.Sleep(broke)
+				w.change(func(w *town) { w.underlay = underlayOf(tt.lost) })
+				time.Sleep(healed - broke)
+				w.change(func(w *town) { w.underlay = underlayOf(func(uint32) bool { return false }) })
+			})
+			if len(all) != 6 {
+				t.Fatalf("%s: %d verdicts, want two, and two changes of each: %v", tt.name, len(all), all)
+			}
+			for _, a := range all[2:4] {
+				if a.r.Verdict != tt.verdict || !strings.Contains(a.r.Cause, tt.cause) || a.at < broke || a.at > broke+largeEvery+2*time.Second {
+					t.Errorf("%s: %v after they are: %v: %s", tt.name, a.at-broke, a.r.Verdict, a.r.Cause)
+				}
+			}
+			for _, a := range all[4:] {
+				if a.r.Verdict != dyetracev1.Verdict_VERDICT_HEALTHY || a.at < healed || a.at > healed+recheckAfter+5*time.Second {
+					t.Errorf("%s: %v after it is over: %v: %s", tt.name, a.at-healed, a.r.Verdict, a.r.Cause)
+				}
+			}
+			if most := uint64(6 + (healed+30*time.Second)/recheckAfter); c.begun > most {
+				t.Errorf("%s: %d examinations, want %d at the most", tt.name, c.begun, most)
+			}
+		})
+	}
+}
