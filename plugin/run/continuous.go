@@ -27,6 +27,9 @@ const (
 	// change; and recheckTimes of what the last examination took, if that is longer.
 	recheckAfter = 10 * time.Second
 	recheckTimes = 4
+	// unseenAfter is how soon one is that could not be told of: what kept us from it, say an agent that was
+	// started anew, is over mostly. It is doubled each time, up to recheckAfter.
+	unseenAfter = 2 * time.Second
 	// largeEvery is how often healthy pairs are examined where large packets are to be tried, all at one time: an
 	// exchange tells of all pairs of two hosts. No probe of a patrol tells of large ones.
 	largeEvery = 30 * time.Second
@@ -344,6 +347,9 @@ func (c *continuous) follow(now time.Time) {
 		}
 		if fresh[i] != nil && c.paths[i] != nil && !sameWay(fresh[i], c.paths[i]) {
 			moved[i] = certain
+			if p := &c.pairs[i]; p.exam != 0 || p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+				c.suspect(i, now) // the cause is another one, maybe
+			}
 		}
 	}
 	c.hurry(moved)

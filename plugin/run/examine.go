@@ -135,9 +135,18 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 			p.exam = 0
 		}
 		if p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
-			p.again = now.Add(max(recheckAfter, recheckTimes*e.took))
+			p.again = now.Add(p.recheckIn(e.took))
 		}
 	}
+}
+
+// recheckIn is after how long a pair that is not healthy is examined again, if the last time took so long.
+func (p *standing) recheckIn(took time.Duration) time.Duration {
+	after := recheckAfter
+	if p.unseen > 0 && p.unseen < 4 {
+		after = min(after, unseenAfter<<(p.unseen-1))
+	}
+	return max(after, recheckTimes*took)
 }
 
 // found is the verdict of an examination on a pair.
@@ -151,9 +160,12 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 		p.sound = now // what was lost before is no news, and no sign of a little loss
 	}
 	p.base = r
+	if p.unseen++; r.GetVerdict() != dyetracev1.Verdict_VERDICT_UNKNOWN {
+		p.unseen = 0
+	}
 	switch {
 	case !healthy:
-		p.again = now.Add(recheckAfter)
+		p.again = now.Add(p.recheckIn(0))
 	case c.job.options.mtu:
 		p.again = now.Truncate(largeEvery).Add(largeEvery)
 	default:

@@ -26,6 +26,7 @@ type standing struct {
 	exam    uint64 // under way, 0 is none
 	flying  bool
 	again   time.Time // to be examined then
+	unseen  int       // examinations in a row that could not tell
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
 }

@@ -111,3 +111,52 @@ func TestMayExamine(t *testing.T) {
 		}
 	}
 }
+
+// A pair that is not healthy is examined again when a tunnel of its way has become another one: not only now and
+// then.
+func TestContinuousMoved(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 2))
+		begun := func() (n int) { w.change(func(w *town) { n = w.begun }); return n }
+		var before, unmoved, moved int
+		_, _, _ = watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 16*time.Second, func() {
+			time.Sleep(5 * time.Second)
+			w.change(func(w *town) {
+				w.lost = func(pair string, p *plan.Path, point int) bool {
+					return pair == "i0 i1" && p.Points[point].Host != p.From.Host
+				}
+			})
+			time.Sleep(5 * time.Second) // told and settled
+			before = begun()
+			time.Sleep(time.Second)
+			unmoved = begun()
+			snap := siteOf(t, 2, func(h *inventory.Host) {
+				if h.Name == "hv1" {
+					h.Bridges[1].Tunnels[0].RemoteIp = "10.1.0.99"
+				}
+			})
+			w.change(func(w *town) { w.snap = snap })
+			time.Sleep(time.Second)
+			moved = begun()
+		})
+		if before != unmoved || moved <= unmoved {
+			t.Errorf("%d runs of agents begun by then, %d a second later, %d when the tunnel was another one", before, unmoved, moved)
+		}
+	})
+}
+
+func TestRecheckIn(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		unseen     int
+		took, want time.Duration
+	}{
+		{0, time.Second, recheckAfter}, {1, time.Second / 2, unseenAfter}, {2, 0, 2 * unseenAfter}, {3, 0, 4 * unseenAfter},
+		{4, 0, recheckAfter}, {1000, 0, recheckAfter}, {1, 4 * time.Second, recheckTimes * 4 * time.Second},
+	} {
+		if got := (&standing{unseen: tt.unseen}).recheckIn(tt.took); got != tt.want {
+			t.Errorf("after %d examinations that could not tell, the last of %v: in %v, want %v", tt.unseen, tt.took, got, tt.want)
+		}
+	}
+}
