@@ -226,7 +226,7 @@ func (x *execution) settleArm(id uint64, why string, now time.Time) {
 			ready = append(ready, number)
 		}
 	}
-	x.launch(ready)
+	x.launch(ready, now)
 }
 
 // armLate gives up on agents that do not answer Arm, and returns when the next one will be late.

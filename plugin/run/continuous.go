@@ -49,9 +49,9 @@ const (
 	// beyond is told from what is lost: see patience.go.
 	examSettle = 30 * time.Millisecond
 	tripTimes  = 2
-	// enoughTrips is how many probes must have arrived until that holds; of fewer than someTrips the p99
-	// is but the slowest, and twice the p90 stands for it; of manyTrips, p99.9 is known; and maxTrips
-	// are looked at.
+	// enoughTrips is how many probes must have arrived until that holds: before, settleTimes of the slowest is
+	// waited for. Of fewer than someTrips the p99 is but the slowest, and twice the p90 stands for it; of
+	// manyTrips, p99.9 is known; and maxTrips are looked at.
 	enoughTrips, someTrips, manyTrips, maxTrips = 20, 200, 1000, 4000
 	figuresEvery                                = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
@@ -441,7 +441,7 @@ func (c *continuous) goRound(now time.Time) {
 	for _, n := range go_ {
 		c.own.free(c.lanes[n])
 		p := &c.pairs[n]
-		p.flying = c.patrol.send(p.track, now)
+		p.flying = c.patrol.send(p.track)
 		c.probes++
 	}
 	// Who could not go is first the next time; slices of one array, so a copy.
@@ -467,7 +467,9 @@ func (c *continuous) told(m meeting) {
 			c.count(m, false, now)
 		}
 	case healthy && (m.outcome == missed || m.outcome == unable):
-		p.missed = p.missed || m.outcome == missed && !p.suspect
+		if p.met == nil && !p.suspect {
+			p.met = m.prior
+		}
 		c.suspect(m.pair, m.sent)
 	case m.outcome == lost && healthy && m.sent.After(p.sound):
 		// The examination found it healthy, or is under way: then it is that one's to say.
@@ -517,7 +519,11 @@ func (c *continuous) trip(rtt, took time.Duration) {
 		c.rtts.Add(rtt)
 	}
 	c.trips.Add(took)
-	if n := c.trips.Count(); n >= enoughTrips && n%enoughTrips == 0 {
+	switch n := c.trips.Count(); {
+	case n < enoughTrips:
+		c.wait = within(settleTimes*c.trips.Max(), minSettle, c.r.cfg.Settle)
+		c.exact = within(settleTimes*c.trips.Max(), examSettle, c.r.cfg.Settle)
+	case n%enoughTrips == 0:
 		tail := c.trips.Quantile(0.999)
 		switch {
 		case n < someTrips:
@@ -525,10 +531,13 @@ func (c *continuous) trip(rtt, took time.Duration) {
 		case n < manyTrips:
 			tail = c.trips.Quantile(0.99)
 		}
-		c.wait = min(max(settleTimes*tail, minSettle), c.r.cfg.Settle)
-		c.exact = min(max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999), examSettle), c.r.cfg.Settle)
+		c.wait = within(settleTimes*tail, minSettle, c.r.cfg.Settle)
+		c.exact = within(max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)), examSettle, c.r.cfg.Settle)
 	}
 	if c.trips.Count() >= maxTrips {
 		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
 	}
 }
+
+// within is what lies nearest to d between least and most, and most where that is less than least.
+func within(d, least, most time.Duration) time.Duration { return min(max(d, least), most) }

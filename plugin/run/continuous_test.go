@@ -28,6 +28,12 @@ type town struct {
 	gone  map[string]bool
 	// lost says that a point does not see a probe of a pair ("i0 i1").
 	lost func(pair string, p *plan.Path, point int) bool
+	// lose, where it is not nil, is asked once about each probe, by its number of those of its pair: it is lost
+	// on its way to the other host.
+	lose  func(pair string, scheme stain.Scheme, n int) bool
+	count map[string]int
+	// auto has schemes be chosen; else all goes by tcp.
+	auto bool
 	// late is how long samples take.
 	late time.Duration
 	// passes says that flows send on what is lost: into the right tunnel.
@@ -53,7 +59,7 @@ type visit struct {
 
 func newTown(t testing.TB, snap *inventory.Snapshot) *town {
 	t.Helper()
-	w := &town{snap: snap, paths: map[string]*plan.Path{}, gone: map[string]bool{}}
+	w := &town{snap: snap, paths: map[string]*plan.Path{}, gone: map[string]bool{}, count: map[string]int{}}
 	_, paths := pathsOf(t, snap, allPairs)
 	for i := range paths {
 		w.paths[paths[i].Src.String()+" "+paths[i].Dst.String()] = &paths[i]
@@ -131,8 +137,10 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)
 		p := v.t.paths[addr(m.SrcIp, i)+" "+addr(m.DstIp, i)]
 		pair := p.Pair.Src.Name + " " + p.Pair.Dst.Name
+		v.t.count[pair]++
+		lost := v.t.lose != nil && v.t.lose(pair, stain.Scheme(m.Scheme), v.t.count[pair])
 		for k, pt := range p.Points {
-			if v.t.lost != nil && v.t.lost(pair, p, k) {
+			if v.t.lost != nil && v.t.lost(pair, p, k) || lost && pt.Host != p.From.Host {
 				break
 			}
 			if v.t.gone[pt.Host] {
@@ -246,6 +254,9 @@ func watchTownIn(t *testing.T, w *town, f *feed, cfg Config, opts *dyetracev1.Pr
 	}
 	pairs, _ := pathsOf(t, w.snap, allPairs)
 	opts.Continuous, opts.Scheme = true, dyetracev1.Scheme_SCHEME_TCP
+	if w.auto {
+		opts.Scheme = dyetracev1.Scheme_SCHEME_UNSPECIFIED
+	}
 	j := job{pairs: pairs, options: optionsFromProto(opts), continuous: true, rate: opts.GetRate()}
 	for i := range pairs {
 		j.seq = append(j.seq, uint32(i))
@@ -312,6 +323,73 @@ func TestContinuous(t *testing.T) {
 			t.Errorf("%d probes in a minute, want no more than %d and not much less", w.sent, most)
 		}
 	})
+}
+
+// TestContinuousExplained breaks a pair, once where flows drop what is lost, and once where they do not. What
+// flows drop is named while something that is only silent is still waited for; both are proven by as many
+// probes that were lost.
+func TestContinuousExplained(t *testing.T) {
+	t.Parallel()
+	for _, passes := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 4))
+			w.auto, w.passes = true, passes
+			const broke = 20 * time.Second
+			all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+				time.Sleep(broke)
+				w.change(func(w *town) { w.lose = func(pair string, _ stain.Scheme, _ int) bool { return pair == "i0 i1" } })
+			})
+			if len(all) != 12+1 || all[12].r.GetVerdict() != faulty || all[12].r.GetSrc().GetName() != "i0" || all[12].r.GetDst().GetName() != "i1" {
+				t.Fatalf("flows pass it: %t: told of %v; want 12 pairs, and i0 → i1 faulty", passes, all)
+			}
+			r := all[12].r
+			took := all[12].at - r.GetSince().AsTime().Sub(time.Now().Add(-30*time.Second))
+			if early := took < c.r.cfg.Patience; early == passes {
+				t.Errorf("flows pass it: %t: named %v after the first probe that was lost, by a patience of %v: %s", passes, took, c.r.cfg.Patience, r.GetCause())
+			}
+			if r.GetProbes() != fewAttempts || !strings.Contains(r.GetCause(), "icmp echo is lost there too") {
+				t.Errorf("flows pass it: %t: %d probes, want %d, an echo among them: %s", passes, r.GetProbes(), fewAttempts, r.GetCause())
+			}
+		})
+	}
+}
+
+// TestContinuousChance loses the first probes of a pair, while its host always says that flows drop them: nobody
+// is accused unless a patrol's probe and fewAttempts after it are lost in a row.
+func TestContinuousChance(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		lost   func(scheme stain.Scheme, n int) bool // n-th probe from the patrol's on
+		faulty bool
+	}{
+		{"the patrol's", func(_ stain.Scheme, n int) bool { return n <= 1 }, false},
+		{"and one by tcp", func(s stain.Scheme, n int) bool { return n <= 2 && s == stain.TCP }, false},
+		{"and an echo", func(_ stain.Scheme, n int) bool { return n <= 3 }, false},
+		{"by tcp two", func(s stain.Scheme, n int) bool { return n <= 4 && s == stain.TCP }, false},
+		{"three after it", func(_ stain.Scheme, n int) bool { return n <= 4 }, true},
+		{"by tcp all", func(s stain.Scheme, n int) bool { return n <= 30 && s == stain.TCP }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, site(t, 4))
+				w.auto = true
+				first := 0
+				all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+					time.Sleep(20 * time.Second)
+					w.change(func(w *town) {
+						first = w.count["i0 i1"]
+						w.lose = func(pair string, s stain.Scheme, n int) bool { return pair == "i0 i1" && tt.lost(s, n-first) }
+					})
+				})
+				accused := slices.ContainsFunc(all, func(a told) bool { return a.r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY })
+				if accused != tt.faulty || w.count["i0 i1"] < first+5 {
+					t.Errorf("accused: %t, want %t; %d probes since: %v", accused, tt.faulty, w.count["i0 i1"]-first, all[12:])
+				}
+			})
+		})
+	}
 }
 
 // TestContinuousForged has agents see packets, and say of probes that they left, which are yet to be sent:

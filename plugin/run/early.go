@@ -6,6 +6,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // A pair whose probes are over need not wait for the others': its own hosts attest their hooks, and it is
@@ -27,10 +28,28 @@ type waiting struct {
 
 // foresight is an explanation that was asked for in advance.
 type foresight struct {
+	track       int
 	need        verdict.NeedExplain
 	id          uint64
 	since       time.Time
 	explanation *verdict.Explanation // nil before it came
+}
+
+// prior is what a patrol met of a pair just before it is examined: a probe was lost.
+type prior struct {
+	scheme stain.Scheme
+	need   *verdict.NeedExplain // what to ask about it; nil for nothing
+}
+
+// prior is what a patrol met of a pair, nil for nothing.
+func (x *execution) prior(pair int) *prior { return x.options.prior[x.seq[pair]] }
+
+// remind asks about the probe that a patrol lost, while others are not even sent.
+func (x *execution) remind(pair int) {
+	first, _ := x.layout.group(pair, 0)
+	if p := x.prior(pair); p != nil && p.need != nil && p.scheme == x.ledger.tracks[first].scheme {
+		x.ask(first, *p.need)
+	}
 }
 
 // awaits says that pairs wait for audits that were asked for, or for what is asked about them.
@@ -120,22 +139,29 @@ func (x *execution) judgeAttested() {
 // foresee asks what the flows do with the packet of a track whose probe was lost, before it is known
 // whether it is one of many.
 func (x *execution) foresee(track int) {
-	if x.foreseen[track] != nil {
-		return
-	}
 	r := verdict.Judge(x.guess(track, time.Now()))
 	if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides {
 		return
 	}
-	host := slices.Index(x.ledger.hosts, r.Need.Host)
+	switch f := x.foreseen[track]; {
+	case f == nil, !x.foresees(track, *r.Need) && x.prior(x.layout.pair(track)) != nil: // it was lost elsewhere on patrol
+		x.ask(track, *r.Need)
+	case f.explanation != nil:
+		x.follow(f)
+	}
+}
+
+// ask has a host explain a packet of a track, in advance.
+func (x *execution) ask(track int, need verdict.NeedExplain) {
+	host := slices.Index(x.ledger.hosts, need.Host)
 	if host < 0 || x.host[host].gone || x.host[host].asked >= explainWindow {
 		return
 	}
 	x.host[host].asked++
 	x.metrics.explanations.Inc()
-	f := &foresight{need: *r.Need, since: time.Now()}
-	f.id = x.agents.Explain(host, r.Need.Proto(0))
-	x.foreseen[track], x.foreseeing[f.id] = f, track
+	f := &foresight{track: track, need: need, since: time.Now()}
+	f.id = x.agents.Explain(host, need.Proto(0))
+	x.foreseen[track], x.foreseeing[f.id] = f, f
 }
 
 // guess is the evidence of a track as it will be if the hooks turn out to be, at a time, as they were when it began.
@@ -148,14 +174,15 @@ func (x *execution) guess(track int, at time.Time) verdict.Evidence {
 	return e
 }
 
-// foretold takes in an explanation that was asked for in advance, and begins the exchange that it makes
-// necessary.
-func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
-	id := m.GetId()
+// foretold takes in an explanation that was asked for in advance, and does what it makes necessary.
+func (x *execution) foretold(f *foresight, m *dyetracev1.Explanation) {
+	id, track := m.GetId(), f.track
 	delete(x.foreseeing, id)
-	f := x.foreseen[track]
 	x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
 	f.explanation = verdict.ExplanationFromProto(m, f.need.Point)
+	if x.foreseen[track] != f {
+		return // it was lost elsewhere by now
+	}
 	if x.patience > 0 {
 		defer x.hurry(x.layout.pair(track))
 	}
@@ -167,18 +194,47 @@ func (x *execution) foretold(track int, m *dyetracev1.Explanation) {
 	if x.judged[x.layout.pair(track)] || m.GetError() != "" {
 		return
 	}
-	e := x.guess(track, time.Now())
+	x.testify(f)
+	x.follow(f)
+}
+
+// follow begins the exchange that an explanation makes necessary.
+func (x *execution) follow(f *foresight) {
+	e := x.guess(f.track, time.Now())
 	e.Explanation = f.explanation
 	if r := verdict.Judge(e); r.NeedUnderlay != nil {
 		x.exchangeFor(r.NeedUnderlay, false)
 	}
 }
 
+// testify begins the second scheme where flows drop what a patrol lost: an echo disturbs nothing, and if it is lost
+// too, one probe less by tcp is needed, which each take their time.
+func (x *execution) testify(f *foresight) {
+	pair := x.layout.pair(f.track)
+	p := &x.progress[pair]
+	if x.prior(pair) == nil || f.explanation.Outcome != verdict.Dropped || x.layout.ways > 1 || x.layout.schemes == 1 || p.scheme > 0 || x.arrived(f.track) {
+		return
+	}
+	p.beside = true
+	x.start(pair, 1)
+	need := f.need
+	beside, _ := x.layout.group(pair, 1)
+	need.Scheme = x.ledger.tracks[beside].scheme
+	x.ask(beside, need)
+}
+
+// doomed says that the flows of the host that saw a track's probe last drop it, as they did with the one that a
+// patrol lost.
+func (x *execution) doomed(track int) bool {
+	f := x.foreseen[track]
+	return x.prior(x.layout.pair(track)) != nil && f != nil && f.explanation != nil && f.explanation.Outcome == verdict.Dropped &&
+		x.explainedAway(track)
+}
+
 // forgetLate gives up on what was asked in advance and is not answered; what waits for it is told so by
 // its own time.
 func (x *execution) forgetLate(now time.Time) {
-	for id, track := range x.foreseeing {
-		f := x.foreseen[track]
+	for id, f := range x.foreseeing {
 		if _, waited := x.pending[id]; !waited && now.Sub(f.since) >= x.answers {
 			delete(x.foreseeing, id)
 			x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
@@ -187,11 +243,17 @@ func (x *execution) forgetLate(now time.Time) {
 	}
 }
 
+// foresees says that it was asked in advance what a track needs to know.
+func (x *execution) foresees(track int, need verdict.NeedExplain) bool {
+	f := x.foreseen[track]
+	return f != nil && sameNeed(f.need, need)
+}
+
 // inquire has a question be asked, unless the answer is there or on its way.
 func (x *execution) inquire(q question) {
 	f := x.foreseen[q.track]
 	switch {
-	case f == nil || !sameNeed(f.need, *q.first.Need):
+	case !x.foresees(q.track, *q.first.Need):
 		x.asking = append(x.asking, q)
 	case f.explanation == nil:
 		q.since = time.Now()

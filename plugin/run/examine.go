@@ -15,7 +15,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		return
 	}
 	var due []int
-	afterLoss := true
+	met := map[uint32]*prior{}
 	longest := time.Duration(0) // since a first probe that was lost
 	for i := range c.pairs {
 		p := &c.pairs[i]
@@ -28,8 +28,10 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 			c.r.metrics.stages.WithLabelValues("suspecting").Observe(now.Sub(p.since).Seconds())
 			longest = max(longest, now.Sub(p.since))
 		}
-		afterLoss = afterLoss && p.missed
-		p.exam, p.suspect, p.missed = c.begun+1, false, false
+		if p.met != nil {
+			met[uint32(i)] = p.met
+		}
+		p.exam, p.suspect, p.met = c.begun+1, false, nil
 		due = append(due, i)
 	}
 	if len(due) == 0 {
@@ -41,7 +43,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
-	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, afterLoss, longest) })
+	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, met, longest) })
 }
 
 // mayExamine says that another examination may begin.
@@ -82,14 +84,14 @@ func (c *continuous) prepare(ctx context.Context, cfg *Config, j *job) (x *execu
 
 // exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
 // never changes.
-func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, afterLoss bool, suspecting time.Duration) {
+func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, met map[uint32]*prior, suspecting time.Duration) {
 	began := time.Now()
 	j := job{options: c.job.options}
 	for _, i := range due {
 		j.pairs = append(j.pairs, c.job.pairs[i])
 		j.seq = append(j.seq, uint32(i)) // of the pairs of the run
 	}
-	j.options.measure, j.options.afterLoss = false, afterLoss
+	j.options.measure, j.options.prior = false, met
 	j.options.test = testOf(&dyetracev1.ProbeOptions{})
 	x, refreshed := c.prepare(ctx, cfg, &j)
 	x.out.seq = append(x.out.seq, j.lost.seq...)

@@ -113,9 +113,9 @@ type execution struct {
 	pending map[uint64]question // asked, by Explain.id
 	waiting []waiting           // pairs, for audits of their own hosts
 	// foreseen are explanations asked for before it was known that a track's probes are lost, and
-	// foreseeing those that were not answered, by Explain.id: which track's.
+	// foreseeing those that were not answered, by Explain.id.
 	foreseen   map[int]*foresight
-	foreseeing map[uint64]int
+	foreseeing map[uint64]*foresight
 
 	tos       uint8 // the stain's
 	exchanges map[exchangeKey]*exchange
@@ -181,7 +181,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
 		arms: map[uint64]arming{}, waits: map[uint32]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
-		foreseen: map[int]*foresight{}, foreseeing: map[uint64]int{},
+		foreseen: map[int]*foresight{}, foreseeing: map[uint64]*foresight{},
 		tos: cfg.ToS, exchanges: map[exchangeKey]*exchange{}, owing: map[uint64]*exchange{},
 	}
 	x.host = make([]hostState, len(x.ledger.hosts))
@@ -199,6 +199,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 			continue
 		}
 		x.start(pair, 0)
+		x.remind(pair)
 	}
 	return x
 }

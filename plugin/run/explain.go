@@ -58,7 +58,7 @@ func (x *execution) judgePair(pair int) {
 		}
 		r := verdict.Judge(x.evidence(track))
 		x.results[track] = &r
-		if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides { // what only embellishes a note
+		if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides && !x.foresees(track, *r.Need) { // what only embellishes a note
 			continue
 		}
 		host := slices.Index(x.ledger.hosts, r.Need.Host)
@@ -142,8 +142,8 @@ func (x *execution) explainAll(now time.Time) (wake time.Time) {
 
 // explained takes in an answer.
 func (x *execution) explained(m *dyetracev1.Explanation) {
-	if track, ok := x.foreseeing[m.GetId()]; ok {
-		x.foretold(track, m)
+	if f, ok := x.foreseeing[m.GetId()]; ok {
+		x.foretold(f, m)
 		return
 	}
 	q, ok := x.pending[m.GetId()]

@@ -61,8 +61,8 @@ func testOf(o *dyetracev1.ProbeOptions) sequential.Plan {
 }
 
 // proof is how many probes prove a hard fault.
-func (x *execution) proof() int {
-	if x.options.afterLoss {
+func (x *execution) proof(pair int) int {
+	if x.prior(pair) != nil {
 		return fewAttempts
 	}
 	return hardAttempts
@@ -70,12 +70,16 @@ func (x *execution) proof() int {
 
 // tries is how many probes a track may take until one arrives.
 func (x *execution) tries(track int) int {
+	pair := x.layout.pair(track)
+	first, _ := x.layout.group(pair, 0)
 	switch {
-	case x.progress[x.layout.pair(track)].beside && x.layout.scheme(track) > 0:
-		return x.proof() - 1 // witnesses of what tcp lost
+	case x.progress[pair].beside && x.layout.scheme(track) > 0 && x.doomed(first):
+		return 1 // flows say the rest
+	case x.progress[pair].beside && x.layout.scheme(track) > 0:
+		return x.proof(pair) - 1 // witnesses of what tcp lost
 	case x.layout.scheme(track) > 0:
 		return afterScheme
-	case x.options.afterLoss:
+	case x.prior(pair) != nil:
 		return fewAttempts
 	}
 	tries := hardAttempts
@@ -93,7 +97,7 @@ func (x *execution) enough(track int) int {
 	if x.layout.scheme(track) > 0 {
 		return 0 // it explains the verdict by another scheme
 	}
-	most, sent := x.proof(), x.witnesses(track)
+	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)
 	x.ledger.each(track, func(number uint32) {
 		if x.ledger.probes[number].state == left {
 			sent++

@@ -48,7 +48,7 @@ type patrol struct {
 	paths  []*plan.Path
 	index  []int
 	buf    []fleet.Event
-	sentAt map[uint32]time.Time // of probes under way
+	sentAt map[uint32]time.Time // when the agent was told to, of probes under way
 }
 
 // attestation is what one audit of a host said, by bridge.
@@ -70,6 +70,8 @@ type meeting struct {
 	rtt time.Duration
 	// late: it was told of as missed before.
 	late bool
+	// prior is what an examination should know of one that was missed.
+	prior *prior
 }
 
 type outcome uint8
@@ -108,14 +110,21 @@ func newPatrol(x *execution, now time.Time, told func(meeting)) *patrol {
 
 // send has a probe of a pair's track go as soon as the pace lets it; false if this patrol has no
 // numbers left.
-func (p *patrol) send(track int, now time.Time) bool {
+func (p *patrol) send(track int) bool {
 	p.x.ledger.begin(track)
 	number, ok := p.x.ledger.fresh(track)
 	if ok {
-		p.sentAt[number] = now
 		p.x.queue = append(p.x.queue, number)
 	}
 	return ok
+}
+
+// launched takes in that an agent is told to send a probe; what it waited for before tells nothing of how
+// long probes take.
+func (p *patrol) launched(number uint32, now time.Time) {
+	if p != nil {
+		p.sentAt[number] = now
+	}
 }
 
 // spentOut says that the next patrol should begin.
@@ -188,17 +197,22 @@ func (p *patrol) met(track int, number uint32) {
 	if probe.looked {
 		return
 	}
-	m := meeting{pair: x.layout.pair(track), sent: p.sentAt[number], last: -1, next: -1}
+	now := time.Now()
+	sent, was := p.sentAt[number]
+	if !was {
+		sent = now // it never was
+	}
 	delete(p.sentAt, number)
+	m := meeting{pair: x.layout.pair(track), sent: sent, last: -1, next: -1}
 	switch {
 	case x.ledger.arrived(number):
 		m.outcome, m.rtt = met, x.ledger.rtt(number)
 		x.ledger.look(number)
 	case probe.state == left:
 		probe.looked = true
-		m.outcome = missed
+		m.outcome, m.prior = missed, p.prior(track, number)
 		if p.cares == nil || p.cares(m.pair) {
-			p.lost = append(p.lost, lostProbe{track, number, m.sent, time.Now(), time.Since(x.begun) - probe.sent})
+			p.lost = append(p.lost, lostProbe{track, number, m.sent, now, now.Sub(x.begun) - probe.sent})
 		} else {
 			x.ledger.forget(number)
 		}
@@ -208,6 +222,21 @@ func (p *patrol) met(track int, number uint32) {
 		m.outcome = unable
 	}
 	p.told(m)
+}
+
+// prior is what there is to know of a probe that was missed: what should be asked about it is judged as if the
+// hooks were as they were attested last.
+func (p *patrol) prior(track int, number uint32) *prior {
+	x, hooks := p.x, map[verdict.Place]verdict.Window{}
+	for place, w := range x.hooks {
+		if w.After == nil {
+			w.After = w.Before
+		}
+		hooks[place] = verdict.Window{Before: w.After, After: w.After}
+	}
+	r := verdict.Judge(verdict.Evidence{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme,
+		Attempts: []verdict.Attempt{x.ledger.attempt(number)}, Hooks: hooks, Gone: x.gone})
+	return &prior{x.ledger.tracks[track].scheme, r.Need}
 }
 
 // changes takes in what others changed of a host's flows.

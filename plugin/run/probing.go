@@ -71,11 +71,11 @@ func (x *execution) inject(now time.Time) {
 			go_ = append(go_, number)
 		}
 	}
-	x.launch(append(go_, x.arm(needy, now)...))
+	x.launch(append(go_, x.arm(needy, now)...), now)
 }
 
 // launch has the agents send probes, those of each host together.
-func (x *execution) launch(numbers []uint32) {
+func (x *execution) launch(numbers []uint32, now time.Time) {
 	type key struct {
 		host   int
 		scheme stain.Scheme
@@ -87,6 +87,7 @@ func (x *execution) launch(numbers []uint32) {
 	requests := map[key]*request{}
 	var order []key // what is asked first is sent first
 	for _, number := range numbers {
+		x.patrol.launched(number, now)
 		k := key{x.entry(number), x.ledger.tracks[x.ledger.of(number)].scheme}
 		r := requests[k]
 		if r == nil {

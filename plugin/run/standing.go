@@ -22,7 +22,7 @@ type standing struct {
 	since   time.Time
 	sound   time.Time
 	suspect bool
-	missed  bool   // suspect since a probe of it was lost
+	met     *prior // what made it suspect, if a probe was lost
 	exam    uint64 // under way, 0 is none
 	flying  bool
 	again   time.Time // to be examined then

@@ -20,8 +20,8 @@ type options struct {
 	// not only those whose first probe is lost.
 	test    sequential.Plan
 	measure bool
-	// afterLoss says that a probe of every pair was lost just before, as a patrol saw.
-	afterLoss bool
+	// prior is what a patrol met just before, by seq: pairs of which it lost a probe.
+	prior map[uint32]*prior
 	// patrol says that probes are sent for ever, and for nobody's verdict.
 	patrol bool
 	// mtu has large packets tried between hosts as well.
