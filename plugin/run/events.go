@@ -17,10 +17,10 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case *dyetracev1.Ready:
 		h.ready = true
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.Before = a })
-		x.patrol.attested(e.Host, now)
+		x.patrol.attested(e.Host, true, now)
 	case *dyetracev1.Audited:
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
-		x.patrol.attested(e.Host, now)
+		x.patrol.attested(e.Host, false, now)
 		h.audits, h.auditing, h.watched = h.audits+1, false, h.auditAsked
 		x.judgeAttested()
 	case *dyetracev1.Armed:

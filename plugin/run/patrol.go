@@ -39,9 +39,11 @@ type patrol struct {
 	// changed is told that others changed flows of a bridge of a host; may be nil.
 	changed func(host string, m *dyetracev1.Changes)
 	born    time.Time
-	// audits of each host, the oldest first; asked is when a host was asked for the one under way.
+	// audits of each host, the oldest first; asked is when a host was asked last, and asking that it has not
+	// answered.
 	audits [][]attestation
 	asked  []time.Time
+	asking []bool
 	lost   []lostProbe
 	// paths are those of all pairs of the run, nil where there is none; index is which of those the
 	// pairs of this patrol are.
@@ -100,7 +102,7 @@ type lostProbe struct {
 func newPatrol(x *execution, now time.Time, told func(meeting)) *patrol {
 	p := &patrol{x: x, told: told, born: now, sentAt: map[uint32]time.Time{}}
 	p.audits = make([][]attestation, len(x.ledger.hosts))
-	p.asked = make([]time.Time, len(x.ledger.hosts))
+	p.asked, p.asking = make([]time.Time, len(x.ledger.hosts)), make([]bool, len(x.ledger.hosts))
 	for i := range p.asked {
 		p.asked[i] = now
 	}
@@ -269,6 +271,10 @@ func (p *patrol) audit(now time.Time) (wake time.Time) {
 		switch at := p.asked[host].Add(auditPeriod); {
 		case x.host[host].gone:
 			continue
+		case p.asking[host] && now.Sub(p.asked[host]) < x.answers:
+			// One at a time: answers do not say which question they are to. What needs another one is due then.
+			wake = earliest(wake, p.asked[host].Add(x.answers))
+			continue
 		case due[host] && now.Sub(p.asked[host]) < auditGap:
 			wake = earliest(wake, p.asked[host].Add(auditGap))
 			continue
@@ -276,7 +282,7 @@ func (p *patrol) audit(now time.Time) (wake time.Time) {
 			wake = earliest(wake, at)
 			continue
 		}
-		p.asked[host] = now
+		p.asked[host], p.asking[host] = now, true
 		x.agents.Audit(host, true)
 	}
 	return wake
@@ -293,13 +299,17 @@ func (p *patrol) hostsOf(track int) []int {
 	return hosts
 }
 
-// attested takes in an audit of a host, and looks at the lost probes that waited for it.
-func (p *patrol) attested(host int, now time.Time) {
+// attested takes in an audit of a host, and looks at the lost probes that waited for it. The first comes unasked.
+func (p *patrol) attested(host int, first bool, now time.Time) {
 	if p == nil {
 		return
 	}
 	x := p.x
-	a := attestation{asked: p.asked[host], at: now, windows: map[string]*verdict.Audit{}}
+	asked := p.born
+	if !first {
+		asked, p.asking[host] = p.asked[host], false
+	}
+	a := attestation{asked: asked, at: now, windows: map[string]*verdict.Audit{}}
 	for place, w := range x.hooks {
 		if place.Host != x.ledger.hosts[host] {
 			continue
