@@ -11,6 +11,7 @@
 //	ovsdb-server  ◀── libovsdb: bridges, ports and their numbers; dye ports
 //	ovs-vswitchd  ◀── ovs-ofctl:  flows in bundles, port flags (BRIDGE.mgmt in RunDir)
 //	              ──▶ ovs-ofctl:  changes of flows, a monitor a bridge that runs on
+//	              ◀── OpenFlow:   what has a sweep begin, which is asked often (BRIDGE.mgmt)
 //	              ◀── ovs-appctl: ofproto/trace                (ovs-vswitchd.PID.ctl)
 //
 // Port flags go through go-openvswitch. Flows do not: its flows have no hard

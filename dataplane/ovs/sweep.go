@@ -163,6 +163,9 @@ func (s *Switch) nudge(ctx context.Context) {
 
 // kick has a sweep begin. Any change of a bridge's flows does, and one that changes none does too.
 func (s *Switch) kick(ctx context.Context, bridge string) error {
+	if err := s.deleteNowhere(ctx, bridge); !errors.Is(err, errOtherOpenFlow) {
+		return err
+	}
 	nowhere := fmt.Sprintf("cookie=%#x/-1,table=0,priority=1,in_port=65534,dl_type=0xffff", flows.Cookie)
 	_, err := s.ofctl(ctx, nil, "--strict", "del-flows", bridge, nowhere)
 	return err
