@@ -269,8 +269,16 @@ func (h *hooks) audit(ctx context.Context, after bool) []*dyetracev1.HookWindow 
 	if after {
 		asked = h.counter.begun.Load()
 	}
+	var err error
+	var counting sync.WaitGroup
+	if after { // what the switch is waited for takes as long as looking does
+		counting.Go(func() { err = h.count(ctx, true) })
+	}
 	h.look(ctx, true)
-	err := h.count(ctx, after)
+	counting.Wait()
+	if !after {
+		err = h.count(ctx, false)
+	}
 	if err != nil && ctx.Err() == nil {
 		h.log.Warn("hooks are attested without their counters", "err", err)
 	}
