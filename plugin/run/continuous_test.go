@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -32,12 +33,15 @@ type town struct {
 	// on its way to the other host.
 	lose  func(pair string, scheme stain.Scheme, n int) bool
 	count map[string]int
+	// refresh is what has hosts tell how they are; nil is that the book is right.
+	refresh func()
 	// auto has schemes be chosen; else all goes by tcp.
 	auto bool
 	// late is how long samples take.
 	late time.Duration
-	// passes says that flows send on what is lost: into the right tunnel.
+	// passes says that flows send on what is lost: into the right tunnel. Else they drop it on a bridge.
 	passes bool
+	drops  string // br-tun where that is empty
 	runs   []*visit
 	// underlay answers exchanges; nil leaves them without an answer.
 	underlay func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport
@@ -72,7 +76,14 @@ func (w *town) Snapshot() *inventory.Snapshot {
 	defer w.mu.Unlock()
 	return w.snap
 }
-func (w *town) Refresh(context.Context, []string)  {}
+func (w *town) Refresh(context.Context, []string) {
+	w.mu.Lock()
+	refresh := w.refresh
+	w.mu.Unlock()
+	if refresh != nil {
+		refresh()
+	}
+}
 func (w *town) Begin(fleet.Spec) *fleet.Assignment { panic("runs of a town begin otherwise") }
 func (w *town) Stream(int) *fleet.Streaming        { panic("streams of a town are its network's") }
 func (w *town) change(f func(w *town))             { w.mu.Lock(); defer w.mu.Unlock(); f(w) }
@@ -198,7 +209,7 @@ func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	}
 	v.put(host, &dyetracev1.Explanation{
 		Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_DROPPED,
-		Flow: &dyetracev1.FlowRef{Bridge: "br-tun", Table: 60, Match: "ip"},
+		Flow: &dyetracev1.FlowRef{Bridge: cmp.Or(v.t.drops, "br-tun"), Table: 60, Match: "ip"},
 	})
 	return v.ids
 }
@@ -349,6 +360,44 @@ func TestContinuousExplained(t *testing.T) {
 			}
 			if r.GetProbes() != fewAttempts || !strings.Contains(r.GetCause(), "icmp echo is lost there too") {
 				t.Errorf("flows pass it: %t: %d probes, want %d, an echo among them: %s", passes, r.GetProbes(), fewAttempts, r.GetCause())
+			}
+		})
+	}
+}
+
+// TestContinuousRefreshed has a port go of which hosts tell only when they are asked, which takes as long as an
+// examination: nothing is told that was judged without knowing.
+func TestContinuousRefreshed(t *testing.T) {
+	t.Parallel()
+	for _, late := range []time.Duration{50 * time.Millisecond, 900 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 4))
+			without := siteOf(t, 4, func(h *inventory.Host) {
+				h.Endpoints = slices.DeleteFunc(h.Endpoints, func(e *dyetracev1.Endpoint) bool { return e.Port == "tap1" })
+			})
+			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+				time.Sleep(20 * time.Second)
+				w.change(func(w *town) {
+					w.lost = func(pair string, p *plan.Path, point int) bool {
+						return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
+					}
+					w.drops = "br-int"
+					w.refresh = func() {
+						time.Sleep(late)
+						w.change(func(w *town) { w.snap = without })
+					}
+				})
+			})
+			accused := map[string]bool{}
+			for _, a := range all[12:] {
+				if a.r.GetDst().GetName() == "i1" && a.r.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_PORT {
+					accused[a.r.GetSrc().GetName()] = true
+				} else if a.r.GetDst().GetName() == "i1" || a.r.GetVerdict() == faulty && a.r.GetSrc().GetName() != "i1" {
+					t.Errorf("hosts told after %v: %v: %s → %s: %v: %s", late, a.at, a.r.GetSrc().GetName(), a.r.GetDst().GetName(), a.r.GetVerdict(), a.r.GetCause())
+				}
+			}
+			if len(accused) != 3 {
+				t.Errorf("hosts told after %v: the port is missed by %v, want three", late, accused)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
@@ -57,33 +58,45 @@ func (c *continuous) mayExamine(now time.Time) bool {
 	return short < maxExams && len(c.exams) < mostExams
 }
 
-// prepare begins the execution of an examination by what is known of the hosts, while they are asked for
-// how they are now; if that makes a difference, it begins another one.
-func (c *continuous) prepare(ctx context.Context, cfg *Config, j *job) (x *execution, refreshed time.Time) {
-	begin := func(pairs []plan.Pair, paths []plan.Path, seq []uint32) *execution {
-		timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
-		return newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
+// examination is an execution that examines pairs as they were known when it began.
+type examination struct {
+	x     *execution
+	paths []plan.Path
+	seq   []uint32
+	in    chan batch
+	stop  context.CancelFunc
+}
+
+// begin begins to examine the pairs of a job.
+func (c *continuous) begin(ctx context.Context, cfg *Config, j job, snap *inventory.Snapshot) *examination {
+	pairs, paths, seq := c.r.paths(&j, snap)
+	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
+	e := &examination{paths: paths, seq: seq, in: make(chan batch)}
+	e.x = newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
+	e.x.out.seq = append(e.x.out.seq, j.lost.seq...)
+	e.x.out.results = append(e.x.out.results, j.lost.results...)
+	ctx, e.stop = context.WithCancel(ctx)
+	go e.x.run(ctx, e.in, nil)
+	return e
+}
+
+// fits says that it would have begun in the same way with the inventory as it is now.
+func (e *examination) fits(r *Runner, j job, snap *inventory.Snapshot) bool {
+	_, paths, seq := r.paths(&j, snap)
+	return slices.Equal(seq, e.seq) && slices.EqualFunc(paths, e.paths, func(a, b plan.Path) bool { return samePath(&a, &b) && sameWay(&a, &b) })
+}
+
+// end waits until it is over, which it is when in is closed, and gives back what it holds.
+func (e *examination) end() {
+	e.stop()
+	for range e.in {
 	}
-	known, before := c.r.cfg.Book.Snapshot(), *j
-	pairs, paths, seq := c.r.paths(&before, known)
-	x = begin(pairs, paths, seq)
-	snap := c.r.freshSnapshot(ctx, j.pairs)
-	refreshed = time.Now()
-	if snap == known {
-		*j = before
-		return x, refreshed
-	}
-	pairs, fresh, planned := c.r.paths(j, snap)
-	if slices.Equal(seq, planned) && slices.EqualFunc(paths, fresh, func(a, b plan.Path) bool { return samePath(&a, &b) && sameWay(&a, &b) }) {
-		return x, refreshed
-	}
-	x.finishAgents()
-	x.release(refreshed)
-	return begin(pairs, fresh, planned), refreshed
+	e.x.release(time.Now())
 }
 
 // exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
-// never changes.
+// never changes. It begins by what is known of the hosts, while they are asked for how they are now: it
+// concludes nothing before that is known, and if it makes a difference, begins again.
 func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, met map[uint32]*prior, suspecting time.Duration) {
 	began := time.Now()
 	j := job{options: c.job.options}
@@ -93,30 +106,48 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 	}
 	j.options.measure, j.options.prior = false, met
 	j.options.test = testOf(&dyetracev1.ProbeOptions{})
-	x, refreshed := c.prepare(ctx, cfg, &j)
-	x.out.seq = append(x.out.seq, j.lost.seq...)
-	x.out.results = append(x.out.results, j.lost.results...)
-	in, never := make(chan batch), make(chan struct{})
-	passed, found := make(chan struct{}), 0
-	go func() {
-		defer close(passed)
-		for b := range in {
-			for _, r := range b.results {
-				if r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
-					found++
-				}
+	known := c.r.cfg.Book.Snapshot()
+	fresh := make(chan *inventory.Snapshot, 1)
+	go func() { fresh <- c.r.freshSnapshot(ctx, j.pairs) }()
+	e := c.begin(ctx, cfg, j, known)
+	found, refreshed, held := 0, time.Duration(0), []batch(nil)
+	tell := func(b batch) {
+		for _, r := range b.results {
+			if r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+				found++
 			}
-			c.results <- examined{batch: b, exam: number}
 		}
-	}()
-	x.run(ctx, in, never)
-	<-passed
-	x.release(time.Now())
-	if found > 0 {
-		c.log.Info("examined", append([]any{"pairs", len(due), "not_healthy", found, "settle", cfg.Settle, "suspecting", suspecting, "refresh", refreshed.Sub(began)}, x.took.list()...)...)
+		c.results <- examined{batch: b, exam: number}
 	}
-	c.r.metrics.stages.WithLabelValues("refresh").Observe(refreshed.Sub(began).Seconds())
-	for s, d := range x.took {
+	for in := e.in; in != nil || refreshed == 0; {
+		select {
+		case b, more := <-in:
+			switch {
+			case !more:
+				in = nil
+			case refreshed == 0:
+				held = append(held, b)
+			default:
+				tell(b)
+			}
+		case snap := <-fresh:
+			refreshed = max(time.Since(began), 1)
+			if snap != known && !e.fits(c.r, j, snap) {
+				e.end()
+				e, held = c.begin(ctx, cfg, j, snap), nil
+				in = e.in
+			}
+			for _, b := range held {
+				tell(b)
+			}
+		}
+	}
+	e.end()
+	if found > 0 {
+		c.log.Info("examined", append([]any{"pairs", len(due), "not_healthy", found, "settle", cfg.Settle, "suspecting", suspecting, "refresh", refreshed}, e.x.took.list()...)...)
+	}
+	c.r.metrics.stages.WithLabelValues("refresh").Observe(refreshed.Seconds())
+	for s, d := range e.x.took {
 		c.r.metrics.stages.WithLabelValues(stage(s).String()).Observe(d.Seconds())
 	}
 	c.results <- examined{done: true, exam: number, pairs: due, took: time.Since(began)}
