@@ -655,6 +655,36 @@ func TestContinuousQuiet(t *testing.T) {
 	})
 }
 
+// TestContinuousRife has a hundredth of all probes lost, which is too much, while hosts say of each that is lost
+// that flows drop it: nothing is told but that much is lost.
+func TestContinuousRife(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		w.auto = true
+		rng := rand.New(rand.NewPCG(9, 9))
+		lost := 0
+		w.lose = func(string, stain.Scheme, int) bool {
+			is := rng.IntN(100) == 0
+			if is {
+				lost++
+			}
+			return is
+		}
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 200, 200
+		all, _, _ := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, time.Minute, func() {})
+		for _, a := range all {
+			if a.r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY && a.r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+				t.Errorf("%v: %s → %s: %v: %s", a.at, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+			}
+		}
+		if lost < 250 {
+			t.Errorf("%d probes were lost: too few to mean something", lost)
+		}
+	})
+}
+
 // TestContinuousRate has a rate that is asked for be kept to.
 func TestContinuousRate(t *testing.T) {
 	t.Parallel()
