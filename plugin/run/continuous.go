@@ -49,11 +49,13 @@ const (
 	// beyond is told from what is lost: see patience.go.
 	examSettle = 30 * time.Millisecond
 	tripTimes  = 2
-	// enoughTrips is how many probes must have arrived until that holds: before, settleTimes of the slowest is
-	// waited for. Of fewer than someTrips the p99 is but the slowest, and twice the p90 stands for it; of
-	// manyTrips, p99.9 is known; and maxTrips are looked at.
-	enoughTrips, someTrips, manyTrips, maxTrips = 20, 200, 1000, 4000
-	figuresEvery                                = 500 * time.Millisecond
+	// Until someTrips probes have arrived, the slowest of the last fewTrips stands for that: of few, quantiles say
+	// no more, and what was slow as the run began would count for long. Of manyTrips, p99.9 is known. After
+	// maxTrips, or tripsAge, it begins anew: a host that was busy then may no longer be.
+	fewTrips, someTrips, manyTrips, maxTrips = 20, 200, 1000, 4000
+	tripsAge                                 = time.Minute
+	// figuresEvery is how often figures are told.
+	figuresEvery = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
 	// at a pair takes a tenth of that.
 	goEvery = 4 * time.Millisecond
@@ -89,8 +91,10 @@ type continuous struct {
 	streaming streaming
 	trips     sequential.Digest // from sending to knowing
 	rtts      sequential.Digest
-	wait      time.Duration // see minSettle
-	exact     time.Duration // see examSettle
+	tripping  time.Time          // when these begin
+	last      [][2]time.Duration // round trip, and all of it, of the last that arrived
+	wait      time.Duration      // see minSettle
+	exact     time.Duration      // see examSettle
 
 	exams   map[uint64]time.Time // under way, and when they began
 	begun   uint64               // exams, so far
@@ -458,7 +462,7 @@ func (c *continuous) told(m meeting) {
 	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	switch {
 	case m.outcome == met && !m.late:
-		c.trip(m.rtt, now.Sub(m.sent))
+		c.trip(m.rtt, now.Sub(m.sent), now)
 		switch {
 		case c.byLarge(p.base): // what is small arrives all the time
 		case !healthy:
@@ -513,30 +517,38 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 
 // trip takes in how long a probe took, by the clock of its source's host and until it was known here, by
 // which it is known how long to wait for the next.
-func (c *continuous) trip(rtt, took time.Duration) {
+func (c *continuous) trip(rtt, took time.Duration, now time.Time) {
 	if rtt > 0 {
 		c.r.metrics.rtt.Observe(rtt.Seconds())
 		c.rtts.Add(rtt)
 	}
-	c.trips.Add(took)
-	switch n := c.trips.Count(); {
-	case n < enoughTrips:
-		c.wait = within(settleTimes*c.trips.Max(), minSettle, c.r.cfg.Settle)
-		c.exact = within(settleTimes*c.trips.Max(), examSettle, c.r.cfg.Settle)
-	case n%enoughTrips == 0:
-		tail := c.trips.Quantile(0.999)
-		switch {
-		case n < someTrips:
-			tail = settleTimes * c.trips.Quantile(0.9)
-		case n < manyTrips:
-			tail = c.trips.Quantile(0.99)
-		}
-		c.wait = within(settleTimes*tail, minSettle, c.r.cfg.Settle)
-		c.exact = within(max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)), examSettle, c.r.cfg.Settle)
-	}
-	if c.trips.Count() >= maxTrips {
+	if n := c.trips.Count(); n >= maxTrips || n >= someTrips && now.Sub(c.tripping) > tripsAge {
 		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
 	}
+	if c.trips.Count() == 0 {
+		c.tripping = now
+	}
+	c.trips.Add(took)
+	c.last = append(c.last, [2]time.Duration{rtt, took})
+	c.last = c.last[max(0, len(c.last)-fewTrips):]
+	switch n := c.trips.Count(); {
+	case n < someTrips:
+		rtt, took := time.Duration(0), time.Duration(0)
+		for _, l := range c.last {
+			rtt, took = max(rtt, l[0]), max(took, l[1])
+		}
+		c.waitBy(took, max(took, tripTimes*rtt))
+	case n < manyTrips && n%fewTrips == 0:
+		c.waitBy(c.trips.Quantile(0.99), max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)))
+	case n%fewTrips == 0:
+		c.waitBy(c.trips.Quantile(0.999), max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)))
+	}
+}
+
+// waitBy has the patrol wait by the slowest probes, and examinations for so long.
+func (c *continuous) waitBy(slowest, exact time.Duration) {
+	c.wait = within(settleTimes*slowest, minSettle, c.r.cfg.Settle)
+	c.exact = within(exact, examSettle, c.r.cfg.Settle)
 }
 
 // within is what lies nearest to d between least and most, and most where that is less than least.
