@@ -485,7 +485,9 @@ func TestRearmingKeepsTheLease(t *testing.T) {
 	for i := range steps {
 		now := start.Add(time.Duration(i) * b.lease / 4)
 		b.armed = func(string, time.Time) []string { return []string{h.guests[i%2].tap} }
+		b.mu.Lock()
 		b.reconcile(t.Context(), found, true, now)
+		b.mu.Unlock()
 	}
 	// Due after a third of the lease, so at every other step.
 	if counted.n < steps/2-1 {

@@ -74,6 +74,8 @@ type bridge struct {
 	refusal refusal
 	switchd string    // under which the hook was installed
 	added   time.Time // when flows were last, until the datapath does as they say
+	looked  time.Time // when the last look began after which the hook could be attested
+	left    bool      // this one is no longer the bridge's keeper
 
 	// What the watch of the bridge's flows and the reconciler share.
 	watched      atomic.Pointer[ovs.Watch]   // nil while there is none
@@ -133,13 +135,29 @@ func newBridge(name string, sw Switch, taps *taps, st stain.Stain, lease time.Du
 	return b
 }
 
-// reconcile brings the bridge to the state that we want and says what it found.
-// It is safe to call at any time, from anywhere, as often as one likes. Where nothing
-// tells of a change it only looks if attest is true: somebody is to be told that the
-// hook is live.
-func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest bool, now time.Time) {
+// look reconciles the bridge when its turn has come, by what the switch has then. It is safe to call at any time,
+// from anywhere, as often as one likes. Of several who wait for their turn one looks for all: whatever began after one
+// asked is as good as a look of one's own, and on a busy host the time of each would run out behind the others.
+func (b *bridge) look(ctx context.Context, asked time.Time, attest bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.left || b.looked.After(asked) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
+	defer cancel()
+	now := time.Now()
+	found, _ := b.sw.Snapshot().Bridge(b.name) // if it is gone, so is the hook
+	b.reconcile(ctx, found, attest, now)
+	if attest && b.state.Load().hook == dyetracev1.HookState_HOOK_STATE_LIVE {
+		b.looked = now
+	}
+}
+
+// reconcile brings the bridge to the state that we want and says what it found. Where nothing
+// tells of a change it only looks if attest is true: somebody is to be told that the
+// hook is live. Caller holds mu.
+func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest bool, now time.Time) {
 	old := *b.state.Load()
 	next := old
 	// Asked under the lock: one who armed a port and then called us finds it armed.
@@ -217,6 +235,7 @@ func (b *bridge) remove(ctx context.Context) error {
 	b.stopWatch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.left = true
 	b.closePort()
 	b.taps.leave(b)
 	var errs []error
@@ -243,6 +262,7 @@ func (b *bridge) close() {
 	b.stopWatch()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.left = true
 	b.closePort()
 	b.taps.leave(b)
 }

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dyetrace/dyetrace/dataplane"
 	"github.com/dyetrace/dyetrace/flows"
@@ -30,5 +33,52 @@ func TestFlowPorts(t *testing.T) {
 	found.Ports = append(found.Ports, dataplane.Port{Name: "tap2", OFPort: 8, Role: flows.Instance})
 	if got := flowPorts(found, dye); !slices.Equal(got, want) {
 		t.Errorf("with another: %v, want %v", got, want)
+	}
+}
+
+// reads counts how often the flows of a real switch are read.
+type reads struct {
+	Switch
+	n atomic.Int32
+}
+
+func (r *reads) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error) {
+	r.n.Add(1)
+	return r.Switch.DumpFlows(ctx, bridge)
+}
+
+func (r *reads) DumpOurs(ctx context.Context, bridge string) ([]flows.Flow, error) {
+	r.n.Add(1)
+	return r.Switch.DumpOurs(ctx, bridge)
+}
+
+// TestLookForAll: of those who asked before a look began, none looks again; who asks later does; and nobody brings
+// back the hook of a bridge that was left meanwhile.
+func TestLookForAll(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b := h.a.hooks.get(h.bridge)
+	counted := &reads{Switch: b.sw}
+	b.mu.Lock()
+	b.sw = counted
+	b.mu.Unlock()
+	for want := range int32(3) {
+		counted.n.Store(0)
+		asked := time.Now()
+		for range 1 + want {
+			b.look(t.Context(), asked, true)
+			b.look(t.Context(), asked, false)
+		}
+		if n := counted.n.Load(); n != 1 {
+			t.Errorf("flows were read %d times for %d who asked at one time (want once)", n, 2+2*want)
+		}
+	}
+	asked := time.Now()
+	if err := h.a.hooks.remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.look(t.Context(), asked, true)
+	if ours, err := counted.DumpOurs(t.Context(), h.bridge); err != nil || len(ours) > 0 {
+		t.Errorf("%d flows of ours on a bridge that was left, %v", len(ours), err)
 	}
 }

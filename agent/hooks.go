@@ -121,16 +121,10 @@ func (h *hooks) reconcile(ctx context.Context) { h.look(ctx, false) }
 // look is reconcile; with attest, it looks at every hook even where nothing tells of a
 // change.
 func (h *hooks) look(ctx context.Context, attest bool) {
-	now := time.Now()
-	snap := h.sw.Snapshot()
+	asked := time.Now()
 	var wg sync.WaitGroup
-	for _, b := range h.follow(ctx, snap) {
-		found, _ := snap.Bridge(b.name) // follow took the name from this very snapshot
-		wg.Go(func() {
-			bctx, cancel := context.WithTimeout(ctx, auditTimeout)
-			defer cancel()
-			b.reconcile(bctx, found, attest, now)
-		})
+	for _, b := range h.follow(ctx, h.sw.Snapshot()) {
+		wg.Go(func() { b.look(ctx, asked, attest) })
 	}
 	wg.Wait()
 	h.notify()

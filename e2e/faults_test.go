@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -161,7 +160,7 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 		if kind.Cause != "none" && !slices.Contains(spared[kind.Name], probes.scheme) {
 			t.Fatalf("%s declares no pair that fails where a sampling point could tell", kind.Name)
 		}
-		if kind.Name == "port-open" && probes.scheme == "tcp" && os.Getenv("DYETRACE_LAB_DATAPATH") == "system" {
+		if kind.Name == "port-open" && probes.scheme == "tcp" && datapath() == "system" {
 			checkRemembered(t, l.check(anyCode, args...), "green-2")
 			args = []string{"--scheme", "auto", "--ip", probes.ip, "--all"}
 		}

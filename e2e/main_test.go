@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -181,6 +182,9 @@ func (l *lab) log(name string) string {
 	}
 	return string(text)
 }
+
+// datapath is what labs' hypervisors forward by, netdev or system, unless a lab is raised with another one.
+func datapath() string { return cmp.Or(os.Getenv("DYETRACE_LAB_DATAPATH"), "netdev") }
 
 func stateDir(name string) string {
 	parent := os.Getenv("DYETRACE_LAB_DIR")
