@@ -103,7 +103,8 @@ func (x *execution) explainedAway(track int) bool {
 		return false
 	}
 	e := x.guess(track, time.Now())
-	e.Explanation = f.explanation
+	// However long others were silent, this one may be late.
+	e.Explanation, e.Patience = f.explanation, time.Hour
 	r := verdict.Judge(e)
 	return r.Wait == 0 && r.Verdict != verdict.Unknown && r.Verdict != verdict.Healthy
 }

@@ -401,66 +401,6 @@ func TestSimulatedBursts(t *testing.T) {
 	}
 }
 
-// TestSimulatedSlow has whole clouds where packets between some hosts take long, each way, and some guests take
-// long to answer: with connection tracking on their way that takes no answer to a probe which was withdrawn or
-// followed by another. None is called faulty, and almost all are healthy, with how long it took.
-func TestSimulatedSlow(t *testing.T) {
-	t.Parallel()
-	for _, slow := range []time.Duration{60 * time.Millisecond, 130 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond} {
-		for _, loss := range []float64{0, 0.01} {
-			type counts struct {
-				pairs, healthy, unknown, quick int
-				said, why                      []string // what is faulty, and why others are unknown
-			}
-			var sum counts
-			for _, n := range simulateEach(t, *simWorlds, func(t *testing.T, n int) (k counts) {
-				random := rand.New(rand.NewPCG(*simSeed+uint64(n), uint64(slow)))
-				c := newSimCloud(random, 6)
-				c.loss = loss
-				far, sleepy := random.IntN(simHosts), random.IntN(len(c.guests))
-				c.late = func(from, to int) time.Duration {
-					if from != to && (from == far || to == far) {
-						return slow
-					}
-					return 0
-				}
-				c.lateGuest = func(g *simGuest) time.Duration {
-					if g == c.guests[sleepy] {
-						return slow
-					}
-					return 0
-				}
-				o := options{test: testOf(nil), scheme: []stain.Scheme{0, stain.TCP, stain.ICMP}[n%3]}
-				pairs, paths := pathsBy(t, c.snapshot(t), allPairs, o.plan)
-				for _, p := range newSimAgents(c, random, nil).play(o, pairs, paths) {
-					k.pairs++
-					switch p.GetVerdict() {
-					case dyetracev1.Verdict_VERDICT_HEALTHY:
-						k.healthy++
-						from, to := c.named(p.GetSrc().GetName()), c.named(p.GetDst().GetName())
-						if rtt := time.Duration(p.GetRttNs()); rtt > 0 && rtt < c.late(from.host, to.host)+c.lateGuest(to)+c.late(to.host, from.host) {
-							k.quick++
-						}
-					case dyetracev1.Verdict_VERDICT_UNKNOWN:
-						k.unknown++
-						k.why = append(k.why, fmt.Sprintf("cloud %d, by %v: %s → %s: after %d probes: %s", n, o.scheme, p.GetSrc().GetName(), p.GetDst().GetName(), p.GetProbes(), p.GetCause()))
-					default:
-						k.said = append(k.said, fmt.Sprintf("cloud %d, by %v: %s → %s: %v after %d probes: %s", n, o.scheme, p.GetSrc().GetName(), p.GetDst().GetName(), p.GetVerdict(), p.GetProbes(), p.GetCause()))
-					}
-				}
-				return k
-			}) {
-				sum.pairs, sum.healthy, sum.unknown, sum.quick = sum.pairs+n.pairs, sum.healthy+n.healthy, sum.unknown+n.unknown, sum.quick+n.quick
-				sum.said, sum.why = append(sum.said, n.said...), append(sum.why, n.why...)
-			}
-			t.Logf("%v, loss %g %%: of %d pairs %d are healthy, %d unknown: %s", slow, 100*loss, sum.pairs, sum.healthy, sum.unknown, strings.Join(first(sum.why, 5), "; "))
-			if len(sum.said) > 0 || sum.healthy < sum.pairs*98/100 || sum.quick > 0 {
-				t.Errorf("%v, loss %g %%: %d of %d pairs are healthy; %d in less time than that takes; others: %s", slow, 100*loss, sum.healthy, sum.pairs, sum.quick, strings.Join(first(sum.said, 5), "; "))
-			}
-		}
-	}
-}
-
 // TestSimulatedLoss measures pairs of which one host's packets to another are lost by chance.
 func TestSimulatedLoss(t *testing.T) {
 	t.Parallel()
