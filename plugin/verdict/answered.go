@@ -6,13 +6,19 @@ import (
 )
 
 // undelivered judges a probe whose answer came back, though it provably did not leave the switch for
-// the destination: then it was not the destination that answered. A rule that rejects is such (OVN's
+// the destination: then it was not the destination that answered. The same goes for one of which this is not
+// proven, and whose answer nobody saw leave the destination nor knew by its ToS. A rule that rejects is such (OVN's
 // ACLs, for one, have ovn-controller send a RST in the destination's name), and without this its
 // answer would prove what it denies. Where the flows say that a rule denies it, that is the verdict;
 // else who answered is not known. is false where the answer may well be the destination's.
 func (j *judgement) undelivered() (r Result, is bool) {
 	at, from := j.handover()
-	if at < 0 || from < 0 || !j.unproven(j.t, at).none() {
+	if at < 0 || from < 0 {
+		return Result{}, false
+	}
+	unproven := j.unproven(j.t, at)
+	// What bears the stain's ToS is taken for the destination's then: who rejects makes a packet of its own, without it.
+	if !unproven.none() && (j.t.heard >= 0 || j.scheme() != stain.TCP) {
 		return Result{}, false
 	}
 	answered := j.t
@@ -20,6 +26,9 @@ func (j *judgement) undelivered() (r Result, is bool) {
 	lost := *answered
 	lost.last, lost.next, lost.mute = from, at, -1
 	j.t = &lost
+	if !unproven.none() { // what flows say now may be another thing
+		return j.doubtful(CauseImpostor, "answered, but whether "+j.Path.Pair.Dst.Name+" did, or a rule that rejects, is not known: "+unproven.why), true
+	}
 	r = j.lost(at)
 	const whose = "; the answer that came is somebody else's, such as of a rule that rejects"
 	if r.Verdict == PolicyDrop {

@@ -60,3 +60,36 @@ func TestUndelivered(t *testing.T) {
 		}
 	}
 }
+
+// An answer that nothing but the tap of the source's guest saw, since it bears no ToS, may be a rule's: it proves
+// nothing where the sample of the delivery may be missing for a fault of ours.
+func TestUndeliveredBare(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t, taps), "blue-1 blue-4")
+	reject := &Explanation{Point: 2, Outcome: Dropped, Flow: &Flow{Bridge: "br-int", Table: 44, Match: "tcp", Actions: "controller(userdata=00.00)",
+		Owner: dyetracev1.FlowOwner_FLOW_OWNER_OVN, Stage: "ls_out_acl", ACL: &dyetracev1.AccessList{Name: "no-tcp", Direction: "to-lport"}}}
+	for _, tt := range []struct {
+		name    string
+		seen    string // 3 as it leaves for the guest, 4 its answer as it comes, 7 at the source's tap
+		impair  func(*Evidence)
+		explain *Explanation
+		verdict Verdict
+		kind    CauseKind
+	}{
+		{name: "delivered", seen: "01237", verdict: Healthy, kind: CauseSamples},
+		{name: "delivered, other samples were lost", seen: "01237", impair: windowed("hv4", "br-int", lossy), verdict: Healthy, kind: CauseUnseen},
+		{name: "samples were lost", seen: "0127", impair: windowed("hv4", "br-int", lossy), verdict: Unknown, kind: CauseImpostor},
+		{name: "not attested, and a rule rejects it by now", seen: "0127", impair: windowed("hv4", "br-int", notAfter), explain: reject, verdict: Unknown, kind: CauseImpostor},
+		{name: "not delivered", seen: "0127", verdict: Unknown, kind: CauseImpostor},
+		{name: "a rule rejects it", seen: "0127", explain: reject, verdict: PolicyDrop, kind: CauseSecurityRule},
+		{name: "samples were lost, and it bears the ToS", seen: "012567", impair: windowed("hv4", "br-int", lossy), verdict: Healthy, kind: CauseSamples},
+	} {
+		e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, tt.seen)}, Explanation: tt.explain}
+		if tt.impair != nil {
+			tt.impair(&e)
+		}
+		if r := Judge(e); r.Verdict != tt.verdict || r.Kind != tt.kind {
+			t.Errorf("%s: %s (want %v, %v)", tt.name, show(&r), tt.verdict, tt.kind)
+		}
+	}
+}
