@@ -26,6 +26,9 @@ const (
 	parallelUnderlay = 4
 	// underlayTimeout bounds one: all rounds, the wait after them, and the search for a size.
 	underlayTimeout = 10 * time.Second
+	// recallPatience is how long what came is waited for to be read before it is told of. The controller
+	// waits a little longer for the answer.
+	recallPatience = 800 * time.Millisecond
 	// lookAgain is after how long the kernel is asked anew where it would send from to a tunnel's
 	// other end. Routes change without a word to Open vSwitch; 2,000 tunnels take some 10 ms.
 	lookAgain = 30 * time.Second
@@ -245,6 +248,9 @@ func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*d
 	case e.responder == nil:
 		return nil, fmt.Errorf("underlay probes are switched off on %s (underlay_port: 0)", a.cfg.Host)
 	case req.Recall:
+		if err := e.responder.CaughtUp(dst, recallPatience); err != nil {
+			return nil, err
+		}
 		return e.recall(req.Session, src, dst), nil
 	}
 	e.mu.Lock()

@@ -372,3 +372,52 @@ func BenchmarkDatagram(b *testing.B) {
 		}
 	}
 }
+
+// What came and is not read yet is not what never came; what found no room may have come.
+func TestCaughtUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	b := w.responder()
+	l := b.listeners[hostB]
+	stalled := func(do func()) {
+		b.mu.Lock() // it reads one, and stands still
+		defer b.mu.Unlock()
+		do()
+	}
+	var e Exchange
+	stalled(func() {
+		e, _ = w.probe(hostB, nil)
+		read, _ := l.await()
+		select {
+		case <-read:
+			t.Error("all is read, while it stands still")
+		default:
+		}
+	})
+	if err := b.CaughtUp(hostB, time.Minute); err != nil {
+		t.Error(err)
+	}
+	if some, none := arrived(e, b.Recall(e.Session, hostA, hostB, time.Now()).Seen, 0); some != e.SourcePorts || none > 0 {
+		t.Errorf("recalled %d source ports, %d not; all came", some, none)
+	}
+	stalled(func() {
+		if err := unix.SetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
+			t.Error(err)
+		}
+		w.probe(hostB, nil)
+	})
+	if err := b.CaughtUp(hostB, time.Minute); err == nil || !strings.Contains(err.Error(), "found no room") {
+		t.Errorf("%v (want that some found no room)", err)
+	}
+	if err := b.CaughtUp(hostB, time.Minute); err != nil {
+		t.Errorf("nothing came since: %v", err)
+	}
+	w.as("b", func() { b.Listen(nil) })
+	if err := b.CaughtUp(hostB, time.Minute); err != nil {
+		t.Errorf("nobody listens: %v", err)
+	}
+	<-l.done
+	if read, _ := l.await(); read != nil {
+		<-read // of one that has ended there is no more to wait for
+	}
+}

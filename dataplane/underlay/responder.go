@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -66,15 +67,65 @@ type listener struct {
 	fd   int
 	wake int // an eventfd(2): it is to end
 	done chan struct{}
+
+	mu      sync.Mutex
+	ask     int             // an eventfd(2): somebody waits until all is read; -1 once it has ended
+	waiting []chan struct{} // who
+	drops   uint32          // of the socket, when last looked at
 }
 
 // stop ends it, but does not wait for that.
 func (l *listener) stop() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
 func (l *listener) close() {
+	l.empty()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	_ = yields(l.fd, true)
 	unix.Close(l.fd)
 	unix.Close(l.wake)
+	unix.Close(l.ask)
+	l.ask = -1
+}
+
+// empty tells who waits for it that nothing is left unread.
+func (l *listener) empty() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.waiting {
+		close(c)
+	}
+	l.waiting = nil
+	_, _ = unix.Read(l.ask, make([]byte, 8))
+}
+
+// await returns what is closed once all has been read that is there now, and how many datagrams the socket had no
+// room for since this was asked last.
+func (l *listener) await() (read <-chan struct{}, dropped uint32) {
+	c := make(chan struct{})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ask < 0 {
+		close(c)
+		return c, 0
+	}
+	l.waiting = append(l.waiting, c)
+	_, _ = unix.Write(l.ask, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return c, l.dropped()
+}
+
+// dropped counts what was dropped since it was last called. Caller holds mu.
+func (l *listener) dropped() uint32 {
+	var info [9]uint32 // the last one is SK_MEMINFO_DROPS of linux/sock_diag.h
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(l.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0
+	}
+	was := l.drops
+	l.drops = info[len(info)-1]
+	return l.drops - was
 }
 
 // NewResponder returns a responder for a port that listens nowhere.
@@ -197,6 +248,30 @@ type Recall struct {
 	FromOthers time.Duration
 }
 
+// CaughtUp returns once all is read that came to an address of this host before it was called: what is unread as yet
+// would be taken for what never came. The error says that this took too long, or that datagrams found no room since
+// it was last called; it is nil where nobody listens, which Problem tells.
+func (r *Responder) CaughtUp(at netip.Addr, within time.Duration) error {
+	r.mu.Lock()
+	l := r.listeners[at]
+	r.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	late := time.NewTimer(within)
+	defer late.Stop()
+	read, dropped := l.await()
+	select {
+	case <-read:
+	case <-late.C:
+		return fmt.Errorf("what came to %s is not all read after %v: this host is too busy to tell", at, within)
+	}
+	if dropped > 0 {
+		return fmt.Errorf("%d datagrams that came to %s of late found no room: this host is too busy to tell", dropped, at)
+	}
+	return nil
+}
+
 // Recall tells of a session of questions from asker to the address at of this host.
 func (r *Responder) Recall(id uint64, asker, at netip.Addr, now time.Time) Recall {
 	r.mu.Lock()
@@ -235,7 +310,13 @@ func listen(at netip.AddrPort) (*listener, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return &listener{at: at, fd: fd, wake: wake, done: make(chan struct{})}, nil
+	ask, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(fd)
+		unix.Close(wake)
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return &listener{at: at, fd: fd, wake: wake, ask: ask, done: make(chan struct{})}, nil
 }
 
 // roomy has a socket hold much. The first needs CAP_NET_ADMIN, the second is bounded by
@@ -267,10 +348,16 @@ func (r *Responder) serve(l *listener) {
 	var key *Key
 	buf, oob := make([]byte, 65536), make([]byte, 256)
 	out := make([]byte, 0, 65536)
-	poll := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}}
+	poll := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.wake), Events: unix.POLLIN}, {Fd: int32(l.ask), Events: unix.POLLIN}}
 	for {
-		if _, _ = unix.Poll(poll, -1); poll[1].Revents != 0 {
+		switch _, err := unix.Poll(poll, -1); {
+		case err != nil:
+			continue
+		case poll[1].Revents != 0:
 			return
+		case poll[0].Revents == 0:
+			l.empty()
+			continue
 		}
 		n, oobn, _, from, err := unix.Recvmsg(l.fd, buf, oob, 0)
 		if err != nil {
