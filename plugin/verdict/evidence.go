@@ -26,7 +26,7 @@ type Evidence struct {
 	// for a fault; with 0 one is enough.
 	Enough int
 	// Patience is how long a packet may take from one point to the next: where nothing but the absence of
-	// samples speaks for a fault, one that may still be on its way is no evidence (Attempt.Quiet). 0 is
+	// samples speaks for a fault, all that may still be on their way is no evidence (Attempt.Quiet). 0 is
 	// that all have had their time.
 	Patience time.Duration
 	// Latencies are of the probes that arrived, for the result.

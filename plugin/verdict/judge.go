@@ -274,15 +274,21 @@ func (j *judgement) late(r *Result) {
 	}
 	r.Verdict, r.Kind = Unknown, CauseUnseen
 	r.Cause = join(r.Cause, fmt.Sprintf("or it is late: it was watched for %v after it was seen last, and %v is what it may take",
-		j.t.Quiet.Round(time.Millisecond), j.Patience))
+		(j.Patience-r.Wait).Round(time.Millisecond), j.Patience))
 }
 
-// wait is for how much longer the probe that is judged may be late.
-func (j *judgement) wait() time.Duration {
+// wait is for how much longer probes may be late: the one that is judged, and all others that were not seen to
+// arrive, since they are counted as lost with it.
+func (j *judgement) wait() (most time.Duration) {
 	if j.t == nil || j.arrived(j.t) {
 		return 0
 	}
-	return max(0, j.Patience-j.t.Quiet)
+	for i := range j.trails {
+		if t := &j.trails[i]; t.last >= 0 && !j.arrived(t) {
+			most = max(most, j.Patience-t.Quiet)
+		}
+	}
+	return max(most, j.Patience-j.t.Quiet, 0)
 }
 
 // goal is the last point that exists, if seeing the packet there proves the way there and

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -58,6 +59,16 @@ func noRoom(point int) func(*Evidence) {
 
 func gone(host string) func(*Evidence) {
 	return func(e *Evidence) { e.Gone = map[string]string{host: "its agent was cut off at 10:42"} }
+}
+
+// quiet has a packet take up to 750 ms from one point to the next, and probes be watched for so long.
+func quiet(watched ...time.Duration) func(*Evidence) {
+	return func(e *Evidence) {
+		e.Patience = 750 * time.Millisecond
+		for i, d := range watched {
+			e.Attempts[i].Quiet = d
+		}
+	}
 }
 
 func flow(bridge string, table, priority uint32, match string) *Flow {
@@ -115,6 +126,12 @@ func TestJudge(t *testing.T) {
 			want: "healthy duplicate | - |  | also seen at hv2/br-int from-tunnel, off its way"},
 		{name: "source without link", pair: crossing, net: []func(hosts){linkDown("hv1", "tap-b1")}, probes: []string{"01234567"},
 			want: "silent guest-down | hv1/br-int from-tunnel → hv1/br-int to-instance | hv1 | the answer came back to hv1, but the link of tap-b1 is down: blue-1 is off, or its interface is"},
+
+		// Lost, or late? All that count as lost must have had their time, and not the one that came farthest alone.
+		{name: "all had their time", pair: crossing, probes: []string{"01", "0", "01"}, impair: []func(*Evidence){quiet(time.Second, time.Second, time.Second)},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); 1 of 3 probes lost earlier, after hv1/br-int from-instance | ask hv1/br-int"},
+		{name: "others may be late", pair: crossing, probes: []string{"01", "0", "01"}, impair: []func(*Evidence){quiet(time.Second, 100*time.Millisecond, time.Second)},
+			want: "unknown unseen | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); 1 of 3 probes lost earlier, after hv1/br-int from-instance; or it is late: it was watched for 100ms after it was seen last, and 750ms is what it may take | ask hv1/br-int"},
 
 		// Answered, but by whom?
 		{name: "impostor", pair: crossing, probes: []string{"0167 @hv4:fwd @hv4:reply"},
