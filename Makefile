@@ -110,7 +110,7 @@ e2e-kernel: setup build ## run the end-to-end tests with switches that forward i
 	$(AS_ROOT) e2e/kernel/run $(KERNEL_BY) $(BIN) $(CACHE)/e2e-kernel.test -test.run '$(KERNEL_RUN)' -test.skip TestNoTouch -test.timeout 2h $(KERNEL_FLAGS)
 
 .PHONY: e2e-all
-e2e-all: test e2e-clab e2e-kernel ## run all tests there are, on all that labs can be made of; hours
+e2e-all: test e2e-clab e2e-kernel ## run all tests there are, on all that labs can be made of; an hour or more
 
 .PHONY: bench
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic
