@@ -35,7 +35,8 @@ func (p *patrol) losses() []segmentLoss {
 
 // TestLossIsNamed follows one run of all pairs, in which the underlay begins to lose a few packets of what one
 // host sends another: all pairs that use the tunnel are told, in the right segment and direction, and no other; the
-// second time agents are started anew before, whose streams begin anew, by other source ports. Then one of two equal-cost paths does: no pair need be faulty by that, and it is told what it is.
+// second time agents are started anew before, whose streams begin anew, by other source ports. Then one of two
+// equal-cost paths does: no pair need be faulty by that, and it is told what it is.
 func TestLossIsNamed(t *testing.T) {
 	t.Parallel()
 	l := up(t)

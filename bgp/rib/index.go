@@ -99,7 +99,7 @@ type gap struct {
 	version uint64 // of b
 }
 
-// has tells whether the record is there still; of 0, that none is. It is for who took nothing out since.
+// has tells whether the record is there still; of 0, that none is, which is for who took nothing out since.
 func (g gap) has(id uint32) bool {
 	return g.b != nil && slot(g.b.slots[g.i]).id() == id && g.b.version.Load() == g.version
 }

@@ -121,7 +121,7 @@ func (l *listener) dropped() uint32 {
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(l.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
-		return 0
+		return 0 // Linux before 4.12 does not tell
 	}
 	was := l.drops
 	l.drops = info[len(info)-1]
