@@ -24,8 +24,6 @@ const (
 	// has up to 128 sockets, and sends bursts of up to 200 kB.
 	maxUnderlay      = 64
 	parallelUnderlay = 4
-	// underlayTimeout bounds one: all rounds, the wait after them, and the search for a size.
-	underlayTimeout = 10 * time.Second
 	// recallPatience is how long what came is waited for to be read before it is told of. The controller
 	// waits a little longer for the answer.
 	recallPatience = 800 * time.Millisecond
@@ -222,7 +220,7 @@ func mtus(snap dataplane.Snapshot, endpoints []*dyetracev1.Endpoint) []uint32 {
 // probeUnderlay answers what UDP does between a tunnel address of this host and one of another, or
 // what of another host's exchange came here.
 func (a *Agent) probeUnderlay(ctx context.Context, req *dyetracev1.ProbeUnderlay) {
-	ctx, cancel := context.WithTimeout(ctx, underlayTimeout)
+	ctx, cancel := context.WithTimeout(ctx, underlay.MaxExchange)
 	defer cancel()
 	m, err := a.exchange(ctx, req)
 	if err != nil {

@@ -31,6 +31,11 @@ const (
 	maxWait                              = 5 * time.Second
 )
 
+// MaxExchange is how long an exchange may last, with what waits for its turn: all rounds, the wait after them, and
+// the search for a size take 1.5 s where nothing holds them up. Whoever calls Probe must end it then, since a
+// responder answers for no exchange if its socket had no room within this time.
+const MaxExchange = 10 * time.Second
+
 // Exchange is what is to be tried between two addresses.
 type Exchange struct {
 	// Src is an address of this host; the zero Addr is what the kernel would use.

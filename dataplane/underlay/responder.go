@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -71,7 +70,8 @@ type listener struct {
 	mu      sync.Mutex
 	ask     int             // an eventfd(2): somebody waits until all is read; -1 once it has ended
 	waiting []chan struct{} // who
-	drops   uint32          // of the socket, when last looked at
+	drops   uint32          // datagrams that the socket had no room for, as far as that was noticed
+	dropped time.Time       // when the last of them were noticed
 }
 
 // stop ends it, but does not wait for that.
@@ -99,33 +99,34 @@ func (l *listener) empty() {
 	_, _ = unix.Read(l.ask, make([]byte, 8))
 }
 
-// await returns what is closed once all has been read that is there now, and how many datagrams the socket had no
-// room for since this was asked last.
-func (l *listener) await() (read <-chan struct{}, dropped uint32) {
+// await returns what is closed once all has been read that is there now, and whether the socket had no room for
+// datagrams within the time of an exchange that ends now.
+func (l *listener) await(now time.Time) (read <-chan struct{}, full bool) {
 	c := make(chan struct{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ask < 0 {
 		close(c)
-		return c, 0
+		return c, false
 	}
 	l.waiting = append(l.waiting, c)
 	_, _ = unix.Write(l.ask, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	return c, l.dropped()
+	l.notice(overflowed(l.fd), now)
+	return c, l.drops > 0 && now.Sub(l.dropped) < MaxExchange
 }
 
-// dropped counts what was dropped since it was last called. Caller holds mu.
-func (l *listener) dropped() uint32 {
-	var info [9]uint32 // the last one is SK_MEMINFO_DROPS of linux/sock_diag.h
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(l.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return 0 // Linux before 4.12 does not tell
+// lost notes how many datagrams the socket had had no room for as one came that was read now.
+func (l *listener) lost(drops uint32, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notice(drops, now)
+}
+
+// notice takes in a count of drops, which may be older than one that is known. Caller holds mu.
+func (l *listener) notice(drops uint32, now time.Time) {
+	if int32(drops-l.drops) > 0 {
+		l.drops, l.dropped = drops, now
 	}
-	was := l.drops
-	l.drops = info[len(info)-1]
-	return l.drops - was
 }
 
 // NewResponder returns a responder for a port that listens nowhere.
@@ -249,8 +250,8 @@ type Recall struct {
 }
 
 // CaughtUp returns once all is read that came to an address of this host before it was called: what is unread as yet
-// would be taken for what never came. The error says that this took too long, or that datagrams found no room since
-// it was last called; it is nil where nobody listens, which Problem tells.
+// would be taken for what never came. The error says that this took too long, or that datagrams found no room within
+// the last MaxExchange, whoever asks: whose they were is not known. It is nil where nobody listens, which Problem tells.
 func (r *Responder) CaughtUp(at netip.Addr, within time.Duration) error {
 	r.mu.Lock()
 	l := r.listeners[at]
@@ -260,14 +261,14 @@ func (r *Responder) CaughtUp(at netip.Addr, within time.Duration) error {
 	}
 	late := time.NewTimer(within)
 	defer late.Stop()
-	read, dropped := l.await()
+	read, full := l.await(time.Now())
 	select {
 	case <-read:
 	case <-late.C:
 		return fmt.Errorf("what came to %s is not all read after %v: this host is too busy to tell", at, within)
 	}
-	if dropped > 0 {
-		return fmt.Errorf("%d datagrams that came to %s of late found no room: this host is too busy to tell", dropped, at)
+	if full {
+		return fmt.Errorf("datagrams that came to %s within %v found no room: this host is too busy to tell", at, MaxExchange)
 	}
 	return nil
 }
@@ -363,6 +364,10 @@ func (r *Responder) serve(l *listener) {
 		if err != nil {
 			continue // woken for nothing, or told of a datagram that was sent before
 		}
+		full := overflows(oob[:oobn])
+		if full > 0 {
+			l.lost(full, time.Now())
+		}
 		src := addrPort(from)
 		r.mu.Lock()
 		if k := r.key; k != key && k != nil {
@@ -381,7 +386,7 @@ func (r *Responder) serve(l *listener) {
 		tos, ttl := marks(oob[:oobn])
 		streams := d.Kind == StreamQuestion
 		switch allowed := r.hear(l, src.Addr()); {
-		case streams && !r.stand(l, &d, overflows(oob[:oobn]), allowed),
+		case streams && !r.stand(l, &d, full, allowed),
 			!streams && !r.note(d, allowed):
 			continue
 		}
