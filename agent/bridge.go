@@ -73,6 +73,7 @@ type bridge struct {
 	fight   fight
 	refusal refusal
 	switchd string    // under which the hook was installed
+	db      uint64    // dataplane.Snapshot.Database, before its flows were last read
 	added   time.Time // when flows were last, until the datapath does as they say
 	looked  time.Time // when the last look began after which the hook could be attested
 	left    bool      // this one is no longer the bridge's keeper

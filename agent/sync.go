@@ -53,11 +53,16 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		return false, b.renew(ctx, now)
 	}
 	disturbed, watched := b.settled(ctx)
-	told := b.told.Load()
+	told, db := b.told.Load(), b.sw.Snapshot().Database
 	reread := !same || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest, now)
 	have, err := b.dump(ctx, reread, now)
 	if err != nil {
 		return changed, err
+	}
+	// What is answered now is so by a switch that runs, and what passed meanwhile may have waited, or found no room.
+	if db != b.db || db != b.sw.Snapshot().Database {
+		changed = changed || found.DatapathType == "netdev"
+		b.db = db
 	}
 	was, wanted := b.hook, b.want
 	wiped := disturbed.has(flows.Wiped) || wanted != nil && !installed(have, wanted)
@@ -98,7 +103,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 // quiet tells whether the hook can be taken to be as it was found, live: it is watched, and of
 // nothing that matters was told. Caller holds mu.
 func (b *bridge) quiet(now time.Time) bool {
-	return b.state.Load().hook == dyetracev1.HookState_HOOK_STATE_LIVE && b.watched.Load() != nil && b.disturbed.Load() == 0 && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
+	return b.state.Load().hook == dyetracev1.HookState_HOOK_STATE_LIVE && b.watched.Load() != nil && b.disturbed.Load() == 0 && b.db == b.sw.Snapshot().Database && b.fight.held(now) == 0 && now.Sub(b.audited) < auditWatched
 }
 
 // stale tells whether all of the bridge's flows are to be read again. A doubt that must

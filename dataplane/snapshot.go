@@ -15,6 +15,10 @@ type Snapshot struct {
 	// Switchd is another string for every process of ovs-vswitchd: flows, and the
 	// settings of OpenFlow ports, do not outlive one. Empty while none runs.
 	Switchd string
+	// Database is another number for every connection to the database, and each time without one. ovs-vswitchd,
+	// which loses its own with ours, stands still until it has the database's lock again, a second at the least
+	// (bridge_run of vswitchd/bridge.c): it answers nobody, and the userspace datapath passes no packet on.
+	Database uint64
 	// Waiting tells that ovs-vswitchd is told to wait until all flows are restored
 	// (other_config:flow-restore-wait, ovs-vswitchd.conf.db(5)): until then it passes packets
 	// on by what the datapath remembers, if it has not started anew, and by no flow.

@@ -145,6 +145,9 @@ func (s *Switch) Run(ctx context.Context) error {
 		if db != nil {
 			err := s.follow(ctx, db)
 			s.fresh.Store(false)
+			if ctx.Err() == nil {
+				s.update(func(snap *dataplane.Snapshot) { snap.Database++ })
+			}
 			db.close()
 			if ctx.Err() != nil {
 				return nil
@@ -154,6 +157,7 @@ func (s *Switch) Run(ctx context.Context) error {
 		if db = s.redial(ctx); db == nil {
 			return nil
 		}
+		s.update(func(snap *dataplane.Snapshot) { snap.Database++ })
 		s.opts.Log.Info("connected to the Open vSwitch database", "db", s.opts.DB)
 	}
 }
@@ -223,6 +227,9 @@ func (s *Switch) refresh(ctx context.Context, db *database) error {
 		return err
 	}
 	next.Switchd = s.switchd()
+	if old := s.last.Load(); old != nil {
+		next.Database = old.Database
+	}
 	s.store(next)
 	return nil
 }
