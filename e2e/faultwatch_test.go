@@ -29,7 +29,7 @@ func (b *bench) continuous(until time.Time) {
 		if k.Cause == "path-mtu" {
 			continue // a continuous run does not look for it unless asked
 		}
-		cases = append(cases, benchCase{breaks: []benchBreak{k}, probes: allTraffic[0]})
+		cases = append(cases, benchCase{breaks: []benchBreak{k}, probes: chosen(l, k)})
 		if k.Name == "underlay-loss" {
 			for _, k.target = range []string{"hv2:hv4:1", "hv3:hv1:1", "hv1:hv2:1", "hv4:hv3:2"} {
 				cases = append(cases, benchCase{breaks: []benchBreak{k}, probes: allTraffic[0]})
@@ -42,7 +42,7 @@ func (b *bench) continuous(until time.Time) {
 		}
 	}
 	b.random.Shuffle(len(cases), func(i, j int) { cases[i], cases[j] = cases[j], cases[i] })
-	p := l.follow("check", "--all", "--continuous", "--scheme", "tcp", "--ip", "4")
+	p := l.follow("check", "--all", "--continuous", "--ip", "4") // by tcp, and where that does not arrive by icmp: as everybody has it
 	p.until("healthy", 58)
 	for _, c := range cases {
 		name := "continuous: " + c.String()
@@ -54,6 +54,23 @@ func (b *bench) continuous(until time.Time) {
 			tally(b.report.Continuous, c.watchName(), c.watch(b, l, p))
 		}
 	}
+}
+
+// chosen are the probes by which a run that chooses the scheme for itself judges a lab with this break: those by tcp, or
+// where only a guest is silent to them, those by icmp if all of these are answered.
+func chosen(l *lab, k benchBreak) traffic {
+	var by [2]truth
+	for i := range by {
+		args := append([]string{"lab", "truth"}, k.args()...)
+		if err := json.Unmarshal([]byte(l.must(append(args, "--scheme", allTraffic[i].scheme, "--ip", allTraffic[i].ip, "-o", "json")...)), &by[i]); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	loud := slices.ContainsFunc(by[0].Fates, func(f fate) bool { return f.Outcome != "silent" })
+	if loud || len(by[0].Fates) == 0 || len(by[1].Fates) > 0 {
+		return allTraffic[0]
+	}
+	return allTraffic[1]
 }
 
 // watchName tells losses by their rate.

@@ -23,15 +23,16 @@ type arming struct {
 }
 
 // wantsArms says whether something must be in place before a probe is sent: in no-touch that it is
-// kept from guests; and where the probe before it was delivered and not seen to be answered, or not all
-// the way back, that an answer is seen which does not bear the ToS.
+// kept from guests; and where the probe before it, of a patrol it may be, was delivered and not seen to be answered,
+// or not all the way back, that an answer is seen which does not bear the ToS.
 func (x *execution) wantsArms(number uint32) bool {
 	track := x.ledger.of(number)
 	path := x.ledger.path(track)
 	if path.NoTouch {
 		return true
 	}
-	return armable(path) && x.unheard(number)
+	p := x.prior(x.layout.pair(track))
+	return armable(path) && (p != nil && p.unheard || x.unheard(number))
 }
 
 // unheard says that the answer to a probe before this one may have been there, and not been known.
@@ -47,6 +48,13 @@ func (x *execution) unheard(number uint32) bool {
 		heard = !at.Armed && !verdict.Unanswered(path, &at) && !verdict.Unrecognised(path, &at)
 	})
 	return !heard
+}
+
+// maybeHeard says that a probe was delivered, and that an answer without the ToS would have passed unseen: however many
+// others are lost, this one is no evidence, and the next one can be.
+func (x *execution) maybeHeard(number uint32) bool {
+	path, at := x.ledger.path(x.ledger.of(number)), x.ledger.attempt(number)
+	return armable(path) && !at.Armed && verdict.Unanswered(path, &at)
 }
 
 // armable says that the destination's port is known: its host is asked for no other, since an agent

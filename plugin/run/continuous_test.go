@@ -42,7 +42,10 @@ type town struct {
 	// passes says that flows send on what is lost: into the right tunnel. Else they drop it on a bridge.
 	passes bool
 	drops  string // br-tun where that is empty
-	runs   []*visit
+	// delivers says that flows hand what is lost to this port.
+	delivers string
+	armed    int // answers to Arm
+	runs     []*visit
 	// underlay answers exchanges; nil leaves them without an answer.
 	underlay func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport
 	// network is what streams between hosts meet; nil has none.
@@ -194,6 +197,7 @@ func addr(column []byte, i int) string {
 
 func (v *visit) Arm(host int, _ *dyetracev1.Arm) uint64 {
 	v.ids++
+	v.t.change(func(w *town) { w.armed++ })
 	v.put(host, &dyetracev1.Armed{Id: v.ids})
 	return v.ids
 }
@@ -201,7 +205,13 @@ func (v *visit) Audit(host int, _ bool) { v.put(host, &dyetracev1.Audited{Window
 func (v *visit) Finish(host int)        { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
 func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 	v.ids++
-	if v.t.passes { // to the other of two hosts
+	switch {
+	case v.t.delivers != "":
+		e := delivered(v.t.delivers)
+		e.Id = v.ids
+		v.put(host, e)
+		return v.ids
+	case v.t.passes: // to the other of two hosts
 		v.put(host, &dyetracev1.Explanation{
 			Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: map[string]string{"hv1": "10.1.0.2", "hv2": "10.1.0.1"}[v.spec.Hosts[host]],
 		})

@@ -35,13 +35,15 @@ type foresight struct {
 	explanation *verdict.Explanation // nil before it came
 }
 
-// prior is what a patrol met of a pair just before it is examined: a probe was lost.
+// prior is what is known of a pair just before it is examined: a patrol lost a probe of it, or it was silent before.
 type prior struct {
 	scheme stain.Scheme
 	need   *verdict.NeedExplain // what to ask about it; nil for nothing
+	// unheard says that it was delivered, and no answer known: see wantsArms.
+	unheard bool
 }
 
-// prior is what a patrol met of a pair, nil for nothing.
+// prior is what is known of a pair, nil for nothing.
 func (x *execution) prior(pair int) *prior { return x.options.prior[x.seq[pair]] }
 
 // remind asks about the probe that a patrol lost, while others are not even sent.
@@ -207,18 +209,15 @@ func (x *execution) follow(f *foresight) {
 	}
 }
 
-// testify begins the second scheme where flows drop what a patrol lost: an echo disturbs nothing, and if it is lost
-// too, one probe less by tcp is needed, which each take their time.
+// testify asks where flows drop what a patrol lost whether they drop the echo beside it: if so, one probe less by tcp is
+// needed, which each take their time.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
-	p := &x.progress[pair]
-	if x.prior(pair) == nil || f.explanation.Outcome != verdict.Dropped || x.layout.ways > 1 || x.layout.schemes == 1 || p.scheme > 0 || x.arrived(f.track) {
+	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
+	if x.prior(pair) == nil || f.explanation.Outcome != verdict.Dropped || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}
-	p.beside = true
-	x.start(pair, 1)
 	need := f.need
-	beside, _ := x.layout.group(pair, 1)
 	need.Scheme = x.ledger.tracks[beside].scheme
 	x.ask(beside, need)
 }

@@ -142,6 +142,7 @@ func (x *execution) samples(host int, m *dyetracev1.Samples, now time.Time) {
 			x.ledger.probes[number].heard = now.Sub(x.begun)
 		}
 		if !before && x.ledger.arrived(number) {
+			x.loud(pair)
 			x.came(number, now)
 		}
 		switch {
@@ -191,6 +192,7 @@ func (x *execution) conclude(pair int) {
 	}
 	r := verdict.Combine(x.scratch, x.layout.asked)
 	x.judged[pair] = true
+	x.loud(pair)
 	x.leaveOff(pair)
 	if x.mtu != nil {
 		if e := x.mtu[pair].exchange; e != nil && e.step != done {

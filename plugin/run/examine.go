@@ -8,6 +8,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // examine begins an examination of all pairs that are suspect, or were not looked at for long.
@@ -29,8 +30,11 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 			c.r.metrics.stages.WithLabelValues("suspecting").Observe(now.Sub(p.since).Seconds())
 			longest = max(longest, now.Sub(p.since))
 		}
-		if p.met != nil {
+		switch {
+		case p.met != nil:
 			met[uint32(i)] = p.met
+		case p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_SILENT:
+			met[uint32(i)] = &prior{scheme: stain.Scheme(p.base.GetScheme()), unheard: true} // as the last examination found
 		}
 		p.exam, p.suspect, p.met = c.begun+1, false, nil
 		due = append(due, i)

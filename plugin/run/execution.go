@@ -97,9 +97,10 @@ type execution struct {
 	results  []*verdict.Result // by track, of those that were judged
 	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
-	again    []uint32 // what goes before queue: pairs that have had a probe
-	settling []settle // in the order of their deadlines
-	inflight int      // probes asked for, without a word that they left
+	again    []uint32        // what goes before queue: pairs that have had a probe
+	settling []settle        // in the order of their deadlines
+	inflight int             // probes asked for, without a word that they left
+	silentAt map[*bucket]int // pairs of an instance, see admit
 	arms     map[uint64]arming
 	waits    map[uint32]int // by probe: answers to Arm that it waits for
 	picked   time.Time
@@ -179,7 +180,7 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		since: now, soft: now.Add(timeout - min(reserve(cfg.AnswerTimeout), timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
-		arms: map[uint64]arming{}, waits: map[uint32]int{},
+		arms: map[uint64]arming{}, waits: map[uint32]int{}, silentAt: map[*bucket]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
 		foreseen: map[int]*foresight{}, foreseeing: map[uint64]*foresight{},
 		tos: cfg.ToS, exchanges: map[exchangeKey]*exchange{}, owing: map[uint64]*exchange{},
@@ -199,6 +200,9 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 			continue
 		}
 		x.start(pair, 0)
+		if x.prior(pair) != nil && x.mayBeside(pair) {
+			x.beside(pair)
+		}
 		x.remind(pair)
 	}
 	return x

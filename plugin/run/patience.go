@@ -116,11 +116,20 @@ func (x *execution) tryBeside(number uint32) {
 		return
 	}
 	x.foresee(track)
-	pair := x.layout.pair(track)
-	if p := &x.progress[pair]; x.layout.ways == 1 && x.layout.schemes > 1 && p.scheme == 0 && !x.arrived(track) {
-		p.beside = true
-		x.start(pair, 1)
+	if pair := x.layout.pair(track); x.mayBeside(pair) && !x.arrived(track) {
+		x.beside(pair)
 	}
+}
+
+// mayBeside says that a pair's second scheme can be begun while its first goes on.
+func (x *execution) mayBeside(pair int) bool {
+	return x.patience > 0 && x.layout.ways == 1 && x.layout.schemes > 1 && x.progress[pair].scheme == 0
+}
+
+// beside begins it.
+func (x *execution) beside(pair int) {
+	x.progress[pair].beside = true
+	x.start(pair, 1)
 }
 
 // repeat queues a further probe of a pair. Where there is patience it goes before what others begin with: one

@@ -236,9 +236,9 @@ func (p *patrol) prior(track int, number uint32) *prior {
 		}
 		hooks[place] = verdict.Window{Before: w.After, After: w.After}
 	}
-	r := verdict.Judge(verdict.Evidence{Path: x.ledger.path(track), Scheme: x.ledger.tracks[track].scheme,
-		Attempts: []verdict.Attempt{x.ledger.attempt(number)}, Hooks: hooks, Gone: x.gone})
-	return &prior{x.ledger.tracks[track].scheme, r.Need}
+	path, at := x.ledger.path(track), x.ledger.attempt(number)
+	r := verdict.Judge(verdict.Evidence{Path: path, Scheme: x.ledger.tracks[track].scheme, Attempts: []verdict.Attempt{at}, Hooks: hooks, Gone: x.gone})
+	return &prior{x.ledger.tracks[track].scheme, r.Need, verdict.Unanswered(path, &at)}
 }
 
 // changes takes in what others changed of a host's flows.

@@ -50,8 +50,10 @@ func (x *execution) inject(now time.Time) {
 		x.queue, x.again = append(x.again, x.queue...), nil
 	}
 	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
-	var ready []uint32
-	ready, x.queue = x.pace.pick(x.queue, x.lane, now)
+	queue, later := x.admit(x.queue)
+	ready, rest := x.pace.pick(queue, x.lane, now)
+	x.queue = append(rest, later...)
+	x.admitted(ready)
 	go_ := ready[:0]
 	var needy []uint32
 	for _, number := range ready {

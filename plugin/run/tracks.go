@@ -119,6 +119,8 @@ type progress struct {
 	questions uint8
 	// attested says that the hosts on its ways have attested their hooks since its last probe.
 	attested bool
+	// begun says that a probe of it was sent, silent that it counts among those of its instances: see admit.
+	begun, silent bool
 }
 
 func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
@@ -180,6 +182,7 @@ func (x *execution) next(track int, number uint32) {
 		path := x.ledger.path(track)
 		more = armable(path) && verdict.Unrecognised(path, &at) // healthy, but the way should be shown
 	}
+	more = more || !x.arrived(track) && x.ledger.attempts(track) < x.tries(track) && x.maybeHeard(number)
 	if more && !absent {
 		if another, ok := x.ledger.another(track); ok {
 			if !x.arrived(track) || x.ledger.attempts(track) > 1 {

@@ -1,0 +1,67 @@
+package run
+
+// Many pairs become suspect by one fault, and share instances: of a guest that does not answer, of a tunnel
+// that is down. If all were begun at once, the pace of an instance would be spent on first probes, and none of the pairs would have
+// the further ones that prove its loss. What one of them is worth is known; so a few are begun, and others when those are
+// concluded, or something of them has arrived.
+
+// silentPairs is how many pairs of an instance may be under way in an examination of which nothing has arrived: as
+// many as have their probes (one by tcp, two echoes, and one to spare) by what a patrol leaves of the instance's burst.
+func (x *execution) silentPairs() int {
+	return max(1, int(patrolShare*x.pace.burst)/(fewAttempts+1))
+}
+
+// admit parts queued probes of an examination in those that may be sent as soon as the pace lets them, and those of
+// pairs that are not to be begun yet.
+func (x *execution) admit(queue []uint32) (now, later []uint32) {
+	if x.options.prior == nil {
+		return queue, nil
+	}
+	most, more := x.silentPairs(), map[*bucket]int{}
+	var begin map[int]bool
+	for _, number := range queue {
+		pair := x.pairOf(number)
+		l := &x.lanes[pair]
+		switch {
+		case x.progress[pair].begun, begin[pair]:
+		case x.silentAt[l.src]+more[l.src] >= most, x.silentAt[l.dst]+more[l.dst] >= most:
+			later = append(later, number)
+			continue
+		default:
+			if begin == nil {
+				begin = map[int]bool{}
+			}
+			begin[pair] = true
+			more[l.src]++
+			more[l.dst]++
+		}
+		now = append(now, number)
+	}
+	return now, later
+}
+
+// admitted takes in that probes are sent.
+func (x *execution) admitted(numbers []uint32) {
+	if x.options.prior == nil {
+		return
+	}
+	for _, number := range numbers {
+		pair := x.pairOf(number)
+		if p := &x.progress[pair]; !p.begun {
+			p.begun, p.silent = true, true
+			x.silentAt[x.lanes[pair].src]++
+			x.silentAt[x.lanes[pair].dst]++
+		}
+	}
+}
+
+// loud takes in that a probe of a pair has arrived, or that it is concluded.
+func (x *execution) loud(pair int) {
+	p := &x.progress[pair]
+	if !p.silent {
+		return
+	}
+	p.silent, x.freed = false, true
+	x.silentAt[x.lanes[pair].src]--
+	x.silentAt[x.lanes[pair].dst]--
+}

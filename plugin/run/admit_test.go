@@ -1,0 +1,111 @@
+package run
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+// firstAfter plays a continuous run of a town that breaks, and returns how long after the first probe that was lost
+// the first change of a verdict was told, and all pairs of which one was.
+func firstAfter(t *testing.T, w *town, broken func(pair string, p *plan.Path, point int) bool, want dyetracev1.Verdict, during func()) (first time.Duration, pairs map[string]bool) {
+	t.Helper()
+	const broke, long = 20 * time.Second, 40 * time.Second
+	cfg := testConfig
+	cfg.PerInstanceBurst = 20
+	all, _, _ := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, long, func() {
+		time.Sleep(broke)
+		w.change(func(w *town) { w.lost = broken })
+		if during != nil {
+			during()
+		}
+	})
+	pairs = map[string]bool{}
+	for _, a := range all {
+		if a.at <= broke {
+			continue
+		}
+		name := a.r.GetSrc().GetName() + " " + a.r.GetDst().GetName()
+		if a.r.GetVerdict() != want {
+			t.Errorf("%v: %s is %v: %s", a.at, name, a.r.GetVerdict(), a.r.GetCause())
+		}
+		if pairs[name] = true; first == 0 {
+			first = a.at - a.r.GetSince().AsTime().Sub(time.Now().Add(-long))
+		}
+	}
+	return first, pairs
+}
+
+// A guest that falls silent is told of once the first examination has been patient: what would show an answer without the
+// stain's ToS is in place before its first probe, as the patrol's was delivered and not answered. Where no probe has told
+// so before, since something else made the pairs suspect, it is in place before the second, and no pair is told to be unknown.
+func TestContinuousGuestFallsSilent(t *testing.T) {
+	t.Parallel()
+	for _, moved := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 8))
+			w.auto, w.delivers = true, "tap1"
+			broken := func(pair string, p *plan.Path, point int) bool {
+				return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
+			}
+			before, most := 0, 750*time.Millisecond+2*minSettle+2*examSettle
+			if moved {
+				most += 750*time.Millisecond + examSettle
+			}
+			first, pairs := firstAfter(t, w, broken, dyetracev1.Verdict_VERDICT_SILENT, func() {
+				w.change(func(w *town) {
+					if before = w.armed; moved {
+						w.snap = portsMoved(t, 8, "hv2")
+					}
+				})
+			})
+			if len(pairs) != 7 {
+				t.Errorf("moved %t: told of %v; want all 7 that go to i1", moved, pairs)
+			}
+			if first <= 750*time.Millisecond || first > most {
+				t.Errorf("moved %t: told %v after the first probe that was lost; want more than a patience of 750ms, and at most %v", moved, first, most)
+			}
+			if before != 0 || w.armed == 0 {
+				t.Errorf("moved %t: %d times was a host asked for what shows answers before the guest was silent, and %d times in all", moved, before, w.armed)
+			}
+		})
+	}
+}
+
+// portsMoved is a site where the instances' ports on some hosts have other numbers: all their pairs are suspect.
+func portsMoved(t *testing.T, n int, hosts ...string) *inventory.Snapshot {
+	return siteOf(t, n, func(h *inventory.Host) {
+		if slices.Contains(hosts, h.Name) {
+			for _, e := range h.Endpoints {
+				e.Ofport += 100
+			}
+		}
+	})
+}
+
+// Where a fault has many pairs of the same instances, the first ones that are examined have all the probes that prove
+// it, before others have any.
+func TestContinuousManyAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 16))
+		w.auto, w.passes = true, true
+		between := func(p *plan.Path) bool { return strings.Contains("hv1 hv2 hv1", p.From.Host+" "+p.To.Host) }
+		broken := func(_ string, p *plan.Path, point int) bool { return between(p) && p.Points[point].Host != p.From.Host }
+		first, pairs := firstAfter(t, w, broken, dyetracev1.Verdict_VERDICT_FAULTY, func() {
+			w.change(func(w *town) { w.snap = portsMoved(t, 16, "hv1", "hv2") })
+		})
+		if len(pairs) != 2*4*4 {
+			t.Errorf("told of %d pairs: %v; want the 32 between hv1 and hv2", len(pairs), pairs)
+		}
+		if most := 750*time.Millisecond + 2*minSettle + 4*examSettle; first > most {
+			t.Errorf("told %v after the first probe that was lost; want at most %v", first, most)
+		}
+	})
+}
