@@ -23,6 +23,8 @@ type counts struct {
 	// missing is the sum of what is known to have got lost on the way.
 	missing atomic.Uint64
 	last    atomic.Pointer[counted] // nil before the first
+	// exact is the last reading that was still: what it has too many got lost, and is not on its way. The counter's to use.
+	exact *counted
 }
 
 // counted is one reading of the counters.
@@ -107,8 +109,10 @@ const (
 	// (package verdict, underWay): what gets lost is a queue of 1,000.
 	countSlack = 64
 	// What was counted has left the switch; it is in the ring, which hands it over within 4 ms
-	// (packetio.Options.RetireTimeout), or on its way there.
+	// (packetio.Options.RetireTimeout), or on its way there. Where it is known how many got lost before, and more are
+	// missing, they are waited for longer: mostly it is this process that has not had its turn.
 	countPatience = 20 * time.Millisecond
+	countLateness = 250 * time.Millisecond
 	countLook     = time.Millisecond
 )
 
@@ -256,33 +260,47 @@ func (b *bridge) count(ctx context.Context, c counted) error {
 		p.counted = told[k]
 		c.points[k] = p
 	}
-	before := b.counts.last.Load()
-	if before != nil && before.epoch != c.epoch {
-		before = nil
-	}
-	for end := time.Now().Add(countPatience); ; time.Sleep(countLook) {
-		for k, p := range c.points {
-			p.readMax = b.counts.of(k)
-			c.points[k] = p
-		}
-		if before != nil && c.agrees(before) || time.Now().After(end) {
-			break
-		}
-	}
+	b.counts.await(&c)
 	if b.state.Load().epoch != c.epoch {
 		return nil // the hook is another one by now: what it counts began anew
 	}
-	if before != nil && before.still() && c.still() {
-		b.counts.missing.Add(uint64(max(0, c.missed(before))))
-	}
-	b.counts.last.Store(&c)
+	b.counts.take(&c)
 	return nil
 }
 
-// agrees says that nothing got lost since an earlier reading of the same epoch.
-func (c *counted) agrees(before *counted) bool {
+// await fills in what was read, once all is that the hook has counted, or after a while.
+func (s *counts) await(c *counted) {
+	known := s.exact
+	patience := countLateness
+	if known == nil || known.epoch != c.epoch {
+		known, patience = nil, countPatience
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(countLook) {
+		for k, p := range c.points {
+			p.readMax = s.of(k)
+			c.points[k] = p
+		}
+		if known != nil && c.whole(known) || time.Now().After(end) {
+			return
+		}
+	}
+}
+
+// take has a reading be the last one.
+func (s *counts) take(c *counted) {
+	if before := s.last.Load(); before != nil && before.epoch == c.epoch && before.still() && c.still() {
+		s.missing.Add(uint64(max(0, c.missed(before))))
+	}
+	if c.still() {
+		s.exact = c
+	}
+	s.last.Store(c)
+}
+
+// whole says that no more copies are missing than at an earlier reading of the same epoch.
+func (c *counted) whole(before *counted) bool {
 	for k, p := range c.points {
-		if p.of() != before.points[k].of() {
+		if p.of() > before.points[k].of() {
 			return false
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -175,4 +176,54 @@ func TestStaleCounts(t *testing.T) {
 	if w := b.window(asked); len(w.Counts) == 0 {
 		t.Errorf("read again, and attested as %v", w)
 	}
+}
+
+// TestCountsAreAwaited: copies that are read late are not missing, for as long as it is known how many got lost before; those
+// that never come are, after a while.
+func TestCountsAreAwaited(t *testing.T) {
+	t.Parallel()
+	const k = stain.FromInstance
+	for _, tt := range []struct {
+		name  string
+		late  time.Duration // until copies are read; 0 is never
+		known bool          // how many got lost before
+		want  int64         // copies missing
+		took  time.Duration
+	}{
+		{"at once", countLook / 2, true, 0, countLook},
+		{"late", countLateness/2 - countLook/2, true, 0, countLateness / 2},
+		{"never", 0, true, 4, countLateness + countLook},
+		{"nothing is known yet", countLateness / 2, false, 4, countPatience + countLook},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var s counts
+			reading := func(n uint64) *counted {
+				return newReading(1, k, n, s.of(k))
+			}
+			s.read[k].Add(100)
+			first := reading(107) // 7 got lost long ago
+			if tt.known {
+				s.await(first)
+				s.take(first)
+			}
+			second := reading(111)
+			if tt.late > 0 {
+				time.AfterFunc(tt.late, func() { s.read[k].Add(4) })
+			}
+			began := time.Now()
+			s.await(second)
+			if took := time.Since(began); took != tt.took {
+				t.Errorf("%s: waited %v, want %v", tt.name, took, tt.took)
+			}
+			if missing := second.points[k].of() - 7; missing != tt.want {
+				t.Errorf("%s: %d copies are missing, want %d", tt.name, missing, tt.want)
+			}
+			synctest.Wait()
+		})
+	}
+}
+
+// newReading is one of one kind of points that begins with so many copies read.
+func newReading(epoch uint64, k stain.Kind, counts, read uint64) *counted {
+	return &counted{epoch: epoch, points: map[stain.Kind]pointCount{k: {counted: counts, readMin: read}}}
 }
