@@ -28,7 +28,8 @@ const (
 	recheckAfter = 10 * time.Second
 	recheckTimes = 4
 	// unseenAfter is how soon one is that could not be told of: what kept us from it, say an agent that was
-	// started anew, is over mostly. It is doubled each time, up to recheckAfter.
+	// started anew, is over mostly, so it is no matter that others took the last examination long. It is doubled each
+	// time, up to recheckAfter.
 	unseenAfter = 2 * time.Second
 	// largeEvery is how often healthy pairs are examined where large packets are to be tried, all at one time: an
 	// exchange tells of all pairs of two hosts. No probe of a patrol tells of large ones.

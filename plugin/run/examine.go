@@ -179,11 +179,10 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 
 // recheckIn is after how long a pair that is not healthy is examined again, if the last time took so long.
 func (p *standing) recheckIn(took time.Duration) time.Duration {
-	after := recheckAfter
 	if p.unseen > 0 && p.unseen < 4 {
-		after = min(after, unseenAfter<<(p.unseen-1))
+		return max(min(recheckAfter, unseenAfter<<(p.unseen-1)), took)
 	}
-	return max(after, recheckTimes*took)
+	return max(recheckAfter, recheckTimes*took)
 }
 
 // found is the verdict of an examination on a pair.
