@@ -85,7 +85,8 @@ func (e *echo) target(m *dyetracev1.UnderlayTarget) underlay.Target {
 
 // streamed tells the controller what became of a stream's datagrams, if there is room.
 func (a *Agent) streamed(r underlay.StreamReport) {
-	m := &dyetracev1.UnderlayCounts{Set: r.Set, Target: uint32(r.Target), SrcIp: r.Src.String()}
+	m := &dyetracev1.UnderlayCounts{Set: r.Set, Target: uint32(r.Target), SrcIp: r.Src.String(),
+		Silent: uint32(r.Silent), SilentNs: uint64(r.SilentFor.Nanoseconds())}
 	for i, c := range r.Counts {
 		m.SourcePorts = append(m.SourcePorts, uint32(r.SourcePorts[i]))
 		m.Passed, m.LostBack = append(m.Passed, c.Passed), append(m.LostBack, c.Back)

@@ -162,7 +162,7 @@ func (e *echo) message() *dyetracev1.UnderlayEcho {
 func (e *echo) count(c *dyetracev1.AgentCounters) {
 	c.UnderlaySent = e.sent.Load()
 	s := e.streams.Counters()
-	c.UnderlayStreamed, c.UnderlayUnclear = s.Sent, s.Unclear
+	c.UnderlayStreamed, c.UnderlayUnclear, c.UnderlaySilences = s.Sent, s.Unclear, s.Silences
 	if e.responder != nil {
 		n := e.responder.Counters()
 		c.UnderlayAnswered, c.UnderlayRefused, c.UnderlayLimited = n.Answered, n.Refused, n.Limited
@@ -185,6 +185,7 @@ func (e *echo) metrics() []prometheus.Collector {
 		counter("underlay_limited_total", "Datagrams not answered because of the rate.", (*dyetracev1.AgentCounters).GetUnderlayLimited),
 		counter("underlay_streamed_total", "Datagrams sent in streams to other agents' tunnel addresses, for continuous runs.", (*dyetracev1.AgentCounters).GetUnderlayStreamed),
 		counter("underlay_unclear_total", "Datagrams of streams of which nothing is claimed: a fault of ours, or several in a row were lost.", (*dyetracev1.AgentCounters).GetUnderlayUnclear),
+		counter("underlay_silences_total", "Streams to other agents' tunnel addresses that had been answered and had no answer any more, and were told of.", (*dyetracev1.AgentCounters).GetUnderlaySilences),
 	}
 }
 

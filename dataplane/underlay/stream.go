@@ -74,12 +74,14 @@ type stream struct {
 	overtook uint32
 	ordered  int // answers since one was overtaken
 	disorder int // answers for which nothing is claimed
+	quiet    silence
 }
 
 type slot struct {
-	at   time.Time
-	fate fate
-	told attested
+	at    time.Time
+	clock time.Duration // of silence
+	fate  fate
+	told  attested
 }
 
 // attested is what an answer told of faults that are not the network's.
@@ -111,7 +113,7 @@ func (s *stream) sent(now time.Time) {
 	if s.head-s.tail == streamSlots {
 		s.count(unclear)
 	}
-	*s.slot(s.head) = slot{at: now}
+	*s.slot(s.head) = slot{at: now, clock: s.quiet.clock}
 	s.head++
 }
 

@@ -88,12 +88,19 @@ type StreamReport struct {
 	Counts      []Count
 	// Overtaken answers came after their question had been counted as lost.
 	Overtaken uint32
+	// Silent is how many questions in a row, the last ones, are not answered, where answers used to come and are
+	// overdue, and SilentFor how long ago the first of them was sent. It is told at once, and so is that
+	// there are answers again, by 0.
+	Silent    int
+	SilentFor time.Duration
 }
 
 // StreamCounters are what streams did since their start.
 type StreamCounters struct {
 	// Sent questions; Refused by this host, Unclear of those that were counted, Overtaken as in StreamReport.
 	Sent, Refused, Unclear, Overtaken uint64
+	// Silences is how often a stream that was answered had no answer any more.
+	Silences uint64
 }
 
 // Streams are those that this host sends. Its methods may be called from many goroutines.
@@ -101,6 +108,8 @@ type Streams struct {
 	start time.Time
 
 	mu       sync.Mutex
+	looked   time.Time     // when it was looked last what came
+	clock    time.Duration // of silence
 	key      Key
 	codec    *Codec
 	set      uint64
@@ -124,6 +133,7 @@ type liveStream struct {
 	due     time.Time
 	told    time.Time
 	upTo    uint32 // the last question of which an answer was taken in
+	silent  bool   // it was told to be
 }
 
 type groupKey struct {
@@ -234,7 +244,7 @@ func (s *Streams) add(i int, t *Target, old map[groupKey]*group, before map[Targ
 		gap := time.Duration(float64(time.Second) / t.Rate)
 		l = &liveStream{session: rand.Uint64() | 1, group: g, stream: newStream(streamPorts), due: now.Add(rand.N(gap)), told: now}
 	}
-	l.Target, l.index = *t, i
+	l.Target, l.index, l.silent = *t, i, false // who asks anew is told anew
 	g.of[l.session] = l
 	s.live = append(s.live, l)
 	return nil
@@ -314,9 +324,17 @@ func (s *Streams) Run(ctx context.Context, report func(StreamReport)) error {
 func (s *Streams) step(now time.Time) (reports []StreamReport) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.clock += min(now.Sub(s.looked), maxStep)
+	s.looked = now
+	for _, l := range s.live {
+		l.stream.quiet.tick(s.clock)
+	}
 	s.receive()
 	suspects := 0
 	for _, l := range s.live {
+		if l.stream.listen() {
+			s.counters.Silences++
+		}
 		if l.stream.suspicious() {
 			suspects++
 		}
@@ -376,8 +394,9 @@ func (s *Streams) ask(l *liveStream, now time.Time) bool {
 		Kind: StreamQuestion, Session: l.session, Serial: l.stream.head, Length: l.Size - headers(l.Dst), SentNs: now.Sub(s.start).Nanoseconds(),
 	}, g.local[port], remote)
 	// An error that is waiting is told by the next call, whatever that is (udp(7)).
+	var err error
 	for range 3 {
-		if unix.Sendto(g.fds[port], s.out, unix.MSG_DONTWAIT, sockaddr(remote)) == nil {
+		if err = unix.Sendto(g.fds[port], s.out, unix.MSG_DONTWAIT, sockaddr(remote)); err == nil {
 			l.stream.sent(now)
 			s.counters.Sent++
 			return true
@@ -385,6 +404,9 @@ func (s *Streams) ask(l *liveStream, now time.Time) bool {
 		if s.drain(g.fds[port]) == 0 {
 			break
 		}
+	}
+	if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH || err == unix.ENETDOWN {
+		l.stream.refused()
 	}
 	s.counters.Refused++
 	return false
@@ -473,6 +495,7 @@ func (s *Streams) take(g *group, port int) bool {
 	}
 	if l := g.of[d.Session]; l != nil && remote == netip.AddrPortFrom(l.Dst, l.Port) && l.stream.port(d.Serial) == port {
 		s.batch = append(s.batch, came{stream: l, serial: d.Serial, standing: d.Standing})
+		l.stream.heard(d.Serial)
 	}
 	return true
 }
@@ -480,17 +503,23 @@ func (s *Streams) take(g *group, port int) bool {
 // reportOf is what there is to be told of a stream now.
 func (s *Streams) reportOf(l *liveStream, now time.Time) (r StreamReport, due bool) {
 	since := now.Sub(l.told)
-	if since < reportEvery {
+	silent, from := l.stream.silentNow()
+	news := (silent > 0) != l.silent
+	if since < reportEvery && !news {
 		return r, false
 	}
 	total, lost := l.stream.counted()
 	overtook := l.stream.overtook
-	if total == 0 && overtook == 0 || lost == 0 && total < reportTrials && since < reportAtMost {
+	nothing := total == 0 && overtook == 0 && silent == 0
+	if !news && (nothing || lost == 0 && total < reportTrials && since < reportAtMost) {
 		return r, false
 	}
-	l.told = now
+	l.told, l.silent = now, silent > 0
 	r = StreamReport{Set: s.set, Target: l.index, Src: l.group.key.src, SourcePorts: l.group.ports,
-		Counts: slices.Clone(l.stream.counts), Overtaken: overtook}
+		Counts: slices.Clone(l.stream.counts), Overtaken: overtook, Silent: silent}
+	if !from.IsZero() {
+		r.SilentFor = now.Sub(from)
+	}
 	for _, c := range r.Counts {
 		s.counters.Unclear += uint64(c.Unclear)
 	}

@@ -23,6 +23,7 @@ type streaming struct {
 	ports map[uint16]*Count
 	all   Count
 	last  StreamReport
+	signs []StreamReport // that it is silent, and that it is not
 }
 
 func (w world) stream(rate float64, at ...netip.Addr) *streaming {
@@ -53,6 +54,9 @@ func (s *streaming) take(r StreamReport) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = r
+	if n := len(s.signs); r.Silent > 0 && (n == 0 || s.signs[n-1].Silent == 0) || r.Silent == 0 && n > 0 && s.signs[n-1].Silent > 0 {
+		s.signs = append(s.signs, r)
+	}
 	for i, c := range r.Counts {
 		p := s.ports[r.SourcePorts[i]]
 		if p == nil {
@@ -165,8 +169,45 @@ func TestStreams(t *testing.T) {
 					t.Errorf("%+v where nothing passes: one event, and no rate", c)
 				}
 			})
+			t.Run("silence", func(t *testing.T) {
+				w := w.sub(t)
+				s := w.stream(200, v.dst)
+				s.until("some that passed", func(c Count) bool { return c.Passed > 100 })
+				began := time.Now()
+				w.drop("r", v.back) // which of the two ways it is nobody knows from that
+				w.drop("s", v.back)
+				first := s.sign(1)
+				if first.Silent < silentAfter || first.SilentFor < silentFor || first.SilentFor > time.Since(began)+time.Second || first.Set != 1 || len(first.Counts) != streamPorts {
+					t.Errorf("told %+v, %v after answers were dropped", first, time.Since(began))
+				}
+				s.until("what is repeated, and counted", func(c Count) bool { return c.Unclear+c.Back > 100 })
+				for _, router := range []string{"r", "s"} {
+					w.in(router, "nft", "flush", "chain", "inet", "test", "forward")
+				}
+				if again := s.sign(2); again.Silent != 0 || again.SilentFor != 0 {
+					t.Errorf("told %+v when it is answered again", again)
+				}
+				if n := s.streams.Counters().Silences; n != 1 {
+					t.Errorf("%d silences are counted, there was one", n)
+				}
+			})
 		})
 	}
+}
+
+// sign waits for the n-th sign.
+func (s *streaming) sign(n int) (r StreamReport) {
+	s.w.t.Helper()
+	s.until("a sign", func(Count) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.signs) < n {
+			return false
+		}
+		r = s.signs[n-1]
+		return true
+	})
+	return r
 }
 
 func (s *streaming) sent() uint64 { return s.streams.Counters().Sent }
@@ -225,6 +266,40 @@ func TestStreamsFaultsOfOurs(t *testing.T) {
 		if n := s.streams.Counters().Overtaken; c.There+c.Back > 0 || n > 0 {
 			t.Errorf("%+v, %d taken for lost that came, where all came late and in order", c, n)
 		}
+	})
+	t.Run("asker stands still", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.responder()
+		s := w.stream(250, hostB)
+		s.until("some that passed", func(c Count) bool { return c.Passed > 100 })
+		for range 3 {
+			before := s.sum().Passed
+			s.streams.mu.Lock()
+			time.Sleep(700 * time.Millisecond) // the fault itself
+			s.streams.mu.Unlock()
+			s.until("some that passed", func(c Count) bool { return c.Passed > before+50 })
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, r := range s.signs { // of what the machine does besides there may be one
+			if r.SilentFor >= 700*time.Millisecond {
+				t.Errorf("%+v, where the asking host stood still", r)
+			}
+		}
+	})
+	t.Run("responder goes", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		b := w.responder()
+		s := w.stream(250, hostB)
+		s.until("some that passed", func(c Count) bool { return c.Passed > 100 })
+		b.Close()
+		if first := s.sign(1); first.Silent < silentAfter {
+			t.Errorf("told %+v when nobody answers any more", first)
+		}
+		w.responder()
+		s.sign(2)
 	})
 	t.Run("sockets overflow", func(t *testing.T) {
 		t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -21,6 +22,8 @@ const (
 	answered = 8000
 	// maxColumns bounds the source ports that one of an agent's reports may have.
 	maxColumns = 128
+	// maxSilence bounds since when a stream is said not to be answered.
+	maxSilence = time.Hour
 )
 
 // StreamTarget is a stream of datagrams that a run wants from one host to another's tunnel address.
@@ -45,6 +48,10 @@ type StreamCount struct {
 	// Error is why there is no stream.
 	Error string
 	Ports []PortCount
+	// Silent is how many datagrams in a row, the last ones, are not answered, where answers used to come and are
+	// overdue; 0 while they are not. SilentFor is how long ago the first of them was sent.
+	Silent    int
+	SilentFor time.Duration
 }
 
 // PortCount is of one source port.
@@ -217,7 +224,7 @@ func (st *streams) counted(host string, m *dyetracev1.UnderlayCounts) bool {
 	case int(m.GetTarget()) >= len(h.targets):
 		return false
 	}
-	c := StreamCount{Error: m.GetError()}
+	c := StreamCount{Error: m.GetError(), Silent: int(m.GetSilent()), SilentFor: time.Duration(min(m.GetSilentNs(), uint64(maxSilence)))}
 	c.Src, _ = netip.ParseAddr(m.GetSrcIp())
 	for i := range ports {
 		c.Ports = append(c.Ports, PortCount{Port: uint16(m.SourcePorts[i]), Passed: int(m.Passed[i]), Back: int(m.LostBack[i]),

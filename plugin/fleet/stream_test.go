@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 )
@@ -70,6 +71,19 @@ func TestStreamShared(t *testing.T) {
 			t.Errorf("run %d is told twice: %+v", number, got)
 		}
 	}
+	quiet := &dyetracev1.UnderlayCounts{Set: first.Set, Silent: 9, SilentNs: uint64(50 * time.Millisecond)}
+	if !report("hv1", quiet) {
+		t.Error("a report of silence, and nothing else, is refused")
+	}
+	if got := one.Take(); len(got) != 1 || got[0].Silent != 9 || got[0].SilentFor != 50*time.Millisecond || len(got[0].Ports) != 0 {
+		t.Errorf("of silence: %+v", got)
+	}
+	quiet.SilentNs = 1 << 63
+	report("hv1", quiet)
+	if got := one.Take(); len(got) != 1 || got[0].SilentFor != maxSilence {
+		t.Errorf("of silence for ever: %+v", got)
+	}
+	two.Take()
 	for name, m := range map[string]*dyetracev1.UnderlayCounts{
 		"a set that was never":      {Set: first.Set + 100},
 		"a target that is not":      {Set: first.Set, Target: 9},

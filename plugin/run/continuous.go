@@ -148,7 +148,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	}
 	c.job.lost = batch{}
 	if r.stream != nil {
-		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}}
+		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}, silences: map[[2]string]*silence{}}
 	}
 	c.lanes, c.shared = c.own.join(j.pairs, now), r.pace.join(j.pairs, now)
 	for i := range c.pairs {
@@ -291,6 +291,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 		}
 	}
 	c.forgetStreams(now)
+	wake = earliest(wake, c.heedSilences(now))
 	c.examine(ctx, now)
 	wake = earliest(wake, c.infer.step(c.feed, len(c.exams) == 0, now))
 	if now.Sub(c.shown) >= figuresEvery {

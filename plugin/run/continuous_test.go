@@ -203,7 +203,7 @@ func (v *visit) Arm(host int, _ *dyetracev1.Arm) uint64 {
 }
 func (v *visit) Audit(host int, _ bool) { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) }
 func (v *visit) Finish(host int)        { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
-func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
+func (v *visit) Explain(host int, m *dyetracev1.Explain) uint64 {
 	v.ids++
 	switch {
 	case v.t.delivers != "":
@@ -211,10 +211,15 @@ func (v *visit) Explain(host int, _ *dyetracev1.Explain) uint64 {
 		e.Id = v.ids
 		v.put(host, e)
 		return v.ids
-	case v.t.passes: // to the other of two hosts
-		v.put(host, &dyetracev1.Explanation{
-			Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: map[string]string{"hv1": "10.1.0.2", "hv2": "10.1.0.1"}[v.spec.Hosts[host]],
-		})
+	case v.t.passes: // to the host of whom it is for
+		dst := netip.AddrFrom16([16]byte(m.GetDstIp())).Unmap()
+		remote := ""
+		for _, p := range v.t.paths {
+			if p.Dst == dst {
+				remote = "10.1.0." + p.To.Host[2:]
+			}
+		}
+		v.put(host, &dyetracev1.Explanation{Id: v.ids, Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: remote})
 		return v.ids
 	}
 	v.put(host, &dyetracev1.Explanation{

@@ -202,6 +202,7 @@ type simNetwork struct {
 	wake    chan struct{}
 	closed  bool
 	over    chan struct{}
+	silent  map[[2]string]time.Time // by who asks and who answers: since when there are no answers
 }
 
 func newSimNetwork() *simNetwork {
@@ -229,6 +230,11 @@ func (n *simNetwork) run() {
 		}
 		for i, t := range n.targets {
 			c := fleet.StreamCount{Target: i, Src: t.Src}
+			if since, is := n.silent[[2]string{t.From, t.To}]; is {
+				c.Silent, c.SilentFor = int(time.Since(since)/(5*time.Millisecond))+1, time.Since(since)
+				n.counts = append(n.counts, c)
+				continue
+			}
 			for port := range 16 {
 				p := fleet.PortCount{Port: uint16(40000 + port)}
 				for range 6 {
@@ -274,6 +280,35 @@ func (n *simNetwork) change(lose func(from, to string, port int) float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.lose = lose
+}
+
+// hush has all streams with a host be answered no more, of which their agents tell after they noticed, or again.
+func (n *simNetwork) hush(host string, silent bool) {
+	began := time.Now()
+	if silent {
+		time.Sleep(55 * time.Millisecond)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.silent == nil {
+		n.silent = map[[2]string]time.Time{}
+	}
+	for i, t := range n.targets {
+		if t.From != host && t.To != host {
+			continue
+		}
+		key := [2]string{t.From, t.To}
+		c := fleet.StreamCount{Target: i, Src: t.Src}
+		if delete(n.silent, key); silent {
+			n.silent[key] = began
+			c.Silent, c.SilentFor = 11, time.Since(began)
+		}
+		n.counts = append(n.counts, c)
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
 }
 
 // streamable is a site whose hosts know streams.

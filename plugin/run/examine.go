@@ -208,6 +208,9 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 		p.again = time.Time{}
 	}
 	c.tell(i, now)
+	if began, known := c.exams[exam]; known && !healthy && c.eased(i, began) {
+		c.suspect(i, now) // it was over while it was looked at
+	}
 	if p.track >= 0 && r.GetScheme() != 0 && c.patrol != nil {
 		if local, ok := c.patrol.local(i); ok {
 			p.track = c.patrol.trackOf(local, r.GetScheme())

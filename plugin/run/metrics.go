@@ -23,7 +23,7 @@ type metrics struct {
 	// of continuous runs
 	patrols, exams, suspicions, lost prometheus.Counter
 	hurried                          prometheus.Counter
-	datagrams                        *prometheus.CounterVec
+	datagrams, silences              *prometheus.CounterVec
 	transitions                      *prometheus.CounterVec
 	named, rtt                       prometheus.Histogram
 	stages                           *prometheus.HistogramVec
@@ -63,6 +63,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		hurried:    counter("hurried_total", "Changes of flows, tunnels and routes for which pairs of continuous runs were probed out of turn."),
 		datagrams: vec("stream_datagrams_total", "fate", "Datagrams of streams between hosts' tunnel addresses, for continuous runs, by what became of them: "+
 			"passed, lost_there, lost_back, unclear (nothing is claimed: a fault of ours, or several in a row)."),
+		silences: vec("silences_total", "became", "Streams between hosts' tunnel addresses that had been answered and had no answer any more, by what became of that: "+
+			"examined (the pairs between the two hosts), over (answered again before their turn came: a link that comes and goes)."),
 		lost:        counter("lost_total", "Probes of continuous runs that were lost between healthy pairs."),
 		transitions: vec("transitions_total", "verdict", "Changes of a verdict or its cause in continuous runs, by the verdict that is new."),
 		named: f.NewHistogram(prometheus.HistogramOpts{

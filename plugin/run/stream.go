@@ -24,6 +24,9 @@ type streaming struct {
 	targets []fleet.StreamTarget
 	errors  map[string]string // by target, logged
 	checked time.Time
+
+	silences map[[2]string]*silence // by the hosts that ask and answer
+	owed     []*silence             // for which pairs are to be examined
 }
 
 // streamTargets returns a stream for each two hosts that pairs lie between: one tells of both ways. Which of
@@ -93,6 +96,7 @@ func (c *continuous) streamed(now time.Time) {
 			}
 			continue
 		}
+		c.hears(t, &n, now)
 		var there, back []trial
 		for _, p := range n.Ports {
 			came := p.Passed + p.Back

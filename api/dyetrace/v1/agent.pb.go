@@ -3160,7 +3160,13 @@ type UnderlayCounts struct {
 	LostThere []uint32 `protobuf:"varint,8,rep,packed,name=lost_there,json=lostThere,proto3" json:"lost_there,omitempty"`
 	// Of which nothing can be claimed: an agent's socket overflowed, an agent began anew or had
 	// more to answer than it may, or four and more in a row were lost (then one of them counts).
-	Unclear       []uint32 `protobuf:"varint,9,rep,packed,name=unclear,proto3" json:"unclear,omitempty"`
+	Unclear []uint32 `protobuf:"varint,9,rep,packed,name=unclear,proto3" json:"unclear,omitempty"`
+	// How many datagrams in a row, the last ones, are not answered, where answers used to come and are overdue; 0
+	// while they are not. It is told at once, other columns may be zero then; and so is the first answer after it. An
+	// agent that knows of no silence says 0.
+	Silent uint32 `protobuf:"varint,10,opt,name=silent,proto3" json:"silent,omitempty"`
+	// How long ago the first of them was sent, nanoseconds.
+	SilentNs      uint64 `protobuf:"varint,11,opt,name=silent_ns,json=silentNs,proto3" json:"silent_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3256,6 +3262,20 @@ func (x *UnderlayCounts) GetUnclear() []uint32 {
 		return x.Unclear
 	}
 	return nil
+}
+
+func (x *UnderlayCounts) GetSilent() uint32 {
+	if x != nil {
+		return x.Silent
+	}
+	return 0
+}
+
+func (x *UnderlayCounts) GetSilentNs() uint64 {
+	if x != nil {
+		return x.SilentNs
+	}
+	return 0
 }
 
 var File_dyetrace_v1_agent_proto protoreflect.FileDescriptor
@@ -3501,7 +3521,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\rR\x04size\x12\x1d\n" +
 	"\n" +
 	"rate_milli\x18\x06 \x01(\rR\trateMilli\x12,\n" +
-	"\x12suspect_rate_milli\x18\a \x01(\rR\x10suspectRateMilli\"\xf8\x01\n" +
+	"\x12suspect_rate_milli\x18\a \x01(\rR\x10suspectRateMilli\"\xad\x02\n" +
 	"\x0eUnderlayCounts\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\x04R\x03set\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\rR\x06target\x12\x14\n" +
@@ -3512,7 +3532,10 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\tlost_back\x18\a \x03(\rR\blostBack\x12\x1d\n" +
 	"\n" +
 	"lost_there\x18\b \x03(\rR\tlostThere\x12\x18\n" +
-	"\aunclear\x18\t \x03(\rR\aunclear*e\n" +
+	"\aunclear\x18\t \x03(\rR\aunclear\x12\x16\n" +
+	"\x06silent\x18\n" +
+	" \x01(\rR\x06silent\x12\x1b\n" +
+	"\tsilent_ns\x18\v \x01(\x04R\bsilentNs*e\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11OUTCOME_DELIVERED\x10\x01\x12\x15\n" +

@@ -864,6 +864,8 @@ type AgentCounters struct {
 	// Of streams: datagrams sent, and those of which nothing could be claimed.
 	UnderlayStreamed uint64 `protobuf:"varint,180,opt,name=underlay_streamed,json=underlayStreamed,proto3" json:"underlay_streamed,omitempty"`
 	UnderlayUnclear  uint64 `protobuf:"varint,181,opt,name=underlay_unclear,json=underlayUnclear,proto3" json:"underlay_unclear,omitempty"`
+	// How often one that was answered had no answer any more (UnderlayCounts.silent).
+	UnderlaySilences uint64 `protobuf:"varint,182,opt,name=underlay_silences,json=underlaySilences,proto3" json:"underlay_silences,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -985,6 +987,13 @@ func (x *AgentCounters) GetUnderlayStreamed() uint64 {
 func (x *AgentCounters) GetUnderlayUnclear() uint64 {
 	if x != nil {
 		return x.UnderlayUnclear
+	}
+	return 0
+}
+
+func (x *AgentCounters) GetUnderlaySilences() uint64 {
+	if x != nil {
+		return x.UnderlaySilences
 	}
 	return 0
 }
@@ -1499,7 +1508,7 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\biface_id\x18\x05 \x01(\tR\aifaceId\x12\x1d\n" +
 	"\n" +
 	"link_state\x18\x06 \x01(\tR\tlinkState\x12\x1c\n" +
-	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xd1\x03\n" +
+	"\tunsampled\x18\a \x01(\tR\tunsampled\"\xff\x03\n" +
 	"\rAgentCounters\x12\x1a\n" +
 	"\binjected\x18\x01 \x01(\x04R\binjected\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\x12\x1a\n" +
@@ -1515,7 +1524,8 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	" \x01(\x04R\x0funderlayRefused\x12)\n" +
 	"\x10underlay_limited\x18\v \x01(\x04R\x0funderlayLimited\x12,\n" +
 	"\x11underlay_streamed\x18\xb4\x01 \x01(\x04R\x10underlayStreamed\x12*\n" +
-	"\x10underlay_unclear\x18\xb5\x01 \x01(\x04R\x0funderlayUnclear\"w\n" +
+	"\x10underlay_unclear\x18\xb5\x01 \x01(\x04R\x0funderlayUnclear\x12,\n" +
+	"\x11underlay_silences\x18\xb6\x01 \x01(\x04R\x10underlaySilences\"w\n" +
 	"\fUnderlayEcho\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1a\n" +

@@ -1,0 +1,116 @@
+package underlay
+
+import "time"
+
+// A stream that had answers and has none is the first sign of a link that is down. It is told at once, and
+// is a sign only: of which way it is, of whose fault, and whether it is one, it says nothing.
+//
+// A false sign takes silentAfter questions in a row that are lost, or later than all of late. By chance: where a
+// hundredth is lost each way, once in 4 · 10¹³ questions; where a tenth is, once in 600,000, which is 50 min at 200 a
+// second. By delay: the other host, or a switch, must stand still for silentFor longer than it did in the
+// last [lately] and the one before. One window in three has a stall that is longer than those of the two
+// before, by however little; so where stalls are of less than silentFor there is none, and of a host that stands still for
+// hundreds of milliseconds time and again one in half a minute at the most.
+const (
+	// silentAfter is how many questions in a row must be overdue, and silentFor for how long the first of them:
+	// at 200 a second these eight have been sent within 35 ms. Where much is lost of late it must be one from every
+	// source port: of two equal ways, one of which is down, eight in a row may go by that one.
+	silentAfter = 8
+	silentFor   = 30 * time.Millisecond
+	// overdue is what an answer is longer than the slowest of lately before it is overdue: two looks.
+	overdue = 2 * streamTick
+	// lately is what the slowest is of: the last 10 to 20 seconds, and 100 answers at the least.
+	lately, latelyAnswers = 10 * time.Second, 100
+	// familiar is how many answers must have come, since there were none, for their absence to tell.
+	familiar = 20
+	// maxStep is how much time passes between two looks at the most, as far as silence is concerned: a host that stood
+	// still, or has not read what came, has not been silent for as long.
+	maxStep = 3 * streamTick
+)
+
+// silence is what a stream knows of when answers come. Its clock is that of the asking host as it runs: see maxStep.
+type silence struct {
+	clock   time.Duration
+	next    uint32 // after the last question that was answered
+	answers int    // since the last silence
+	silent  bool
+	// slowest answers of now and of the window before.
+	slowest [2]time.Duration
+	taken   int // into the first of them, since
+	since   time.Duration
+	// refused are questions in a row that this host would not send: it has no way there. from is when the first was due.
+	refused int
+	from    time.Duration
+}
+
+// tick has time pass.
+func (q *silence) tick(clock time.Duration) { q.clock = clock }
+
+// took takes in how long an answer took.
+func (q *silence) took(trip time.Duration) {
+	if q.taken >= latelyAnswers && q.clock-q.since >= lately {
+		q.slowest[1], q.slowest[0] = q.slowest[0], 0
+		q.taken, q.since = 0, q.clock
+	}
+	q.slowest[0] = max(q.slowest[0], trip)
+	q.taken++
+}
+
+// heard takes in that a question was answered, as soon as that is read.
+func (s *stream) heard(serial uint32) {
+	if int32(s.head-serial) <= 0 {
+		return // never sent
+	}
+	q := &s.quiet
+	if s.head-serial <= streamSlots {
+		q.took(q.clock - s.slot(serial).clock)
+	}
+	if int32(serial+1-q.next) <= 0 {
+		return // an older one, which was overtaken
+	}
+	q.next, q.refused = serial+1, 0
+	if q.silent {
+		q.silent, q.answers = false, 0
+	}
+	q.answers++
+}
+
+// refused takes in that this host has no way to send a question.
+func (s *stream) refused() {
+	q := &s.quiet
+	if q.refused == 0 {
+		q.from = q.clock
+	}
+	q.refused++
+}
+
+// listen says that the stream is silent now, and was not before.
+func (s *stream) listen() bool {
+	q := &s.quiet
+	if q.silent || q.answers < familiar {
+		return false
+	}
+	want := uint32(silentAfter)
+	if s.share > heavy {
+		want = uint32(max(silentAfter, s.ports))
+	}
+	q.silent = q.refused >= int(want) && q.clock-q.from >= silentFor
+	if row := s.head - q.next; row >= want {
+		first := s.head - min(row, streamSlots) // what is older has waited longer
+		late := max(q.slowest[0], q.slowest[1]) + overdue
+		q.silent = q.silent || q.clock-s.slot(first+want-1).clock >= late && q.clock-s.slot(first).clock >= late+silentFor
+	}
+	return q.silent
+}
+
+// silentNow is how many questions in a row are not answered, and since when, where the stream is silent.
+func (s *stream) silentNow() (questions int, since time.Time) {
+	if !s.quiet.silent {
+		return 0, time.Time{}
+	}
+	row := s.head - s.quiet.next
+	if row == 0 {
+		return s.quiet.refused, time.Time{}
+	}
+	return int(row) + s.quiet.refused, s.slot(s.head - min(row, streamSlots)).at
+}
