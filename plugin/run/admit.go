@@ -23,7 +23,7 @@ func (x *execution) admit(queue []uint32) (now, later []uint32) {
 		pair := x.pairOf(number)
 		l := &x.lanes[pair]
 		switch {
-		case x.progress[pair].begun, begin[pair]:
+		case x.progress[pair].begun, begin[pair], x.abreast(pair):
 		case x.silentAt[l.src]+more[l.src] >= most, x.silentAt[l.dst]+more[l.dst] >= most:
 			later = append(later, number)
 			continue
@@ -47,7 +47,7 @@ func (x *execution) admitted(numbers []uint32) {
 	}
 	for _, number := range numbers {
 		pair := x.pairOf(number)
-		if p := &x.progress[pair]; !p.begun {
+		if p := &x.progress[pair]; !p.begun && !x.abreast(pair) {
 			p.begun, p.silent = true, true
 			x.silentAt[x.lanes[pair].src]++
 			x.silentAt[x.lanes[pair].dst]++

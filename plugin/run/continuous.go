@@ -90,6 +90,7 @@ type continuous struct {
 	pairs     []standing
 	pools     *pools
 	streaming streaming
+	ways      *ways
 	trips     sequential.Digest // from sending to knowing
 	rtts      sequential.Digest
 	tripping  time.Time          // when these begin
@@ -144,9 +145,9 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	c := &continuous{
 		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle, exact: r.cfg.Settle,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
-		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]time.Time{},
+		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]time.Time{}, ways: newWays(),
 	}
-	c.job.lost = batch{}
+	c.job.lost, c.job.options.between = batch{}, c.ways
 	if r.stream != nil {
 		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}, silences: map[[2]string]*silence{}}
 	}

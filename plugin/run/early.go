@@ -156,7 +156,13 @@ func (x *execution) foresee(track int) {
 // ask has a host explain a packet of a track, in advance.
 func (x *execution) ask(track int, need verdict.NeedExplain) {
 	host := slices.Index(x.ledger.hosts, need.Host)
-	if host < 0 || x.host[host].gone || x.host[host].asked >= explainWindow {
+	if host < 0 || x.host[host].gone {
+		return
+	}
+	if x.host[host].asked >= explainWindow {
+		if !slices.Contains(x.backlog, track) {
+			x.backlog = append(x.backlog, track)
+		}
 		return
 	}
 	x.host[host].asked++
@@ -164,6 +170,17 @@ func (x *execution) ask(track int, need verdict.NeedExplain) {
 	f := &foresight{track: track, need: need, since: time.Now()}
 	f.id = x.agents.Explain(host, need.Proto(0))
 	x.foreseen[track], x.foreseeing[f.id] = f, f
+}
+
+// askOthers asks about tracks for which a host had too much to answer.
+func (x *execution) askOthers() {
+	backlog := x.backlog
+	x.backlog = nil
+	for _, track := range backlog {
+		if !x.judged[x.layout.pair(track)] && !x.arrived(track) {
+			x.foresee(track)
+		}
+	}
 }
 
 // guess is the evidence of a track as it will be if the hooks turn out to be, at a time, as they were when it began.
@@ -181,6 +198,7 @@ func (x *execution) foretold(f *foresight, m *dyetracev1.Explanation) {
 	id, track := m.GetId(), f.track
 	delete(x.foreseeing, id)
 	x.host[slices.Index(x.ledger.hosts, f.need.Host)].asked--
+	defer x.askOthers()
 	f.explanation = verdict.ExplanationFromProto(m, f.need.Point)
 	if x.foreseen[track] != f {
 		return // it was lost elsewhere by now

@@ -144,6 +144,9 @@ func (x *execution) samples(host int, m *dyetracev1.Samples, now time.Time) {
 		if !before && x.ledger.arrived(number) {
 			x.loud(pair)
 			x.came(number, now)
+			x.witness(number, false)
+		} else if x.ledger.probes[number].witness {
+			x.witness(number, true) // late, but further
 		}
 		switch {
 		case f != completed:

@@ -117,6 +117,10 @@ type execution struct {
 	// foreseeing those that were not answered, by Explain.id.
 	foreseen   map[int]*foresight
 	foreseeing map[uint64]*foresight
+	backlog    []int             // tracks to be asked about in advance, when a host has answered others
+	held       []uint32          // probes that may have something tried beside them: see fellows.go
+	flocks     map[[2]string]int // pairs by the hosts that they go from and to; nil before it was asked for
+	echoed     int               // news of silence that was heeded: ways.news
 
 	tos       uint8 // the stain's
 	exchanges map[exchangeKey]*exchange
@@ -194,13 +198,13 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 	if o.patrol {
 		return x // whoever patrols says what is sent
 	}
-	for pair := range pairs {
+	for _, pair := range x.order() {
 		if x.blocked(pair) { // nothing will be learned of it
 			x.judgePair(pair)
 			continue
 		}
 		x.start(pair, 0)
-		if x.prior(pair) != nil && x.mayBeside(pair) {
+		if _, hushed := x.hushed(pair); (hushed || x.prior(pair) != nil) && !x.abreast(pair) && x.mayBeside(pair) {
 			x.beside(pair)
 		}
 		x.remind(pair)

@@ -81,6 +81,7 @@ type probe struct {
 	forgotten  bool // it arrived, is counted, and has no slots any more
 	cut        bool // the run's time was up before it had settled: it proves no loss
 	withdrawn  bool // the agent was told to
+	witness    bool // where it died is known to others: see ways
 }
 
 // test is a track that is tested for loss.

@@ -97,7 +97,7 @@ func (x *execution) enough(track int) int {
 	if x.layout.scheme(track) > 0 {
 		return 0 // it explains the verdict by another scheme
 	}
-	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)
+	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)+x.fellows(track)
 	x.ledger.each(track, func(number uint32) {
 		if x.ledger.probes[number].state == left {
 			sent++
@@ -141,7 +141,7 @@ func (x *execution) verdictOn(track int) sequential.Decision {
 		arrived, lost = x.score(track)
 	}
 	switch {
-	case arrived == 0 && x.ledger.attempts(track)+x.witnesses(track) < x.tries(track):
+	case arrived == 0 && x.ledger.attempts(track)+x.witnesses(track) < x.tries(track) && !x.swept(track):
 		return sequential.More
 	case arrived == 0:
 		return sequential.Above

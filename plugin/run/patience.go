@@ -116,6 +116,10 @@ func (x *execution) tryBeside(number uint32) {
 		return
 	}
 	x.foresee(track)
+	if x.layout.schemes > 1 && x.holdBack(track) {
+		x.held = append(x.held, number)
+		return
+	}
 	if pair := x.layout.pair(track); x.mayBeside(pair) && !x.arrived(track) {
 		x.beside(pair)
 	}

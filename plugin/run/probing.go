@@ -19,6 +19,8 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 		return wake
 	}
 	x.settled(now)
+	x.echo()
+	wake = earliest(wake, x.unhold(now))
 	x.inject(now)
 	wake = earliest(wake, x.armLate(now)) // after inject, which arms
 	switch {
@@ -137,6 +139,9 @@ func (x *execution) settled(now time.Time) {
 		s := x.settling[0]
 		x.settling = x.settling[1:]
 		judged := x.judged[x.pairOf(s.number)]
+		if !s.late && !x.ledger.arrived(s.number) {
+			x.witness(s.number, true)
+		}
 		// A patrol waits for none longer, though it may have learned to since.
 		if end := x.waitUntil(s.number); end.After(now) && !judged && x.patrol == nil && !x.ledger.arrived(s.number) {
 			x.await(settle{s.number, end, true})

@@ -83,7 +83,14 @@ func (c *continuous) hears(t *fleet.StreamTarget, n *fleet.StreamCount, now time
 		s = &silence{from: t.From, to: t.To}
 		c.streaming.silences[key] = s
 	}
+	was := s.silent
 	begins, ends := s.hears(n, now)
+	switch {
+	case begins:
+		c.ways.hush(s.from, s.to, s.since)
+	case was && !s.silent:
+		c.ways.hush(s.from, s.to, time.Time{})
+	}
 	switch {
 	case begins:
 		c.log.Info("no answers between two hosts", "from", s.from, "to", s.to, "in_a_row", n.Silent, "for", n.SilentFor)

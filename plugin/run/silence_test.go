@@ -2,6 +2,9 @@ package run
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,6 +12,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // uplinkDown has all be lost that goes to a host from another, or comes from it; what agents exchange by UDP, too.
@@ -23,64 +27,155 @@ func uplinkDown(host string) (func(string, *plan.Path, int) bool, func(string, *
 }
 
 // TestContinuousSilence has a host's uplink go down, and streams say so: all pairs with it are named, for what the
-// underlay does, sooner than a patrol's round could; no other is told of; and when it is up again all are healthy as soon. An
-// agent that tells of no silence has it take longer.
+// underlay does, those of one direction within a second, and the opposite ones, whose wire they have, within two; no other is
+// told of; and when it is up again all are healthy as soon. Agents that tell of no silence have it take longer.
 func TestContinuousSilence(t *testing.T) {
 	t.Parallel()
-	first := map[bool]time.Duration{}
 	there := func(r *dyetracev1.InstanceRef) bool { return r.Name == "i1" || r.Name == "i5" } // on hv2
-	for _, tells := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newTown(t, streamable(t, 8))
-			w.network, w.passes, w.auto = newSimNetwork(), true, true
-			const broke, healed = 20 * time.Second, 40 * time.Second
-			start := time.Now()
-			all, f, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 60*time.Second, func() {
-				time.Sleep(broke)
-				w.change(func(w *town) { w.lost, w.underlay = uplinkDown("hv2") })
-				if tells {
-					w.network.hush("hv2", true)
+	for _, scheme := range []dyetracev1.Scheme{dyetracev1.Scheme_SCHEME_UNSPECIFIED, dyetracev1.Scheme_SCHEME_TCP} {
+		last := map[bool]time.Duration{}
+		for _, tells := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, streamable(t, 8))
+				w.network, w.passes, w.auto = newSimNetwork(), true, scheme == 0
+				cfg := testConfig
+				cfg.PerInstanceBurst = 20
+				const broke, healed = 20 * time.Second, 40 * time.Second
+				start := time.Now()
+				all, f, c := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 60*time.Second, func() {
+					time.Sleep(broke)
+					w.change(func(w *town) { w.lost, w.underlay = uplinkDown("hv2") })
+					if tells {
+						w.network.hush("hv2", true)
+					}
+					time.Sleep(time.Until(start.Add(healed)))
+					w.change(func(w *town) { w.lost = nil })
+					if tells {
+						w.network.hush("hv2", false)
+					}
+				})
+				named, healthy := map[string]time.Duration{}, map[string]time.Duration{}
+				for _, a := range all[56:] {
+					pair := a.r.Src.Name + " " + a.r.Dst.Name
+					switch {
+					case a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY:
+						healthy[pair] = a.at - healed
+					case a.r.CauseKind != dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY || there(a.r.Src) == there(a.r.Dst):
+						t.Errorf("signs %t: %v after: %s → %s: %v: %s", tells, a.at-broke, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+					case named[pair] == 0:
+						named[pair] = a.at - broke
+					}
 				}
-				time.Sleep(time.Until(start.Add(healed)))
-				w.change(func(w *town) { w.lost = nil })
-				if tells {
-					w.network.hush("hv2", false)
+				// Two instances there, six elsewhere, both directions.
+				if len(named) != 24 || len(healthy) != 24 {
+					t.Fatalf("signs %t: %d pairs are named, %d are healthy again, want 24", tells, len(named), len(healthy))
+				}
+				took, heal := slices.Sorted(maps.Values(named)), slices.Max(slices.Collect(maps.Values(healthy)))
+				t.Logf("%v, signs %t: named after %v, half %v, all %v; healthy after %v; %d examinations", scheme, tells, took[0], took[11], took[23], heal, c.begun)
+				if last[tells] = took[23]; tells && (took[11] > time.Second || took[23] > 2*time.Second || heal > time.Second) {
+					t.Errorf("named after %v, healthy after %v", took, heal)
+				}
+				if p := f.since(0); p.run.Counts.Healthy != 56 {
+					t.Errorf("at the end: %v", p.run.Counts)
 				}
 			})
-			named, healthy := map[string]time.Duration{}, map[string]time.Duration{}
-			for _, a := range all[56:] {
-				pair := a.r.Src.Name + " " + a.r.Dst.Name
-				switch {
-				case a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY:
-					healthy[pair] = a.at - healed
-				case a.r.CauseKind != dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY || there(a.r.Src) == there(a.r.Dst):
-					t.Errorf("signs %t: %v after: %s → %s: %v: %s", tells, a.at-broke, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
-				default:
-					named[pair] = a.at - broke
-				}
-			}
-			// Two instances there, six elsewhere, both directions.
-			if len(named) != 24 || len(healthy) != 24 {
-				t.Fatalf("signs %t: %d pairs are named, %d are healthy again, want 24", tells, len(named), len(healthy))
-			}
-			least, most, last := time.Hour, time.Duration(0), time.Duration(0)
-			for _, d := range named {
-				least, most = min(least, d), max(most, d)
-			}
-			for _, d := range healthy {
-				last = max(last, d)
-			}
-			t.Logf("signs %t: named after %v to %v, healthy after %v; %d examinations", tells, least, most, last, c.begun)
-			if first[tells] = least; tells && least > 1300*time.Millisecond {
-				t.Errorf("named after %v", least)
-			}
-			if p := f.since(0); p.run.Counts.Healthy != 56 {
-				t.Errorf("at the end: %v", p.run.Counts)
-			}
-		})
+		}
+		if last[true] >= last[false] {
+			t.Errorf("all are named after %v with signs, after %v without", last[true], last[false])
+		}
 	}
-	if first[true] >= first[false] {
-		t.Errorf("named after %v with a sign, after %v without", first[true], first[false])
+}
+
+// TestContinuousSilenceOfUDP has a firewall stop what agents exchange, and no tunnel: streams are silent, and exchanges say
+// that nothing passes. Of what is sent each way most lose two probes in a row by chance, and one passes: it is witness that
+// the others were not lost there for a reason.
+func TestContinuousSilenceOfUDP(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, streamable(t, 8))
+		w.network, w.passes, w.auto = newSimNetwork(), true, true
+		w.underlay = underlayOf(everything)
+		lost := 0
+		all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(10 * time.Second)
+			began := time.Now()
+			w.change(func(w *town) {
+				sent := map[string]int{}
+				w.lose = func(pair string, _ stain.Scheme, _ int) bool {
+					if since := time.Since(began); since < 40*time.Millisecond || since > 5*time.Second || !strings.ContainsAny(pair, "15") || !strings.ContainsAny(pair, "4567") {
+						return false // i0 to i3 between themselves: one each way
+					}
+					if sent[pair]++; sent[pair] > 2 {
+						return false
+					}
+					lost++
+					return true
+				}
+			})
+			w.network.hush("hv2", true)
+			time.Sleep(10 * time.Second)
+			w.network.hush("hv2", false)
+		})
+		for _, a := range all[56:] {
+			t.Errorf("%v: %s → %s: %v: %s", a.at, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+		}
+		if c.begun < 2 || lost < 12 {
+			t.Errorf("%d examinations, %d probes lost", c.begun, lost)
+		}
+	})
+}
+
+// TestWays follows probes of pairs on their way: how many died, whose, and that one which passes takes that back.
+func TestWays(t *testing.T) {
+	_, paths := pathsOf(t, streamable(t, 8), plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
+	p := &paths[0]
+	first := func(host string, d plan.Direction) int {
+		return slices.IndexFunc(p.Points, func(e plan.Expected) bool { return e.Host == host && e.Direction == d && e.Absent == "" })
+	}
+	there, back := first("hv2", plan.Forward), first("hv1", plan.Reply)
+	if there < 1 || back <= there {
+		t.Fatalf("points %v", p.Points)
+	}
+	before := func(k int) int {
+		for k--; k >= 0 && p.Points[k].Absent != ""; k-- {
+		}
+		return k
+	}
+	w, x, t0 := newWays(), &execution{}, time.Unix(1e9, 0)
+	saw := func(number uint32, seen int, after time.Duration) {
+		w.saw(p, seen, true, deadProbe{x, number}, death{seq: number / 10, sent: t0.Add(after)})
+	}
+	want := func(what, from, to string, since time.Duration, probes, pairs int) {
+		t.Helper()
+		if n, m := w.witnesses(from, to, t0.Add(since), 9); n != probes || m != pairs {
+			t.Errorf("%s: from %s to %s %d probes of %d pairs died, want %d of %d", what, from, to, n, m, probes, pairs)
+		}
+	}
+	saw(0, before(before(there)), 1)
+	want("died before", "hv1", "hv2", 0, 0, 0)
+	saw(10, before(there), 1)
+	saw(11, before(there), 2)
+	saw(20, before(there), 3)
+	saw(90, before(there), 3)
+	want("died there", "hv1", "hv2", 0, 3, 2)
+	want("of late", "hv1", "hv2", 2, 1, 1)
+	want("the other way", "hv2", "hv1", 0, 0, 0)
+	saw(30, before(back), 4)
+	want("answers died", "hv2", "hv1", 0, 1, 1)
+	want("one passed", "hv1", "hv2", 0, 0, 0)
+	saw(40, before(there), 5)
+	saw(50, before(there), 6)
+	want("since it passed", "hv1", "hv2", 4, 2, 2)
+	saw(50, there, 6)
+	want("it was late", "hv1", "hv2", 4, 0, 0)
+	saw(60, before(there), keepDeaths+10)
+	want("long ago", "hv1", "hv2", 6, 1, 1)
+	if n := len(w.of[[2]string{"hv1", "hv2"}].died); n != 1 {
+		t.Errorf("%d deaths are known after %v", n, keepDeaths)
+	}
+	var none *ways
+	if _, is := none.hushed("hv1", "hv2"); is || none.news() != 0 {
+		t.Error("a run that is not continuous knows of silence")
 	}
 }
 

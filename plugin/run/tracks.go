@@ -26,6 +26,8 @@ type options struct {
 	patrol bool
 	// mtu has large packets tried between hosts as well.
 	mtu bool
+	// between is what is known between hosts, of a continuous run; else nil.
+	between *ways
 }
 
 // optionsFromProto reads a request's options, which are valid; nil is the zero value.
@@ -121,6 +123,8 @@ type progress struct {
 	attested bool
 	// begun says that a probe of it was sent, silent that it counts among those of its instances: see admit.
 	begun, silent bool
+	// released says that its second scheme is held back no longer: see fellows.go.
+	released bool
 }
 
 func (x *execution) pairOf(number uint32) int { return x.layout.pair(x.ledger.of(number)) }
@@ -226,7 +230,7 @@ func (x *execution) finished(track int, decision sequential.Decision, absent boo
 	if p.beside && !through && p.over&x.layout.bit(to) == 0 {
 		return // what goes on beside will tell more
 	}
-	if !through && !absent && int(p.scheme)+1 < x.layout.schemes {
+	if !through && !absent && int(p.scheme)+1 < x.layout.schemes && !x.swept(from) {
 		x.start(pair, int(p.scheme)+1)
 		return
 	}

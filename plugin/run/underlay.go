@@ -40,6 +40,7 @@ type exchange struct {
 	result    *verdict.Underlay // once it is done
 	questions []question        // tracks that wait for it
 	held      []heldPair        // pairs that do
+	echo      bool              // begun for a sign of silence, by small packets only
 }
 
 type exchangeStep uint8
@@ -75,6 +76,10 @@ type mtuCheck struct {
 func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
 	key := exchangeKey{n.From, n.To, n.Dst, n.Large, brief}
 	if e := x.exchanges[key]; e != nil {
+		return e
+	}
+	// Where no small packet passes nothing is to be learned of large ones.
+	if e := x.exchanges[exchangeKey{n.From, n.To, n.Dst, 0, false}]; e != nil && e.echo && !brief && (e.step != done || e.noWay()) {
 		return e
 	}
 	e := &exchange{
@@ -115,7 +120,7 @@ func (x *execution) checkMTUs() {
 // explore does what is due of exchanges, and returns when it wants to be called again.
 func (x *execution) explore(now time.Time) (wake time.Time) {
 	wake = x.hard
-	rest := x.exploring[:0]
+	rest, before := x.exploring[:0], len(x.exploring)
 	for _, e := range x.exploring {
 		switch {
 		case e.step == done:
@@ -126,7 +131,7 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 		case e.step == queued && (e.from < 0 || x.host[e.from].gone):
 			x.explored(e, fmt.Sprintf("no agent of %s is connected", e.need.From))
 			continue
-		case e.step == queued && x.host[e.from].exchanges < exchangeWindow && (e.to < 0 || x.host[e.to].exchanges < exchangeWindow):
+		case e.step == queued && x.host[e.from].exchanges < e.window() && (e.to < 0 || x.host[e.to].exchanges < e.window()):
 			x.busy(e, 1)
 			x.metrics.exchanges.Inc()
 			x.request(e, sending, e.from, e.ask, exchangeTimeout, now)
@@ -140,9 +145,21 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 			}
 		}
 	}
+	begun := slices.Clone(x.exploring[before:]) // by what was learned of others
 	clear(x.exploring[len(rest):])
-	x.exploring = rest
+	x.exploring = append(rest, begun...)
+	if len(begun) > 0 {
+		wake = now
+	}
 	return wake
+}
+
+// window is how many a host may take part in for another to begin.
+func (e *exchange) window() int {
+	if e.echo {
+		return echoWindow
+	}
+	return exchangeWindow
 }
 
 // busy counts an exchange at both of its hosts.
@@ -223,6 +240,10 @@ func (x *execution) explored(e *exchange, why string) {
 	questions, held := e.questions, e.held
 	e.questions, e.held = nil, nil
 	for _, q := range questions {
+		if e.echo && why == "" && !e.noWay() {
+			x.told(q, x.judgeWith(&q, nil)) // more is to be learned
+			continue
+		}
 		x.answer(q.track, x.judgeWith(&q, e.result))
 	}
 	for _, h := range held {

@@ -163,6 +163,12 @@ const (
 	passable                   // what we send arrives
 )
 
+// NoWay says that nothing at all arrives in the exchange's direction, for a reason.
+func (u *Underlay) NoWay() bool {
+	what, _ := u.small()
+	return what == noWay
+}
+
 // small sums up what became of small packets in the exchange's direction.
 func (u *Underlay) small() (f underlayFault, words string) {
 	if u.Error != "" || len(u.Sizes) == 0 {

@@ -202,14 +202,23 @@ func NeedMTU(p *plan.Path) (n *NeedUnderlay, why string) {
 	return n, why
 }
 
-// NeedStream returns what a stream between two hosts needs, from the first to the second; nil where there can
-// be none, and why.
-func NeedStream(from, to *plan.End) (n *NeedUnderlay, why string) {
+// NeedSmall returns the exchange of small packets between two hosts, from the first to the second; nil where
+// there can be none, and why.
+func NeedSmall(from, to *plan.End) (n *NeedUnderlay, why string) {
 	t, ok := tunnelTo(from, to)
 	if !ok {
 		return nil, fmt.Sprintf("no tunnel from %s to %s is known", from.Host, to.Host)
 	}
-	if n, why = between(from, to, t.Type, t.Remote); n == nil {
+	if n, why = between(from, to, t.Type, t.Remote); n != nil {
+		n.Large = 0
+	}
+	return n, why
+}
+
+// NeedStream returns what a stream between two hosts needs, from the first to the second; nil where there can
+// be none, and why.
+func NeedStream(from, to *plan.End) (n *NeedUnderlay, why string) {
+	if n, why = NeedSmall(from, to); n == nil {
 		return nil, why
 	}
 	for _, end := range []*plan.End{from, to} {
