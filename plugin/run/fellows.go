@@ -51,7 +51,8 @@ func (x *execution) witness(number uint32, dead bool) {
 		return
 	}
 	p.witness = p.witness || dead
-	w.saw(x.ledger.path(x.ledger.of(number)), x.seenUpTo(number), dead, deadProbe{x, number}, death{x.seq[x.pairOf(number)], x.begun.Add(p.sent)})
+	w.saw(x.ledger.path(x.ledger.of(number)), x.seenUpTo(number), dead, deadProbe{x.lanes[x.pairOf(number)].by, number},
+		death{x.seq[x.pairOf(number)], x.begun.Add(p.sent)})
 }
 
 // echo begins the exchanges between hosts whose stream is silent.

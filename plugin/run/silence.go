@@ -103,6 +103,17 @@ func (c *continuous) hears(t *fleet.StreamTarget, n *fleet.StreamCount, now time
 	}
 }
 
+// forgetSilences forgets what was of streams that are no more.
+func (c *continuous) forgetSilences() {
+	for key, s := range c.streaming.silences {
+		if !slices.ContainsFunc(c.streaming.targets, func(t fleet.StreamTarget) bool { return t.From == s.from && t.To == s.to }) {
+			s.owed = false
+			c.ways.hush(s.from, s.to, time.Time{})
+			delete(c.streaming.silences, key)
+		}
+	}
+}
+
 // eased says that there are answers again between the hosts of a pair, since a time when there were none.
 func (c *continuous) eased(i int, since time.Time) bool {
 	path := c.paths[i]

@@ -141,9 +141,9 @@ func TestWays(t *testing.T) {
 		}
 		return k
 	}
-	w, x, t0 := newWays(), &execution{}, time.Unix(1e9, 0)
+	w, by, t0 := newWays(), &party{}, time.Unix(1e9, 0)
 	saw := func(number uint32, seen int, after time.Duration) {
-		w.saw(p, seen, true, deadProbe{x, number}, death{seq: number / 10, sent: t0.Add(after)})
+		w.saw(p, seen, true, deadProbe{by, number}, death{seq: number / 10, sent: t0.Add(after)})
 	}
 	want := func(what, from, to string, since time.Duration, probes, pairs int) {
 		t.Helper()

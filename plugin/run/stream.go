@@ -71,6 +71,7 @@ func (c *continuous) stream() {
 	if targets := streamTargets(c.paths, c.r.cfg.ToS); !slices.Equal(targets, s.targets) {
 		s.targets = targets
 		s.streams.Set(targets)
+		c.forgetSilences()
 	}
 }
 

@@ -2,6 +2,7 @@ package run
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dyetrace/dyetrace/plugin/plan"
@@ -10,6 +11,7 @@ import (
 // ways is what the probes of a continuous run's examinations and patrol showed of the network from one host to
 // another, and where streams are silent. Its methods may be called from many goroutines; a nil one knows nothing.
 type ways struct {
+	any     atomic.Bool // silent has some
 	mu      sync.Mutex
 	silent  map[[2]string]time.Time // by hostPair: since when
 	changes int                     // of silent
@@ -24,7 +26,7 @@ type way struct {
 
 // deadProbe is a probe of an examination.
 type deadProbe struct {
-	x      *execution
+	by     *party
 	number uint32
 }
 
@@ -51,11 +53,12 @@ func (w *ways) hush(a, b string, since time.Time) {
 	if w.silent[hostPair(a, b)] = since; since.IsZero() {
 		delete(w.silent, hostPair(a, b))
 	}
+	w.any.Store(len(w.silent) > 0)
 }
 
 // hushed says since when the stream between two hosts is silent.
 func (w *ways) hushed(a, b string) (since time.Time, is bool) {
-	if w == nil {
+	if w == nil || !w.any.Load() {
 		return since, false
 	}
 	w.mu.Lock()
