@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"slices"
@@ -82,6 +83,26 @@ func TestExchange(t *testing.T) {
 				}
 				if m := b.Recall(e.Session, v.src, v.dst, time.Now()); m.Seen != nil || m.FromOthers >= 0 {
 					t.Errorf("recalled %x, others %v, want nothing", m.Seen, m.FromOthers)
+				}
+				// It may be a switch that stands still, whose queues are others', too.
+				if want := e.SourcePorts + knocks*(e.Repeats-1); r.Sent != want {
+					t.Errorf("%d packets sent to where nothing is answered, want %d", r.Sent, want)
+				}
+			})
+			t.Run("answered late", func(t *testing.T) {
+				w := w.sub(t)
+				w.responder()
+				w.in("b", "nft", "add table inet late")
+				t.Cleanup(func() { w.in("b", "nft", "delete table inet late") })
+				w.in("b", "nft", "add chain inet late output { type filter hook output priority 0; }")
+				// All but those to the last round of what goes out while nothing is answered.
+				w.in("b", "nft", "add rule inet late output udp sport 7443 quota until "+fmt.Sprint((32+2*knocks)*128)+" bytes drop")
+				e, r := w.probe(v.dst, func(e *Exchange) { e.Wait = maxWait })
+				for port := range e.SourcePorts {
+					small, large := r.Cells[2*port], r.Cells[2*port+1]
+					if small.Sent != e.Repeats || small.Answered == 0 || large.Answered == 0 {
+						t.Errorf("source port %d: %d of %d small ones answered, %d of %d large ones; want %d small ones sent, and both answered", port, small.Answered, small.Sent, large.Answered, large.Sent, e.Repeats)
+					}
 				}
 			})
 			t.Run("nothing back", func(t *testing.T) {
@@ -441,7 +462,7 @@ func TestNoticesDrops(t *testing.T) {
 	w.probe(hostB, nil)
 	b.mu.Unlock()
 	roomy(l.fd)
-	if e, r := w.probe(hostB, nil); r.Cells[0].Answered == 0 {
+	if e, r := w.probe(hostB, func(e *Exchange) { e.Wait = maxWait }); r.Cells[0].Answered == 0 {
 		t.Fatalf("nothing of %d source ports answered, with room again", e.SourcePorts)
 	}
 	l.mu.Lock()

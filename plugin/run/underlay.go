@@ -20,6 +20,10 @@ const (
 	// exchangeWindow bounds the exchanges that a run has under way at one host, whether it sends or
 	// answers: more would be lost by each other.
 	exchangeWindow = 2
+	// exchangeAgain is after how long an exchange that lost much is repeated (verdict.Again). With what a recall waits,
+	// the second begins a second after the last packet of the first: as long as ovs-vswitchd stands still when its
+	// database restarts (ovsdb/ovsdb-cs.c reconnects after one).
+	exchangeAgain = 500 * time.Millisecond
 	// mtuPorts is how many source ports try large packets where nothing is known to be lost: fewer
 	// than where a loss is looked into, since all hosts are tried.
 	mtuPorts = 8
@@ -36,6 +40,7 @@ type exchange struct {
 	until  time.Time
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
+	first  *verdict.Underlay // that lost much, and was repeated
 
 	result    *verdict.Underlay // once it is done
 	questions []question        // tracks that wait for it
@@ -48,7 +53,9 @@ type exchangeStep uint8
 const (
 	queued exchangeStep = iota
 	sending
+	settlingDown // for what may be late, before the other host is asked what came
 	recalling
+	pausing // before it is repeated
 	done
 )
 
@@ -122,14 +129,17 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 	wake = x.hard
 	rest, before := x.exploring[:0], len(x.exploring)
 	for _, e := range x.exploring {
+		if e.step == pausing && !now.Before(e.until) {
+			e.step = queued
+		}
 		switch {
 		case e.step == done:
 			continue
 		case !now.Before(x.hard):
-			x.explored(e, "the run's time was up")
+			x.explored(e, "the run's time was up", now)
 			continue
 		case e.step == queued && (e.from < 0 || x.host[e.from].gone):
-			x.explored(e, fmt.Sprintf("no agent of %s is connected", e.need.From))
+			x.explored(e, fmt.Sprintf("no agent of %s is connected", e.need.From), now)
 			continue
 		case e.step == queued && x.host[e.from].exchanges < e.window() && (e.to < 0 || x.host[e.to].exchanges < e.window()):
 			x.busy(e, 1)
@@ -186,7 +196,7 @@ func (x *execution) reported(m *dyetracev1.UnderlayReport, now time.Time) {
 // deserted ends what a host that is gone still owed.
 func (x *execution) deserted(host int, now time.Time) {
 	for _, e := range slices.Clone(x.exploring) {
-		if e.step != queued && e.step != done && e.host == host {
+		if (e.step == sending || e.step == recalling) && e.host == host {
 			x.proceed(e, nil, now)
 		}
 	}
@@ -204,25 +214,31 @@ func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.
 		x.busy(e, -1)
 		switch {
 		case m == nil:
-			x.explored(e, fmt.Sprintf("the agent of %s did not answer", e.need.From))
+			x.explored(e, fmt.Sprintf("the agent of %s did not answer", e.need.From), now)
 			return
 		case m.GetError() != "" || verdict.Whole(m, len(e.ask.Sizes)):
 			e.report = m
-			x.explored(e, "")
+			x.explored(e, "", now)
 			return
 		}
 		e.report = m
+		if late := x.patience - time.Duration(e.ask.GetWaitMs())*time.Millisecond; late > 0 {
+			e.step, e.until = settlingDown, now.Add(late) // so long ago was its last packet, at the least
+			return
+		}
+		x.recallOf(e, now)
+	case settlingDown:
 		x.recallOf(e, now)
 	case recalling:
 		e.recall = m
-		x.explored(e, "")
+		x.explored(e, "", now)
 	}
 }
 
 // recallOf asks the other host what of the exchange it has seen.
 func (x *execution) recallOf(e *exchange, now time.Time) {
 	if e.to < 0 || x.host[e.to].gone {
-		x.explored(e, "")
+		x.explored(e, "", now)
 		return
 	}
 	src, _ := netip.ParseAddr(e.report.GetSrcIp())
@@ -230,13 +246,24 @@ func (x *execution) recallOf(e *exchange, now time.Time) {
 }
 
 // explored ends an exchange: why is why it could not be made, empty if it was.
-func (x *execution) explored(e *exchange, why string) {
-	e.step = done
+func (x *execution) explored(e *exchange, why string, now time.Time) {
 	if why != "" || e.report == nil {
 		e.result = &verdict.Underlay{From: e.need.From, To: e.need.To, Src: e.need.Src, Dst: e.need.Dst, Port: e.need.Port, Error: why}
 	} else {
 		e.result = verdict.UnderlayFromProto(&e.need, e.ask, e.report, e.recall)
 	}
+	switch {
+	case e.first != nil:
+		e.result = verdict.Again(e.first, e.result)
+	case e.result.Rife():
+		e.step, e.until = pausing, now.Add(exchangeAgain)
+		e.first, e.result, e.report, e.recall = e.result, nil, nil, nil
+		ports := e.ask.SourcePorts
+		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
+		e.ask.SourcePorts = ports
+		return
+	}
+	e.step = done
 	questions, held := e.questions, e.held
 	e.questions, e.held = nil, nil
 	for _, q := range questions {

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -44,6 +45,39 @@ func underlayOf(lost func(bytes uint32) bool) func(string, *dyetracev1.ProbeUnde
 	}
 }
 
+// halved has the first n exchanges lose half of their packets.
+func halved(n int) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	passes := underlayOf(func(uint32) bool { return false })
+	return func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		r := passes(host, m)
+		if !m.GetRecall() {
+			for i := range r.Answered {
+				if n > 0 {
+					r.Answered[i] /= 2
+				}
+			}
+			n--
+		}
+		return r
+	}
+}
+
+// late has small packets come there so long after they were sent, and no answer in time.
+func late(by time.Duration) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	silent := underlayOf(everything)
+	var sent time.Time
+	return func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		r := silent(host, m)
+		switch {
+		case !m.GetRecall():
+			sent = time.Now().Add(-time.Duration(m.GetWaitMs()) * time.Millisecond)
+		case time.Since(sent) >= by:
+			r.Seen = bytes.Repeat([]byte{0xff}, 64)
+		}
+		return r
+	}
+}
+
 func everything(uint32) bool { return true }
 func large(n uint32) bool    { return n > 1400 }
 
@@ -77,6 +111,7 @@ func TestUnderlay(t *testing.T) {
 		asked string
 		want  string
 		most  time.Duration
+		doubt bool // the verdict is unknown
 	}{
 		{name: "lost there", cast: func(c *cast) { c.underlay = underlayOf(everything) }, asked: "hv1 hv2 recalls",
 			want: right + ": lost in the underlay: none of 128 packets arrives by UDP from 10.1.0.1 to 10.1.0.2 either; the last ones to come there did so 1s ago"},
@@ -85,6 +120,12 @@ func TestUnderlay(t *testing.T) {
 		{name: "no answer", cast: func(c *cast) {}, asked: "hv1", want: "UDP between the two told nothing: the agent of hv1 did not answer", most: exchangeTimeout},
 		{name: "no recall", cast: func(c *cast) { c.underlay = underlayOf(everything); c.mute["underlay hv2"] = true }, asked: "hv1 hv2 recalls",
 			want: "UDP between the two told nothing: none of 128 packets by UDP from 10.1.0.1 to 10.1.0.2 was answered, and hv2 could not be asked whether any came", most: recallTimeout},
+		{name: "half lost", cast: func(c *cast) { c.underlay = halved(2) }, asked: "hv1 hv2 recalls hv1 hv2 recalls",
+			want: right + ": the underlay loses much: 64 of 128 packets are lost by UDP from 10.1.0.1 to 10.1.0.2 too"},
+		{name: "half lost for a moment", cast: func(c *cast) { c.underlay = halved(1) }, asked: "hv1 hv2 recalls hv1", doubt: true,
+			want: "the underlay lost much for a moment: 64 of 128 packets were lost by UDP from 10.1.0.1 to 10.1.0.2, and of others a moment later 0 of 128"},
+		{name: "late", cast: func(c *cast) { c.underlay = late(740 * time.Millisecond) }, asked: "hv1 hv2 recalls",
+			want: "so the packet is lost at hv2's end of the tunnel, or the network drops GRE"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -94,13 +135,18 @@ func TestUnderlay(t *testing.T) {
 				c.lost = func(s shot) bool { return s.point >= 2 } // seen on hv1 only
 				c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: "10.1.0.2"}
 				tt.cast(c)
-				results, took, whole := play(t.Context(), testConfig, c, pairs, time.Minute)
+				cfg, want := testConfig, dyetracev1.Verdict_VERDICT_FAULTY
+				cfg.Patience = 750 * time.Millisecond
+				if tt.doubt {
+					want = dyetracev1.Verdict_VERDICT_UNKNOWN
+				}
+				results, took, whole := play(t.Context(), cfg, c, pairs, time.Minute)
 				if !whole || len(results) != 16 {
 					t.Fatalf("%d results, whole %t", len(results), whole)
 				}
 				for _, r := range results {
-					if r.GetVerdict() != dyetracev1.Verdict_VERDICT_FAULTY || !strings.Contains(r.GetCause(), tt.want) {
-						t.Fatalf("%s %s\nwant %s", r.GetVerdict(), r.GetCause(), tt.want)
+					if r.GetVerdict() != want || !strings.Contains(r.GetCause(), tt.want) {
+						t.Fatalf("%s %s\nwant %s %s", r.GetVerdict(), r.GetCause(), want, tt.want)
 					}
 				}
 				var asked []string

@@ -18,8 +18,10 @@ type Underlay struct {
 	Error string
 	// Sizes ascend, the first being small.
 	Sizes []UnderlaySize
-	// Asked says that the other host told what came there; otherwise only what was answered is known.
-	Asked bool
+	// Asked says that the other host told what came there; otherwise only what was answered is known, and Unasked is
+	// why, if it said so.
+	Asked   bool
+	Unasked string
 	// FromOthers is how long ago the other host had packets of other exchanges, negative for never. If
 	// that is not long, nothing there keeps them out.
 	FromOthers time.Duration
@@ -30,6 +32,8 @@ type Underlay struct {
 	// MayFragment says that the tunnel does not insist on whole packets, as the exchange does.
 	MayFragment  bool
 	ToS, ToSSeen uint8
+	// Before is an exchange of a moment ago that lost much of what this one does not: see Again.
+	Before *Underlay
 }
 
 // UnderlaySize is what became of packets of one size, by source port.
@@ -160,6 +164,7 @@ const (
 	maybeNoWay                 // nothing arrives, which a firewall that minds our port would do too
 	oneOfSeveral               // some source ports lose everything, the others nothing
 	rife                       // much is lost
+	fleeting                   // much was lost a moment ago, and little is now
 	passable                   // what we send arrives
 )
 
@@ -178,6 +183,9 @@ func (u *Underlay) small() (f underlayFault, words string) {
 	route := u.Route()
 	refusal, refused := u.refusal()
 	switch {
+	case u.Before != nil:
+		was := u.Before.forward(0)
+		return fleeting, fmt.Sprintf("%d of %d packets were lost by %s, and of others a moment later %d of %d", was.sent-was.came, was.sent, route, t.sent-t.came, t.sent)
 	case t.sent == 0 && refused:
 		return noWay, fmt.Sprintf("%s cannot be sent: %s", route, refusal)
 	case t.sent == 0:
@@ -187,7 +195,10 @@ func (u *Underlay) small() (f underlayFault, words string) {
 	case t.nothing() && refused:
 		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; %s", t.sent, route, refusal)
 	case t.nothing() && !u.Asked:
-		return unclear, fmt.Sprintf("none of %d packets by %s was answered, and %s could not be asked whether any came", t.sent, route, u.To)
+		return unclear, fmt.Sprintf("none of %d packets by %s was answered, and %s could not be asked whether any came%s", t.sent, route, u.To, because(u.Unasked))
+	case t.came < t.sent && !u.Asked:
+		// They may have come, or found no room in a socket of ours.
+		return unclear, fmt.Sprintf("%d of %d packets by %s were not answered, and %s could not be asked how many came%s", t.sent-t.came, t.sent, route, u.To, because(u.Unasked))
 	case t.nothing() && u.FromOthers >= 0 && u.FromOthers <= recently:
 		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; the last ones to come there did so %s ago", t.sent, route, ago(u.FromOthers))
 	case t.nothing():
@@ -243,4 +254,31 @@ func (u *Underlay) tooLarge(reply bool, by string) string {
 		}
 	}
 	return words
+}
+
+// Rife says that an exchange lost much of what it sent, by all source ports: what a switch does for a moment that
+// stands still, whose queue overflows. Before that accuses the network it must be seen Again.
+func (u *Underlay) Rife() bool {
+	what, _ := u.small()
+	return what == rife
+}
+
+// Again returns what two exchanges show together, one a moment after the other, of which the first is Rife. Only what
+// both show is claimed: where the second lost less than half as much, that is that it passed by.
+func Again(first, second *Underlay) *Underlay {
+	what, _ := second.small()
+	if what != passable {
+		return second // unclear, or it loses much too, or by now all
+	}
+	u := *second
+	if u.forward(0).loss() < first.forward(0).loss()/2 {
+		u.Before = first
+		return &u
+	}
+	// At the bound one exchange is above it, and one below.
+	u.Sizes = slices.Clone(second.Sizes)
+	for i := range u.Sizes {
+		u.Sizes[i].Ports = slices.Concat(first.Sizes[i].Ports, second.Sizes[i].Ports)
+	}
+	return &u
 }

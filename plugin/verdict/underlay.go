@@ -167,6 +167,10 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 	case rife:
 		f.kind = CauseUnderlay
 		f.cause = fmt.Sprintf("%s: the underlay loses much: %s", lead, words)
+	case fleeting:
+		// What was lost for a moment may be the probes, too: in a switch that stood still.
+		f.verdict, f.kind = Unknown, CauseUnseen
+		f.cause = fmt.Sprintf("%s; the underlay lost much for a moment: %s", base, words)
 	case passable:
 		f.host, f.kind = l.receiver.Host, CauseEntrypoint
 		f.cause = fmt.Sprintf("%s: %s, so the packet is lost at %s, or the network drops %s", lead, words, end,
@@ -376,7 +380,7 @@ func (u *Underlay) Says() (there, back string) {
 		return "", ""
 	}
 	switch {
-	case what == noWay, what == maybeNoWay, what == unclear, what == rife, what == oneOfSeveral:
+	case what == noWay, what == maybeNoWay, what == unclear, what == rife, what == fleeting, what == oneOfSeveral:
 		there = words
 	}
 	reply, large, narrow := u.narrow()

@@ -137,6 +137,8 @@ func TestUnderlay(t *testing.T) {
 			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE; besides, packets of 1492 bytes from 10.1.1.1 to 10.1.2.3 are lost, while 128 bytes pass"},
 		{name: "much lost", change: func(n *network) { n.loss = 0.5 },
 			want: "faulty underlay" + segment + "hv1 | " + right + ": the underlay loses much: 57 of 128 packets are lost by " + route + " too"},
+		{name: "much lost, nobody to be asked", change: func(n *network) { n.loss, n.recall = 0.5, false },
+			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: 96 of 128 packets by " + route + " were not answered, and hv3 could not be asked how many came"},
 		{name: "switched off", hosts: func(h hosts) { h["hv3"].Underlay = &dyetracev1.UnderlayEcho{} },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two could not be tried: underlay probes are switched off on hv3"},
 		{name: "not bound", hosts: func(h hosts) {
@@ -216,9 +218,9 @@ func TestUnderlayNeverWrong(t *testing.T) {
 		switch {
 		case what == noWay && 2*alive >= n.ways: // of 32 ports, all may take the dead ways if these are more
 			wrong = "no way"
-		case what == oneOfSeveral && (noWayThere || !slices.Contains(n.deadThere, true)) && n.recall:
+		case what == oneOfSeveral && (noWayThere || !slices.Contains(n.deadThere, true)):
 			wrong = "one of several"
-		case what == rife && n.recall && !slices.Contains(n.deadThere, true):
+		case what == rife && !slices.Contains(n.deadThere, true):
 			wrong = "rife loss"
 		case what == passable && (noWayThere || n.firewall || !n.responder):
 			wrong = "passable"
@@ -227,6 +229,13 @@ func TestUnderlayNeverWrong(t *testing.T) {
 		}
 		if wrong != "" {
 			t.Fatalf("says %s (%s) of %+v", wrong, words, n)
+		}
+		if first := n.exchange(need, rapid.Int64().Draw(t, "seed of the first")); first.Rife() {
+			a := Again(first, u)
+			if a.Rife() && !slices.Contains(n.deadThere, true) {
+				t.Fatalf("rife loss, twice, of %+v", n)
+			}
+			a.Says()
 		}
 		reply, words, narrow := u.narrow()
 		small := n.most < need.Large || n.mostBack < need.Large
@@ -334,5 +343,42 @@ func TestUnderlayFromProto(t *testing.T) {
 	}
 	if u := UnderlayFromProto(need, q, good(), nil); u.Error != "" || u.Asked || fmt.Sprint(u.forward(0)) != fmt.Sprint(traffic{sent: 128, came: 128, ports: 32, whole: 32}) {
 		t.Errorf("%+v", u)
+	}
+}
+
+// What two exchanges show of which the first lost much.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	need := &NeedUnderlay{From: "hv1", To: "hv3", Dst: netip.MustParseAddr("10.1.2.3"), Small: 128, Large: 1492}
+	lossy := func(share float64) *Underlay {
+		n := open()
+		n.loss = share
+		return n.exchange(need, 7)
+	}
+	dead, silent := open(), open()
+	dead.deadThere[0], silent.responder = true, false
+	for _, tt := range []struct {
+		name          string
+		first, second *Underlay
+		want          underlayFault
+		words         string
+	}{
+		{"passes now", lossy(.5), lossy(0), fleeting, "59 of 128 packets were lost by UDP from 10.1.1.1 to 10.1.2.3, and of others a moment later 0 of 128"},
+		{"little lost now", lossy(.5), lossy(.1), fleeting, "a moment later 9 of 128"},
+		{"much lost again", lossy(.5), lossy(.4), rife, "51 of 128 packets are lost"},
+		{"below the bound now, and above it in sum", lossy(.33), lossy(.24), rife, "68 of 256 packets are lost"},
+		{"all lost by now", lossy(.5), dead.exchange(need, 7), noWay, "none of 128 packets arrives"},
+		{"told nothing", lossy(.5), silent.exchange(need, 7), unclear, "did not answer"},
+	} {
+		if !tt.first.Rife() {
+			t.Fatalf("%s: the first is not rife", tt.name)
+		}
+		a := Again(tt.first, tt.second)
+		if what, words := a.small(); what != tt.want || !strings.Contains(words, tt.words) {
+			t.Errorf("%s: %d, %s; want %d, %s", tt.name, what, words, tt.want, tt.words)
+		}
+		if a == tt.second && tt.want == fleeting || tt.second.Before != nil {
+			t.Errorf("%s: the second was changed", tt.name)
+		}
 	}
 }

@@ -70,7 +70,7 @@ func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *
 		u.Error = "the agent of " + n.From + " tells of another exchange than was asked for"
 		return u
 	}
-	u.Asked = recall != nil && recall.GetError() == ""
+	u.Asked, u.Unasked = recall != nil && recall.GetError() == "", recall.GetError()
 	switch {
 	case !u.Asked:
 	case !recall.GetListening():
