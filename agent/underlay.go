@@ -313,6 +313,9 @@ func (e *echo) recall(session uint64, asker, at netip.Addr) *dyetracev1.Underlay
 	if r.FromOthers >= 0 {
 		m.FromOthersNs = uint64(r.FromOthers.Nanoseconds()) + 1
 	}
+	if r.FromAsker >= 0 {
+		m.FromAskerNs = uint64(r.FromAsker.Nanoseconds()) + 1
+	}
 	return m
 }
 

@@ -62,13 +62,13 @@ func TestExchange(t *testing.T) {
 					t.Errorf("RTT %v", c.RTT)
 				}
 				m := b.Recall(e.Session, v.src, v.dst, time.Now())
-				if some, none := arrived(e, m.Seen, 0); none > 0 || some != e.SourcePorts || m.FromOthers >= 0 {
-					t.Errorf("recalled: %d source ports came, %d did not; others %v", some, none, m.FromOthers)
+				if some, none := arrived(e, m.Seen, 0); none > 0 || some != e.SourcePorts || m.FromOthers >= 0 || m.FromAsker >= 0 {
+					t.Errorf("recalled: %d source ports came, %d did not; others %v, of the asker %v", some, none, m.FromOthers, m.FromAsker)
 				}
 				if m = b.Recall(e.Session, netip.MustParseAddr("192.0.2.1"), v.dst, time.Now()); m.FromOthers < 0 {
 					t.Error("to another asker, the first is none of the others")
 				}
-				if m = b.Recall(e.Session+1, v.src, v.dst, time.Now()); m.Seen != nil || m.FromOthers < 0 {
+				if m = b.Recall(e.Session+1, v.src, v.dst, time.Now()); m.Seen != nil || m.FromOthers < 0 || m.FromAsker < 0 {
 					t.Error("to another session, of which nothing came, this one is no other")
 				}
 			})
@@ -81,8 +81,8 @@ func TestExchange(t *testing.T) {
 				if _, none := answered(e, r, 0); none != e.SourcePorts {
 					t.Errorf("%d of %d source ports lost", none, e.SourcePorts)
 				}
-				if m := b.Recall(e.Session, v.src, v.dst, time.Now()); m.Seen != nil || m.FromOthers >= 0 {
-					t.Errorf("recalled %x, others %v, want nothing", m.Seen, m.FromOthers)
+				if m := b.Recall(e.Session, v.src, v.dst, time.Now()); m.Seen != nil || m.FromOthers >= 0 || m.FromAsker >= 0 {
+					t.Errorf("recalled %x, others %v, of the asker %v, want nothing", m.Seen, m.FromOthers, m.FromAsker)
 				}
 				// It may be a switch that stands still, whose queues are others', too.
 				if want := e.SourcePorts + knocks*(e.Repeats-1); r.Sent != want {

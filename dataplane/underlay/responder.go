@@ -247,6 +247,8 @@ type Recall struct {
 	// FromOthers is how long ago packets of other sessions came to that address; negative for never.
 	// Those of the host that asked count only where nothing of this session came.
 	FromOthers time.Duration
+	// FromAsker is the same of the host that asked, where nothing of this session came; else negative.
+	FromAsker time.Duration
 }
 
 // CaughtUp returns once all is read that came to an address of this host before it was called: what is unread as yet
@@ -277,13 +279,16 @@ func (r *Responder) CaughtUp(at netip.Addr, within time.Duration) error {
 func (r *Responder) Recall(id uint64, asker, at netip.Addr, now time.Time) Recall {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := Recall{FromOthers: -1}
+	m := Recall{FromOthers: -1, FromAsker: -1}
 	if s := r.sessions[id]; s != nil {
 		m.Seen, m.Limited = slices.Clone(s.seen), s.limited
 	}
 	for from, when := range r.heard[at] {
 		if age := now.Sub(when); (from != asker || m.Seen == nil) && (m.FromOthers < 0 || age < m.FromOthers) {
 			m.FromOthers = max(age, 0)
+		}
+		if from == asker && m.Seen == nil {
+			m.FromAsker = max(now.Sub(when), 0)
 		}
 	}
 	return m

@@ -25,6 +25,9 @@ type Underlay struct {
 	// FromOthers is how long ago the other host had packets of other exchanges, negative for never. If
 	// that is not long, nothing there keeps them out.
 	FromOthers time.Duration
+	// Meanwhile says that nothing of this exchange came, and packets of another from the same host did after its last
+	// was sent.
+	Meanwhile bool
 	// Passes is the largest size that passed there and back, where that was looked for.
 	Passes int
 	// Refusals came back instead of answers.
@@ -163,7 +166,7 @@ const (
 	noWay                      // nothing arrives
 	maybeNoWay                 // nothing arrives, which a firewall that minds our port would do too
 	oneOfSeveral               // some source ports lose everything, the others nothing
-	rife                       // much is lost
+	rife                       // much is lost, and some of it passes
 	fleeting                   // much was lost a moment ago, and little is now
 	passable                   // what we send arrives
 )
@@ -196,6 +199,8 @@ func (u *Underlay) small() (f underlayFault, words string) {
 		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; %s", t.sent, route, refusal)
 	case t.nothing() && !u.Asked:
 		return unclear, fmt.Sprintf("none of %d packets by %s was answered, and %s could not be asked whether any came%s", t.sent, route, u.To, because(u.Unasked))
+	case t.nothing() && u.Meanwhile:
+		return rife, fmt.Sprintf("none of %d packets arrives by %s, though others from %s did so meanwhile", t.sent, route, u.From)
 	case t.came < t.sent && !u.Asked:
 		// They may have come, or found no room in a socket of ours.
 		return unclear, fmt.Sprintf("%d of %d packets by %s were not answered, and %s could not be asked how many came%s", t.sent-t.came, t.sent, route, u.To, because(u.Unasked))

@@ -259,7 +259,7 @@ func (j *judgement) doubt(r *Result) {
 // those that hosts exchange by UDP. What flows, ports and tunnels say is another thing.
 func Silence(k CauseKind) bool {
 	switch k {
-	case CauseSwitch, CauseBetweenHosts, CauseUnderlay, CauseUnderlayMember, CauseEntrypoint, CauseGuestSilent:
+	case CauseSwitch, CauseBetweenHosts, CauseUnderlay, CauseUnderlayMember, CauseEntrypoint, CauseGuestSilent, CauseLoss:
 		return true
 	}
 	return false

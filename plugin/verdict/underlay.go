@@ -165,7 +165,7 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 		f.kind = CauseUnderlayMember
 		f.cause = fmt.Sprintf("%s: lost on one of several ways through the underlay: %s", lead, words)
 	case rife:
-		f.kind = CauseUnderlay
+		f.kind = CauseLoss
 		f.cause = fmt.Sprintf("%s: the underlay loses much: %s", lead, words)
 	case fleeting:
 		// What was lost for a moment may be the probes, too: in a switch that stood still.

@@ -43,6 +43,7 @@ type network struct {
 	responder, recall bool    // it answers; its agent can be asked
 	tells             bool    // a router says that there is no way
 	heard             time.Duration
+	asker             time.Duration // the same of the host that asks, where nothing of this exchange came
 	fragments         bool
 }
 
@@ -65,6 +66,7 @@ func (n network) exchange(need *NeedUnderlay, seed int64) *Underlay {
 	if n.heard > 0 && !n.firewall {
 		recall.FromOthersNs = uint64(n.heard)
 	}
+	recall.FromAskerNs = uint64(n.asker)
 	there, back := make([]int, ports), make([]int, ports)
 	for p := range ports {
 		m.SourcePorts = append(m.SourcePorts, uint32(40000+p))
@@ -136,7 +138,11 @@ func TestUnderlay(t *testing.T) {
 		{name: "large ones lost as well", change: func(n *network) { n.most = 1400 }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
 			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE; besides, packets of 1492 bytes from 10.1.1.1 to 10.1.2.3 are lost, while 128 bytes pass"},
 		{name: "much lost", change: func(n *network) { n.loss = 0.5 },
-			want: "faulty underlay" + segment + "hv1 | " + right + ": the underlay loses much: 57 of 128 packets are lost by " + route + " too"},
+			want: "faulty loss" + segment + "hv1 | " + right + ": the underlay loses much: 57 of 128 packets are lost by " + route + " too"},
+		{name: "nothing there, but others meanwhile", change: func(n *network) { n.deadThere[0], n.asker = true, 200*time.Millisecond },
+			want: "faulty loss" + segment + "hv1 | " + right + ": the underlay loses much: none of 128 packets arrives by " + route + ", though others from hv1 did so meanwhile"},
+		{name: "nothing there, and others before", change: func(n *network) { n.deadThere[0], n.asker = true, 300*time.Millisecond },
+			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; the last ones to come there did so 1 min ago"},
 		{name: "much lost, nobody to be asked", change: func(n *network) { n.loss, n.recall = 0.5, false },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: 96 of 128 packets by " + route + " were not answered, and hv3 could not be asked how many came"},
 		{name: "switched off", hosts: func(h hosts) { h["hv3"].Underlay = &dyetracev1.UnderlayEcho{} },

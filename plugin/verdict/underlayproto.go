@@ -80,6 +80,9 @@ func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *
 	case recall.GetFromOthersNs() > 0:
 		u.FromOthers = time.Duration(recall.GetFromOthersNs())
 	}
+	// The report was made so long after the last packet was sent, and it was asked for what came then.
+	wait := uint64(q.GetWaitMs()) * uint64(time.Millisecond)
+	u.Meanwhile = u.Asked && recall.GetFromAskerNs() > 0 && recall.GetFromAskerNs() < wait
 	for size, bytes := range q.GetSizes() {
 		s := UnderlaySize{Bytes: int(bytes)}
 		for port := range ports {

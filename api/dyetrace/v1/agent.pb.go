@@ -2820,7 +2820,11 @@ type UnderlayReport struct {
 	Listening bool   `protobuf:"varint,16,opt,name=listening,proto3" json:"listening,omitempty"`
 	Problem   string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"`
 	// ToS that was sent.
-	Tos           uint32 `protobuf:"varint,18,opt,name=tos,proto3" json:"tos,omitempty"`
+	Tos uint32 `protobuf:"varint,18,opt,name=tos,proto3" json:"tos,omitempty"`
+	// recall, where nothing of the session came: how long ago an authentic datagram of another session from src_ip
+	// came to dst_ip, nanoseconds; 0 is never, or not told. One that came after the session's were sent shows that
+	// not everything is lost.
+	FromAskerNs   uint64 `protobuf:"varint,19,opt,name=from_asker_ns,json=fromAskerNs,proto3" json:"from_asker_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2977,6 +2981,13 @@ func (x *UnderlayReport) GetProblem() string {
 func (x *UnderlayReport) GetTos() uint32 {
 	if x != nil {
 		return x.Tos
+	}
+	return 0
+}
+
+func (x *UnderlayReport) GetFromAskerNs() uint64 {
+	if x != nil {
+		return x.FromAskerNs
 	}
 	return 0
 }
@@ -3488,7 +3499,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\arepeats\x18\n" +
 	" \x01(\rR\arepeats\x12\x17\n" +
 	"\await_ms\x18\v \x01(\rR\x06waitMs\x12\x19\n" +
-	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\xf6\x03\n" +
+	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\x9a\x04\n" +
 	"\x0eUnderlayReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x15\n" +
@@ -3508,7 +3519,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x0efrom_others_ns\x18\x0f \x01(\x04R\ffromOthersNs\x12\x1c\n" +
 	"\tlistening\x18\x10 \x01(\bR\tlistening\x12\x18\n" +
 	"\aproblem\x18\x11 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03tos\x18\x12 \x01(\rR\x03tos\"o\n" +
+	"\x03tos\x18\x12 \x01(\rR\x03tos\x12\"\n" +
+	"\rfrom_asker_ns\x18\x13 \x01(\x04R\vfromAskerNs\"o\n" +
 	"\x0eStreamUnderlay\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\x04R\x03set\x125\n" +
 	"\atargets\x18\x02 \x03(\v2\x1b.dyetrace.v1.UnderlayTargetR\atargets\x12\x14\n" +
