@@ -112,10 +112,13 @@ type matched struct {
 	macs   []stain.MAC
 	ips    []netip.Prefix
 	inPort uint32
+	tunID  uint64
 }
 
 // names says that it is about some packets, and not about all.
-func (t *matched) names() bool { return len(t.macs) > 0 || len(t.ips) > 0 || t.inPort != 0 }
+func (t *matched) names() bool {
+	return len(t.macs) > 0 || len(t.ips) > 0 || t.inPort != 0 || t.tunID != 0
+}
 
 // readMatch reads the fields of a match that name instances. What it cannot read is left out: then it is
 // about more than it might be.
@@ -137,6 +140,10 @@ func readMatch(text string) (t matched) {
 			if n, err := strconv.ParseUint(value, 10, 32); err == nil {
 				t.inPort = uint32(n)
 			}
+		case "tun_id":
+			if n, err := strconv.ParseUint(value, 0, 64); err == nil { // without mask
+				t.tunID = n
+			}
 		}
 	}
 	return t
@@ -153,6 +160,15 @@ func (t *matched) concerns(p *plan.Path, host, bridge string, ports map[endKey]b
 	}
 	for _, ip := range t.ips {
 		if !ip.Contains(p.Src) && !ip.Contains(p.Dst) {
+			return 0
+		}
+		n++
+	}
+	if t.tunID != 0 {
+		// A network whose key the inventory does not tell may have any.
+		if !slices.ContainsFunc(p.Points, func(e plan.Expected) bool {
+			return e.Host == host && (uint64(e.TunID) == t.tunID || e.TunID == 0)
+		}) {
 			return 0
 		}
 		n++
