@@ -153,7 +153,7 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 		testLarge(t, l, tr, args)
 		return
 	case "underlay-member":
-		testMember(t, l, tr, args)
+		testMember(t, l, tr, args, datapath() == "system" && probes.ip == "6")
 		return
 	}
 	if len(tr.Fates) == 0 {
@@ -168,6 +168,10 @@ func testTruth(t *testing.T, l *lab, kind breakKind, probes traffic) {
 		return
 	}
 	c := l.check(1, args...)
+	if datapath() == "system" && slices.ContainsFunc(c.Pairs, func(p pair) bool { return p.CauseKind == "conntrack" }) {
+		// By tcp alone the kernel may take a probe for one of the opposite pair's before (docs/schemes.md); later it does not.
+		c = l.check(1, args...)
+	}
 	checkTruth(t, c, tr, delivered(kind.Name))
 	checkKinds(t, c, kind.Cause)
 	for _, p := range c.Pairs {
@@ -233,8 +237,9 @@ func testLarge(t *testing.T, l *lab, tr truth, args []string) {
 }
 
 // testMember holds against the truth what is said while one of two ways is a black hole: pairs that it
-// does not take are healthy, and it is named for the others.
-func testMember(t *testing.T, l *lab, tr truth, args []string) {
+// does not take are healthy, and it is named for the others. Where guests must find each other by the underlay
+// (overlay.Spec.Answers), one that got a probe may not know whom to answer.
+func testMember(t *testing.T, l *lab, tr truth, args []string, finds bool) {
 	if len(tr.Maybe) == 0 {
 		t.Fatal("the break declares no pair that may be hit")
 	}
@@ -244,6 +249,7 @@ func testMember(t *testing.T, l *lab, tr truth, args []string) {
 		case p.Verdict == "healthy":
 		case !maybe:
 			t.Errorf("%v; this pair is not broken", p)
+		case finds && p.Verdict == "silent" && p.CauseKind == "guest-silent":
 		case p.Verdict != "faulty" || p.CauseKind != "underlay-member":
 			t.Errorf("%v (want healthy, or faulty by one of several ways)", p)
 		case p.Segment == nil || !strings.Contains(*p.Segment, "to-tunnel → ") || !strings.Contains(*p.Segment, "from-tunnel"):
