@@ -112,7 +112,7 @@ func testOVNBreak(t *testing.T, l *lab, i int) {
 			continue
 		}
 		c := l.check(1, append(args, "--all")...)
-		checkTruth(t, c, tr, delivered(b.kind))
+		checkTruth(t, c, tr, delivered(b.kind), false)
 		checkOVNCauses(t, c, tr, i)
 	}
 }

@@ -111,7 +111,9 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 			return []step{guestIP(t, "link set eth0 address "+t.instances[1].MAC.String()+"\n")}
 		},
 		heal: func(_ workshop, t target) []step {
-			return []step{guestIP(t, "link set eth0 address "+t.instance().MAC.String()+"\n")}
+			// With the address all neighbours were forgotten (neigh_changeaddr of net/core/neighbour.c).
+			n, _ := t.spec.Network(t.instance().Network)
+			return []step{guestIP(t, "link set eth0 address "+t.instance().MAC.String()+"\n"+guestNeighbours(t.spec, n, "eth0"))}
 		},
 	},
 	{
