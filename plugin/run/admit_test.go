@@ -1,6 +1,7 @@
 package run
 
 import (
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // firstAfter plays a continuous run of a town that breaks, and returns how long after the first probe that was lost
@@ -108,4 +110,27 @@ func TestContinuousManyAtOnce(t *testing.T) {
 			t.Errorf("told %v after the first probe that was lost; want at most %v", first, most)
 		}
 	})
+}
+
+// Hosts that take long to be ready are not asked for more all the time: the examinations of what becomes suspect
+// meanwhile are one, once it is known how long they take.
+func TestContinuousSpares(t *testing.T) {
+	t.Parallel()
+	const long = 40 * time.Second
+	begun := func(t *testing.T, unready time.Duration) (n uint64) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 8))
+			w.unready = unready
+			chance := rand.New(rand.NewPCG(1, 1))
+			w.lose = func(string, stain.Scheme, int) bool { return chance.IntN(10) == 0 }
+			_, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, long, func() {})
+			n = c.begun
+		})
+		return n
+	}
+	const unready = 4 * time.Second
+	quick, slow := begun(t, 0), begun(t, unready)
+	if most := uint64(long/unready) + maxExams; slow > most || quick < 2*most {
+		t.Errorf("%d examinations in %v where agents take %v to be ready, want at most %d, and where they are at once %d, want more than twice that", slow, long, unready, most, quick)
+	}
 }

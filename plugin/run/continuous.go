@@ -100,6 +100,8 @@ type continuous struct {
 
 	exams   map[uint64]time.Time // under way, and when they began
 	begun   uint64               // exams, so far
+	beganAt time.Time            // the last of them
+	getting time.Duration        // how long agents took to be ready for the last that is over
 	wg      sync.WaitGroup
 	results chan examined
 	probes  uint64
@@ -116,6 +118,8 @@ type examined struct {
 	exam  uint64
 	pairs []int
 	took  time.Duration
+	// getting is how long agents took to be ready.
+	getting time.Duration
 }
 
 // executeContinuous is the life of a continuous run.

@@ -37,8 +37,8 @@ type town struct {
 	refresh func()
 	// auto has schemes be chosen; else all goes by tcp.
 	auto bool
-	// late is how long samples take.
-	late time.Duration
+	// late is how long samples take, unready how long agents take until they are ready.
+	late, unready time.Duration
 	// passes says that flows send on what is lost: into the right tunnel. Else they drop it on a bridge.
 	passes bool
 	drops  string // br-tun where that is empty
@@ -102,11 +102,14 @@ func (w *town) begin(s fleet.Spec) agents {
 	w.mu.Unlock()
 	for h, name := range s.Hosts {
 		w.mu.Lock()
-		gone := w.gone[name]
+		gone, unready := w.gone[name], w.unready
 		w.mu.Unlock()
-		if gone {
+		switch {
+		case gone:
 			v.put(h, fleet.Gone{Reason: "not connected"})
-		} else {
+		case unready > 0:
+			time.AfterFunc(unready, func() { v.put(h, &dyetracev1.Ready{Windows: v.windows()}) })
+		default:
 			v.put(h, &dyetracev1.Ready{Windows: v.windows()})
 		}
 	}

@@ -44,15 +44,19 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	}
 	c.begun++
 	number := c.begun
-	c.exams[number] = now
+	c.exams[number], c.beganAt = now, now
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
 	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, met, longest) })
 }
 
-// mayExamine says that another examination may begin.
+// mayExamine says that another examination may begin: not before agents could be ready for the last one, by what they
+// took before. Hosts that have more to do than they can have all the more by each that is begun.
 func (c *continuous) mayExamine(now time.Time) bool {
+	if now.Sub(c.beganAt) < c.getting {
+		return false
+	}
 	short := 0
 	for _, began := range c.exams {
 		if now.Sub(began) < longExam {
@@ -154,7 +158,7 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 	for s, d := range e.x.took {
 		c.r.metrics.stages.WithLabelValues(stage(s).String()).Observe(d.Seconds())
 	}
-	c.results <- examined{done: true, exam: number, pairs: due, took: time.Since(began)}
+	c.results <- examined{done: true, exam: number, pairs: due, took: time.Since(began), getting: e.x.took[preparing]}
 }
 
 // takeExam takes in what an examination says.
@@ -166,6 +170,7 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 		return
 	}
 	delete(c.exams, e.exam)
+	c.getting = e.getting
 	for _, i := range e.pairs {
 		p := &c.pairs[i]
 		if p.exam == e.exam {
