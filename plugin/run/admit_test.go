@@ -112,25 +112,29 @@ func TestContinuousManyAtOnce(t *testing.T) {
 	})
 }
 
-// Hosts that take long to be ready are not asked for more all the time: the examinations of what becomes suspect
-// meanwhile are one, once it is known how long they take.
+// Hosts that take long to be ready, and to answer to an audit, are not asked for more all the time: the examinations of
+// what becomes suspect meanwhile are one, once it is known how long they take.
 func TestContinuousSpares(t *testing.T) {
 	t.Parallel()
 	const long = 40 * time.Second
-	begun := func(t *testing.T, unready time.Duration) (n uint64) {
+	begun := func(t *testing.T, unready time.Duration) (examinations, audits int) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newTown(t, site(t, 8))
 			w.unready = unready
 			chance := rand.New(rand.NewPCG(1, 1))
 			w.lose = func(string, stain.Scheme, int) bool { return chance.IntN(10) == 0 }
 			_, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, long, func() {})
-			n = c.begun
+			examinations, audits = int(c.begun), w.audited
 		})
-		return n
+		return examinations, audits
 	}
-	const unready = 4 * time.Second
-	quick, slow := begun(t, 0), begun(t, unready)
-	if most := uint64(long/unready) + maxExams; slow > most || quick < 2*most {
+	const unready, hosts = 4 * time.Second, 4
+	quick, often := begun(t, 0)
+	slow, seldom := begun(t, unready)
+	if most := int(long/unready) + maxExams; slow > most || quick < 2*most {
 		t.Errorf("%d examinations in %v where agents take %v to be ready, want at most %d, and where they are at once %d, want more than twice that", slow, long, unready, most, quick)
+	}
+	if most := hosts * (2 + int(long/(auditTimes*unready))); seldom > most || often < 2*most {
+		t.Errorf("%d audits in %v where each takes %v, want at most %d, and where they take no time %d, want more than twice that", seldom, long, unready, most, often)
 	}
 }

@@ -37,8 +37,9 @@ type town struct {
 	refresh func()
 	// auto has schemes be chosen; else all goes by tcp.
 	auto bool
-	// late is how long samples take, unready how long agents take until they are ready.
+	// late is how long samples take, unready how long agents take until they are ready, and to answer to an audit.
 	late, unready time.Duration
+	audited       int // hosts, for a patrol
 	// passes says that flows send on what is lost: into the right tunnel. Else they drop it on a bridge.
 	passes bool
 	drops  string // br-tun where that is empty
@@ -204,8 +205,15 @@ func (v *visit) Arm(host int, _ *dyetracev1.Arm) uint64 {
 	v.put(host, &dyetracev1.Armed{Id: v.ids})
 	return v.ids
 }
-func (v *visit) Audit(host int, _ bool) { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) }
-func (v *visit) Finish(host int)        { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
+func (v *visit) Audit(host int, patient bool) {
+	v.t.mu.Lock()
+	defer v.t.mu.Unlock()
+	if patient {
+		v.t.audited++
+	}
+	time.AfterFunc(v.t.unready, func() { v.put(host, &dyetracev1.Audited{Windows: v.windows()}) })
+}
+func (v *visit) Finish(host int) { v.put(host, &dyetracev1.Finished{Windows: v.windows()}) }
 func (v *visit) Explain(host int, m *dyetracev1.Explain) uint64 {
 	v.ids++
 	switch {

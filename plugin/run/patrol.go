@@ -18,8 +18,10 @@ const (
 	// patrolAge is how long a patrol lasts at the most, if it does not run out of numbers.
 	patrolAge = 10 * time.Minute
 	// auditGap bounds how often a host is asked for an audit because probes were lost: each is a turn
-	// of its switch's main thread.
-	auditGap = 200 * time.Millisecond
+	// of its switch's main thread. auditTimes of what the last one took, if that is longer: where a host has more
+	// to do than it can, and probes are late by that, audits must not be most of it.
+	auditGap   = 200 * time.Millisecond
+	auditTimes = 4
 	// auditPeriod is how often hosts are asked though nothing was lost, so that there is an audit not
 	// long before any probe: what happened to a hook in between makes probes count for nothing.
 	auditPeriod = 5 * time.Second
@@ -39,11 +41,12 @@ type patrol struct {
 	// changed is told that others changed flows of a bridge of a host; may be nil.
 	changed func(host string, m *dyetracev1.Changes)
 	born    time.Time
-	// audits of each host, the oldest first; asked is when a host was asked last, and asking that it has not
-	// answered.
+	// audits of each host, the oldest first; asked is when a host was asked last, asking that it has not
+	// answered, and lasted how long it took the last time.
 	audits [][]attestation
 	asked  []time.Time
 	asking []bool
+	lasted []time.Duration
 	lost   []lostProbe
 	// paths are those of all pairs of the run, nil where there is none; index is which of those the
 	// pairs of this patrol are.
@@ -103,6 +106,7 @@ func newPatrol(x *execution, now time.Time, told func(meeting)) *patrol {
 	p := &patrol{x: x, told: told, born: now, sentAt: map[uint32]time.Time{}}
 	p.audits = make([][]attestation, len(x.ledger.hosts))
 	p.asked, p.asking = make([]time.Time, len(x.ledger.hosts)), make([]bool, len(x.ledger.hosts))
+	p.lasted = make([]time.Duration, len(x.ledger.hosts))
 	for i := range p.asked {
 		p.asked[i] = now
 	}
@@ -268,19 +272,23 @@ func (p *patrol) audit(now time.Time) (wake time.Time) {
 		}
 	}
 	for host := range x.host {
-		switch at := p.asked[host].Add(auditPeriod); {
+		gap := max(auditGap, auditTimes*p.lasted[host])
+		switch at := p.asked[host].Add(max(auditPeriod, gap)); {
 		case x.host[host].gone:
 			continue
 		case p.asking[host] && now.Sub(p.asked[host]) < x.answers:
 			// One at a time: answers do not say which question they are to. What needs another one is due then.
 			wake = earliest(wake, p.asked[host].Add(x.answers))
 			continue
-		case due[host] && now.Sub(p.asked[host]) < auditGap:
-			wake = earliest(wake, p.asked[host].Add(auditGap))
+		case due[host] && now.Sub(p.asked[host]) < gap:
+			wake = earliest(wake, p.asked[host].Add(gap))
 			continue
 		case !due[host] && now.Before(at):
 			wake = earliest(wake, at)
 			continue
+		}
+		if p.asking[host] {
+			p.lasted[host] = x.answers // and no word yet
 		}
 		p.asked[host], p.asking[host] = now, true
 		x.agents.Audit(host, true)
@@ -307,7 +315,7 @@ func (p *patrol) attested(host int, first bool, now time.Time) {
 	x := p.x
 	asked := p.born
 	if !first {
-		asked, p.asking[host] = p.asked[host], false
+		asked, p.asking[host], p.lasted[host] = p.asked[host], false, now.Sub(p.asked[host])
 	}
 	a := attestation{asked: asked, at: now, windows: map[string]*verdict.Audit{}}
 	for place, w := range x.hooks {
