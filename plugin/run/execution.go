@@ -303,6 +303,7 @@ func (x *execution) finishAgents() {
 // step does what is due at now, and returns when it wants to be called again if nothing happens.
 func (x *execution) step(now time.Time) (wake time.Time) {
 	wake = x.hard
+	x.echo()
 	for {
 		before := x.stage
 		switch x.stage {

@@ -19,8 +19,8 @@ const (
 	// echoWindow bounds the exchanges of small packets that a run has under way at one host after a sign: 16 kB each.
 	echoWindow = 8
 	// heldFor is for how much of its patience a probe's echo is held back until the exchange is over, which takes some
-	// 500 ms if nothing is answered.
-	heldFor = 2.0 / 3
+	// 500 ms if nothing is answered, and on a busy machine more; if all is answered, next to nothing.
+	heldFor = 0.9
 	// crossingTime is how long after the first question that was not answered a probe was sent at the least for its arrival to
 	// say that packets pass: before, it may have been sooner than the fault.
 	crossingTime = 20 * time.Millisecond
@@ -57,11 +57,11 @@ func (x *execution) witness(number uint32, dead bool) {
 
 // echo begins the exchanges between hosts whose stream is silent.
 func (x *execution) echo() {
-	if n := x.options.between.news(); n == x.echoed || x.patrol != nil {
+	n := x.options.between.news()
+	if n == x.echoed || x.patrol != nil || x.stage > probing {
 		return
-	} else {
-		x.echoed = n
 	}
+	x.echoed = n
 	for pair := range x.pairs {
 		if _, is := x.hushed(pair); x.judged[pair] || !is {
 			continue

@@ -19,7 +19,6 @@ func (x *execution) probe(now time.Time) (wake time.Time) {
 		return wake
 	}
 	x.settled(now)
-	x.echo()
 	wake = earliest(wake, x.unhold(now))
 	x.inject(now)
 	wake = earliest(wake, x.armLate(now)) // after inject, which arms
