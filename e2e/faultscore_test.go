@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -95,12 +97,79 @@ type benchReport struct {
 	Sums       map[string]*score `json:"sums"`       // by how many at once, and under faults of ours
 	Own        map[string]*score `json:"own"`        // by fault of ours
 	Continuous map[string]*score `json:"continuous"` // by kind, in a continuous run
+	Hard       []hardFault       `json:"hard_faults"`
 	Missed     []missed          `json:"missed"`
 	Wrong      []missed          `json:"wrong"` // of these, under faults of ours
 	// Lab are pairs that fared otherwise than the lab declared; they were not judged.
 	Lab     []string `json:"truth_refuted"`
 	Left    []string `json:"left_out"` // for want of time
 	Seconds float64  `json:"seconds"`
+}
+
+// hardFault is one that kills all packets of some pairs, in a continuous run.
+type hardFault struct {
+	Case string `json:"case"`
+	// Told is the kind of cause that the first of its pairs was named with; empty where none was in time.
+	Told string `json:"told"`
+	// First is how long after the break that was.
+	First time.Duration `json:"first_ns"`
+}
+
+// bySilence are the kinds of cause of which nothing tells but that packets are not seen: they are waited for.
+var bySilence = []string{"switch", "between-hosts", "underlay", "underlay-member", "entrypoint", "guest-silent"}
+
+// named is, in one line, how soon hard faults were named: a p99 is by the nearest rank, of all, and what was not
+// named counts as the longest.
+func named(all []hardFault) string {
+	line := func(what string, of func(hardFault) bool) string {
+		var took []time.Duration
+		never := 0
+		for _, h := range all {
+			switch {
+			case !of(h):
+			case h.Told == "":
+				never++
+			default:
+				took = append(took, h.First)
+			}
+		}
+		n := len(took) + never
+		if n == 0 {
+			return what + " none"
+		}
+		slices.Sort(took)
+		at := func(q float64) string {
+			if rank := int(math.Ceil(q * float64(n))); rank <= len(took) {
+				return fmt.Sprintf("%.0f", took[rank-1].Seconds()*1e3)
+			}
+			return "not named"
+		}
+		return fmt.Sprintf("%s median %s, p99 %s ms of %d", what, at(.5), at(.99), n)
+	}
+	silent := func(h hardFault) bool { return slices.Contains(bySilence, h.Told) }
+	return line("hard faults, first pair:", func(hardFault) bool { return true }) + "; " +
+		line("told by flows, ports and tunnels:", func(h hardFault) bool { return h.Told != "" && !silent(h) }) + "; " + line("by silence:", silent)
+}
+
+// TestNamedLine holds the line against times whose ranks are known.
+func TestNamedLine(t *testing.T) {
+	t.Parallel()
+	var all []hardFault
+	for i := range 100 {
+		all = append(all, hardFault{Case: "a", Told: "flow", First: time.Duration(100-i) * time.Millisecond})
+	}
+	all = append(all, hardFault{Case: "b", Told: "underlay", First: 2 * time.Second})
+	want := "hard faults, first pair: median 51, p99 100 ms of 101; told by flows, ports and tunnels: median 50, p99 99 ms of 100; by silence: median 2000, p99 2000 ms of 1"
+	if got := named(all); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	all = append(all, hardFault{Case: "c"}, hardFault{Case: "d"})
+	if got := named(all); !strings.HasPrefix(got, "hard faults, first pair: median 52, p99 not named ms of 103;") {
+		t.Errorf("with two that were not named: %s", got)
+	}
+	if got := named(nil); got != "hard faults, first pair: none; told by flows, ports and tunnels: none; by silence: none" {
+		t.Error(got)
+	}
 }
 
 func newBenchReport(seed uint64) *benchReport {
@@ -129,6 +198,9 @@ func (r *benchReport) String() string {
 		for _, name := range slices.Sorted(maps.Keys(table.of)) {
 			fmt.Fprintf(&b, "  %-44s %s\n", name, table.of[name])
 		}
+	}
+	if len(r.Hard) > 0 {
+		fmt.Fprintln(&b, named(r.Hard))
 	}
 	fmt.Fprintln(&b, "targets: segment 99.5 % alone, 98 % of three; cause 97 %; under faults of ours nothing wrong; no alarms;\n"+
 		"         in a continuous run 1000 ms until a hard fault is named, 5000 for a loss of 1 %")

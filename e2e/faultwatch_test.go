@@ -100,7 +100,14 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol) *score {
 	if c.own != nil {
 		c.own.do(l)
 	}
-	named := c.await(j, p, from, broken.At)
+	named, by := c.await(j, p, from, broken.At)
+	if c.own == nil && len(j.tr.Losses) == 0 && len(j.tr.Fates) > 0 {
+		h := hardFault{Case: c.watchName(), Told: by}
+		if by != "" {
+			h.First = slices.Min(named)
+		}
+		b.report.Hard = append(b.report.Hard, h)
+	}
 	last := map[string]pair{}
 	for _, q := range p.all()[from:] {
 		last[q.Src+" "+q.Dst] = q
@@ -163,8 +170,8 @@ func (j *judging) loss(named bool) {
 
 // await waits until all pairs that fail are told to, by a verdict, segment and cause that are right, and
 // returns how long after the break each was; those that were not in time are none of them. Of a loss it
-// waits for one.
-func (c benchCase) await(j *judging, p *patrol, from int, since time.Time) (named []time.Duration) {
+// waits for one. by is the kind of cause that the first was named with.
+func (c benchCase) await(j *judging, p *patrol, from int, since time.Time) (named []time.Duration, by string) {
 	within := nameWithin
 	lossy := len(j.tr.Losses) > 0
 	if lossy {
@@ -187,15 +194,18 @@ func (c benchCase) await(j *judging, p *patrol, from int, since time.Time) (name
 			key := q.Src + " " + q.Dst
 			if !seen[key] && j.names(q) {
 				seen[key] = true
+				if len(named) == 0 {
+					by = q.CauseKind
+				}
 				named = append(named, at[i].Sub(since))
 			}
 		}
 		if lossy && len(named) > 0 || failing > 0 && len(named) >= failing {
-			return named
+			return named, by
 		}
 		time.Sleep(20 * time.Millisecond) // between looks
 	}
-	return named
+	return named, by
 }
 
 // names says that what is told of a pair is all that is true of it.

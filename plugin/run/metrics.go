@@ -68,7 +68,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		lost:        counter("lost_total", "Probes of continuous runs that were lost between healthy pairs."),
 		transitions: vec("transitions_total", "verdict", "Changes of a verdict or its cause in continuous runs, by the verdict that is new."),
 		named: f.NewHistogram(prometheus.HistogramOpts{
-			Namespace: "dyetrace", Subsystem: "run", Name: "named_seconds", Help: "Time from the first probe that was lost, as it was sent, to the verdict with its cause, in continuous runs.",
+			Namespace: "dyetrace", Subsystem: "run", Name: "named_seconds", Help: "Time from the first probe that was lost, or packet between its hosts that was not answered, as it was sent, to the verdict with its cause, in continuous runs.",
 			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10},
 		}),
 		stages: f.NewHistogramVec(prometheus.HistogramOpts{
