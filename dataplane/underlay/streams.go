@@ -27,7 +27,7 @@ const (
 	reportEvery  = 100 * time.Millisecond
 	reportTrials = 40
 	reportAtMost = time.Second
-	// maxTargets bounds the streams of a host: each takes 30 kB.
+	// maxTargets bounds the streams of a host: each takes 35 kB.
 	maxTargets = 4096
 	// troubledRate is the most that a stream sends a second where much is lost.
 	troubledRate = 10
