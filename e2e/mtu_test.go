@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestMTUOfGeneve has the spine of a lab with OVN drop what is large of what one rack sends the other: Geneve's
@@ -38,4 +40,85 @@ func TestMTUOfGeneve(t *testing.T) {
 	}
 	l.node("spine1", "nft", "delete", "table", "ip", "narrow")
 	l.check(0, "--all", "--mtu")
+}
+
+// TestMTUOverIPv6 has the tunnels of a lab go over IPv6, which takes 20 bytes more of each packet, and the spine drop
+// what is large, one way without a word, then the other way with that of a router (Packet Too Big, RFC 4443).
+func TestMTUOverIPv6(t *testing.T) {
+	t.Parallel()
+	if datapath() == "system" {
+		t.Skip("the kernel's datapath has GRE over IPv6 by ports of another type only (ip6gre)")
+	}
+	l := up(t, "--topology", "six")
+	l.tunnelOverIPv6()
+	eventually(t, "agents answer at their addresses of IPv6", 30*time.Second, func() bool {
+		r := l.dyetrace("underlay", "hv1", "hv2")
+		return r.code == 0 && strings.Contains(r.stdout, "UDP from fd00:ff:11::11 to fd00:ff:12::12") && strings.Contains(r.stdout, "of 1520 bytes too")
+	})
+	l.check(0, "--all", "--mtu")
+	narrow := func(host, cause string) {
+		t.Helper()
+		l.check(0, "--all") // small packets pass
+		crossing := 0
+		for _, p := range l.check(1, "--all", "--mtu").Pairs {
+			hosts := map[string]bool{}
+			for _, s := range p.Samples {
+				hosts[s.Host] = true
+			}
+			switch crosses := len(hosts) > 1; {
+			case !crosses && p.Verdict != "healthy":
+				t.Errorf("%v, on %v: large packets of this pair pass", p, hosts)
+			case crosses && (p.Verdict != "faulty" || p.CauseKind != "path-mtu" || p.Host != host || !strings.Contains(p.Cause, cause)):
+				t.Errorf("%v (want its path MTU, from %s: %s)", p, host, cause)
+			case crosses:
+				crossing++
+			}
+		}
+		if crossing == 0 {
+			t.Error("no pair has instances on both hosts")
+		}
+	}
+	l.node("spine1", "nft", "add table ip6 narrow; add chain ip6 narrow c { type filter hook forward priority 0; }; "+
+		"add rule ip6 narrow c ip6 saddr fd00:ff:12::/64 meta length > 1400 drop")
+	narrow("hv2", "from fd00:ff:12::12 to fd00:ff:11::11 are lost, while up to 1400 bytes pass")
+	l.node("spine1", "nft", "delete", "table", "ip6", "narrow")
+	l.check(0, "--all", "--mtu")
+	l.node("spine1", "ip", "-6", "route", "replace", "fd00:ff:12::/64", "via", "fd00:ff:0:2::2", "mtu", "1400")
+	narrow("hv1", "up to 1400 bytes pass; fd00:ff:0:1::1 says: packet too big, at most 1400 bytes")
+	l.node("spine1", "ip", "-6", "route", "del", "fd00:ff:11::/64")
+	for _, p := range l.check(1, "--all").Pairs {
+		if p.Verdict != "healthy" && (p.CauseKind != "underlay" || !strings.Contains(p.Cause, "by UDP from fd00:ff:")) {
+			t.Errorf("%v (want the underlay, by what UDP over IPv6 tells)", p)
+		}
+	}
+}
+
+// tunnelOverIPv6 gives the underlay of the lab with two hosts addresses and routes of IPv6, room for what the larger header
+// takes of packets, and has the tunnels go by these. Neighbours of br-phy are told to the switch, as the lab does for IPv4.
+func (l *lab) tunnelOverIPv6() {
+	router := "sysctl -q -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.all.forwarding=1\n"
+	spine := router
+	for n := 1; n <= 2; n++ {
+		far := 3 - n
+		spine += fmt.Sprintf("ip link set eth%[1]d mtu 1600\nip addr add fe80::1/64 dev eth%[1]d nodad\nip addr add fd00:ff:0:%[1]d::1/64 dev eth%[1]d nodad\n"+
+			"ip route add fd00:ff:1%[1]d::/64 via fd00:ff:0:%[1]d::2\n", n)
+		l.node(fmt.Sprintf("leaf%d", n), "sh", "-e", "-c", router+fmt.Sprintf(`for d in eth1 eth2 rack; do ip link set $d mtu 1600; done
+ip addr add fe80::2/64 dev eth1 nodad
+ip addr add fd00:ff:0:%[1]d::2/64 dev eth1 nodad
+ip addr add fe80::1/64 dev rack nodad
+ip addr add fd00:ff:1%[1]d::1/64 dev rack nodad
+ip route add fd00:ff::/32 via fd00:ff:0:%[1]d::1`, n))
+		l.node(fmt.Sprintf("hv%d", n), "sh", "-e", "-c", fmt.Sprintf(`ip link set eth1 mtu 1600
+ovs-vsctl set interface br-phy mtu_request=1600
+sysctl -q -w net.ipv6.conf.br-phy.disable_ipv6=0
+ip addr add fe80::3/64 dev br-phy nodad
+ip addr add fd00:ff:1%[1]d::1%[1]d/64 dev br-phy nodad
+ip route add fd00:ff::/32 via fd00:ff:1%[1]d::1
+mac=$(ovs-appctl tnl/neigh/show | awk '$3 == "br-phy" {print $2; exit}')
+for a in fd00:ff:1%[1]d::1 fd00:ff:1%[2]d::1%[2]d; do ovs-appctl tnl/neigh/set br-phy $a $mac; done
+for p in $(ovs-vsctl list-ports br-tun | grep -E '^(gre|vxlan)-'); do
+	ovs-vsctl set interface $p options:local_ip=fd00:ff:1%[1]d::1%[1]d options:remote_ip=fd00:ff:1%[2]d::1%[2]d
+done`, n, far))
+	}
+	l.node("spine1", "sh", "-e", "-c", spine)
 }
