@@ -53,20 +53,22 @@ func listen(addr string) error {
 		return err
 	}
 	fmt.Println("listening")
+	ended := make(chan error, 2)
 	go func() {
 		for {
 			c, err := l.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
 			if err != nil {
-				continue
+				ended <- err // one that has no file left for a connection would only fail again
+				return
 			}
 			go func() { _, _ = io.Copy(c, c); c.Close() }()
 		}
 	}()
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return errors.Join(err, l.Close())
+	go func() {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		ended <- err
+	}()
+	return errors.Join(<-ended, l.Close())
 }
 
 func dial(args []string) error {
