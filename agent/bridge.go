@@ -184,7 +184,9 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 	if held := (*heldError)(nil); errors.As(err, &held) {
 		next.held = held.pause
 	}
-	gap := changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil)
+	// A switch that did not answer in time told nothing: whether the hook was away the next look will see.
+	slow := errors.Is(err, context.DeadlineExceeded)
+	gap := changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil && !slow)
 	if gap || tapped {
 		next.epoch++
 	}

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,10 +38,11 @@ func TestFlowPorts(t *testing.T) {
 	}
 }
 
-// reads counts how often the flows of a real switch are read.
+// reads counts how often the flows of a real switch are read, and has them not read in time.
 type reads struct {
 	Switch
-	n atomic.Int32
+	n    atomic.Int32
+	slow atomic.Bool
 }
 
 func (r *reads) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error) {
@@ -49,7 +52,36 @@ func (r *reads) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, err
 
 func (r *reads) DumpOurs(ctx context.Context, bridge string) ([]flows.Flow, error) {
 	r.n.Add(1)
+	if r.slow.Load() {
+		return nil, fmt.Errorf("ovs-ofctl: %w", context.DeadlineExceeded)
+	}
 	return r.Switch.DumpOurs(ctx, bridge)
+}
+
+// TestSlowSwitch: a hook that could not be read in time is not attested, but was there all the time, if it was.
+func TestSlowSwitch(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b := h.a.hooks.get(h.bridge)
+	sw := &reads{Switch: b.sw}
+	b.mu.Lock()
+	b.sw = sw
+	b.mu.Unlock()
+	before := h.attest()
+	for _, wiped := range []bool{false, true} {
+		sw.slow.Store(true)
+		if w := h.attest(); w.Live || !strings.Contains(w.Reason, "ovs-ofctl: context deadline exceeded") {
+			t.Errorf("attested %v by a switch that did not answer", w)
+		}
+		if wiped {
+			h.ofctl("del-flows", h.bridge)
+		}
+		sw.slow.Store(false)
+		after := h.attest()
+		if !before.Live || !after.Live || after.Epoch == before.Epoch == wiped {
+			t.Errorf("wiped meanwhile: %t: attested %v before and %v after", wiped, before, after)
+		}
+	}
 }
 
 // TestLookForAll: of those who asked before a look began, none looks again; who asks later does; and nobody brings
