@@ -43,6 +43,7 @@ type Agent struct {
 	pace    *rate.Limiter // probes, over all runs
 	cap     *rate.Limiter // samples
 	traces  chan struct{}
+	names   chan struct{}
 	echo    *echo
 	log     *slog.Logger
 	metrics *metrics
@@ -81,8 +82,8 @@ func assemble(cfg Config, version string, sw Switch, reg prometheus.Registerer, 
 		sw: sw, outbox: newOutbox(),
 		pace:   rate.NewLimiter(rate.Limit(cfg.Rate), max(injectBatch, cfg.Rate/100)),
 		cap:    rate.NewLimiter(rate.Limit(cfg.SampleRate), cfg.SampleRate),
-		traces: make(chan struct{}, parallelTraces),
-		log:    log.With("host", cfg.Host),
+		traces: make(chan struct{}, parallelTraces), names: make(chan struct{}, parallelNames),
+		log: log.With("host", cfg.Host),
 	}
 	_, _ = rand.Read(a.incarnation) // never fails: crypto/rand
 	a.open = newOpenProbes(a.log)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovn"
 	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -25,29 +26,40 @@ const (
 func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
+	by := namesBy(req, time.Now())
+	ex, drop, err := a.traced(ctx, req)
+	if err != nil {
+		a.say(ctx, explanationError(req.Id, err))
+		return
+	}
+	if drop != nil {
+		a.name(ctx, ex, *drop, by)
+	}
+	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{Explanation: ex}})
+}
+
+// traced has the switch trace a packet when its turn has come. drop is the flow that drops it, if OVN may have a name for that.
+func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain) (ex *dyetracev1.Explanation, drop *ovn.Flow, err error) {
 	select {
 	case a.traces <- struct{}{}:
 		defer func() { <-a.traces }()
 	case <-ctx.Done():
-		a.say(ctx, explanationError(req.Id, ctx.Err()))
-		return
+		return nil, nil, ctx.Err()
 	}
 	asked, err := a.traceRequest(ctx, req)
 	if err != nil {
-		a.say(ctx, explanationError(req.Id, err))
-		return
+		return nil, nil, err
 	}
 	trace, err := a.sw.Trace(ctx, req.Bridge, asked)
 	if err != nil {
-		a.say(ctx, explanationError(req.Id, err))
-		return
+		return nil, nil, err
 	}
-	ex := explanation(req.Id, trace)
+	ex = explanation(req.Id, trace)
 	ex.LogicalCommand = logicalCommand(a.sw.Snapshot(), req, asked)
 	if trace.Outcome == ovs.Dropped {
-		a.name(ctx, ex, trace)
+		drop = a.own(ctx, ex, trace)
 	}
-	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{Explanation: ex}})
+	return ex, drop, nil
 }
 
 func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {

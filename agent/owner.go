@@ -15,27 +15,53 @@ import (
 	"github.com/dyetrace/dyetrace/flows"
 )
 
-// namesTimeout bounds what is waited for OVN's southbound database: an explanation stands without.
-const namesTimeout = time.Second
+const (
+	// namesTimeout bounds what is waited for OVN's southbound database where the controller does not say for how long it
+	// waits: an explanation stands without.
+	namesTimeout = time.Second
+	// parallelNames bounds the connections to that database at a time, of all that wait for one.
+	parallelNames = 4
+)
 
-// name says whose the flow is that dropped a packet, and what OVN has it for.
-func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace) {
+// namesBy is until when names are waited for: a fifth of the time that the controller waits is left for the way back.
+func namesBy(req *dyetracev1.Explain, now time.Time) time.Time {
+	if req.WithinMs == 0 {
+		return time.Time{}
+	}
+	return now.Add(time.Duration(req.WithinMs) * time.Millisecond * 4 / 5)
+}
+
+// own says whose the flow is that dropped a packet, and returns it if OVN may have a name for it.
+func (a *Agent) own(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace) *ovn.Flow {
 	f := ex.Flow
-	snap := a.sw.Snapshot()
 	all, err := a.sw.DumpFlows(ctx, f.Bridge)
 	if err != nil {
 		ex.Unnamed = err.Error()
-		return
+		return nil
 	}
-	f.Owner = dyetracev1.FlowOwner(flows.OwnerOf(t.Flow.Flow, all, snap.Southbound.Address != ""))
+	f.Owner = dyetracev1.FlowOwner(flows.OwnerOf(t.Flow.Flow, all, a.sw.Snapshot().Southbound.Address != ""))
 	if f.Owner != dyetracev1.FlowOwner_FLOW_OWNER_OVN || f.Cookie == 0 {
+		return nil
+	}
+	return &ovn.Flow{Cookie: uint32(f.Cookie), Priority: t.Flow.Flow.Priority, Datapath: datapathOf(f.Match)}
+}
+
+// name says what OVN has a flow for. No switch is held up by who waits for that until then; zero is namesTimeout.
+func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.Flow, until time.Time) {
+	if until.IsZero() {
+		until = time.Now().Add(namesTimeout)
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	select {
+	case a.names <- struct{}{}:
+		defer func() { <-a.names }()
+	case <-ctx.Done():
+		ex.Unnamed = "OVN's southbound database answers others too slowly"
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, namesTimeout)
-	defer cancel()
-	o, err := southbound(snap.Southbound).Origin(ctx, ovn.Flow{
-		Cookie: uint32(f.Cookie), Priority: t.Flow.Flow.Priority, Datapath: datapathOf(f.Match),
-	})
+	f := ex.Flow
+	o, err := southbound(a.sw.Snapshot().Southbound).Origin(ctx, drop)
 	switch {
 	case errors.Is(err, ovn.ErrNone):
 		f.Owner = dyetracev1.FlowOwner_FLOW_OWNER_UNSPECIFIED

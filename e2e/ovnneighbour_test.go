@@ -166,3 +166,33 @@ echo $(($(date +%s%N) - begun))`
 	b.ReportMetric(gaps[len(gaps)-1], "max-ms")
 	b.ReportMetric(0, "ns/op")
 }
+
+// TestOVNNamesLate has the southbound database stand still for longer than a second while a check explains what an ACL
+// drops: its name is waited for, without which nobody knows whether it is a rule or a fault.
+func TestOVNNamesLate(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	l.must("lab", "break", "acl-drop")
+	signal := func(name string) { l.node("central", "sh", "-c", "kill -"+name+" $(cat /run/ovn/ovnsb_db.pid)") }
+	signal("STOP")
+	ended := make(chan struct{})
+	time.AfterFunc(3500*time.Millisecond, func() { // a part of the case: the answer is due after five seconds
+		signal("CONT")
+		close(ended)
+	})
+	c := l.check(1, "--all")
+	<-ended
+	dropped := 0
+	for _, p := range c.Pairs {
+		switch {
+		case p.Verdict == "healthy":
+		case p.Verdict != "policy" || p.CauseKind != "security-rule" || !strings.Contains(p.Cause, "ls_out_acl"):
+			t.Errorf("%v (want it denied by a rule of stage ls_out_acl)", p)
+		default:
+			dropped++
+		}
+	}
+	if dropped == 0 {
+		t.Error("no pair is denied")
+	}
+}

@@ -168,7 +168,7 @@ func (x *execution) ask(track int, need verdict.NeedExplain) {
 	x.host[host].asked++
 	x.metrics.explanations.Inc()
 	f := &foresight{track: track, need: need, since: time.Now()}
-	f.id = x.agents.Explain(host, need.Proto(0))
+	f.id = x.explanationOf(host, need.Proto(0))
 	x.foreseen[track], x.foreseeing[f.id] = f, f
 }
 

@@ -132,12 +132,18 @@ func (x *execution) explainAll(now time.Time) (wake time.Time) {
 			h.asked++
 			q.since = now
 			x.metrics.explanations.Inc()
-			x.pending[x.agents.Explain(q.host, q.ask)] = q
+			x.pending[x.explanationOf(q.host, q.ask)] = q
 			wake = earliest(wake, now.Add(x.answers))
 		}
 	}
 	x.asking = append(held, x.asking[n:]...)
 	return wake
+}
+
+// explanationOf asks a host, and returns the number that its answer will have.
+func (x *execution) explanationOf(host int, m *dyetracev1.Explain) (id uint64) {
+	m.WithinMs = uint32(x.answers.Milliseconds())
+	return x.agents.Explain(host, m)
 }
 
 // explained takes in an answer.

@@ -2351,6 +2351,9 @@ type Explain struct {
 	Reply bool `protobuf:"varint,13,opt,name=reply,proto3" json:"reply,omitempty"`
 	// 0 is SCHEME_TCP.
 	Scheme Scheme `protobuf:"varint,14,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	// How long the answer is waited for, milliseconds; 0 is not said. What is only of use with the rest, as OVN's
+	// names of a flow, is waited for as long as that allows.
+	WithinMs uint32 `protobuf:"varint,15,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
 	// 16 bytes each, as Inject.src_ip: of a tunnel over IPv6, in place of tun_src and tun_dst.
 	TunSrcIp      []byte `protobuf:"bytes,50,opt,name=tun_src_ip,json=tunSrcIp,proto3" json:"tun_src_ip,omitempty"`
 	TunDstIp      []byte `protobuf:"bytes,51,opt,name=tun_dst_ip,json=tunDstIp,proto3" json:"tun_dst_ip,omitempty"`
@@ -2484,6 +2487,13 @@ func (x *Explain) GetScheme() Scheme {
 		return x.Scheme
 	}
 	return Scheme_SCHEME_UNSPECIFIED
+}
+
+func (x *Explain) GetWithinMs() uint32 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
 }
 
 func (x *Explain) GetTunSrcIp() []byte {
@@ -3452,7 +3462,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"O\n" +
 	"\bFinished\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\x98\x03\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xb5\x03\n" +
 	"\aExplain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x12\n" +
@@ -3468,7 +3478,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\atun_src\x18\v \x01(\aR\x06tunSrc\x12\x17\n" +
 	"\atun_dst\x18\f \x01(\aR\x06tunDst\x12\x14\n" +
 	"\x05reply\x18\r \x01(\bR\x05reply\x12+\n" +
-	"\x06scheme\x18\x0e \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x12\x1c\n" +
+	"\x06scheme\x18\x0e \x01(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x12\x1b\n" +
+	"\twithin_ms\x18\x0f \x01(\rR\bwithinMs\x12\x1c\n" +
 	"\n" +
 	"tun_src_ip\x182 \x01(\fR\btunSrcIp\x12\x1c\n" +
 	"\n" +
