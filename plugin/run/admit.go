@@ -1,9 +1,11 @@
 package run
 
+import "time"
+
 // Many pairs become suspect by one fault, and share instances: of a guest that does not answer, of a tunnel
 // that is down. If all were begun at once, the pace of an instance would be spent on first probes, and none of the pairs would have
 // the further ones that prove its loss. What one of them is worth is known; so a few are begun, and others when those are
-// concluded, or something of them has arrived.
+// concluded, or something of them has arrived, or the pace would leave probes unused.
 
 // silentPairs is how many pairs of an instance may be under way in an examination of which nothing has arrived: as
 // many as have their probes (one by tcp, two echoes, and one to spare) by what a patrol leaves of the instance's burst.
@@ -13,31 +15,27 @@ func (x *execution) silentPairs() int {
 
 // admit parts queued probes of an examination in those that may be sent as soon as the pace lets them, and those of
 // pairs that are not to be begun yet.
-func (x *execution) admit(queue []uint32) (now, later []uint32) {
+func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32) {
 	if x.options.prior == nil {
 		return queue, nil
 	}
-	most, more := x.silentPairs(), map[*bucket]int{}
-	var begin map[int]bool
+	most, more, begin := x.silentPairs(), map[*bucket]int{}, map[int]bool{}
 	for _, number := range queue {
 		pair := x.pairOf(number)
-		l := &x.lanes[pair]
-		switch {
-		case x.progress[pair].begun, begin[pair], x.abreast(pair):
-		case x.silentAt[l.src]+more[l.src] >= most, x.silentAt[l.dst]+more[l.dst] >= most:
-			later = append(later, number)
-			continue
-		default:
-			if begin == nil {
-				begin = map[int]bool{}
+		if l := &x.lanes[pair]; !x.progress[pair].begun && !begin[pair] && !x.abreast(pair) {
+			silent := max(x.silentAt[l.src]+more[l.src], x.silentAt[l.dst]+more[l.dst])
+			// Of those that the pace has for it one at a time.
+			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, now)[0]) {
+				later = append(later, number)
+				continue
 			}
 			begin[pair] = true
 			more[l.src]++
 			more[l.dst]++
 		}
-		now = append(now, number)
+		ready = append(ready, number)
 	}
-	return now, later
+	return ready, later
 }
 
 // admitted takes in that probes are sent.

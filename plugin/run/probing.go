@@ -51,7 +51,7 @@ func (x *execution) inject(now time.Time) {
 		x.queue, x.again = append(x.again, x.queue...), nil
 	}
 	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
-	queue, later := x.admit(x.queue)
+	queue, later := x.admit(x.queue, now)
 	ready, rest := x.pace.pick(queue, x.lane, now)
 	x.queue = append(rest, later...)
 	x.admitted(ready)
