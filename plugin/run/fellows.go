@@ -18,9 +18,11 @@ import (
 const (
 	// echoWindow bounds the exchanges of small packets that a run has under way at one host after a sign: 16 kB each.
 	echoWindow = 8
-	// heldFor is for how much of its patience a probe's echo is held back until the exchange is over, which takes some
-	// 500 ms if nothing is answered, and on a busy machine more; if all is answered, next to nothing.
-	heldFor = 0.9
+	// echoRepeats is how often they are sent from each source port: that nothing passes the stream tells for as long as it
+	// is silent, and the exchange which way it is; two rounds are no burst, and over 60 ms sooner than four are.
+	echoRepeats = 2
+	// heldFor is for how much of its patience a probe's echo is held back until others have died.
+	heldFor = 2.0 / 3
 	// crossingTime is how long after the first question that was not answered a probe was sent at the least for its arrival to
 	// say that packets pass: before, it may have been sooner than the fault.
 	crossingTime = 20 * time.Millisecond
@@ -69,7 +71,8 @@ func (x *execution) echo() {
 		p := x.pathOf(pair)
 		for _, ends := range [][2]*plan.End{{&p.From, &p.To}, {&p.To, &p.From}} {
 			if n, _ := verdict.NeedSmall(ends[0], ends[1]); n != nil && x.exchangeOf(n.From, n.To) == nil {
-				x.exchangeFor(n, false).echo = true
+				e := x.exchangeFor(n, false)
+				e.echo, e.ask.Repeats = true, echoRepeats
 			}
 		}
 	}
@@ -78,15 +81,23 @@ func (x *execution) echo() {
 // exchangeOf is the exchange from one host to another, that tells most; nil for none.
 func (x *execution) exchangeOf(from, to string) (best *exchange) {
 	for _, e := range x.exchanges {
-		if e.need.From == from && e.need.To == to && (best == nil || e.noWay()) {
+		if e.need.From == from && e.need.To == to && (best == nil || x.noWay(e)) {
 			best = e
 		}
 	}
 	return best
 }
 
-// noWay says that it has shown that nothing passes.
-func (e *exchange) noWay() bool { return e.step == done && e.result.NoWay() }
+// noWay says that an exchange has shown that nothing passes; of one that was begun for a sign, as long as that stands: what lasted
+// for a moment is over.
+func (x *execution) noWay(e *exchange) bool {
+	if e.echo {
+		if _, is := x.options.between.hushed(e.need.From, e.need.To); !is {
+			return false
+		}
+	}
+	return e.step == done && e.result.NoWay()
+}
 
 // diedBetween are the hosts between which the probes of a track died; ok is false where it was not between two.
 func (x *execution) diedBetween(track int) (from, to string, ok bool) {
@@ -103,9 +114,9 @@ func (x *execution) diedBetween(track int) (from, to string, ok bool) {
 	return "", "", false
 }
 
-// fellows counts the probes of other pairs that died on the way between two hosts where a track's did, and where nothing
-// else passes either; 0 where one has passed.
-func (x *execution) fellows(track int) int {
+// fellows counts the probes of other pairs that died on the way between two hosts where a track's did, and where the exchange
+// shows that nothing else passes either, or is not over where that need not be sure; 0 where one has passed.
+func (x *execution) fellows(track int, sure bool) int {
 	pair := x.layout.pair(track)
 	since, is := x.hushed(pair)
 	if !is {
@@ -115,16 +126,16 @@ func (x *execution) fellows(track int) int {
 	if !ok {
 		return 0
 	}
-	if e := x.exchangeOf(from, to); e == nil || !e.noWay() {
+	if e := x.exchangeOf(from, to); e == nil || !x.noWay(e) && (sure || e.step == done) {
 		return 0
 	}
 	probes, _ := x.options.between.witnesses(from, to, since.Add(crossingTime), x.seq[pair])
 	return probes
 }
 
-// swept says that with the probes of other pairs as many are lost as a track takes by itself.
+// swept says that with the probes of other pairs as many are lost as a track takes by itself: the verdict waits for the exchange.
 func (x *execution) swept(track int) bool {
-	n := x.fellows(track)
+	n := x.fellows(track, false)
 	return n > 0 && x.ledger.attempts(track)+x.witnesses(track)+n >= x.tries(track)
 }
 
@@ -155,7 +166,7 @@ func (x *execution) holdBack(track int) bool {
 		return false
 	}
 	e := x.exchangeOf(from, to)
-	return e != nil && (e.step != done || e.noWay()) && (x.abreast(pair) || x.swept(track))
+	return e != nil && (e.step != done || x.noWay(e)) && (x.abreast(pair) || x.swept(track))
 }
 
 // unhold begins beside probes what was held back, where it turns out to be needed, and returns when to look again.

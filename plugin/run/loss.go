@@ -97,7 +97,7 @@ func (x *execution) enough(track int) int {
 	if x.layout.scheme(track) > 0 {
 		return 0 // it explains the verdict by another scheme
 	}
-	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)+x.fellows(track)
+	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)+x.fellows(track, true)
 	x.ledger.each(track, func(number uint32) {
 		if x.ledger.probes[number].state == left {
 			sent++

@@ -179,6 +179,36 @@ func TestWays(t *testing.T) {
 	}
 }
 
+// TestContinuousSilencePasses has an uplink be down for some hundred milliseconds, as a switch that is started anew: streams say so,
+// and all probes of a first round are lost, and what else is sent. It is over before anybody can be accused.
+func TestContinuousSilencePasses(t *testing.T) {
+	t.Parallel()
+	for _, down := range []time.Duration{150 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, streamable(t, 8))
+			w.network, w.passes = newSimNetwork(), true
+			cfg := testConfig
+			cfg.PerInstanceBurst = 20
+			all, _, c := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+				time.Sleep(20 * time.Second)
+				began := time.Now()
+				w.change(func(w *town) { w.lost, w.underlay = uplinkDown("hv2") })
+				w.network.hush("hv2", true)
+				time.Sleep(time.Until(began.Add(down)))
+				w.change(func(w *town) { w.lost = nil })
+				time.Sleep(10 * time.Millisecond)
+				w.network.hush("hv2", false)
+			})
+			for _, a := range all[56:] {
+				t.Errorf("down for %v: %v: %s → %s: %v: %s", down, a.at, a.r.Src.Name, a.r.Dst.Name, a.r.Verdict, a.r.Cause)
+			}
+			if c.begun < 2 {
+				t.Errorf("down for %v: %d examinations", down, c.begun)
+			}
+		})
+	}
+}
+
 // TestContinuousSilenceFlaps has a stream be silent and answered in turns for a minute, while nothing is lost: it accuses
 // nobody, and keeps examinations busy less and less.
 func TestContinuousSilenceFlaps(t *testing.T) {

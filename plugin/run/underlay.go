@@ -86,7 +86,7 @@ func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
 		return e
 	}
 	// Where no small packet passes nothing is to be learned of large ones.
-	if e := x.exchanges[exchangeKey{n.From, n.To, n.Dst, 0, false}]; e != nil && e.echo && !brief && (e.step != done || e.noWay()) {
+	if e := x.exchanges[exchangeKey{n.From, n.To, n.Dst, 0, false}]; e != nil && e.echo && !brief && (e.step != done || x.noWay(e)) {
 		return e
 	}
 	e := &exchange{
@@ -267,7 +267,7 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	questions, held := e.questions, e.held
 	e.questions, e.held = nil, nil
 	for _, q := range questions {
-		if e.echo && why == "" && !e.noWay() {
+		if e.echo && why == "" && !x.noWay(e) {
 			x.told(q, x.judgeWith(&q, nil)) // more is to be learned
 			continue
 		}
