@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -187,23 +188,29 @@ func facingOf(pairs []plan.Pair) []int {
 }
 
 // roundOf orders pairs so that the opposite of each comes half a round after it: either probe passes
-// most of what the other passes.
+// most of what the other passes. Within a half, an instance is source and destination by turns: one that has
+// fallen silent shows only as the latter.
 func roundOf(pairs []plan.Pair) []uint32 {
-	round := make([]uint32, len(pairs))
-	for i := range round {
-		round[i] = uint32(i)
+	place := map[string]int{} // of instances, by name
+	for i := range pairs {
+		place[pairs[i].Src.Ref()], place[pairs[i].Dst.Ref()] = 0, 0
 	}
-	key := func(n uint32) (half int, a, b string) {
-		a, b = pairs[n].Src.Ref(), pairs[n].Dst.Ref()
-		if a > b {
-			return 1, b, a
+	for i, name := range slices.Sorted(maps.Keys(place)) {
+		place[name] = i
+	}
+	type turn struct{ half, less, more int }
+	turns := make([]turn, len(pairs))
+	round := make([]uint32, len(pairs))
+	for i := range pairs {
+		src, dst := place[pairs[i].Src.Ref()], place[pairs[i].Dst.Ref()]
+		round[i], turns[i] = uint32(i), turn{0, min(src, dst), max(src, dst)}
+		if (src < dst) == ((src+dst)%2 == 0) {
+			turns[i].half = 1
 		}
-		return 0, a, b
 	}
 	slices.SortStableFunc(round, func(x, y uint32) int {
-		hx, ax, bx := key(x)
-		hy, ay, by := key(y)
-		return cmp.Or(cmp.Compare(hx, hy), cmp.Compare(ax, ay), cmp.Compare(bx, by))
+		a, b := turns[x], turns[y]
+		return cmp.Or(cmp.Compare(a.half, b.half), cmp.Compare(a.less, b.less), cmp.Compare(a.more, b.more))
 	})
 	return round
 }
