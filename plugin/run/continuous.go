@@ -102,6 +102,7 @@ type continuous struct {
 	exams   map[uint64]time.Time // under way, and when they began
 	begun   uint64               // exams, so far
 	beganAt time.Time            // the last of them
+	signed  bool                 // a sign of silence made pairs suspect since then
 	getting time.Duration        // how long agents took to be ready for the last that is over
 	wg      sync.WaitGroup
 	results chan examined

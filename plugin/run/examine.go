@@ -44,7 +44,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	}
 	c.begun++
 	number := c.begun
-	c.exams[number], c.beganAt = now, now
+	c.exams[number], c.beganAt, c.signed = now, now, false
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
@@ -52,9 +52,9 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 }
 
 // mayExamine says that another examination may begin: not before agents could be ready for the last one, by what they
-// took before. Hosts that have more to do than they can have all the more by each that is begun.
+// took before, but for a sign of silence. Hosts that have more to do than they can have all the more by each that is begun.
 func (c *continuous) mayExamine(now time.Time) bool {
-	if now.Sub(c.beganAt) < c.getting {
+	if now.Sub(c.beganAt) < c.getting && !c.signed {
 		return false
 	}
 	short := 0

@@ -11,8 +11,8 @@ import (
 // Where a stream between two hosts is silent, an examination of the pairs between them has an exchange of UDP packets
 // be made both ways at once, and not only when a probe is lost and explained. If nothing passes one way, and the probes of
 // several pairs died on that very way and none of any passed it since, they are witnesses of each other, as echoes are of
-// what tcp lost: a pair needs one probe of its own to be lost there, and no four, for which its instances had to wait.
-// What is concluded is by as many lost probes as ever. For a pair to be accused wrongly, its own must be lost by
+// what tcp lost: a pair needs one probe of its own to be lost there, and no three, for which its instances had to wait.
+// What is concluded is by as many lost probes as where a patrol lost one before. For a pair to be accused wrongly, its own must be lost by
 // chance while something stops 128 UDP packets there and the probes of other pairs, and not its.
 
 const (
@@ -133,10 +133,11 @@ func (x *execution) fellows(track int, sure bool) int {
 	return probes
 }
 
-// swept says that with the probes of other pairs as many are lost as a track takes by itself: the verdict waits for the exchange.
+// swept says that with the probes of other pairs as many are lost as are enough where something else than chance is known to be
+// behind it: the stream is silent, and the verdict waits for the exchange.
 func (x *execution) swept(track int) bool {
 	n := x.fellows(track, false)
-	return n > 0 && x.ledger.attempts(track)+x.witnesses(track)+n >= x.tries(track)
+	return n > 0 && x.ledger.attempts(track)+x.witnesses(track)+n >= fewAttempts
 }
 
 // abreast says that a pair has fellows enough, if all are lost that are sent its way: it takes one probe, mostly.
@@ -152,7 +153,7 @@ func (x *execution) abreast(pair int) bool {
 		}
 	}
 	p := x.pathOf(pair)
-	return x.flocks[[2]string{p.From.Host, p.To.Host}] >= hardAttempts
+	return x.flocks[[2]string{p.From.Host, p.To.Host}] >= fewAttempts
 }
 
 // holdBack says that a second scheme is not begun beside a probe of a track as yet, since others will be witnesses.

@@ -142,6 +142,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 		default:
 			c.r.metrics.silences.WithLabelValues("examined").Inc()
 			s.heed(now)
+			c.signed = true
 			c.suspectBetween(s, s.since, func(p *standing) bool { return p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY })
 		}
 	}
