@@ -143,7 +143,10 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 			c.r.metrics.silences.WithLabelValues("examined").Inc()
 			s.heed(now)
 			c.signed = true
-			c.suspectBetween(s, s.since, func(p *standing) bool { return p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY })
+			c.suspectBetween(s, s.since, func(p *standing) bool {
+				examined := p.exam != 0 && c.exams[p.exam].After(s.since) // for what a patrol met
+				return !examined && p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+			})
 		}
 	}
 	clear(c.streaming.owed[len(owed):])

@@ -86,6 +86,35 @@ func TestContinuousSilence(t *testing.T) {
 	}
 }
 
+// TestContinuousSilenceOnce has a patrol meet a fault before streams tell of it: the pair is examined once, and not again for
+// the sign, so that one that is healed as soon as it is named is not held up.
+func TestContinuousSilenceOnce(t *testing.T) {
+	t.Parallel()
+	for phase := range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, streamable(t, 2))
+			w.network, w.passes, w.auto = newSimNetwork(), true, true
+			begun := 0
+			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 40*time.Second, func() {
+				time.Sleep(20*time.Second + time.Duration(phase)*10*time.Millisecond)
+				w.change(func(w *town) {
+					w.lost, w.underlay = uplinkDown("hv2")
+					begun = w.begun
+				})
+				w.network.hush("hv2", true)
+				time.Sleep(8 * time.Second) // they are examined again after 10
+				w.change(func(w *town) { begun = w.begun - begun })
+			})
+			if len(all) != 4 || all[2].r.GetVerdict() != faulty || all[3].r.GetVerdict() != faulty {
+				t.Fatalf("phase %d: told %v", phase, all)
+			}
+			if begun > 2 {
+				t.Errorf("phase %d: %d examinations of two pairs", phase, begun)
+			}
+		})
+	}
+}
+
 // TestContinuousSilenceOfUDP has a firewall stop what agents exchange, and no tunnel: streams are silent, and exchanges say
 // that nothing passes. Of what is sent each way most lose two probes in a row by chance, and one passes: it is witness that
 // the others were not lost there for a reason.
