@@ -73,7 +73,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		stages: f.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "dyetrace", Subsystem: "run", Name: "examination_seconds", Help: "Time that examinations of continuous runs took, by stage: " +
-				"suspecting (from the first probe lost, as it was sent), refresh (of the hosts' state), preparing, probing, closing (audits), explaining.",
+				"suspecting (from the first probe lost, or packet not answered, as it was sent), refresh (of the hosts' state), preparing, probing, closing (audits), explaining.",
 			Buckets: []float64{0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5},
 		}, []string{"stage"}),
 		rtt: f.NewHistogram(prometheus.HistogramOpts{
