@@ -13,11 +13,13 @@ import (
 // several pairs died on that very way and none of any passed it since, they are witnesses of each other, as echoes are of
 // what tcp lost: a pair needs one probe of its own to be lost there, and no three, for which its instances had to wait.
 // What is concluded is by as many lost probes as where a patrol lost one before. For a pair to be accused wrongly, its own must be lost by
-// chance while something stops 128 UDP packets there and the probes of other pairs, and not its.
+// chance while something stops all UDP packets there and the probes of other pairs, and not its.
 
 const (
-	// echoWindow bounds the exchanges of small packets that a run has under way at one host after a sign: 16 kB each.
-	echoWindow = 8
+	// echoWindow bounds the exchanges of small packets that a run has under way at one host after a sign: if nothing is answered,
+	// 36 packets each, so that not even all that come to one host fill the queue of a switch that stands still (28 kB of
+	// 212,992; dataplane/underlay, knocks).
+	echoWindow = 6
 	// echoRepeats is how often they are sent from each source port: that nothing passes the stream tells for as long as it
 	// is silent, and the exchange which way it is; two rounds are no burst, and over 60 ms sooner than four are.
 	echoRepeats = 2
