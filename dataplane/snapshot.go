@@ -15,7 +15,7 @@ type Snapshot struct {
 	// Switchd is another string for every process of ovs-vswitchd: flows, and the
 	// settings of OpenFlow ports, do not outlive one. Empty while none runs.
 	Switchd string
-	// Database is another number for every connection to the database, and each time without one. ovs-vswitchd,
+	// Database is another number for every connection to the database, once the snapshot is by that. ovs-vswitchd,
 	// which loses its own with ours, stands still until it has the database's lock again, a second at the least
 	// (bridge_run of vswitchd/bridge.c): it answers nobody, and the userspace datapath passes no packet on.
 	Database uint64

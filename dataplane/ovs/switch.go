@@ -145,9 +145,6 @@ func (s *Switch) Run(ctx context.Context) error {
 		if db != nil {
 			err := s.follow(ctx, db)
 			s.fresh.Store(false)
-			if ctx.Err() == nil {
-				s.update(func(snap *dataplane.Snapshot) { snap.Database++ })
-			}
 			db.close()
 			if ctx.Err() != nil {
 				return nil
@@ -157,7 +154,6 @@ func (s *Switch) Run(ctx context.Context) error {
 		if db = s.redial(ctx); db == nil {
 			return nil
 		}
-		s.update(func(snap *dataplane.Snapshot) { snap.Database++ })
 		s.opts.Log.Info("connected to the Open vSwitch database", "db", s.opts.DB)
 	}
 }
@@ -192,6 +188,9 @@ func (s *Switch) follow(ctx context.Context, db *database) error {
 		return err
 	}
 	s.fresh.Store(true)
+	if db != s.first {
+		s.update(func(snap *dataplane.Snapshot) { snap.Database++ })
+	}
 	for {
 		select {
 		case <-ctx.Done():
