@@ -485,6 +485,8 @@ func (c *continuous) told(m meeting) {
 		default:
 			c.count(m, false, now)
 		}
+	case healthy && (m.outcome == missed || m.outcome == unable) && p.exam != 0 && c.exams[p.exam].After(m.sent):
+		// It was under way when the pair began to be examined, for what else is known.
 	case healthy && (m.outcome == missed || m.outcome == unable):
 		if p.met == nil && !p.suspect {
 			p.met = m.prior
