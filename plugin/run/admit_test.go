@@ -168,3 +168,21 @@ func TestRound(t *testing.T) {
 		}
 	}
 }
+
+// A pair that is known to be on a slow way, among many that are not, is not examined whenever it is probed.
+func TestContinuousSlowPair(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		w.slow = map[string]time.Duration{"i0 i1": 190 * time.Millisecond}
+		all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, time.Minute, func() {})
+		for _, a := range all {
+			if a.r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+				t.Errorf("%v: %s → %s: %v: %s", a.at, a.r.GetSrc().GetName(), a.r.GetDst().GetName(), a.r.GetVerdict(), a.r.GetCause())
+			}
+		}
+		if c.begun > 3 || w.count["i0 i1"] < 30 {
+			t.Errorf("%d examinations, want that of the beginning and hardly another; the pair was probed %d times, want 30 and more", c.begun, w.count["i0 i1"])
+		}
+	})
+}

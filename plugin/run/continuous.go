@@ -40,22 +40,21 @@ const (
 	replanEvery = 20 * time.Millisecond
 	replanTimes = 50
 	// minSettle is how long a probe is waited for at the least: an agent's ring alone may keep a sample
-	// for 4 ms (packetio.Options.RetireTimeout). settleTimes of what the slowest probes took from when
-	// they were sent until all was known (p99, once there are enough p99.9) is what one is waited for if
-	// that is longer. A sample that comes later yet is waited for before a probe counts as lost: this only
-	// makes an examination begin.
+	// for 4 ms (packetio.Options.RetireTimeout). settleTimes of what slow probes took from when they were sent until all
+	// was known (p99), or of the pair's own round trip, is what one is waited for if that is longer. A sample that comes
+	// later yet is waited for before a probe counts as lost: this only makes an examination begin.
 	minSettle   = 25 * time.Millisecond
 	settleTimes = 2
-	// examSettle is how long an examination waits at the least before it does more about a probe, and
-	// tripTimes of the longest round trips (p99.9, by the clock of one host) if that is longer. What is late
+	// examSettle is how long an examination waits at the least before it does more about a probe, and at the most
+	// mostSettle; tripTimes of the longest round trips (p99.9, by the clock of one host) in between. What is late
 	// beyond is told from what is lost: see patience.go.
-	examSettle = 30 * time.Millisecond
-	tripTimes  = 2
+	examSettle, mostSettle = 30 * time.Millisecond, 100 * time.Millisecond
+	tripTimes              = 2
 	// Until someTrips probes have arrived, the slowest of the last fewTrips stands for that: of few, quantiles say
-	// no more, and what was slow as the run began would count for long. Of manyTrips, p99.9 is known. After
-	// maxTrips, or tripsAge, it begins anew: a host that was busy then may no longer be.
-	fewTrips, someTrips, manyTrips, maxTrips = 20, 200, 1000, 4000
-	tripsAge                                 = time.Minute
+	// no more, and what was slow as the run began would count for long. After maxTrips, or tripsAge, it begins anew: a
+	// host that was busy then may no longer be.
+	fewTrips, someTrips, maxTrips = 20, 200, 4000
+	tripsAge                      = time.Minute
 	// figuresEvery is how often figures are told.
 	figuresEvery = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
@@ -392,6 +391,7 @@ func (c *continuous) follow(now time.Time) {
 	}
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
 	c.next.paths, c.next.index, c.next.changed = fresh, back, c.changed
+	c.next.takes = func(pair int) time.Duration { return time.Duration(c.pairs[back[pair]].base.GetRttNs()) }
 	c.next.cares = func(pair int) bool {
 		return c.pairs[back[pair]].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	}
@@ -555,17 +555,16 @@ func (c *continuous) trip(rtt, took time.Duration, now time.Time) {
 			rtt, took = max(rtt, l[0]), max(took, l[1])
 		}
 		c.waitBy(took, max(took, tripTimes*rtt))
-	case n < manyTrips && n%fewTrips == 0:
-		c.waitBy(c.trips.Quantile(0.99), max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)))
 	case n%fewTrips == 0:
-		c.waitBy(c.trips.Quantile(0.999), max(c.trips.Quantile(0.99), tripTimes*c.rtts.Quantile(0.999)))
+		took := c.trips.Quantile(0.99)
+		c.waitBy(took, max(took, tripTimes*c.rtts.Quantile(0.999)))
 	}
 }
 
 // waitBy has the patrol wait by the slowest probes, and examinations for so long.
 func (c *continuous) waitBy(slowest, exact time.Duration) {
 	c.wait = within(settleTimes*slowest, minSettle, c.r.cfg.Settle)
-	c.exact = within(exact, examSettle, c.r.cfg.Settle)
+	c.exact = within(exact, examSettle, min(mostSettle, c.r.cfg.Settle))
 }
 
 // within is what lies nearest to d between least and most, and most where that is less than least.

@@ -40,6 +40,8 @@ type town struct {
 	// late is how long samples take, unready how long agents take until they are ready, and to answer to an audit.
 	late, unready time.Duration
 	audited       int // hosts, for a patrol
+	// slow is how long probes of a pair and their answers take; all that are sent with one take as long.
+	slow map[string]time.Duration
 	// passes says that flows send on what is lost: into the right tunnel. Else they drop it on a bridge.
 	passes bool
 	drops  string // br-tun where that is empty
@@ -172,7 +174,7 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 			s.Index = append(s.Index, number)
 			s.Bridge = append(s.Bridge, uint32(slices.Index(s.Bridges, pt.Bridge)))
 			s.Kind = append(s.Kind, dyetracev1.PointKind(pt.Kind))
-			s.AtNs = append(s.AtNs, uint64(100_000*(k+1)))
+			s.AtNs = append(s.AtNs, uint64(max(100*time.Microsecond, v.t.slow[pair]/time.Duration(len(p.Points)))*time.Duration(k+1)))
 			s.AddrTag = append(s.AddrTag, stain.AddrTag(v.spec.Key, src, dst))
 			s.Ttl, s.InPort, s.TunSrc, s.TunId = append(s.Ttl, uint32(pt.TTL)), append(s.InPort, 7), append(s.TunSrc, 0), append(s.TunId, 0)
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
@@ -180,6 +182,10 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 		}
 	}
 	late := v.t.late
+	for i := range m.Index {
+		p := v.t.paths[addr(m.SrcIp, i)+" "+addr(m.DstIp, i)]
+		late = max(late, v.t.slow[p.Pair.Src.Name+" "+p.Pair.Dst.Name])
+	}
 	v.t.mu.Unlock()
 	v.put(host, left)
 	for h, s := range all {

@@ -38,6 +38,8 @@ type patrol struct {
 	// cares says whether it must be known of a pair's probe that did not arrive in time if it was lost; nil
 	// is always.
 	cares func(pair int) bool
+	// takes is the round trip of a pair as far as it is known, 0 where it is not; nil is that none is.
+	takes func(pair int) time.Duration
 	// changed is told that others changed flows of a bridge of a host; may be nil.
 	changed func(host string, m *dyetracev1.Changes)
 	born    time.Time
@@ -131,6 +133,15 @@ func (p *patrol) launched(number uint32, now time.Time) {
 	if p != nil {
 		p.sentAt[number] = now
 	}
+}
+
+// settle is how long a probe of a pair is waited for: one on a slow way longer than others, though no longer than
+// its agent leaves it alone.
+func (p *patrol) settle(pair int) time.Duration {
+	if p == nil || p.takes == nil {
+		return 0
+	}
+	return min(settleTimes*p.takes(pair), p.x.patience)
 }
 
 // spentOut says that the next patrol should begin.
@@ -330,11 +341,11 @@ func (p *patrol) attested(host int, first bool, now time.Time) {
 	if n := len(p.audits[host]); n > keptAudits {
 		p.audits[host] = slices.Delete(p.audits[host], 0, n-keptAudits)
 	}
-	p.lost = slices.DeleteFunc(p.lost, func(l lostProbe) bool { return p.settle(l, now) })
+	p.lost = slices.DeleteFunc(p.lost, func(l lostProbe) bool { return p.settled(l, now) })
 }
 
-// settle says what became of a probe that did not arrive; false if that must wait.
-func (p *patrol) settle(l lostProbe, now time.Time) bool {
+// settled says what became of a probe that did not arrive; false if that must wait.
+func (p *patrol) settled(l lostProbe, now time.Time) bool {
 	x := p.x
 	m := meeting{pair: x.layout.pair(l.track), sent: l.sent, waited: l.waited, outcome: unclear, last: -1, next: -1, late: true}
 	hooks := map[verdict.Place]verdict.Window{}
