@@ -186,3 +186,29 @@ func TestContinuousSlowPair(t *testing.T) {
 		}
 	})
 }
+
+// A guest whose link goes down is told of as soon as probes have settled: that is not silence, which may be lateness.
+func TestContinuousLinkDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		w.auto, w.delivers = true, "tap1"
+		broken := func(pair string, p *plan.Path, point int) bool {
+			return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
+		}
+		first, pairs := firstAfter(t, w, broken, dyetracev1.Verdict_VERDICT_SILENT, func() {
+			w.change(func(w *town) {
+				w.snap = siteOf(t, 8, func(h *inventory.Host) {
+					for _, e := range h.Endpoints {
+						if e.Port == "tap1" {
+							e.LinkState = "down"
+						}
+					}
+				})
+			})
+		})
+		if len(pairs) != 14 || first > 6*examSettle {
+			t.Errorf("told of %v, the first %v after; want all 14 that i1 has, and the first within %v", pairs, first, 6*examSettle)
+		}
+	})
+}

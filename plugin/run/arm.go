@@ -24,7 +24,7 @@ type arming struct {
 
 // wantsArms says whether something must be in place before a probe is sent: in no-touch that it is
 // kept from guests; and where the probe before it, of a patrol it may be, was delivered and not seen to be answered,
-// or not all the way back, that an answer is seen which does not bear the ToS.
+// or not all the way back, or the guest's link is down, so that none will be, that an answer is seen which does not bear the ToS.
 func (x *execution) wantsArms(number uint32) bool {
 	track := x.ledger.of(number)
 	path := x.ledger.path(track)
@@ -32,7 +32,7 @@ func (x *execution) wantsArms(number uint32) bool {
 		return true
 	}
 	p := x.prior(x.layout.pair(track))
-	return armable(path) && (p != nil && p.unheard || x.unheard(number))
+	return armable(path) && (p != nil && p.unheard || path.To.LinkDown || x.unheard(number))
 }
 
 // unheard says that the answer to a probe before this one may have been there, and not been known.
