@@ -171,6 +171,6 @@ func (x *execution) told(q question, r verdict.Result) {
 	if e := x.exchangeFor(r.NeedUnderlay, false); e.step != done {
 		e.questions = append(e.questions, q)
 	} else {
-		x.answer(q.track, x.judgeWith(&q, e.result))
+		x.settleBy(q, e)
 	}
 }

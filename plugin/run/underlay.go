@@ -38,6 +38,7 @@ type exchange struct {
 	to     int // host that answers, -1 where the run has no agent of it
 	host   int // host whose answer is due
 	until  time.Time
+	began  time.Time // when the host that sends was asked to
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
 	first  *verdict.Underlay // that lost much, and was repeated
@@ -144,6 +145,7 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 		case e.step == queued && x.host[e.from].exchanges < e.window() && (e.to < 0 || x.host[e.to].exchanges < e.window()):
 			x.busy(e, 1)
 			x.metrics.exchanges.Inc()
+			e.began = now
 			x.request(e, sending, e.from, e.ask, exchangeTimeout, now)
 		case e.step != queued && !now.Before(e.until):
 			x.proceed(e, nil, now)
@@ -271,11 +273,38 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 			x.told(q, x.judgeWith(&q, nil)) // more is to be learned
 			continue
 		}
-		x.answer(q.track, x.judgeWith(&q, e.result))
+		x.settleBy(q, e)
 	}
 	for _, h := range held {
 		x.emit(h.pair, x.withMTU(h.pair, h.result))
 	}
+}
+
+// settleBy answers a question by an exchange that is done. Where packets of that passed and the probe's tunnel is accused
+// for it, they must have been sent since the probe was: before, there may have been no fault. Else another is made.
+func (x *execution) settleBy(q question, e *exchange) {
+	r := x.judgeWith(&q, e.result)
+	if r.Kind != verdict.CauseEntrypoint || !e.began.Before(x.lostSince(q.track)) {
+		x.answer(q.track, r)
+		return
+	}
+	for key, o := range x.exchanges {
+		if o == e {
+			delete(x.exchanges, key)
+		}
+	}
+	x.told(q, x.judgeWith(&q, nil))
+}
+
+// lostSince is when the first probe of a track was sent of those that did not arrive.
+func (x *execution) lostSince(track int) (at time.Time) {
+	x.ledger.each(track, func(number uint32) {
+		p := &x.ledger.probes[number]
+		if sent := x.begun.Add(p.sent); p.state == left && !x.ledger.arrived(number) && (at.IsZero() || sent.Before(at)) {
+			at = sent
+		}
+	})
+	return at
 }
 
 // judgeWith judges a track whose explanation wanted the underlay looked at.

@@ -167,6 +167,34 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// TestUnderlayBefore has the network between two hosts break after an exchange whose packets passed: a pair whose probes were
+// lost since is judged by another exchange, and not as if packets passed while its own did not.
+func TestUnderlayBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := between(t, explorable(t, 16), "hv1", "hv2")
+		pairs, paths = pairs[:2], paths[:2] // from one instance
+		c := newCast(paths)
+		c.lost = func(s shot) bool { return s.point >= 2 } // seen on hv1 only
+		c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: "10.1.0.2"}
+		c.underlay = func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+			broken := len(c.explored) > 1
+			return underlayOf(func(uint32) bool { return broken })(host, m)
+		}
+		cfg := testConfig
+		cfg.PerInstanceRate, cfg.PerInstanceBurst = 0.1, 1 // the second pair is probed after the first one's exchange
+		results, _, whole := play(t.Context(), cfg, c, pairs, 5*time.Minute)
+		kinds := map[string]dyetracev1.CauseKind{}
+		for _, r := range results {
+			kinds[r.GetDst().GetName()] = r.GetCauseKind()
+		}
+		first, second := pairs[0].Dst.Name, pairs[1].Dst.Name
+		if !whole || kinds[first] != dyetracev1.CauseKind_CAUSE_KIND_ENTRYPOINT || kinds[second] != dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY {
+			t.Errorf("whole %t: causes %v; want the tunnel's end for %s, and the underlay for %s", whole, kinds, first, second)
+		}
+	})
+}
+
 // TestMTU has large packets tried once for each two hosts, whose pairs wait for that.
 func TestMTU(t *testing.T) {
 	o := options{scheme: byTCP.scheme, mtu: true}
