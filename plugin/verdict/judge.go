@@ -206,8 +206,8 @@ func Judge(e Evidence) Result {
 	j.t = j.pick()
 	r := j.judge()
 	j.doubt(&r)
-	if r.Need != nil && r.Wait == 0 && r.Verdict != Healthy {
-		r.Wait = j.wait() // what flows do not speak of may be late
+	if (r.Need != nil || r.NeedUnderlay != nil) && r.Wait == 0 && r.Verdict != Healthy {
+		r.Wait = j.wait() // what flows do not speak of may be late, and what other packets may yet explain
 	}
 	if notes := j.asides(); len(notes) > 0 {
 		r.Cause, r.Kind = join(append([]string{r.Cause}, notes...)...), cmp.Or(r.Kind, CauseInventory)

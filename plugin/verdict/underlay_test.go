@@ -186,6 +186,30 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// A probe that a wrong tunnel port may explain, or the network that is yet to be tried, is waited for until both are known: if
+// it is the network, nothing but silence says so.
+func TestUnderlayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t, func(h hosts) { echoes(h) }, remote("hv3", "gre-hv1", "10.1.9.9")), "blue-1 blue-3")
+	e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")}, Patience: 750 * time.Millisecond,
+		Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
+	r := Judge(e)
+	if r.Kind != CauseTunnel || r.NeedUnderlay == nil || r.Wait != e.Patience {
+		t.Fatalf("before the network is tried: %s, asks for %+v, waits %v; want the tunnel, an exchange, and to wait %v", show(&r), r.NeedUnderlay, r.Wait, e.Patience)
+	}
+	need := r.NeedUnderlay
+	n := open()
+	e.Underlay = n.exchange(need, 1)
+	if r := Judge(e); r.Kind != CauseTunnel || r.Wait != 0 {
+		t.Errorf("the network passes packets: %s, waits %v; want the tunnel, and not to wait", show(&r), r.Wait)
+	}
+	n.deadThere[0] = true
+	e.Underlay = n.exchange(need, 1)
+	if r := Judge(e); r.Verdict != Unknown || r.Wait != e.Patience {
+		t.Errorf("it does not: %s, waits %v; want it unknown as yet, and to wait %v", show(&r), r.Wait, e.Patience)
+	}
+}
+
 // Whatever an exchange shows, what is said of it is true of the network.
 func TestUnderlayNeverWrong(t *testing.T) {
 	t.Parallel()
