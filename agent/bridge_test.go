@@ -58,15 +58,21 @@ func (r *reads) DumpOurs(ctx context.Context, bridge string) ([]flows.Flow, erro
 	return r.Switch.DumpOurs(ctx, bridge)
 }
 
+// readBy has the host's bridge read by one.
+func (h *host) readBy() (*bridge, *reads) {
+	b := h.a.hooks.get(h.bridge)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := &reads{Switch: b.sw}
+	b.sw = r
+	return b, r
+}
+
 // TestSlowSwitch: a hook that could not be read in time is not attested, but was there all the time, if it was.
 func TestSlowSwitch(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	b := h.a.hooks.get(h.bridge)
-	sw := &reads{Switch: b.sw}
-	b.mu.Lock()
-	b.sw = sw
-	b.mu.Unlock()
+	_, sw := h.readBy()
 	before := h.attest()
 	for _, wiped := range []bool{false, true} {
 		sw.slow.Store(true)
@@ -89,11 +95,7 @@ func TestSlowSwitch(t *testing.T) {
 func TestLookForAll(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	b := h.a.hooks.get(h.bridge)
-	counted := &reads{Switch: b.sw}
-	b.mu.Lock()
-	b.sw = counted
-	b.mu.Unlock()
+	b, counted := h.readBy()
 	for want := range int32(3) {
 		counted.n.Store(0)
 		asked := time.Now()

@@ -16,7 +16,7 @@ func (x *execution) silentPairs() int {
 // admit parts queued probes of an examination in those that may be sent as soon as the pace lets them, and those of
 // pairs that are not to be begun yet.
 func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32) {
-	if x.options.prior == nil {
+	if !x.options.examines() {
 		return queue, nil
 	}
 	most, more, begin := x.silentPairs(), map[*bucket]int{}, map[int]bool{}
@@ -40,13 +40,17 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 
 // admitted takes in that probes are sent.
 func (x *execution) admitted(numbers []uint32) {
-	if x.options.prior == nil {
+	if !x.options.examines() {
 		return
 	}
 	for _, number := range numbers {
 		pair := x.pairOf(number)
-		if p := &x.progress[pair]; !p.begun && !x.abreast(pair) {
-			p.begun, p.silent = true, true
+		p := &x.progress[pair]
+		if p.begun {
+			continue
+		}
+		p.begun, p.silent = true, !x.abreast(pair) // which may end before the pair is concluded
+		if p.silent {
 			x.silentAt[x.lanes[pair].src]++
 			x.silentAt[x.lanes[pair].dst]++
 		}

@@ -40,6 +40,9 @@ func optionsFromProto(m *dyetracev1.ProbeOptions) options {
 	}
 }
 
+// examines says that they are those of an examination, which knows what was met before, if anything was.
+func (o options) examines() bool { return o.prior != nil }
+
 // ways returns how many paths a pair has.
 func (o options) ways() int {
 	if o.plan.NoTouch {
