@@ -22,7 +22,9 @@ type offset struct {
 }
 
 // tries is how many readings are taken at most, at a time, until one is about as quick as they ever were. One is
-// enough nearly always; that a clock was set shows as soon as a reading is quicker than it was set by.
+// enough nearly always; that a clock was set shows as soon as a reading is quicker than it was set by. The first
+// time it is all of them: nothing tells yet how quick a reading is, and one that lost its processor by itself
+// would be believed.
 const tries = 8
 
 // between returns the middle of the bounds, which is wrong by half of their distance at most, after another look
@@ -30,6 +32,7 @@ const tries = 8
 func (o *offset) between(clocks func() (before, real, after int64)) int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	first := !o.known
 	for try := 0; try < tries || !o.known; try++ {
 		before, real, after := clocks()
 		took := after - before
@@ -44,7 +47,7 @@ func (o *offset) between(clocks func() (before, real, after int64)) int64 {
 			least, most = real-after, real-before
 		}
 		o.least, o.most, o.quickest = least, most, min(o.quickest, took)
-		if took <= 2*o.quickest {
+		if took <= 2*o.quickest && !first {
 			break
 		}
 	}
