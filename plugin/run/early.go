@@ -149,6 +149,7 @@ func (x *execution) foresee(track int) {
 	case f == nil, !x.foresees(track, *r.Need) && x.prior(x.layout.pair(track)) != nil: // it was lost elsewhere on patrol
 		x.ask(track, *r.Need)
 	case f.explanation != nil:
+		x.testify(f)
 		x.follow(f)
 	}
 }
@@ -227,12 +228,13 @@ func (x *execution) follow(f *foresight) {
 	}
 }
 
-// testify asks where flows drop what a patrol lost whether they drop the echo beside it: if so, one probe less by tcp is
-// needed, which each take their time.
+// testify asks, where flows or tunnels say why a probe is lost as a patrol's was, what they do with the echo beside it: if
+// they say the same, one probe less by tcp is needed, which each take their time, and nobody waits for the echo.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
-	if x.prior(pair) == nil || f.explanation.Outcome != verdict.Dropped || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
+	says := f.explanation.Outcome == verdict.Dropped || x.explainedAway(f.track)
+	if x.prior(pair) == nil || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}
 	need := f.need
@@ -240,12 +242,10 @@ func (x *execution) testify(f *foresight) {
 	x.ask(beside, need)
 }
 
-// doomed says that the flows of the host that saw a track's probe last drop it, as they did with the one that a
-// patrol lost.
+// doomed says that it is known why a track's probe is lost where the host was that saw it last, as the one was that a patrol
+// lost.
 func (x *execution) doomed(track int) bool {
-	f := x.foreseen[track]
-	return x.prior(x.layout.pair(track)) != nil && f != nil && f.explanation != nil && f.explanation.Outcome == verdict.Dropped &&
-		x.explainedAway(track)
+	return x.prior(x.layout.pair(track)) != nil && x.explainedAway(track)
 }
 
 // forgetLate gives up on what was asked in advance and is not answered; what waits for it is told so by
