@@ -377,6 +377,7 @@ func (c *continuous) follow(now time.Time) {
 	}
 	for i := range fresh {
 		if c.patrol != nil && !samePath(fresh[i], c.paths[i]) {
+			c.pairs[i].trip = 0
 			c.suspect(i, now) // what it was judged by is not what is there
 		}
 	}
@@ -435,9 +436,9 @@ func (c *continuous) goRound(now time.Time) {
 		return
 	}
 	c.took = now
-	var may, rest []uint32
+	var may, soon, rest []uint32
 	rich := c.r.pace.rich(c.shared, max(1, patrolShare*float64(c.r.cfg.PerInstanceBurst)), now)
-	mine := c.own.rich(c.lanes, 1, now)
+	mine, owing := c.own.rich(c.lanes, 1, now), c.own.rich(c.lanes, 1-owed, now)
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
 		p, l := &c.pairs[n], &c.lanes[n]
@@ -450,17 +451,23 @@ func (c *continuous) goRound(now time.Time) {
 			continue
 		}
 		taken[l.src], taken[l.dst] = true, true
-		if rich[n] && mine[n] {
+		switch {
+		case rich[n] && mine[n]:
 			may = append(may, n)
-		} else {
+		case rich[n] && owing[n] && p.hurried:
+			soon = append(soon, n)
+		default:
 			rest = append(rest, n)
 		}
 	}
-	go_, held := c.own.pick(may, func(n uint32) lane { return c.lanes[n] }, now)
+	laneOf := func(n uint32) lane { return c.lanes[n] }
+	go_, held := c.own.pickOwing(soon, laneOf, owed, now)
+	more, late := c.own.pick(may, laneOf, now)
+	go_, held = append(go_, more...), append(held, late...)
 	for _, n := range go_ {
 		c.own.free(c.lanes[n])
 		p := &c.pairs[n]
-		p.flying = c.patrol.send(p.track)
+		p.flying, p.hurried = c.patrol.send(p.track), false
 		c.probes++
 	}
 	// Who could not go is first the next time; slices of one array, so a copy.
@@ -478,6 +485,7 @@ func (c *continuous) told(m meeting) {
 	switch {
 	case m.outcome == met && !m.late:
 		c.trip(m.rtt, now.Sub(m.sent), now)
+		p.took(m.rtt)
 		switch {
 		case c.byLarge(p.base): // what is small arrives all the time
 		case !healthy:

@@ -17,7 +17,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		return
 	}
 	var due []int
-	met := map[uint32]*prior{}
+	met, trips := map[uint32]*prior{}, map[uint32]time.Duration{}
 	longest := time.Duration(0) // since a first probe that was lost
 	for i := range c.pairs {
 		p := &c.pairs[i]
@@ -36,6 +36,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		case p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_SILENT:
 			met[uint32(i)] = &prior{scheme: stain.Scheme(p.base.GetScheme()), unheard: true} // as the last examination found
 		}
+		trips[uint32(i)] = p.trip
 		p.exam, p.suspect, p.met = c.begun+1, false, nil
 		due = append(due, i)
 	}
@@ -48,7 +49,9 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
-	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, met, longest) })
+	o := c.job.options
+	o.measure, o.prior, o.trips, o.test = false, met, trips, testOf(&dyetracev1.ProbeOptions{})
+	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, o, longest) })
 }
 
 // mayExamine says that another examination may begin: not before agents could be ready for the last one, by what they
@@ -105,15 +108,13 @@ func (e *examination) end() {
 // exam judges pairs as a run would. It is a goroutine of its own, and touches nothing of c but what
 // never changes. It begins by what is known of the hosts, while they are asked for how they are now: it
 // concludes nothing before that is known, and if it makes a difference, begins again.
-func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, met map[uint32]*prior, suspecting time.Duration) {
+func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due []int, o options, suspecting time.Duration) {
 	began := time.Now()
-	j := job{options: c.job.options}
+	j := job{options: o}
 	for _, i := range due {
 		j.pairs = append(j.pairs, c.job.pairs[i])
 		j.seq = append(j.seq, uint32(i)) // of the pairs of the run
 	}
-	j.options.measure, j.options.prior = false, met
-	j.options.test = testOf(&dyetracev1.ProbeOptions{})
 	known := c.r.cfg.Book.Snapshot()
 	fresh := make(chan *inventory.Snapshot, 1)
 	go func() { fresh <- c.r.freshSnapshot(ctx, j.pairs) }()

@@ -17,6 +17,8 @@ type standing struct {
 	shown *dyetracev1.PairResult // what everybody was told
 	steps []step
 	track int // of the patrol, -1 where there is none
+	// trip is the longest that its probes took of late, 0 where that is not known; see took.
+	trip time.Duration
 	// since is when the first probe was lost, or arrived, that does not fit base; sound is since when
 	// it has been healthy.
 	since   time.Time
@@ -25,11 +27,19 @@ type standing struct {
 	met     *prior // what made it suspect, if a probe was lost
 	exam    uint64 // under way, 0 is none
 	flying  bool
+	hurried bool      // a change names it, and it was not probed since
 	again   time.Time // to be examined then
 	unseen  int       // examinations in a row that could not tell
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
 }
+
+// fadesBy is how many probes it takes until a slow one is half forgotten, or so: a minute, where a pair's turn comes every
+// second.
+const fadesBy = 64
+
+// took takes in the round trip of one of its probes.
+func (p *standing) took(trip time.Duration) { p.trip = max(trip, p.trip-p.trip/fadesBy) }
 
 // suspect has a pair be examined as soon as may be.
 func (c *continuous) suspect(i int, since time.Time) {

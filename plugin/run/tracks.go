@@ -22,6 +22,8 @@ type options struct {
 	measure bool
 	// prior is what a patrol met just before, by seq: pairs of which it lost a probe.
 	prior map[uint32]*prior
+	// trips are how long probes of pairs took of late, by seq, where that is known.
+	trips map[uint32]time.Duration
 	// patrol says that probes are sent for ever, and for nobody's verdict.
 	patrol bool
 	// mtu has large packets tried between hosts as well.
