@@ -13,6 +13,19 @@ func (x *execution) silentPairs() int {
 	return max(1, int(patrolShare*x.pace.burst)/(fewAttempts+1))
 }
 
+// testShare of an instance's burst is left by an examination that tests what share of a pair's probes is lost, which takes dozens of
+// them: to what is looked at next, by whichever examination, and to a patrol's probes for what was changed. It is less than a
+// patrol leaves, or there would be no test beside one.
+const testShare = 0.25
+
+// leaves is how many of its instances' tokens a probe leaves to others.
+func (x *execution) leaves(number uint32) float64 {
+	if !x.options.examines() || !x.arrived(x.ledger.of(number)) {
+		return 0
+	}
+	return max(0, testShare*x.pace.burst-1)
+}
+
 // admit parts queued probes of an examination in those that may be sent as soon as the pace lets them, and those of
 // pairs that are not to be begun yet.
 func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32) {

@@ -436,8 +436,10 @@ func (c *continuous) goRound(now time.Time) {
 		return
 	}
 	c.took = now
-	var may, soon, rest []uint32
-	rich := c.r.pace.rich(c.shared, max(1, patrolShare*float64(c.r.cfg.PerInstanceBurst)), now)
+	var may, rest []uint32
+	burst := float64(c.r.cfg.PerInstanceBurst)
+	rich := c.r.pace.rich(c.shared, max(1, patrolShare*burst), now)
+	enough := c.r.pace.rich(c.shared, max(1, testShare*burst), now)
 	mine, owing := c.own.rich(c.lanes, 1, now), c.own.rich(c.lanes, 1-owed, now)
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
@@ -451,19 +453,18 @@ func (c *continuous) goRound(now time.Time) {
 			continue
 		}
 		taken[l.src], taken[l.dst] = true, true
-		switch {
-		case rich[n] && mine[n]:
+		if rich[n] && mine[n] || p.hurried && enough[n] && owing[n] {
 			may = append(may, n)
-		case rich[n] && owing[n] && p.hurried:
-			soon = append(soon, n)
-		default:
+		} else {
 			rest = append(rest, n)
 		}
 	}
-	laneOf := func(n uint32) lane { return c.lanes[n] }
-	go_, held := c.own.pickOwing(soon, laneOf, owed, now)
-	more, late := c.own.pick(may, laneOf, now)
-	go_, held = append(go_, more...), append(held, late...)
+	go_, held := c.own.pick(may, func(n uint32) lane { return c.lanes[n] }, func(n uint32) float64 {
+		if c.pairs[n].hurried {
+			return -owed
+		}
+		return 0
+	}, now)
 	for _, n := range go_ {
 		c.own.free(c.lanes[n])
 		p := &c.pairs[n]

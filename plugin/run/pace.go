@@ -199,13 +199,9 @@ func (p *pace) fill(b *bucket, now time.Time) {
 }
 
 // pick takes from queue the probes that may go now, in order, and returns them and the rest.
-// laneOf returns the lane of a probe. rest reuses queue. Whoever picks owes a free.
-func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, now time.Time) (go_, rest []uint32) {
-	return p.pickOwing(queue, laneOf, 0, now)
-}
-
-// pickOwing is pick, and lets instances owe so many tokens.
-func (p *pace) pickOwing(queue []uint32, laneOf func(uint32) lane, owe float64, now time.Time) (go_, rest []uint32) {
+// laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others; less than none is what its instances may
+// owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
+func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint32) float64, now time.Time) (go_, rest []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rest = queue[:0]
@@ -213,7 +209,11 @@ func (p *pace) pickOwing(queue []uint32, laneOf func(uint32) lane, owe float64, 
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		if l.host.flying >= maxFlying || l.src.tokens < 1-owe || l.dst.tokens < 1-owe || l.wire != nil && !l.wire.take(l.by, now) {
+		least := 1.0
+		if leaveOf != nil {
+			least += leaveOf(number)
+		}
+		if l.host.flying >= maxFlying || l.src.tokens < least || l.dst.tokens < least || l.wire != nil && !l.wire.take(l.by, now) {
 			rest = append(rest, number)
 			continue
 		}

@@ -52,7 +52,7 @@ func (x *execution) inject(now time.Time) {
 	}
 	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
 	queue, later := x.admit(x.queue, now)
-	ready, rest := x.pace.pick(queue, x.lane, now)
+	ready, rest := x.pace.pick(queue, x.lane, x.leaves, now)
 	x.queue = append(rest, later...)
 	x.admitted(ready)
 	go_ := ready[:0]

@@ -806,7 +806,7 @@ func TestPace(t *testing.T) {
 	began := now
 	for len(queue) > 0 && now.Sub(began) < 10*time.Second {
 		var ready []uint32
-		ready, queue = p.pick(queue, laneOf, now)
+		ready, queue = p.pick(queue, laneOf, nil, now)
 		sent[now.Sub(began)] += len(ready)
 		for _, n := range ready {
 			p.free(lanes[n])
@@ -843,15 +843,15 @@ func TestPaceUnderWay(t *testing.T) {
 	other := p.join([]plan.Pair{back}, now) // of another run
 	lanes := p.join([]plan.Pair{there, back}, now)
 	laneOf := func(n uint32) lane { return lanes[n] }
-	ready, rest := p.pick([]uint32{0, 1}, laneOf, now)
+	ready, rest := p.pick([]uint32{0, 1}, laneOf, nil, now)
 	if !slices.Equal(ready, []uint32{0}) || !slices.Equal(rest, []uint32{1}) {
 		t.Errorf("opposite pairs: %v may go, %v wait", ready, rest)
 	}
-	if ready, _ := p.pick([]uint32{0}, func(uint32) lane { return other[0] }, now); len(ready) != 0 {
+	if ready, _ := p.pick([]uint32{0}, func(uint32) lane { return other[0] }, nil, now); len(ready) != 0 {
 		t.Error("another run's probe goes in the opposite direction")
 	}
 	p.free(lanes[0])
-	if ready, _ := p.pick(rest, laneOf, now); len(ready) != 1 {
+	if ready, _ := p.pick(rest, laneOf, nil, now); len(ready) != 1 {
 		t.Error("the opposite pair may not go, though the first is over")
 	}
 	p.free(lanes[1])
@@ -864,7 +864,7 @@ func TestPaceUnderWay(t *testing.T) {
 	}
 	lanes = append(lanes, other...)
 	all := p.join(many, now)
-	ready, rest = p.pick(queue, func(n uint32) lane { return all[n] }, now)
+	ready, rest = p.pick(queue, func(n uint32) lane { return all[n] }, nil, now)
 	if len(ready) != maxFlying || len(rest) != 3 {
 		t.Errorf("%d probes of one host at once, want %d", len(ready), maxFlying)
 	}

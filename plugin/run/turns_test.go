@@ -25,7 +25,7 @@ func TestPaceTurns(t *testing.T) {
 	}
 	// goes has one look whether it may go, and says so.
 	goes := func(i int) bool {
-		ready, _ := p.pick([]uint32{0}, func(uint32) lane { return all[i][0] }, now)
+		ready, _ := p.pick([]uint32{0}, func(uint32) lane { return all[i][0] }, nil, now)
 		return len(ready) > 0
 	}
 	if !goes(0) || goes(1) || goes(2) {
