@@ -228,13 +228,13 @@ func (x *execution) follow(f *foresight) {
 	}
 }
 
-// testify asks, where flows or tunnels say why a probe is lost as a patrol's was, what they do with the echo beside it: if
-// they say the same, one probe less by tcp is needed, which each take their time, and nobody waits for the echo.
+// testify asks, where flows, ports or tunnels say why a probe is lost, what they do with the echo beside it: if they say the
+// same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
 	says := f.explanation.Outcome == verdict.Dropped || x.explainedAway(f.track)
-	if x.prior(pair) == nil || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
+	if !x.options.examines() || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}
 	need := f.need

@@ -123,13 +123,11 @@ func (x *execution) waitUntil(number uint32) time.Time {
 
 // explainedAway says that it is known why probes of a track are lost: it is no matter of time.
 func (x *execution) explainedAway(track int) bool {
-	f := x.foreseen[track]
-	if f == nil || f.explanation == nil {
-		return false
-	}
 	e := x.guess(track, time.Now())
-	// However long others were silent, this one may be late.
-	e.Explanation, e.Patience = f.explanation, time.Hour
+	if f := x.foreseen[track]; f != nil {
+		e.Explanation = f.explanation // where there is none, ports may say so
+	}
+	e.Patience = time.Hour // however long others were silent, this one may be late
 	r := verdict.Judge(e)
 	return r.Wait == 0 && r.Verdict != verdict.Unknown && r.Verdict != verdict.Healthy
 }
