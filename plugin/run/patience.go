@@ -128,8 +128,20 @@ func (x *execution) explainedAway(track int) bool {
 		e.Explanation = f.explanation // where there is none, ports may say so
 	}
 	e.Patience = time.Hour // however long others were silent, this one may be late
-	r := verdict.Judge(e)
+	r := x.judgeSoFar(e)
 	return r.Wait == 0 && r.Verdict != verdict.Unknown && r.Verdict != verdict.Healthy
+}
+
+// judgeSoFar judges with the exchange that is needed, if that is over.
+func (x *execution) judgeSoFar(e verdict.Evidence) verdict.Result {
+	r := verdict.Judge(e)
+	if n := r.NeedUnderlay; n != nil {
+		if made := x.exchanges[exchangeKey{n.From, n.To, n.Dst, n.Large, false}]; made != nil && made.step == done {
+			e.Underlay = made.result
+			r = verdict.Judge(e)
+		}
+	}
+	return r
 }
 
 // tryBeside begins what can be done about a probe that may be late without disturbing it.
@@ -372,7 +384,7 @@ func (x *execution) silent(pair int, known func(track int) verdict.Evidence) (wa
 		if f := x.foreseen[track]; f != nil && f.explanation != nil && f.explanation.Error == "" {
 			e.Explanation = f.explanation
 		}
-		wait = max(wait, verdict.Judge(e).Wait)
+		wait = max(wait, x.judgeSoFar(e).Wait)
 	}
 	return wait
 }
