@@ -1,9 +1,14 @@
 package run
 
 import (
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // How much a flow's match concerns a pair that goes from hv1 to hv2 and back: by how many of its fields it names that
@@ -54,4 +59,52 @@ func TestConcerns(t *testing.T) {
 	if m := readMatch("tun_id=0x3eb"); m.concerns(p, "hv2", "br-int", ports) != 1 {
 		t.Error("a tunnel's key may be that of a network whose key is not known, and concerns it not")
 	}
+}
+
+// tell has the agent of a host tell of flows that others changed.
+func (w *town) tell(host string, matches ...string) {
+	w.mu.Lock()
+	runs := slices.Clone(w.runs)
+	w.mu.Unlock()
+	for _, v := range runs {
+		if h := slices.Index(v.spec.Hosts, host); h >= 0 {
+			v.put(h, &dyetracev1.Changes{Bridge: "br-tun", Matches: matches})
+		}
+	}
+}
+
+// TestContinuousChangeNames breaks pairs one after the other, each by a flow that names only whom it is for, so that it may be
+// about six pairs. Whichever of these it is, a probe of it is lost at once, however many were sent of late: its instances owe for that.
+func TestContinuousChangeNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 12))
+		broken, at := "", map[string]time.Time{}
+		w.lose = func(pair string, _ stain.Scheme, _ int) bool { return pair == broken }
+		cfg := testConfig
+		cfg.PerInstanceBurst = 20
+		pairs := []string{"i0 i5", "i4 i5", "i8 i5", "i5 i0", "i5 i4", "i5 i8"}
+		all, _, _ := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 50*time.Second, func() {
+			for _, pair := range pairs {
+				time.Sleep(8 * time.Second)
+				at[pair] = time.Now()
+				w.change(func(*town) { broken = pair })
+				w.tell("hv1", "ip,nw_dst=10.0.1.6")
+			}
+		})
+		met := map[string]time.Duration{}
+		for _, a := range all[132:] {
+			if pair := a.r.GetSrc().GetName() + " " + a.r.GetDst().GetName(); a.r.GetVerdict() == faulty {
+				met[pair] = a.r.GetSince().AsTime().Sub(at[pair])
+			}
+		}
+		for _, pair := range pairs {
+			if took, told := met[pair]; !told || took > 100*time.Millisecond {
+				t.Errorf("%s: told of %t; a probe of it was lost %v after the change (want 100ms at most)", pair, told, took)
+			}
+		}
+		if len(met) != len(pairs) {
+			t.Errorf("told of %v; want %v", met, pairs)
+		}
+	})
 }

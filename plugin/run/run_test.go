@@ -832,6 +832,36 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestPaceLeaves has probes leave tokens to others, and others owe some.
+func TestPaceLeaves(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	for _, tt := range []struct {
+		leave float64
+		want  int // of a burst of 6
+		later int // a second after, at 3 a second
+	}{{0, 6, 3}, {2, 4, 3}, {6, 0, 0}, {-4, 10, 3}} {
+		p := newPace(3, 6)
+		var pairs []plan.Pair
+		var queue []uint32
+		for i := range 20 {
+			pairs = append(pairs, plan.Pair{Src: inventory.Instance{Name: "a", Host: "hv1"}, Dst: inventory.Instance{Name: fmt.Sprint(i), Host: "hv2"}})
+			queue = append(queue, uint32(i))
+		}
+		lanes := p.join(pairs, now)
+		pick := func(now time.Time) (ready []uint32) {
+			ready, queue = p.pick(queue, func(n uint32) lane { return lanes[n] }, func(uint32) float64 { return tt.leave }, now)
+			return ready
+		}
+		if ready := pick(now); len(ready) != tt.want {
+			t.Errorf("%d probes go that leave %g tokens, want %d", len(ready), tt.leave, tt.want)
+		}
+		if ready := pick(now.Add(time.Second)); len(ready) != tt.later {
+			t.Errorf("%d probes go a second after, that leave %g tokens, want %d", len(ready), tt.leave, tt.later)
+		}
+	}
+}
+
 // TestPaceUnderWay bounds what is under way at one time: one probe between two instances, in either
 // direction, and so many from one host.
 func TestPaceUnderWay(t *testing.T) {
