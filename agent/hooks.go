@@ -20,9 +20,9 @@ import (
 
 // auditEvery is how long a hook that somebody removed may stay unnoticed where the
 // bridge cannot be watched and nobody uses it: every run audits before and after, and
-// repairs what it finds. An audit starts one ovs-ofctl a bridge, 5 ms of CPU here and a
-// turn of ovs-vswitchd's main thread, which on the userspace datapath also forwards: once
-// a second cost a saturated two-core lab some percent of its throughput.
+// repairs what it finds. An audit takes turns of ovs-vswitchd's main thread, which on the userspace
+// datapath also forwards: when each still started an ovs-ofctl besides, one a second cost a saturated
+// two-core lab some percent of its throughput.
 const auditEvery = 5 * time.Second
 
 // auditTimeout bounds what is asked of one bridge, which takes a second where there are 50,000 flows:

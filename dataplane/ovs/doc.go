@@ -11,13 +11,14 @@
 //	ovsdb-server  ◀── libovsdb: bridges, ports and their numbers; dye ports
 //	ovs-vswitchd  ◀── ovs-ofctl:  flows in bundles, port flags (BRIDGE.mgmt in RunDir)
 //	              ──▶ ovs-ofctl:  changes of flows, a monitor a bridge that runs on
-//	              ◀── OpenFlow:   what has a sweep begin, which is asked often (BRIDGE.mgmt)
+//	              ◀── OpenFlow:   what is asked often: our flows, and what has a sweep begin (BRIDGE.mgmt)
 //	              ◀── ovs-appctl: ofproto/trace                (ovs-vswitchd.PID.ctl)
 //
 // Port flags go through go-openvswitch. Flows do not: its flows have no hard
 // timeout, its bundles neither delete_strict nor modify_strict, and its reader of
 // dumps refuses actions that it does not know, of which any foreign pipeline has
-// some. So flows are text from package flows, handed to ovs-ofctl as it is.
+// some. So flows are text from package flows, handed to ovs-ofctl as it is; and what we read of
+// ours by OpenFlow is known by its bytes once ovs-ofctl has said what they mean.
 //
 // # Freshness
 //

@@ -19,6 +19,21 @@ func (s *Switch) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, er
 // DumpOurs returns the flows of a bridge that have our cookie. The switch does the
 // choosing, so it is cheap on a bridge with many flows.
 func (s *Switch) DumpOurs(ctx context.Context, bridge string) ([]flows.Flow, error) {
+	list, err := s.askOurs(ctx, bridge)
+	if err == nil {
+		return list, nil
+	}
+	if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("ovs: bridge %s: flows: %w", bridge, err)
+	}
+	if !errors.Is(err, errOtherOpenFlow) {
+		s.opts.Log.Debug("flows are had by ovs-ofctl", "bridge", bridge, "err", err)
+	}
+	return s.dumpOurs(ctx, bridge)
+}
+
+// dumpOurs has ovs-ofctl do it.
+func (s *Switch) dumpOurs(ctx context.Context, bridge string) ([]flows.Flow, error) {
 	return s.dump(ctx, bridge, fmt.Sprintf("cookie=%#x/%#x", flows.Cookie, flows.CookieMask))
 }
 

@@ -62,6 +62,7 @@ type Switch struct {
 	changed chan struct{}
 	syncs   chan chan error // calls of Sync, for Run to answer
 	sweeps  sweeps
+	kept    bridgesKept
 
 	dye struct {
 		sync.Mutex
@@ -83,6 +84,7 @@ func Open(ctx context.Context, o Options) (*Switch, error) {
 	}
 	s := &Switch{opts: o, changed: make(chan struct{}, 1), syncs: make(chan chan error), sweeps: newSweeps()}
 	s.dye.kept = make(map[string]dyeState)
+	s.kept.bridges = make(map[string]*bridgeKept)
 	if s.first, err = dial(ctx, o.DB); err != nil {
 		return nil, fmt.Errorf("ovs: %w", err)
 	}
@@ -140,6 +142,7 @@ const (
 // called once. While the database is away it tries again, at first after 0.1 s, at
 // last every 5 s.
 func (s *Switch) Run(ctx context.Context) error {
+	defer s.kept.close()
 	db := s.first
 	for {
 		if db != nil {
@@ -230,6 +233,7 @@ func (s *Switch) refresh(ctx context.Context, db *database) error {
 		next.Database = old.Database
 	}
 	s.store(next)
+	s.kept.only(func(bridge string) bool { _, there := next.Bridge(bridge); return there })
 	return nil
 }
 

@@ -39,10 +39,12 @@ func mac(text string) stain.MAC {
 }
 
 // stainedPacket returns a probe from 10.0.0.1 to 10.0.0.2 in hexadecimal.
-func stainedPacket(t testing.TB) string {
+func stainedPacket(t testing.TB) string { t.Helper(); return stainedBy(t, stain.TCP) }
+
+func stainedBy(t testing.TB, scheme stain.Scheme) string {
 	t.Helper()
 	frame, err := stain.Default().AppendPacket(nil, stain.Probe{
-		Scheme: stain.TCP,
+		Scheme: scheme,
 		SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 64,
 	})
