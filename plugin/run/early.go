@@ -228,24 +228,22 @@ func (x *execution) follow(f *foresight) {
 	}
 }
 
+// testifiers is of how many pairs at most a run asks twice about one that is lost. Of more, what others need comes first: traces are
+// made by ovs-vswitchd's main thread, one at a time.
+const testifiers = 32
+
 // testify asks, where flows, ports or tunnels say why a probe is lost, what they do with the echo beside it: if they say the
 // same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
 	says := f.explanation.Outcome == verdict.Dropped || x.explainedAway(f.track)
-	if !x.options.examines() || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
+	if !x.options.examines() && len(x.pairs) > testifiers || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}
 	need := f.need
 	need.Scheme = x.ledger.tracks[beside].scheme
 	x.ask(beside, need)
-}
-
-// doomed says that it is known why a track's probe is lost where the host was that saw it last, as the one was that a patrol
-// lost.
-func (x *execution) doomed(track int) bool {
-	return x.prior(x.layout.pair(track)) != nil && x.explainedAway(track)
 }
 
 // forgetLate gives up on what was asked in advance and is not answered; what waits for it is told so by

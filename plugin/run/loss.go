@@ -16,7 +16,7 @@ const (
 	// in six millions. Three, sequential.AllLost(0.01, 1e-6), would be a false alarm in every million.
 	hardAttempts = 4
 	// fewAttempts are enough where something else than chance is known to be behind it: a probe could
-	// not be sent, or one was lost before, on patrol.
+	// not be sent, flows, ports or tunnels say why they are lost, or one was lost before, on patrol.
 	fewAttempts = 3
 	// afterScheme is how many probes a scheme takes that is tried after another: it explains that
 	// one's verdict, or takes its place, and needs no proof of a loss.
@@ -73,13 +73,13 @@ func (x *execution) tries(track int) int {
 	pair := x.layout.pair(track)
 	first, _ := x.layout.group(pair, 0)
 	switch {
-	case x.progress[pair].beside && x.layout.scheme(track) > 0 && x.doomed(first):
+	case x.progress[pair].beside && x.layout.scheme(track) > 0 && x.explainedAway(first):
 		return 1 // flows say the rest
 	case x.progress[pair].beside && x.layout.scheme(track) > 0:
 		return x.proof(pair) - 1 // witnesses of what tcp lost
 	case x.layout.scheme(track) > 0:
 		return afterScheme
-	case x.prior(pair) != nil:
+	case x.prior(pair) != nil, x.explainedAway(track):
 		return fewAttempts
 	}
 	tries := hardAttempts
