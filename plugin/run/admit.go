@@ -14,8 +14,7 @@ func (x *execution) silentPairs() int {
 }
 
 // testShare of an instance's burst is left by an examination that tests what share of a pair's probes is lost, which takes dozens of
-// them: to what is looked at next, by whichever examination, and to a patrol's probes for what was changed. It is less than a
-// patrol leaves, or there would be no test beside one.
+// them: to what is looked at next, by whichever examination, and to a patrol, which has every other token there.
 const testShare = 0.25
 
 // leaves is how many of its instances' tokens a probe leaves to others.
@@ -38,7 +37,7 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 		if l := &x.lanes[pair]; !x.progress[pair].begun && !begin[pair] && !x.abreast(pair) {
 			silent := max(x.silentAt[l.src]+more[l.src], x.silentAt[l.dst]+more[l.dst])
 			// Of those that the pace has for it one at a time.
-			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, now)[0]) {
+			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)[0]) {
 				later = append(later, number)
 				continue
 			}

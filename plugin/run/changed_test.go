@@ -1,7 +1,9 @@
 package run
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,12 +101,47 @@ func TestContinuousChangeNames(t *testing.T) {
 			}
 		}
 		for _, pair := range pairs {
-			if took, told := met[pair]; !told || took > 100*time.Millisecond {
-				t.Errorf("%s: told of %t; a probe of it was lost %v after the change (want 100ms at most)", pair, told, took)
+			if took, told := met[pair]; !told || took > 150*time.Millisecond {
+				t.Errorf("%s: told of %t; a probe of it was lost %v after the change (want 150ms at most)", pair, told, took)
 			}
 		}
 		if len(met) != len(pairs) {
 			t.Errorf("told of %v; want %v", met, pairs)
+		}
+	})
+}
+
+// TestContinuousGoesOnBesideTests breaks and heals an instance in the middle of an examination, which then tests how much its
+// pairs lose, and spends all that it may be probed, for some time. The round goes on among the others as ever.
+func TestContinuousGoesOnBesideTests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		silent := false
+		w.lose = func(pair string, _ stain.Scheme, _ int) bool { return silent && strings.Contains(pair, "i1") }
+		cfg := testConfig
+		cfg.PerInstanceBurst = 20
+		var before, after map[string]int
+		watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(20 * time.Second)
+			w.change(func(*town) { silent, w.snap = true, portsMoved(t, 8, "hv2") })
+			time.Sleep(450 * time.Millisecond)
+			w.change(func(*town) { silent, before = false, maps.Clone(w.count) })
+			time.Sleep(4 * time.Second)
+			w.change(func(*town) { after = maps.Clone(w.count) })
+		})
+		const rounds = 2 // in 4 s: 14 pairs of an instance are 1.4 s at 10 probes a second
+		tests := 0
+		for pair := range after {
+			n := after[pair] - before[pair]
+			if strings.Contains(pair, "i1") {
+				tests = max(tests, n)
+			} else if n < rounds {
+				t.Errorf("%s was probed %d times in 4 s; want %d at the least", pair, n, rounds)
+			}
+		}
+		if tests < 10 {
+			t.Errorf("%d probes of a pair in 4 s at the most: no test was made", tests)
 		}
 	})
 }

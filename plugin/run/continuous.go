@@ -404,6 +404,9 @@ func (c *continuous) hand(now time.Time) {
 		c.patrol.end(now)
 	}
 	c.patrol, c.next = c.next, nil
+	if c.getting == 0 { // no examination is over that would tell
+		c.getting = c.patrol.x.took[preparing]
+	}
 	c.paths, c.ports = c.patrol.paths, portsOf(c.patrol.paths)
 	for i := range c.pairs {
 		c.pairs[i].track, c.pairs[i].flying, c.pairs[i].steps = -1, false, nil
@@ -429,7 +432,8 @@ func (c *continuous) keep(fresh []*plan.Path) {
 
 // goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
 // keeps others from taking them: else those instances that once went together get theirs at the same
-// times, and go together for ever. None goes where the opposite pair is examined, or is about to be: that
+// times, and go together for ever. Where examinations or other runs have spent them it does not: that may go on for a while, and
+// the other instance is probed with others meanwhile. None goes where the opposite pair is examined, or is about to be: that
 // would take from the examination what both have in common, the wire and the pace.
 func (c *continuous) goRound(now time.Time) {
 	if !c.patrol.ready() || now.Sub(c.took) < goEvery+time.Duration(len(c.round))*time.Microsecond || len(c.patrol.x.queue) >= maxFlying {
@@ -438,9 +442,9 @@ func (c *continuous) goRound(now time.Time) {
 	c.took = now
 	var may, rest []uint32
 	burst := float64(c.r.cfg.PerInstanceBurst)
-	rich := c.r.pace.rich(c.shared, max(1, patrolShare*burst), now)
-	enough := c.r.pace.rich(c.shared, max(1, testShare*burst), now)
-	mine, owing := c.own.rich(c.lanes, 1, now), c.own.rich(c.lanes, 1-owed, now)
+	enough := c.r.pace.rich(c.shared, max(1, testShare*burst), max(1, testShare*burst), now)
+	rich := c.r.pace.rich(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
+	mine, owing := c.own.rich(c.lanes, 1, 1, now), c.own.rich(c.lanes, 1-owed, 1-owed, now)
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
 		p, l := &c.pairs[n], &c.lanes[n]
@@ -448,12 +452,13 @@ func (c *continuous) goRound(now time.Time) {
 			rest = append(rest, n)
 			continue
 		}
-		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || taken[l.src] || taken[l.dst] {
+		shared := rich[n] || p.hurried && enough[n]
+		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || !shared || taken[l.src] || taken[l.dst] {
 			rest = append(rest, n)
 			continue
 		}
 		taken[l.src], taken[l.dst] = true, true
-		if rich[n] && mine[n] || p.hurried && enough[n] && owing[n] {
+		if mine[n] || p.hurried && owing[n] {
 			may = append(may, n)
 		} else {
 			rest = append(rest, n)

@@ -87,6 +87,8 @@ type bucket struct {
 	tokens float64
 	at     time.Time // when tokens was right
 	users  int       // pairs of runs under way
+	// tested says that the last token went to one who leaves some to others, so that now it is another's turn.
+	tested bool
 }
 
 func newPace(rate, burst float64) *pace {
@@ -199,8 +201,8 @@ func (p *pace) fill(b *bucket, now time.Time) {
 }
 
 // pick takes from queue the probes that may go now, in order, and returns them and the rest.
-// laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others; less than none is what its instances may
-// owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
+// laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others, whose turn it is after that if they want it;
+// less than none is what its instances may owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
 func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint32) float64, now time.Time) (go_, rest []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,31 +211,42 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint3
 		l := laneOf(number)
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		least := 1.0
+		leave := 0.0
 		if leaveOf != nil {
-			least += leaveOf(number)
+			leave = leaveOf(number)
 		}
-		if l.host.flying >= maxFlying || l.src.tokens < least || l.dst.tokens < least || l.wire != nil && !l.wire.take(l.by, now) {
+		if l.host.flying >= maxFlying || !l.src.grants(leave, p.burst) || !l.dst.grants(leave, p.burst) || l.wire != nil && !l.wire.take(l.by, now) {
 			rest = append(rest, number)
 			continue
 		}
-		l.src.tokens--
-		l.dst.tokens--
+		l.src.take(leave > 0)
+		l.dst.take(leave > 0)
 		l.host.flying++
 		go_ = append(go_, number)
 	}
 	return go_, rest
 }
 
-// rich says of each lane whether both its instances have so many tokens, at the least.
-func (p *pace) rich(lanes []lane, tokens float64, now time.Time) []bool {
+// grants says that one may have a token who leaves so many; of those who leave some one after the other only as long as there is half
+// of the burst.
+func (b *bucket) grants(leave, burst float64) bool {
+	return b.tokens >= 1+leave && (leave <= 0 || !b.tested || b.tokens >= patrolShare*burst)
+}
+
+func (b *bucket) take(tests bool) { b.tokens, b.tested = b.tokens-1, tests }
+
+// rich says of each lane whether both its instances have so many tokens, at the least; or so few, if it is their turn after one who left
+// some.
+func (p *pace) rich(lanes []lane, tokens, few float64, now time.Time) []bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	has := func(b *bucket) bool {
+		p.fill(b, now)
+		return b.tokens >= tokens || b.tested && b.tokens >= few
+	}
 	all := make([]bool, len(lanes))
 	for i, l := range lanes {
-		p.fill(l.src, now)
-		p.fill(l.dst, now)
-		all[i] = l.src.tokens >= tokens && l.dst.tokens >= tokens
+		all[i] = has(l.src) && has(l.dst)
 	}
 	return all
 }
