@@ -145,3 +145,37 @@ func TestContinuousGoesOnBesideTests(t *testing.T) {
 		}
 	})
 }
+
+// TestContinuousOutdated has a port go and come back, another one each time, while its pairs are examined for that it has gone. They are
+// healthy at once, and not tested for what was lost in between: the examination of what is no longer there is given up.
+func TestContinuousOutdated(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		w.auto, w.passes = true, true // silence, which takes a while
+		silent := false
+		w.lose = func(pair string, _ stain.Scheme, _ int) bool { return silent && strings.Contains(pair, "i1") }
+		var before, after map[string]int
+		healed, begun := time.Time{}, 0
+		all, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(20 * time.Second)
+			w.change(func(*town) { silent, w.snap = true, portsMoved(t, 8, "hv2") })
+			time.Sleep(300 * time.Millisecond)
+			w.change(func(*town) { silent, w.snap, before, begun, healed = false, site(t, 8), maps.Clone(w.count), w.begun, time.Now() })
+			time.Sleep(5 * time.Second)
+			w.change(func(*town) { after, begun = maps.Clone(w.count), w.begun-begun })
+		})
+		for _, a := range all[56:] {
+			t.Errorf("%v after it was there again: %s → %s: %v: %s", a.at-20300*time.Millisecond, a.r.GetSrc().GetName(), a.r.GetDst().GetName(), a.r.GetVerdict(), a.r.GetCause())
+		}
+		for pair := range after {
+			// One of the examination, one of the patrol each 1.4 s, and what was under way or waited.
+			if n := after[pair] - before[pair]; n > 7 {
+				t.Errorf("%s: %d probes in 5 s from %v on: it was tested", pair, n, healed)
+			}
+		}
+		if begun < 2 || len(c.exams) > 0 {
+			t.Errorf("%d runs were begun when the port was there again; want a patrol and an examination; and %d examinations go on", begun, len(c.exams))
+		}
+	})
+}

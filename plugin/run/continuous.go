@@ -55,6 +55,9 @@ const (
 	// host that was busy then may no longer be.
 	fewTrips, someTrips, maxTrips = 20, 200, 4000
 	tripsAge                      = time.Minute
+	// outdateEvery bounds how often a pair's examination is given up since its way has changed: where that changes all the time, some verdict
+	// is better than none.
+	outdateEvery = time.Second
 	// figuresEvery is how often figures are told.
 	figuresEvery = 500 * time.Millisecond
 	// goEvery is how often the round is gone on with, and a microsecond more for each pair: looking
@@ -98,11 +101,11 @@ type continuous struct {
 	wait      time.Duration      // see minSettle
 	exact     time.Duration      // see examSettle
 
-	exams   map[uint64]time.Time // under way, and when they began
-	begun   uint64               // exams, so far
-	beganAt time.Time            // the last of them
-	signed  bool                 // a sign of silence made pairs suspect since then
-	getting time.Duration        // how long agents took to be ready for the last that is over
+	exams   map[uint64]*underExam
+	begun   uint64        // exams, so far
+	beganAt time.Time     // the last of them
+	signed  bool          // a sign of silence made pairs suspect since then
+	getting time.Duration // how long agents took to be ready for the last that is over
 	wg      sync.WaitGroup
 	results chan examined
 	probes  uint64
@@ -150,7 +153,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	c := &continuous{
 		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle, exact: r.cfg.Settle,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
-		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]time.Time{}, ways: newWays(),
+		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]*underExam{}, ways: newWays(),
 	}
 	c.job.lost, c.job.options.between = batch{}, c.ways
 	if r.stream != nil {
@@ -377,8 +380,7 @@ func (c *continuous) follow(now time.Time) {
 	}
 	for i := range fresh {
 		if c.patrol != nil && !samePath(fresh[i], c.paths[i]) {
-			c.pairs[i].trip = 0
-			c.suspect(i, now) // what it was judged by is not what is there
+			c.outdate(i, now)
 		}
 	}
 	o := c.job.options
@@ -499,7 +501,7 @@ func (c *continuous) told(m meeting) {
 		default:
 			c.count(m, false, now)
 		}
-	case healthy && (m.outcome == missed || m.outcome == unable) && p.exam != 0 && c.exams[p.exam].After(m.sent):
+	case healthy && (m.outcome == missed || m.outcome == unable) && p.exam != 0 && c.exams[p.exam].began.After(m.sent):
 		// It was under way when the pair began to be examined, for what else is known.
 	case healthy && (m.outcome == missed || m.outcome == unable):
 		if p.met == nil && !p.suspect {

@@ -45,7 +45,8 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	}
 	c.begun++
 	number := c.begun
-	c.exams[number], c.beganAt, c.signed = now, now, false
+	ctx, stop := context.WithCancel(ctx)
+	c.exams[number], c.beganAt, c.signed = &underExam{began: now, stop: stop, open: len(due)}, now, false
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
 	cfg.Settle = c.exact
@@ -61,12 +62,38 @@ func (c *continuous) mayExamine(now time.Time) bool {
 		return false
 	}
 	short := 0
-	for _, began := range c.exams {
-		if now.Sub(began) < longExam {
+	for _, e := range c.exams {
+		if now.Sub(e.began) < longExam {
 			short++
 		}
 	}
 	return short < maxExams && len(c.exams) < mostExams
+}
+
+// underExam is an examination that is under way.
+type underExam struct {
+	began time.Time
+	stop  context.CancelFunc
+	open  int // pairs of which it has said nothing yet, and is still to
+}
+
+// outdate has a pair be examined since what it was judged by is not what is there. An examination of it that is under way judges by that,
+// too, and may test for long what was lost before; so another takes its place, once a second at the most, and that one ends if all
+// its pairs are such.
+func (c *continuous) outdate(i int, now time.Time) {
+	p := &c.pairs[i]
+	p.trip = 0
+	c.suspect(i, now)
+	if p.exam == 0 || now.Sub(p.outdated) < outdateEvery {
+		return
+	}
+	p.outdated = now
+	if e := c.exams[p.exam]; e.open == 1 {
+		e.stop()
+	} else {
+		e.open--
+	}
+	p.exam = 0
 }
 
 // examination is an execution that examines pairs as they were known when it began.
@@ -141,7 +168,7 @@ func (c *continuous) exam(ctx context.Context, cfg *Config, number uint64, due [
 			}
 		case snap := <-fresh:
 			refreshed = max(time.Since(began), 1)
-			if snap != known && !e.fits(c.r, j, snap) {
+			if snap != known && ctx.Err() == nil && !e.fits(c.r, j, snap) {
 				e.end()
 				e, held = c.begin(ctx, cfg, j, snap), nil
 				in = e.in
@@ -170,6 +197,7 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 	if !e.done {
 		return
 	}
+	c.exams[e.exam].stop()
 	delete(c.exams, e.exam)
 	c.getting = e.getting
 	for _, i := range e.pairs {
@@ -177,7 +205,7 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 		if p.exam == e.exam {
 			p.exam = 0
 		}
-		if p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+		if p.exam == 0 && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
 			p.again = now.Add(p.recheckIn(e.took))
 		}
 	}
@@ -194,9 +222,12 @@ func (p *standing) recheckIn(took time.Duration) time.Duration {
 // found is the verdict of an examination on a pair.
 func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now time.Time) {
 	p := &c.pairs[i]
-	if p.exam == exam {
-		p.exam = 0
+	if p.exam != exam {
+		return // it is outdated
 	}
+	p.exam = 0
+	under := c.exams[exam]
+	under.open--
 	healthy := r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	if healthy && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
 		p.sound = now // what was lost before is no news, and no sign of a little loss
@@ -214,7 +245,7 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 		p.again = time.Time{}
 	}
 	c.tell(i, now)
-	if began, known := c.exams[exam]; known && !healthy && c.eased(i, began) {
+	if !healthy && c.eased(i, under.began) {
 		c.suspect(i, now) // it was over while it was looked at
 	}
 	if p.track >= 0 && r.GetScheme() != 0 && c.patrol != nil {

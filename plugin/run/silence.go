@@ -144,7 +144,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 			s.heed(now)
 			c.signed = true
 			c.suspectBetween(s, s.since, func(p *standing) bool {
-				examined := p.exam != 0 && c.exams[p.exam].After(s.since) // for what a patrol met
+				examined := p.exam != 0 && c.exams[p.exam].began.After(s.since) // for what a patrol met
 				return !examined && p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 			})
 		}

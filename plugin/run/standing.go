@@ -29,7 +29,9 @@ type standing struct {
 	flying  bool
 	hurried bool      // a change names it, and it was not probed since
 	again   time.Time // to be examined then
-	unseen  int       // examinations in a row that could not tell
+	// outdated is when an examination of it was given up last, for another.
+	outdated time.Time
+	unseen   int // examinations in a row that could not tell
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
 }

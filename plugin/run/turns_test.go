@@ -99,12 +99,12 @@ func TestMayExamine(t *testing.T) {
 		short, long int
 		may         bool
 	}{{0, 0, true}, {maxExams - 1, 0, true}, {maxExams, 0, false}, {0, maxExams, true}, {maxExams, maxExams, false}, {0, mostExams, false}, {1, mostExams - 2, true}} {
-		c := &continuous{exams: map[uint64]time.Time{}}
+		c := &continuous{exams: map[uint64]*underExam{}}
 		for range tt.short {
-			c.exams[uint64(len(c.exams))] = now.Add(time.Millisecond - longExam)
+			c.exams[uint64(len(c.exams))] = &underExam{began: now.Add(time.Millisecond - longExam)}
 		}
 		for range tt.long {
-			c.exams[uint64(len(c.exams))] = now.Add(-longExam)
+			c.exams[uint64(len(c.exams))] = &underExam{began: now.Add(-longExam)}
 		}
 		if may := c.mayExamine(now); may != tt.may {
 			t.Errorf("beside %d that began now and %d that go on: %t, want %t", tt.short, tt.long, may, tt.may)
