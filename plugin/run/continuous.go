@@ -54,7 +54,7 @@ const (
 	// no more, and what was slow as the run began would count for long. After maxTrips, or tripsAge, it begins anew: a
 	// host that was busy then may no longer be.
 	fewTrips, someTrips, maxTrips = 20, 200, 4000
-	tripsAge                      = time.Minute
+	tripsAge                      = 10 * time.Second
 	// outdateEvery bounds how often a pair's examination is given up since its way has changed: where that changes all the time, some verdict
 	// is better than none.
 	outdateEvery = time.Second
