@@ -161,7 +161,9 @@ func TestContinuousOutdated(t *testing.T) {
 			time.Sleep(20 * time.Second)
 			w.change(func(*town) { silent, w.snap = true, portsMoved(t, 8, "hv2") })
 			time.Sleep(300 * time.Millisecond)
-			w.change(func(*town) { silent, w.snap, before, begun, healed = false, site(t, 8), maps.Clone(w.count), w.begun, time.Now() })
+			w.change(func(*town) {
+				silent, w.snap, before, begun, healed = false, site(t, 8), maps.Clone(w.count), w.begun, time.Now()
+			})
 			time.Sleep(5 * time.Second)
 			w.change(func(*town) { after, begun = maps.Clone(w.count), w.begun-begun })
 		})

@@ -232,12 +232,12 @@ func (x *execution) follow(f *foresight) {
 // made by ovs-vswitchd's main thread, one at a time.
 const testifiers = 32
 
-// testify asks, where flows, ports or tunnels say why a probe is lost, what they do with the echo beside it: if they say the
-// same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
+// testify asks, where flows, ports or tunnels say why a probe is lost, or other packets that it is not late, what becomes of the echo beside
+// it: if it is the same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
-	says := f.explanation.Outcome == verdict.Dropped || x.explainedAway(f.track)
+	says := f.explanation.Outcome == verdict.Dropped || x.lateness(f.track) < x.patienceBefore(pair)
 	if !x.options.examines() && len(x.pairs) > testifiers || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}

@@ -115,21 +115,36 @@ func (x *execution) waitUntil(number uint32) time.Time {
 	case x.patience == 0, x.patrol != nil, p.state != left:
 	case x.progress[pair].trip > 0:
 		return x.begun.Add(p.sent + x.patienceFor(pair))
-	case x.tcp(number) && !x.explainedAway(x.ledger.of(number)):
-		return x.begun.Add(p.heard + x.patienceBefore(pair))
+	case x.tcp(number):
+		if late := x.lateness(x.ledger.of(number)); late > 0 {
+			return x.begun.Add(p.heard + late)
+		}
 	}
 	return x.begun.Add(p.sent + x.settle)
 }
 
 // explainedAway says that it is known why probes of a track are lost: it is no matter of time.
-func (x *execution) explainedAway(track int) bool {
-	e := x.guess(track, time.Now())
+func (x *execution) explainedAway(track int) bool { return x.lateness(track) == 0 }
+
+// lateness is how long a probe of a track may be late after it was seen last, by what is known so far; 0 is that something else than time
+// is why it does not arrive.
+func (x *execution) lateness(track int) time.Duration {
+	most := x.patienceBefore(x.layout.pair(track))
+	if most == 0 {
+		most = time.Hour // nobody waits, and what is not seen may be late as well
+	}
+	e := x.guess(track, x.begun) // however long others were silent, this one may be late
 	if f := x.foreseen[track]; f != nil {
 		e.Explanation = f.explanation // where there is none, ports may say so
 	}
-	e.Patience = time.Hour // however long others were silent, this one may be late
-	r := x.judgeSoFar(e)
-	return r.Wait == 0 && r.Verdict != verdict.Unknown && r.Verdict != verdict.Healthy
+	e.Patience = most
+	switch r := x.judgeSoFar(e); {
+	case r.Wait > 0:
+		return r.Wait
+	case r.Verdict == verdict.Unknown || r.Verdict == verdict.Healthy:
+		return most
+	}
+	return 0
 }
 
 // judgeSoFar judges with the exchange that is needed, if that is over.

@@ -266,6 +266,7 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 		return
 	}
 	e.step = done
+	x.hurryBetween(e.need.From, e.need.To)
 	questions, held := e.questions, e.held
 	e.questions, e.held = nil, nil
 	for _, q := range questions {
@@ -277,6 +278,22 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	}
 	for _, h := range held {
 		x.emit(h.pair, x.withMTU(h.pair, h.result))
+	}
+}
+
+// hurryBetween looks anew at how long probes are waited for that went from one host to another.
+func (x *execution) hurryBetween(from, to string) {
+	if x.patience == 0 {
+		return
+	}
+	for pair := range x.pairs {
+		if p := x.pathOf(pair); !x.judged[pair] && (p.From.Host == from && p.To.Host == to || p.From.Host == to && p.To.Host == from) {
+			first, _ := x.layout.group(pair, 0)
+			if f := x.foreseen[first]; f != nil && f.explanation != nil && f.explanation.Error == "" {
+				x.testify(f)
+			}
+			x.hurry(pair)
+		}
 	}
 }
 

@@ -39,6 +39,17 @@ type Underlay struct {
 	Before *Underlay
 }
 
+// slowest is the longest round trip of its small packets.
+func (u *Underlay) slowest() (rtt time.Duration) {
+	if len(u.Sizes) == 0 {
+		return 0
+	}
+	for _, p := range u.Sizes[0].Ports {
+		rtt = max(rtt, p.RTT)
+	}
+	return rtt
+}
+
 // UnderlaySize is what became of packets of one size, by source port.
 type UnderlaySize struct {
 	Bytes int

@@ -268,27 +268,42 @@ func Silence(k CauseKind) bool {
 // late makes a loss unknown that may be a packet which takes long: on a slow way, and to a slow guest, all
 // are as absent as if they were lost, for as long as they take.
 func (j *judgement) late(r *Result) {
-	if r.Wait = j.wait(); r.Wait == 0 || !Silence(r.Kind) {
+	patience := Patience(j.Patience, r)
+	if r.Wait = j.waitFor(patience); r.Wait == 0 || !Silence(r.Kind) {
 		r.Wait = 0
 		return
 	}
 	r.Verdict, r.Kind = Unknown, CauseUnseen
 	r.Cause = join(r.Cause, fmt.Sprintf("or it is late: it was watched for %v after it was seen last, and %v is what it may take",
-		(j.Patience-r.Wait).Round(time.Millisecond), j.Patience))
+		(patience-r.Wait).Round(time.Millisecond), patience))
 }
 
-// wait is for how much longer probes may be late: the one that is judged, and all others that were not seen to
+// Where other packets passed between the same hosts meanwhile, there and back, none that is late by the network is later than they by much:
+// a third of what a packet may be late otherwise is enough then, or four times what they took.
+const swift, swiftTrips = 1.0 / 3, 4
+
+// Patience is how long a packet may be late of which this is the verdict, if it may be so long where nothing more is known.
+func Patience(most time.Duration, r *Result) time.Duration {
+	if r.Kind != CauseEntrypoint || r.Underlay == nil || r.Underlay.Error != "" {
+		return most
+	}
+	return min(most, max(time.Duration(swift*float64(most)), swiftTrips*r.Underlay.slowest()))
+}
+
+func (j *judgement) wait() time.Duration { return j.waitFor(j.Patience) }
+
+// waitFor is for how much longer probes may be late, if each may be so late: the one that is judged, and all others that were not seen to
 // arrive, since they are counted as lost with it.
-func (j *judgement) wait() (most time.Duration) {
+func (j *judgement) waitFor(patience time.Duration) (most time.Duration) {
 	if j.t == nil || j.arrived(j.t) {
 		return 0
 	}
 	for i := range j.trails {
 		if t := &j.trails[i]; t.last >= 0 && !j.arrived(t) {
-			most = max(most, j.Patience-t.Quiet)
+			most = max(most, patience-t.Quiet)
 		}
 	}
-	return max(most, j.Patience-j.t.Quiet, 0)
+	return max(most, patience-j.t.Quiet, 0)
 }
 
 // goal is the last point that exists, if seeing the packet there proves the way there and

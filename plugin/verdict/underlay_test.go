@@ -210,6 +210,38 @@ func TestUnderlayIsWaitedFor(t *testing.T) {
 	}
 }
 
+// Where other packets pass between the same hosts a probe is waited for for a third of the time, or four times as long as they took if
+// that is more; where they do not, for all of it.
+func TestUnderlayIsQuick(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t, func(h hosts) { echoes(h) }), "blue-1 blue-3")
+	for _, tt := range []struct {
+		rtt, quiet, wait time.Duration
+		dead             bool
+	}{
+		{rtt: time.Millisecond, wait: 250 * time.Millisecond},
+		{rtt: time.Millisecond, quiet: 200 * time.Millisecond, wait: 50 * time.Millisecond},
+		{rtt: time.Millisecond, quiet: 250 * time.Millisecond},
+		{rtt: 100 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 150 * time.Millisecond},
+		{rtt: 300 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
+		{dead: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
+	} {
+		e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")}, Patience: 750 * time.Millisecond,
+			Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
+		n := open()
+		n.deadThere[0] = tt.dead
+		e.Underlay = n.exchange(Judge(e).NeedUnderlay, 1)
+		for i := range e.Underlay.Sizes[0].Ports {
+			e.Underlay.Sizes[0].Ports[i].RTT = tt.rtt
+		}
+		e.Attempts[0].Quiet = tt.quiet
+		r := Judge(e)
+		if r.Wait != tt.wait || (r.Kind == CauseEntrypoint) != (tt.wait == 0) || (r.Verdict == Faulty) != (tt.wait == 0) {
+			t.Errorf("%+v: %s, waits %v; want to wait %v", tt, show(&r), r.Wait, tt.wait)
+		}
+	}
+}
+
 // Whatever an exchange shows, what is said of it is true of the network.
 func TestUnderlayNeverWrong(t *testing.T) {
 	t.Parallel()
