@@ -36,7 +36,7 @@ const (
 	sweepBurst = 400
 	sweepLeast = 2 * time.Millisecond
 	// nudgeFirst is how long ovs-vswitchd may take to say that a sweep has ended before it is asked
-	// something else; the pause doubles up to nudgeMost.
+	// something else; then it is so again, or half of the time until then, up to nudgeMost.
 	nudgeFirst = 2 * time.Millisecond
 	nudgeMost  = 64 * time.Millisecond
 )
@@ -61,18 +61,43 @@ var ErrUncounted = errors.New("counters cannot be waited for")
 // bridge is any that has a flow of ours: where sweeps are short, one is had at once, by a request to
 // delete a flow of ours that is nowhere. Else it takes up to a second.
 func (s *Switch) Settle(ctx context.Context, bridge string) error {
+	if err := s.settle(ctx, bridge); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("ovs: waiting for the datapath: %w", err)
+	}
+	return nil
+}
+
+func (s *Switch) settle(ctx context.Context, bridge string) error {
+	asks, err := s.control(ctx)
+	if err != nil {
+		return err
+	}
+	defer asks.close()
+	out, err := s.mayKick(ctx, asks)
+	if err != nil {
+		return err
+	}
+	// A sweep goes by what flows said when it began, which ovs-vswitchd's main loop tells the revalidators one
+	// turn after it has changed them and said so. A turn serves who has connected before it: what is
+	// asked by a connection made after this answer is asked after they were told.
+	waits, err := s.control(ctx)
+	if err != nil {
+		return err
+	}
+	defer waits.close()
 	// A sweep that is under way may have passed by what came since, so the first to end may be that
 	// one; the second has begun after it (revalidator/wait of ovs-vswitchd(8), which is answered when
 	// the next one ends).
-	for range 2 {
-		if err := s.sweep(ctx, bridge); err != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return fmt.Errorf("ovs: waiting for the datapath: %w", err)
-		}
+	if err := s.sweep(ctx, bridge, out, asks, waits); err != nil {
+		return err
 	}
-	return nil
+	if out, err = s.mayKick(ctx, asks); err != nil {
+		return err
+	}
+	return s.sweep(ctx, bridge, out, asks, waits)
 }
 
 // pace says how soon Settle is to have its sweeps. The zero value is as soon as few were had of late.
@@ -100,37 +125,23 @@ func paceOf(ctx context.Context) pace {
 	return p
 }
 
-// sweep waits for the end of the next sweep.
-func (s *Switch) sweep(ctx context.Context, bridge string) error {
-	// It goes by what flows said when it began, which ovs-vswitchd's main loop tells the revalidators one
-	// turn after it has changed them and said so. A turn serves who has connected before it: what is
-	// asked by a connection made after this answer is asked after they were told.
-	out, err := s.mayKick(ctx)
-	if err != nil {
-		return err
-	}
-	c, err := s.control(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if err := c.ask("revalidator/wait"); err != nil {
+// sweep waits for the end of the next sweep, which it has begin out of turn if it may.
+func (s *Switch) sweep(ctx context.Context, bridge string, out bool, asks, waits *control) error {
+	if err := waits.ask("revalidator/wait"); err != nil {
 		return err
 	}
 	if out {
-		// What has been waited for is known to ovs-vswitchd once it answers something that it was asked
-		// later: it goes through its connections in the order in which they came.
-		if _, err := s.appctl(ctx, "version"); err != nil {
-			return err
-		}
+		// ovs-vswitchd looks for what it was asked by now at the end of the turn in which it takes a change of
+		// flows, and tells the revalidators in the turn after that: what they begin then has not ended before it
+		// knows who waits. (If it is held up there, the sweep is one that comes by itself.)
 		if err := s.kick(ctx, bridge); err != nil {
 			return err
 		}
 	}
 	nudging, stop := context.WithCancel(ctx)
 	var nudger sync.WaitGroup
-	nudger.Go(func() { s.nudge(nudging) })
-	_, err = c.answer()
+	nudger.Go(func() { nudge(nudging, asks) })
+	_, err := waits.answer()
 	stop()
 	nudger.Wait()
 	if err != nil && strings.Contains(err.Error(), "multiple udpifs") {
@@ -143,20 +154,19 @@ func (s *Switch) sweep(ctx context.Context, bridge string) error {
 // answer those who wait, and at a later one to know what it has seen; what ends between the two is
 // answered in its next turn, and nothing wakes it for that (udpif_run and run of ofproto-dpif.c): one of
 // ten answers came half a second late, with the next sweep.
-func (s *Switch) nudge(ctx context.Context) {
-	c, err := s.control(ctx)
-	if err != nil {
-		return // who waits learns of it by himself
-	}
-	defer c.close()
-	for pause := nudgeFirst; err == nil; pause = min(2*pause, nudgeMost) {
+func nudge(ctx context.Context, c *control) {
+	begun := time.Now()
+	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(min(max(time.Since(begun)/2, nudgeFirst), nudgeMost)):
 		}
-		if err = c.ask("version"); err == nil {
-			_, err = c.answer()
+		if err := c.ask("version"); err != nil {
+			return // who waits learns of it by himself
+		}
+		if _, err := c.answer(); err != nil {
+			return
 		}
 	}
 }
@@ -175,8 +185,11 @@ var dumpDuration = regexp.MustCompile(`(?m)^\s*dump duration : (\d+)ms$`)
 
 // mayKick says that a sweep is to be had out of turn: the last ones of all datapaths were short, and few
 // were had out of turn of late.
-func (s *Switch) mayKick(ctx context.Context) (bool, error) {
-	text, err := s.appctl(ctx, "upcall/show")
+func (s *Switch) mayKick(ctx context.Context, c *control) (bool, error) {
+	if err := c.ask("upcall/show"); err != nil {
+		return false, err
+	}
+	text, err := c.answer()
 	if err != nil {
 		return false, err
 	}
