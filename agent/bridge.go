@@ -63,6 +63,7 @@ type bridge struct {
 	hook    flows.Hook
 	arms    arms // that hook has
 	want    []flows.Flow
+	agreed  agreed
 	dye     ovs.DyePort
 	renewed time.Time
 	read    time.Time     // when all of the bridge's flows were last read

@@ -52,10 +52,16 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	if same && !attest && b.quiet(now) {
 		return false, b.renew(ctx, now)
 	}
+	// The watch's barrier and the switch take as long as each other. If nothing was told up to the barrier, all that
+	// was asked for is true of what is read beside it.
+	ours := b.ours(ctx, now)
 	disturbed, watched := b.settled(ctx)
 	told, db := b.told.Load(), b.sw.Snapshot().Database
 	reread := !same || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest, now)
-	have, err := b.dump(ctx, reread, now)
+	have, err := ours()
+	if reread || disturbed != 0 {
+		have, err = b.dump(ctx, reread, now)
+	}
 	if err != nil {
 		return changed, err
 	}
@@ -65,7 +71,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		b.db = db
 	}
 	was, wanted := b.hook, b.want
-	wiped := disturbed.has(flows.Wiped) || wanted != nil && !installed(have, wanted)
+	wiped := disturbed.has(flows.Wiped) || wanted != nil && !b.agrees(have)
 	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
 		reread = true // another's flow may sit where one of ours was
 		if have, err = b.dump(ctx, reread, now); err != nil {
@@ -90,8 +96,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		b.ports, b.arms = ports, want
 	}
 	// Bundles are atomic: what was there all along is not touched by other answers.
-	changed = changed || wanted == nil || !rearmed(was, b.hook)
-	if old := b.guard.Load(); old == nil || !installed(was.Flows(), b.hook.Flows()) {
+	changed = changed || wanted == nil || reread && !rearmed(was, b.hook)
+	if old := b.guard.Load(); old == nil || reread && !installed(was.Flows(), b.hook.Flows()) {
 		b.guard.Store(b.hook.Guard()) // before the watch tells of flows of ours that go
 		if (old == nil || was.Place != b.hook.Place) && b.told.Load() != told {
 			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
@@ -142,12 +148,34 @@ func (b *bridge) dump(ctx context.Context, all bool, now time.Time) (have []flow
 	return have, nil
 }
 
+// ours begins to read our own flows. What it returns waits for them, and is called once. Caller holds mu, both times.
+func (b *bridge) ours(ctx context.Context, now time.Time) (wait func() ([]flows.Flow, error)) {
+	var have []flows.Flow
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		have, err = b.sw.DumpOurs(ctx, b.name)
+	}()
+	return func() ([]flows.Flow, error) {
+		<-done
+		if err != nil {
+			return nil, fmt.Errorf("reading flows: %w", err)
+		}
+		b.audited = now
+		return have, nil
+	}
+}
+
 // install makes the bridge, which has the flows have, have those that we want. Caller
 // holds mu.
 func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) error {
-	add, del, err := flows.Diff(have, b.want)
-	if err != nil {
-		return errors.Join(err, b.clear(ctx, have))
+	var add, del []flows.Flow
+	if !b.agrees(have) {
+		var err error
+		if add, del, err = flows.Diff(have, b.want); err != nil {
+			return errors.Join(err, b.clear(ctx, have))
+		}
 	}
 	if len(add)+len(del) > 0 {
 		if err := b.sw.Apply(ctx, b.name, add, del); err != nil {
@@ -248,6 +276,30 @@ var errWaiting = errors.New("flow-restore-wait is set: Open vSwitch forwards by 
 func rearmed(was, is flows.Hook) bool {
 	was.Answers, was.Expect = is.Answers, is.Expect
 	return installed(was.Flows(), is.Flows())
+}
+
+// agreed are all flows of ours that a bridge had, and that were all that was wanted, in whatever spelling.
+type agreed struct{ have, want []flows.Flow }
+
+// agrees tells whether a bridge that has these flows has all that we want, and no others of ours. To compare spellings
+// takes 0.3 ms of a processor for a hook of 15 flows; as a rule they are what they were when that was last done. Caller
+// holds mu.
+func (b *bridge) agrees(have []flows.Flow) bool {
+	if slices.EqualFunc(have, b.agreed.have, sameButPackets) && slices.Equal(b.want, b.agreed.want) {
+		return true
+	}
+	if !installed(have, b.want) {
+		return false
+	}
+	if !slices.ContainsFunc(have, func(f flows.Flow) bool { return !f.Ours() }) { // which may be 100,000
+		b.agreed = agreed{have, b.want}
+	}
+	return true
+}
+
+func sameButPackets(f, g flows.Flow) bool {
+	f.Packets, g.Packets = 0, 0
+	return f == g
 }
 
 // installed tells whether all flows of a hook are there as they should be, and no
