@@ -25,6 +25,7 @@ import (
 const (
 	ofMultipart     = ofHeader + 8 // type 16, flags 16, padding
 	ofMultipartFlow = 1
+	ofMultipartDesc = 7 // of groups
 
 	ofFlow13, ofFlow15 = 48, 24 // up to the match
 )
@@ -46,6 +47,35 @@ func appendDumpOurs(b []byte, version uint8) []byte {
 	b = be.AppendUint64(b, flows.Cookie)
 	b = be.AppendUint64(b, flows.CookieMask)
 	return append(b, 0, 1, 0, 4, 0, 0, 0, 0) // a match of no fields
+}
+
+// appendDumpGroups appends a request for all groups.
+func appendDumpGroups(b []byte, version uint8) []byte {
+	const allGroups = 0xfffffffc
+	length := uint8(ofMultipart)
+	if version >= ofVersionMost {
+		length += 8
+	}
+	b = append(b, version, ofMultipartRequest, 0, length, 0, 0, 0, 1)
+	b = append(b, 0, ofMultipartDesc, 0, 0, 0, 0, 0, 0)
+	if version >= ofVersionMost {
+		b = binary.BigEndian.AppendUint32(b, allGroups)
+		b = append(b, 0, 0, 0, 0)
+	}
+	return b
+}
+
+// hasNoGroups tells whether a bridge says that it has none, as most do.
+func (s *Switch) hasNoGroups(ctx context.Context, bridge string) (bool, error) {
+	replies, err := s.askOpenFlow(ctx, bridge, func(version uint8) []byte { return appendDumpGroups(nil, version) })
+	if err != nil || len(replies) != 1 {
+		return false, err
+	}
+	m := replies[0]
+	if m[1] != ofMultipartReply || len(m) < ofMultipart || binary.BigEndian.Uint16(m[ofHeader:]) != ofMultipartDesc {
+		return false, fmt.Errorf("OpenFlow: %x for groups", m)
+	}
+	return len(m) == ofMultipart && m[ofHeader+3]&1 == 0, nil // no more to come
 }
 
 // statedFlow is a flow as a switch states it.

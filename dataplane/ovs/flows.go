@@ -53,6 +53,11 @@ func (s *Switch) dump(ctx context.Context, bridge string, filter ...string) ([]f
 // DumpGroups returns the groups of a bridge, a line each, as flows.Bridge wants
 // them: not nil, also where there are none.
 func (s *Switch) DumpGroups(ctx context.Context, bridge string) ([]string, error) {
+	if none, err := s.hasNoGroups(ctx, bridge); err == nil && none {
+		return []string{}, nil
+	} else if ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("ovs: bridge %s: groups: %w", bridge, err)
+	}
 	out, err := s.ofctl(ctx, nil, "--no-names", "dump-groups", bridge)
 	if err != nil {
 		return nil, fmt.Errorf("ovs: bridge %s: groups: %w", bridge, err)

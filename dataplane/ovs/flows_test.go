@@ -244,17 +244,28 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestDumpGroups has groups told in every version of OpenFlow; where there are none, the switch says so by itself.
 func TestDumpGroups(t *testing.T) {
 	t.Parallel()
 	s := open(t)
-	bridge := addBridge(t)
-	if groups, err := s.DumpGroups(t.Context(), bridge); err != nil || groups == nil || len(groups) != 0 {
-		t.Errorf("DumpGroups = %#v, %v; want none, but not nil", groups, err)
-	}
-	addForeign(t, bridge)
-	groups, err := s.DumpGroups(t.Context(), bridge)
-	if err != nil || len(groups) != 1 || !strings.Contains(groups[0], "reg3") && !strings.Contains(groups[0], "REG3") {
-		t.Errorf("DumpGroups = %q, %v; want the one with reg3", groups, err)
+	for _, protocols := range []string{"[]", "OpenFlow13", "OpenFlow14", "OpenFlow15", "OpenFlow10,OpenFlow12"} {
+		t.Run(protocols, func(t *testing.T) {
+			bridge := addBridge(t)
+			vsctl(t, "set", "bridge", bridge, "protocols="+protocols)
+			if groups, err := s.DumpGroups(t.Context(), bridge); err != nil || groups == nil || len(groups) != 0 {
+				t.Errorf("DumpGroups = %#v, %v; want none, but not nil", groups, err)
+			}
+			if none, err := s.hasNoGroups(t.Context(), bridge); protocols != "OpenFlow10,OpenFlow12" && (!none || err != nil) {
+				t.Errorf("no groups: %v, %v", none, err)
+			}
+			vsctl(t, "clear", "bridge", bridge, "protocols")
+			addForeign(t, bridge)
+			vsctl(t, "set", "bridge", bridge, "protocols="+protocols)
+			groups, err := s.DumpGroups(t.Context(), bridge)
+			if err != nil || len(groups) != 1 || !strings.Contains(groups[0], "reg3") && !strings.Contains(groups[0], "REG3") {
+				t.Errorf("DumpGroups = %q, %v; want the one with reg3", groups, err)
+			}
+		})
 	}
 }
 

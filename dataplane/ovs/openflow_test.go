@@ -27,6 +27,11 @@ func TestOpenFlowMessages(t *testing.T) {
 		if strings.TrimSpace(got) != want {
 			t.Errorf("%s, want %s", got, want)
 		}
+		got = sandbox.Command(t, "ovs-ofctl", "ofp-print", hex.EncodeToString(appendDumpGroups(nil, version)))
+		want = fmt.Sprintf("OFPST_GROUP_DESC request (OF1.%d) (xid=0x1):", version-1)
+		if !strings.HasPrefix(got, want) || strings.Contains(got, "group_id") && !strings.Contains(got, "group_id=ALL") {
+			t.Errorf("%s, want %s of all groups", got, want)
+		}
 	}
 	if got := sandbox.Command(t, "ovs-ofctl", "ofp-print", hex.EncodeToString(appendHello(nil))); !strings.Contains(got, "version bitmap: 0x04, 0x05, 0x06") {
 		t.Errorf("hello: %s", got)
