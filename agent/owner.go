@@ -34,12 +34,17 @@ func namesBy(req *dyetracev1.Explain, now time.Time) time.Time {
 // own says whose the flow is that dropped a packet, and returns it if OVN may have a name for it.
 func (a *Agent) own(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace) *ovn.Flow {
 	f := ex.Flow
-	all, err := a.sw.DumpFlows(ctx, f.Bridge)
-	if err != nil {
-		ex.Unnamed = err.Error()
-		return nil
+	ovnHere := a.sw.Snapshot().Southbound.Address != ""
+	owner, known := flows.OwnerByCookie(t.Flow.Flow, ovnHere)
+	if !known { // else who waits for the cause need not wait for 100,000 flows
+		all, err := a.sw.DumpFlows(ctx, f.Bridge)
+		if err != nil {
+			ex.Unnamed = err.Error()
+			return nil
+		}
+		owner = flows.OwnerOf(t.Flow.Flow, all, ovnHere)
 	}
-	f.Owner = dyetracev1.FlowOwner(flows.OwnerOf(t.Flow.Flow, all, a.sw.Snapshot().Southbound.Address != ""))
+	f.Owner = dyetracev1.FlowOwner(owner)
 	if f.Owner != dyetracev1.FlowOwner_FLOW_OWNER_OVN || f.Cookie == 0 {
 		return nil
 	}

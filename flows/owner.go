@@ -38,21 +38,31 @@ func (o Owner) String() string {
 //   - Neutron's agent makes up a cookie of 64 bits for each bridge when it starts, and so does its
 //     firewall (neutron's OVSCookieBridge); they are known by flows that only it has.
 func OwnerOf(f Flow, all []Flow, ovn bool) Owner {
+	if o, known := OwnerByCookie(f, ovn); known {
+		return o
+	}
 	switch {
-	case f.Ours():
-		return OwnerDyetrace
-	case ovn && f.Cookie == 0 && f.Priority == 0 && f.Table != 0:
-		return OwnerOVN
-	case f.Cookie == 0:
-		return OwnerUnknown
-	case ovn && f.Cookie>>32 == 0:
-		return OwnerOVN
 	case antreaCookie(f.Cookie) && antreaHas(all):
 		return OwnerAntrea
 	case slices.Contains(neutronCookies(all), f.Cookie):
 		return OwnerNeutron
 	}
 	return OwnerUnknown
+}
+
+// OwnerByCookie is OwnerOf where that takes no other flow of the bridge than this one; else known is false.
+func OwnerByCookie(f Flow, ovn bool) (o Owner, known bool) {
+	switch {
+	case f.Ours():
+		return OwnerDyetrace, true
+	case ovn && f.Cookie == 0 && f.Priority == 0 && f.Table != 0:
+		return OwnerOVN, true
+	case f.Cookie == 0:
+		return OwnerUnknown, true
+	case ovn && f.Cookie>>32 == 0:
+		return OwnerOVN, true
+	}
+	return OwnerUnknown, false
 }
 
 // antreaCookie tells a cookie as Antrea makes them:

@@ -28,6 +28,9 @@ func TestOwnerOf(t *testing.T) {
 		for _, f := range all {
 			if f.Cookie != 0 {
 				counts[OwnerOf(f, all, tt.ovn)]++
+				if o, known := OwnerByCookie(f, tt.ovn); known != (tt.most == OwnerOVN) || known && o != tt.most {
+					t.Errorf("%s: by its cookie %v: %v, %v's", tt.file, f, known, o)
+				}
 			}
 		}
 		total := 0
@@ -43,6 +46,9 @@ func TestOwnerOf(t *testing.T) {
 		} {
 			if got := OwnerOf(f, append(all, f), tt.ovn); got != OwnerUnknown {
 				t.Errorf("%s: %s: %v's (want nobody's)", tt.file, name, got)
+			}
+			if o, known := OwnerByCookie(f, tt.ovn); known != (f.Cookie == 0) || o != OwnerUnknown {
+				t.Errorf("%s: %s, by itself: %v, %v's", tt.file, name, known, o)
 			}
 		}
 		ours := Flow{Cookie: Cookie | 0x200, Table: 0, Priority: guardPriority, Match: "in_port=9", Actions: "drop"}
