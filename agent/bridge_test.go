@@ -126,6 +126,8 @@ func TestLookForAll(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	b, counted := h.readBy()
+	h.await("the watch", func() bool { return b.watched.Load() != nil })
+	h.attest() // that the watch has begun is reason to read all flows, beside our own
 	for want := range int32(3) {
 		counted.n.Store(0)
 		asked := time.Now()
