@@ -192,6 +192,7 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 		b.switchd = b.sw.Snapshot().Switchd
 		if w := b.watched.Load(); w != nil {
 			_ = w.Barrier(ctx) // what it has told of is our own doing; if it failed, the watch begins anew
+			b.toldAgain(ctx)
 		}
 		if len(add) > 0 {
 			b.added = time.Now()
@@ -201,6 +202,18 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 		return err
 	}
 	return b.renew(ctx, now)
+}
+
+// toldAgain has a wipe that was found by reading, and told afterwards, not be taken for another: all is there that was put
+// back. Caller holds mu.
+func (b *bridge) toldAgain(ctx context.Context) {
+	const wiped = uint32(1) << flows.Wiped
+	if b.disturbed.And(^wiped)&wiped == 0 {
+		return
+	}
+	if have, err := b.sw.DumpOurs(ctx, b.name); err != nil || !b.agrees(have) {
+		b.disturb(flows.Wiped)
+	}
 }
 
 // settle returns when flows that were added count: until a sweep has come by, the datapath may know a
