@@ -46,3 +46,45 @@ func TestArmedAnswersAreSeen(t *testing.T) {
 		t.Error("the answer was seen before its port was armed: arming shows nothing")
 	}
 }
+
+// TestArmingCountsNothing has answers pass that nobody expects, and arms their port at once, time and again: what is counted
+// by the hook is what was copied, of before and of after, though the datapath tells what passed only now and then.
+func TestArmingCountsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t).keep()
+	inNamespace(t, h.guests[1].ns, func() error {
+		l, err := net.Listen("tcp", ":11")
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
+	const rounds, probes = 5, 8
+	audit := func(after bool) *dyetracev1.HookWindow {
+		return windowOf(h.a.hooks.audit(t.Context(), after), h.bridge)
+	}
+	h.begin(1, 2*rounds*probes, deadline)
+	before := audit(false)
+	for round := range uint32(rounds) {
+		run := uint64(2 + round)
+		h.begin(run, 2*rounds*probes, deadline)
+		for armed := range uint32(2) {
+			if armed > 0 {
+				if said := h.arm(&dyetracev1.Arm{Run: run, Answers: []*dyetracev1.PortRef{h.port(1)}}); said != "" {
+					t.Fatal(said)
+				}
+			}
+			h.inject(run, tcp, false, armed*probes, (armed+1)*probes)
+			h.await("the probes", func() bool { n, _ := h.seen(run, toInstance, tcp); return n == int(armed+1)*probes })
+		}
+		h.a.finish(t.Context(), run) // with which the port is armed no more
+	}
+	var least, most int64
+	h.await("nothing to come by", func() bool {
+		least, most = unread(t, before, audit(true), dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE)
+		return least == most
+	})
+	if least != 0 {
+		t.Errorf("%d copies were counted that never were made", least)
+	}
+}
