@@ -450,7 +450,7 @@ func (c *continuous) goRound(now time.Time) {
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
 		p, l := &c.pairs[n], &c.lanes[n]
-		if o := c.facing[n]; o >= 0 && (c.pairs[o].exam != 0 || c.pairs[o].suspect) {
+		if c.faces(n, now) {
 			rest = append(rest, n)
 			continue
 		}
@@ -480,6 +480,16 @@ func (c *continuous) goRound(now time.Time) {
 	}
 	// Who could not go is first the next time; slices of one array, so a copy.
 	c.round = slices.Concat(held, rest, slices.Clone(go_))
+}
+
+// faces says that the opposite pair of one is examined, or is about to be; but for a test of how much is lost, which may take long.
+func (c *continuous) faces(n uint32, now time.Time) bool {
+	o := c.facing[n]
+	if o < 0 {
+		return false
+	}
+	p := &c.pairs[o]
+	return p.suspect || p.exam != 0 && now.Sub(c.exams[p.exam].began) < longExam
 }
 
 // told takes in what the patrol met.

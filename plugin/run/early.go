@@ -237,7 +237,7 @@ const testifiers = 32
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
-	says := f.explanation.Outcome == verdict.Dropped || x.lateness(f.track) < x.patienceBefore(pair)
+	says := f.explanation.Outcome == verdict.Dropped || x.lateness(f.track) < x.patience
 	if !x.options.examines() && len(x.pairs) > testifiers || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}

@@ -168,6 +168,7 @@ func (x *execution) evidence(track int) verdict.Evidence {
 func (x *execution) evidenceUntil(track int, until time.Time) verdict.Evidence {
 	e := x.ledger.evidence(track)
 	e.Gone, e.Enough, e.Patience = x.gone, x.enough(track), x.patienceFor(x.layout.pair(track))
+	e.Trip = x.options.trips[x.seq[x.layout.pair(track)]]
 	x.quiet(track, &e, until)
 	if x.ledger.tests[track] != nil {
 		e.Test = &x.options.test

@@ -181,7 +181,7 @@ func (x *execution) unhold(now time.Time) (wake time.Time) {
 		if x.judged[pair] || x.arrived(track) || x.ledger.probes[number].looked {
 			return true
 		}
-		at := x.begun.Add(x.ledger.probes[number].sent + time.Duration(heldFor*float64(x.patienceBefore(pair))))
+		at := x.begun.Add(x.ledger.probes[number].sent + time.Duration(heldFor*float64(x.patience)))
 		switch late := !now.Before(at); {
 		case late && !x.swept(track):
 			x.progress[pair].released = true

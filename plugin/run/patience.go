@@ -13,9 +13,8 @@ import (
 // one that is lost (withdraw it, send another one by tcp) has connection tracking drop the answer of one that
 // is late (measured: a SYN-ACK after the RST, and any answer after the next SYN, are +inv). So:
 //
-//   - A probe by tcp is left alone for [Config.Patience] after it was seen last (two thirds of it where a patrol knows that
-//     the pair's take a fraction of that), or until something of the pair
-//     has arrived, which tells how long packets take; or until flows, ports or tunnels say why it is lost, which
+//   - A probe by tcp is left alone for [Config.Patience] after it was seen last, or less where that is enough to tell
+//     (verdict.Patience), or until something of the pair has arrived, which tells how long packets take; or until flows, ports or tunnels say why it is lost, which
 //     no slow way is.
 //   - Meanwhile icmp is tried beside it, where nobody asked for either: an echo disturbs nothing. One that
 //     dies where the probe by tcp died is a witness, and counts with it.
@@ -23,14 +22,8 @@ import (
 //     was seen last (verdict.Evidence.Patience). One that takes longer from one point to the next is lost, as
 //     far as we can tell.
 
-const (
-	// slower is how many times as long as the slowest that arrived one is waited for.
-	slower = 4
-	// steady is what share of patience is enough for a pair whose probes have arrived until a moment ago, each in a
-	// fraction of that: half a second by default. What stands still for as long is said to be silent, and healthy as soon
-	// as it goes on.
-	steady = 2.0 / 3
-)
+// slower is how many times as long as the slowest that arrived one is waited for.
+const slower = 4
 
 // patience is Patience as it is used: 0 is that nothing is waited for beyond Settle.
 func (c *Config) patience() time.Duration {
@@ -84,27 +77,9 @@ func (x *execution) withdrawAfter() time.Duration {
 func (x *execution) patienceFor(pair int) time.Duration {
 	trip := x.progress[pair].trip
 	if x.patience == 0 || trip == 0 {
-		return x.patienceBefore(pair)
-	}
-	return min(max(slower*trip, x.settle), max(x.patience, 2*trip))
-}
-
-// patienceBefore is that before anything of the pair has arrived: by how long its probes took until a moment ago, where there
-// is a patrol that knows.
-func (x *execution) patienceBefore(pair int) time.Duration {
-	known := x.options.trips[x.seq[pair]]
-	if x.patience == 0 || known == 0 {
 		return x.patience
 	}
-	return within(slower*known, time.Duration(steady*float64(x.patience)), x.patience)
-}
-
-// longestPatience is that of the pair for which packets may be late longest.
-func (x *execution) longestPatience() (longest time.Duration) {
-	for pair := range x.pairs {
-		longest = max(longest, x.patienceBefore(pair))
-	}
-	return longest
+	return min(max(slower*trip, x.settle), max(x.patience, 2*trip))
 }
 
 // waitUntil is when a probe that has left, or could not, is given up.
@@ -129,7 +104,7 @@ func (x *execution) explainedAway(track int) bool { return x.lateness(track) == 
 // lateness is how long a probe of a track may be late after it was seen last, by what is known so far; 0 is that something else than time
 // is why it does not arrive.
 func (x *execution) lateness(track int) time.Duration {
-	most := x.patienceBefore(x.layout.pair(track))
+	most := x.patience
 	if most == 0 {
 		most = time.Hour // nobody waits, and what is not seen may be late as well
 	}

@@ -212,7 +212,7 @@ func TestWays(t *testing.T) {
 // and all probes of a first round are lost, and what else is sent. It is over before anybody can be accused.
 func TestContinuousSilencePasses(t *testing.T) {
 	t.Parallel()
-	for _, down := range []time.Duration{150 * time.Millisecond, 300 * time.Millisecond, 450 * time.Millisecond} {
+	for _, down := range []time.Duration{150 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newTown(t, streamable(t, 8))
 			w.network, w.passes = newSimNetwork(), true

@@ -224,7 +224,7 @@ func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.
 			return
 		}
 		e.report = m
-		if late := x.longestPatience() - time.Duration(e.ask.GetWaitMs())*time.Millisecond; late > 0 {
+		if late := x.patience - time.Duration(e.ask.GetWaitMs())*time.Millisecond; late > 0 {
 			e.step, e.until = settlingDown, now.Add(late) // so long ago was its last packet, at the least
 			return
 		}

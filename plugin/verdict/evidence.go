@@ -29,6 +29,8 @@ type Evidence struct {
 	// samples speaks for a fault, all that may still be on their way is no evidence (Attempt.Quiet). 0 is
 	// that all have had their time.
 	Patience time.Duration
+	// Trip is how long probes of the pair took until a moment ago, by a patrol; 0 is that this is not known.
+	Trip time.Duration
 	// Latencies are of the probes that arrived, for the result.
 	Latencies []Latency
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was

@@ -39,13 +39,17 @@ type Underlay struct {
 	Before *Underlay
 }
 
-// slowest is the longest round trip of its small packets.
-func (u *Underlay) slowest() (rtt time.Duration) {
-	if len(u.Sizes) == 0 {
+// trip is the longest round trip of its small packets; 0 where less than half of them were answered.
+func (u *Underlay) trip() (rtt time.Duration) {
+	if u == nil || u.Error != "" || len(u.Sizes) == 0 {
 		return 0
 	}
+	sent, answered := 0, 0
 	for _, p := range u.Sizes[0].Ports {
-		rtt = max(rtt, p.RTT)
+		sent, answered, rtt = sent+p.Sent, answered+p.Answered, max(rtt, p.RTT)
+	}
+	if 2*answered < sent {
+		return 0
 	}
 	return rtt
 }

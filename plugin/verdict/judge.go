@@ -268,7 +268,7 @@ func Silence(k CauseKind) bool {
 // late makes a loss unknown that may be a packet which takes long: on a slow way, and to a slow guest, all
 // are as absent as if they were lost, for as long as they take.
 func (j *judgement) late(r *Result) {
-	patience := Patience(j.Patience, r)
+	patience := j.patience(r)
 	if r.Wait = j.waitFor(patience); r.Wait == 0 || !Silence(r.Kind) {
 		r.Wait = 0
 		return
@@ -278,16 +278,30 @@ func (j *judgement) late(r *Result) {
 		(patience-r.Wait).Round(time.Millisecond), patience))
 }
 
-// Where other packets passed between the same hosts meanwhile, there and back, none that is late by the network is later than they by much:
-// a third of what a packet may be late otherwise is enough then, or four times what they took.
-const swift, swiftTrips = 1.0 / 3, 4
+const (
+	// swift is what share of Patience is enough where other packets passed between the same hosts meanwhile, there and back, and
+	// trips how many times as long as they took, if that is more: none that is late by the network is later than they by much.
+	swift, trips = 1.0 / 3, 4
+	// steady is what share is enough for a guest that answered until a moment ago, each time in a fraction of that, and is on the same
+	// host as who watches it: it is half a second by default. What stands still for longer is said to be silent. A network may be slower
+	// from one moment to the next, by another way.
+	steady = 2.0 / 3
+)
 
-// Patience is how long a packet may be late of which this is the verdict, if it may be so long where nothing more is known.
-func Patience(most time.Duration, r *Result) time.Duration {
-	if r.Kind != CauseEntrypoint || r.Underlay == nil || r.Underlay.Error != "" {
-		return most
+// patience is how long the packet may be late of which this is the verdict.
+func (j *judgement) patience(r *Result) time.Duration {
+	share, trip := 1.0, time.Duration(0)
+	switch r.Kind {
+	case CauseEntrypoint:
+		if trip = r.Underlay.trip(); trip > 0 {
+			share = swift
+		}
+	case CauseGuestSilent:
+		if trip = j.Trip; trip > 0 {
+			share = steady
+		}
 	}
-	return min(most, max(time.Duration(swift*float64(most)), swiftTrips*r.Underlay.slowest()))
+	return min(j.Patience, max(time.Duration(share*float64(j.Patience)), trips*trip))
 }
 
 func (j *judgement) wait() time.Duration { return j.waitFor(j.Patience) }

@@ -217,7 +217,7 @@ func TestUnderlayIsQuick(t *testing.T) {
 	p := pathOf(t, lab(t, func(h hosts) { echoes(h) }), "blue-1 blue-3")
 	for _, tt := range []struct {
 		rtt, quiet, wait time.Duration
-		dead             bool
+		dead, unanswered bool
 	}{
 		{rtt: time.Millisecond, wait: 250 * time.Millisecond},
 		{rtt: time.Millisecond, quiet: 200 * time.Millisecond, wait: 50 * time.Millisecond},
@@ -225,6 +225,7 @@ func TestUnderlayIsQuick(t *testing.T) {
 		{rtt: 100 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 150 * time.Millisecond},
 		{rtt: 300 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
 		{dead: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
+		{rtt: time.Millisecond, unanswered: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond}, // yet
 	} {
 		e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")}, Patience: 750 * time.Millisecond,
 			Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
@@ -233,6 +234,9 @@ func TestUnderlayIsQuick(t *testing.T) {
 		e.Underlay = n.exchange(Judge(e).NeedUnderlay, 1)
 		for i := range e.Underlay.Sizes[0].Ports {
 			e.Underlay.Sizes[0].Ports[i].RTT = tt.rtt
+			if tt.unanswered {
+				e.Underlay.Sizes[0].Ports[i].Answered = 0
+			}
 		}
 		e.Attempts[0].Quiet = tt.quiet
 		r := Judge(e)
