@@ -434,8 +434,7 @@ func (c *continuous) keep(fresh []*plan.Path) {
 
 // goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
 // keeps others from taking them: else those instances that once went together get theirs at the same
-// times, and go together for ever. Where examinations or other runs have spent them it does not: that may go on for a while, and
-// the other instance is probed with others meanwhile. None goes where the opposite pair is examined, or is about to be: that
+// times, and go together for ever. None goes where the opposite pair is examined, or is about to be: that
 // would take from the examination what both have in common, the wire and the pace.
 func (c *continuous) goRound(now time.Time) {
 	if !c.patrol.ready() || now.Sub(c.took) < goEvery+time.Duration(len(c.round))*time.Microsecond || len(c.patrol.x.queue) >= maxFlying {
@@ -454,13 +453,12 @@ func (c *continuous) goRound(now time.Time) {
 			rest = append(rest, n)
 			continue
 		}
-		shared := rich[n] || p.hurried && enough[n]
-		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || !shared || taken[l.src] || taken[l.dst] {
+		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || taken[l.src] || taken[l.dst] {
 			rest = append(rest, n)
 			continue
 		}
 		taken[l.src], taken[l.dst] = true, true
-		if mine[n] || p.hurried && owing[n] {
+		if rich[n] && mine[n] || p.hurried && enough[n] && owing[n] {
 			may = append(may, n)
 		} else {
 			rest = append(rest, n)

@@ -87,9 +87,14 @@ type bucket struct {
 	tokens float64
 	at     time.Time // when tokens was right
 	users  int       // pairs of runs under way
-	// tested says that the last token went to one who leaves some to others, so that now it is another's turn.
-	tested bool
+	// spare is what those who leave tokens to others may still take of less than half of a burst, and spared when one last did.
+	spare  float64
+	spared time.Time
 }
+
+// sparing is how long after the last probe that leaves tokens to others there may be another: who asks for tokens is content with fewer
+// meanwhile, of which it has every other one at the least.
+const sparing = time.Second
 
 func newPace(rate, burst float64) *pace {
 	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}, hosts: map[string]*window{}}
@@ -195,14 +200,15 @@ func (p *pace) leave(lanes []lane, now time.Time) {
 
 func (p *pace) fill(b *bucket, now time.Time) {
 	if now.After(b.at) {
-		b.tokens = min(p.burst, b.tokens+now.Sub(b.at).Seconds()*p.rate)
+		more := now.Sub(b.at).Seconds() * p.rate
+		b.tokens, b.spare = min(p.burst, b.tokens+more), min(1, b.spare+more/2)
 		b.at = now
 	}
 }
 
 // pick takes from queue the probes that may go now, in order, and returns them and the rest.
-// laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others, whose turn it is after that if they want it;
-// less than none is what its instances may owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
+// laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others, who have every other one at the least if they want
+// them; less than none is what its instances may owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
 func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint32) float64, now time.Time) (go_, rest []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,30 +225,34 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint3
 			rest = append(rest, number)
 			continue
 		}
-		l.src.take(leave > 0)
-		l.dst.take(leave > 0)
+		l.src.take(leave, now)
+		l.dst.take(leave, now)
 		l.host.flying++
 		go_ = append(go_, number)
 	}
 	return go_, rest
 }
 
-// grants says that one may have a token who leaves so many; of those who leave some one after the other only as long as there is half
-// of the burst.
+// grants says that one may have a token who leaves so many; of those who leave some every other one, but for where there is half of the
+// burst.
 func (b *bucket) grants(leave, burst float64) bool {
-	return b.tokens >= 1+leave && (leave <= 0 || !b.tested || b.tokens >= patrolShare*burst)
+	return b.tokens >= 1+leave && (leave <= 0 || b.spare >= 1 || b.tokens >= patrolShare*burst)
 }
 
-func (b *bucket) take(tests bool) { b.tokens, b.tested = b.tokens-1, tests }
+func (b *bucket) take(leave float64, now time.Time) {
+	b.tokens--
+	if leave > 0 {
+		b.spare, b.spared = max(0, b.spare-1), now
+	}
+}
 
-// rich says of each lane whether both its instances have so many tokens, at the least; or so few, if it is their turn after one who left
-// some.
+// rich says of each lane whether both its instances have so many tokens, at the least; or so few, where others leave them.
 func (p *pace) rich(lanes []lane, tokens, few float64, now time.Time) []bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	has := func(b *bucket) bool {
 		p.fill(b, now)
-		return b.tokens >= tokens || b.tested && b.tokens >= few
+		return b.tokens >= tokens || b.tokens >= few && now.Sub(b.spared) < sparing
 	}
 	all := make([]bool, len(lanes))
 	for i, l := range lanes {
