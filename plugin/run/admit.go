@@ -37,7 +37,7 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 		if l := &x.lanes[pair]; !x.progress[pair].begun && !begin[pair] && !x.abreast(pair) {
 			silent := max(x.silentAt[l.src]+more[l.src], x.silentAt[l.dst]+more[l.dst])
 			// Of those that the pace has for it one at a time.
-			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)[0]) {
+			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.affords(l, now)) {
 				later = append(later, number)
 				continue
 			}
@@ -48,6 +48,12 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 		ready = append(ready, number)
 	}
 	return ready, later
+}
+
+// affords says that the instances of a lane have as many tokens as a patrol leaves to examinations.
+func (x *execution) affords(l *lane, now time.Time) bool {
+	_, some := x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)
+	return some[0]
 }
 
 // admitted takes in that probes are sent.

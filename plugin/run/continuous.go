@@ -443,9 +443,8 @@ func (c *continuous) goRound(now time.Time) {
 	c.took = now
 	var may, rest []uint32
 	burst := float64(c.r.cfg.PerInstanceBurst)
-	enough := c.r.pace.rich(c.shared, max(1, testShare*burst), max(1, testShare*burst), now)
-	rich := c.r.pace.rich(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
-	mine, owing := c.own.rich(c.lanes, 1, 1, now), c.own.rich(c.lanes, 1-owed, 1-owed, now)
+	rich, enough := c.r.pace.rich(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
+	mine, owing := c.own.rich(c.lanes, 1, 1-owed, now)
 	taken := map[*bucket]bool{}
 	for _, n := range c.round {
 		p, l := &c.pairs[n], &c.lanes[n]

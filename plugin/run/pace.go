@@ -246,19 +246,20 @@ func (b *bucket) take(leave float64, now time.Time) {
 	}
 }
 
-// rich says of each lane whether both its instances have so many tokens, at the least; or so few, where others leave them.
-func (p *pace) rich(lanes []lane, tokens, few float64, now time.Time) []bool {
+// rich says of each lane whether both its instances have so many tokens, at the least, or so few, where others leave them; and some
+// whether they have so few, whatever others do.
+func (p *pace) rich(lanes []lane, tokens, few float64, now time.Time) (rich, some []bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	has := func(b *bucket) bool {
-		p.fill(b, now)
-		return b.tokens >= tokens || b.tokens >= few && now.Sub(b.spared) < sparing
-	}
-	all := make([]bool, len(lanes))
+	rich, some = make([]bool, len(lanes)), make([]bool, len(lanes))
+	has := func(b *bucket) bool { return b.tokens >= tokens || now.Sub(b.spared) < sparing }
 	for i, l := range lanes {
-		all[i] = has(l.src) && has(l.dst)
+		p.fill(l.src, now)
+		p.fill(l.dst, now)
+		some[i] = min(l.src.tokens, l.dst.tokens) >= few
+		rich[i] = some[i] && has(l.src) && has(l.dst)
 	}
-	return all
+	return rich, some
 }
 
 // needs returns how long pairs take at the least, so many probes each.
