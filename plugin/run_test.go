@@ -97,7 +97,7 @@ func TestRunFaults(t *testing.T) {
 		},
 		{
 			name: "dropped before the guest", rule: at(pair, 4, gone), explain: drop,
-			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 6, cause: dyetracev1.CauseKind_CAUSE_KIND_FLOW, segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
+			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 5, cause: dyetracev1.CauseKind_CAUSE_KIND_FLOW, segment: "hv2/br-int from-tunnel → hv2/br-int from-instance",
 		},
 		{
 			name: "guest does not answer", rule: at(pair, 4, gone), explain: deliver,
