@@ -13,9 +13,9 @@ import (
 // one that is lost (withdraw it, send another one by tcp) has connection tracking drop the answer of one that
 // is late (measured: a SYN-ACK after the RST, and any answer after the next SYN, are +inv). So:
 //
-//   - A probe by tcp is left alone for [Config.Patience] after it was seen last, or less where that is enough to tell
-//     (verdict.Patience), or until something of the pair has arrived, which tells how long packets take; or until flows, ports or tunnels say why it is lost, which
-//     no slow way is.
+//   - A probe by tcp is left alone for [Config.Patience] after it was seen last, or less where that is enough to tell (steady and
+//     swift of package verdict), or until something of the pair has arrived, which tells how long packets take; or until flows, ports
+//     or tunnels say why it is lost, which no slow way is.
 //   - Meanwhile icmp is tried beside it, where nobody asked for either: an echo disturbs nothing. One that
 //     dies where the probe by tcp died is a witness, and counts with it.
 //   - Where nothing but silence speaks for a fault, the hooks must have been watched for as long after a probe
