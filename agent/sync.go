@@ -103,14 +103,25 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
 		}
 	}
-	if !changed && reread && !installed(was.Flows(), b.hook.Flows()) {
-		// What passed before other answers are expected was not copied for that, and is credited to the flows that it
-		// passed only if that is done before they change: else to those of after (xlate_push_stats of ofproto-dpif-upcall.c).
-		if err := b.sw.Settle(ovs.Urgent(ctx), b.name); err != nil && !errors.Is(err, ovs.ErrUncounted) {
+	if !changed && reread {
+		if err := b.credit(ctx, was); err != nil {
 			return changed, err
 		}
 	}
 	return changed, b.install(ctx, have, now)
+}
+
+// credit has what passed be counted before other answers are expected than were. It was not copied for those, and is credited to the
+// flows that it passed only if that is done before they change: else to those of after (xlate_push_stats of
+// ofproto-dpif-upcall.c). Caller holds mu.
+func (b *bridge) credit(ctx context.Context, was flows.Hook) error {
+	if installed(was.Flows(), b.hook.Flows()) {
+		return nil
+	}
+	if err := b.sw.Settle(ovs.Urgent(ctx), b.name); err != nil && !errors.Is(err, ovs.ErrUncounted) {
+		return err
+	}
+	return nil
 }
 
 // quiet tells whether the hook can be taken to be as it was found, live: it is watched, and of
