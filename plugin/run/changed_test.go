@@ -130,17 +130,17 @@ func TestContinuousGoesOnBesideTests(t *testing.T) {
 			time.Sleep(4 * time.Second)
 			w.change(func(*town) { after = maps.Clone(w.count) })
 		})
-		tests := 0
+		most := 0 // of a pair that is tested
 		for pair := range after {
 			n := after[pair] - before[pair]
 			if strings.Contains(pair, "i1") {
-				tests += n
+				most = max(most, n)
 			} else if n < 1 {
 				t.Errorf("%s was not probed in 4 s; want two times, or once", pair) // 14 pairs of an instance are 1.4 s
 			}
 		}
-		if tests < 24 {
-			t.Errorf("%d probes of its pairs in 4 s: no test was made", tests)
+		if most < 4 { // more than come round in that time
+			t.Errorf("%d probes of a pair in 4 s at the most: no test was made", most)
 		}
 	})
 }
