@@ -64,10 +64,18 @@ func (p *peer) feedTake(a *rib.Ahead, now time.Time) error {
 	return p.feed.Take(a, now)
 }
 
-func (p *peer) feedDown(graceful bool) {
+// feedDown ends a session. For so long, its routes may outlive it; the status says so by the time that
+// anybody hears of it.
+func (p *peer) feedDown(spared time.Duration) {
 	p.feedMu.Lock()
 	defer p.feedMu.Unlock()
-	p.feed.Down(time.Now(), graceful)
+	now := time.Now()
+	var until time.Time
+	if spared > 0 {
+		until = now.Add(spared)
+	}
+	p.restarting(until)
+	p.feed.Down(now, spared > 0)
 }
 
 func (p *peer) feedSweep() {

@@ -375,10 +375,8 @@ func (l *loop) account() (hold bool) {
 	l.note(err, told)
 	switch d := s.graceful(); {
 	case d > 0:
-		l.restarting(time.Now().Add(d))
 		l.sweep.Reset(d)
 	case established:
-		l.restarting(time.Time{})
 		l.sweep.Stop()
 	}
 	l.log.Warn("session ended", "error", err, "established", established)

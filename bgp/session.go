@@ -242,10 +242,10 @@ func (s *session) update(a *rib.Ahead) *corebgp.Notification {
 
 // OnClose ends what OnEstablished began.
 func (s *session) OnClose(corebgp.PeerConfig) {
-	graceful := s.graceful() > 0
-	if !s.guard(func() { s.p.feedDown(graceful) }) && graceful {
+	spared := s.graceful()
+	if !s.guard(func() { s.p.feedDown(spared) }) && spared > 0 {
 		// Whatever is left of a feed that panicked is not worth to be kept.
-		s.guard(func() { s.p.feedDown(false) })
+		s.guard(func() { s.p.feedDown(0) })
 	}
 }
 
