@@ -226,14 +226,18 @@ func TestDoctorClient(t *testing.T) {
 		}
 	}
 	look(1, doctor.OK, doctor.OK, doctor.Fail, doctor.Skipped, doctor.Skipped) // nobody listens
-	ready, peers := uint32(1), uint32(0)
+	var ready, peers atomic.Uint32
+	ready.Store(1)
 	s.serve(&script{status: func() (*dyetracev1.GetStatusResponse, error) {
-		return &dyetracev1.GetStatusResponse{HostsExpected: 2, HostsReady: ready, Problems: []string{"hv2: no agent"}, Peers: 2 * peers, PeersEstablished: peers}, nil
+		return &dyetracev1.GetStatusResponse{
+			HostsExpected: 2, HostsReady: ready.Load(), Problems: []string{"hv2: no agent"},
+			Peers: 2 * peers.Load(), PeersEstablished: peers.Load(),
+		}, nil
 	}})
 	look(1, doctor.OK, doctor.OK, doctor.OK, doctor.Fail, doctor.Skipped) // an agent is missing
-	ready = 2
+	ready.Store(2)
 	look(0, doctor.OK, doctor.OK, doctor.OK, doctor.OK, doctor.Skipped)
-	peers = 1
+	peers.Store(1)
 	look(0, doctor.OK, doctor.OK, doctor.OK, doctor.OK, doctor.Warn) // one of two
 	ca, err := pki.OpenCA(s.dir, time.Now())
 	if err != nil {
