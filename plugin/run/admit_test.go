@@ -141,36 +141,6 @@ func TestContinuousSpares(t *testing.T) {
 	}
 }
 
-// In a round each pair comes half a round after its opposite, and an instance is not source for long before it is
-// destination again.
-func TestRound(t *testing.T) {
-	t.Parallel()
-	for _, n := range []int{2, 3, 8, 13} {
-		pairs, _ := pathsOf(t, site(t, n), allPairs)
-		round := roundOf(pairs)
-		facing, at := facingOf(pairs), map[uint32]int{}
-		for i, p := range round {
-			at[p] = i
-		}
-		if len(at) != len(pairs) {
-			t.Fatalf("%d instances: a round of %d pairs, %d different ones; want %d", n, len(round), len(at), len(pairs))
-		}
-		for p := range pairs {
-			if apart := at[uint32(p)] - at[uint32(facing[p])]; max(apart, -apart) != len(pairs)/2 {
-				t.Errorf("%d instances: a pair and its opposite are %d turns apart, want half of %d", n, apart, len(pairs))
-			}
-		}
-		sourceFor := map[string]int{}
-		for _, p := range slices.Concat(round, round) {
-			src, dst := pairs[p].Src.Ref(), pairs[p].Dst.Ref()
-			sourceFor[dst] = 0
-			if sourceFor[src]++; sourceFor[src] > 3 {
-				t.Errorf("%d instances: %s is source %d times in a row", n, src, sourceFor[src])
-			}
-		}
-	}
-}
-
 // A pair that is known to be on a slow way, among many that are not, is not examined whenever it is probed.
 func TestContinuousSlowPair(t *testing.T) {
 	t.Parallel()

@@ -74,7 +74,7 @@ func (c *continuous) hurry(about map[int]int) {
 	}
 	c.r.metrics.hurried.Inc()
 	var next, rest []uint32
-	for _, n := range c.round {
+	for _, n := range c.round.order {
 		if sure, is := about[int(n)]; is {
 			next = append(next, n)
 			c.pairs[n].hurried = c.pairs[n].hurried || sure > 0
@@ -87,7 +87,7 @@ func (c *continuous) hurry(about map[int]int) {
 		rest = append(slices.Clone(next[maxHurried:]), rest...)
 		next = next[:maxHurried]
 	}
-	c.round = slices.Concat(next, rest)
+	c.round.order = slices.Concat(next, rest)
 }
 
 // endKey is a port of a bridge where an instance is.

@@ -76,7 +76,8 @@ func (w *town) tell(host string, matches ...string) {
 }
 
 // TestContinuousChangeNames breaks pairs one after the other, each by a flow that names only whom it is for, so that it may be
-// about six pairs. Whichever of these it is, a probe of it is lost at once, however many were sent of late: its instances owe for that.
+// about six pairs. Whichever of these it is, a probe of it is lost at once, however many were sent of late: its instances owe for that. Four go
+// before their time, the others as the pace lets them.
 func TestContinuousChangeNames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -101,8 +102,8 @@ func TestContinuousChangeNames(t *testing.T) {
 			}
 		}
 		for _, pair := range pairs {
-			if took, told := met[pair]; !told || took > 150*time.Millisecond {
-				t.Errorf("%s: told of %t; a probe of it was lost %v after the change (want 150ms at most)", pair, told, took)
+			if took, told := met[pair]; !told || took > 210*time.Millisecond {
+				t.Errorf("%s: told of %t; a probe of it was lost %v after the change (want 210ms at most)", pair, told, took)
 			}
 		}
 		if len(met) != len(pairs) {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -39,22 +38,6 @@ const (
 	// last planning took, if that is longer: 2 % of the time go into it at the most.
 	replanEvery = 20 * time.Millisecond
 	replanTimes = 50
-	// minSettle is how long a probe is waited for at the least: an agent's ring alone may keep a sample
-	// for 4 ms (packetio.Options.RetireTimeout). settleTimes of what slow probes took from when they were sent until all
-	// was known (p99), or of the pair's own round trip, is what one is waited for if that is longer. A sample that comes
-	// later yet is waited for before a probe counts as lost: this only makes an examination begin.
-	minSettle   = 25 * time.Millisecond
-	settleTimes = 2
-	// examSettle is how long an examination waits at the least before it does more about a probe, and at the most
-	// mostSettle; tripTimes of the longest round trips (p99.9, by the clock of one host) in between. What is late
-	// beyond is told from what is lost: see patience.go.
-	examSettle, mostSettle = 30 * time.Millisecond, 100 * time.Millisecond
-	tripTimes              = 2
-	// Until someTrips probes have arrived, the slowest of the last fewTrips stands for that: of few, quantiles say
-	// no more, and what was slow as the run began would count for long. After maxTrips, or tripsAge, it begins anew: a
-	// host that was busy then may no longer be.
-	fewTrips, someTrips, maxTrips = 20, 200, 4000
-	tripsAge                      = 10 * time.Second
 	// outdateEvery bounds how often a pair's examination is given up since its way has changed: where that changes all the time, some verdict
 	// is better than none.
 	outdateEvery = time.Second
@@ -76,9 +59,8 @@ type continuous struct {
 
 	own    *pace // of the patrol, besides that of all runs
 	lanes  []lane
-	shared []lane   // of the latter
-	round  []uint32 // pairs, in the order of their turns
-	facing []int    // by pair: the opposite one, which has the same wire; -1 for none
+	shared []lane // of the latter
+	round  round
 	took   time.Time
 	vague  map[string]time.Time // by host: when all its pairs were next for a change that names none
 	ports  map[endKey]bool      // of instances
@@ -94,12 +76,7 @@ type continuous struct {
 	pools     *pools
 	streaming streaming
 	ways      *ways
-	trips     sequential.Digest // from sending to knowing
-	rtts      sequential.Digest
-	tripping  time.Time          // when these begin
-	last      [][2]time.Duration // round trip, and all of it, of the last that arrived
-	wait      time.Duration      // see minSettle
-	exact     time.Duration      // see examSettle
+	trips     trips
 
 	exams   map[uint64]*underExam
 	begun   uint64        // exams, so far
@@ -151,7 +128,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 		rate = min(rate, j.rate)
 	}
 	c := &continuous{
-		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f, wait: r.cfg.Settle, exact: r.cfg.Settle,
+		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
 		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]*underExam{}, ways: newWays(),
 	}
@@ -168,54 +145,8 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	for i, r := range j.lost.results {
 		c.out.seq, c.out.results = append(c.out.seq, j.lost.seq[i]), append(c.out.results, r)
 	}
-	c.round, c.facing = roundOf(j.pairs), facingOf(j.pairs)
+	c.round = newRound(j.pairs, time.Duration(float64(time.Second)/rate))
 	return c
-}
-
-// facingOf returns of each pair which is the opposite one, -1 where there is none.
-func facingOf(pairs []plan.Pair) []int {
-	type ends [2]string
-	place := make(map[ends]int, len(pairs))
-	for i := range pairs {
-		place[ends{pairs[i].Src.Ref(), pairs[i].Dst.Ref()}] = i
-	}
-	facing := make([]int, len(pairs))
-	for i := range pairs {
-		o, known := place[ends{pairs[i].Dst.Ref(), pairs[i].Src.Ref()}]
-		if !known {
-			o = -1
-		}
-		facing[i] = o
-	}
-	return facing
-}
-
-// roundOf orders pairs so that the opposite of each comes half a round after it: either probe passes
-// most of what the other passes. Within a half, an instance is source and destination by turns: one that has
-// fallen silent shows only as the latter.
-func roundOf(pairs []plan.Pair) []uint32 {
-	place := map[string]int{} // of instances, by name
-	for i := range pairs {
-		place[pairs[i].Src.Ref()], place[pairs[i].Dst.Ref()] = 0, 0
-	}
-	for i, name := range slices.Sorted(maps.Keys(place)) {
-		place[name] = i
-	}
-	type turn struct{ half, less, more int }
-	turns := make([]turn, len(pairs))
-	round := make([]uint32, len(pairs))
-	for i := range pairs {
-		src, dst := place[pairs[i].Src.Ref()], place[pairs[i].Dst.Ref()]
-		round[i], turns[i] = uint32(i), turn{0, min(src, dst), max(src, dst)}
-		if (src < dst) == ((src+dst)%2 == 0) {
-			turns[i].half = 1
-		}
-	}
-	slices.SortStableFunc(round, func(x, y uint32) int {
-		a, b := turns[x], turns[y]
-		return cmp.Or(cmp.Compare(a.half, b.half), cmp.Compare(a.less, b.less), cmp.Compare(a.more, b.more))
-	})
-	return round
 }
 
 // run goes on until ctx is done or the writer gives up. Results go to in, which is closed then.
@@ -295,7 +226,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 	wake = now.Add(tick)
 	c.follow(now)
 	if c.patrol != nil {
-		c.patrol.x.settle = c.wait
+		c.patrol.x.settle = c.wait()
 		c.goRound(now)
 		wake = earliest(wake, c.patrol.step(now))
 	}
@@ -386,7 +317,7 @@ func (c *continuous) follow(now time.Time) {
 	o := c.job.options
 	o.patrol, o.measure = true, false
 	cfg := c.r.cfg
-	cfg.Settle = c.wait
+	cfg.Settle = c.wait()
 	x := newExecution(&cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, o, newKey(), 2*patrolAge, now, c.r.begin)
 	back := make([]int, len(seq))
 	for i, s := range seq {
@@ -394,7 +325,7 @@ func (c *continuous) follow(now time.Time) {
 	}
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
 	c.next.paths, c.next.index, c.next.changed = fresh, back, c.changed
-	c.next.takes = func(pair int) time.Duration { return time.Duration(c.pairs[back[pair]].base.GetRttNs()) }
+	c.next.waits = func(pair int) time.Duration { return c.waitFor(back[pair]) }
 	c.next.cares = func(pair int) bool {
 		return c.pairs[back[pair]].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	}
@@ -432,63 +363,6 @@ func (c *continuous) keep(fresh []*plan.Path) {
 	c.stream()
 }
 
-// goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
-// keeps others from taking them: else those instances that once went together get theirs at the same
-// times, and go together for ever. None goes where the opposite pair is examined, or is about to be: that
-// would take from the examination what both have in common, the wire and the pace.
-func (c *continuous) goRound(now time.Time) {
-	if !c.patrol.ready() || now.Sub(c.took) < goEvery+time.Duration(len(c.round))*time.Microsecond || len(c.patrol.x.queue) >= maxFlying {
-		return
-	}
-	c.took = now
-	var may, rest []uint32
-	burst := float64(c.r.cfg.PerInstanceBurst)
-	rich, enough := c.r.pace.rich(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
-	mine, owing := c.own.rich(c.lanes, 1, 1-owed, now)
-	taken := map[*bucket]bool{}
-	for _, n := range c.round {
-		p, l := &c.pairs[n], &c.lanes[n]
-		if c.faces(n, now) {
-			rest = append(rest, n)
-			continue
-		}
-		if p.track < 0 || p.flying || p.exam != 0 || p.suspect || p.base == nil || taken[l.src] || taken[l.dst] {
-			rest = append(rest, n)
-			continue
-		}
-		taken[l.src], taken[l.dst] = true, true
-		if rich[n] && mine[n] || p.hurried && enough[n] && owing[n] {
-			may = append(may, n)
-		} else {
-			rest = append(rest, n)
-		}
-	}
-	go_, held := c.own.pick(may, func(n uint32) lane { return c.lanes[n] }, func(n uint32) float64 {
-		if c.pairs[n].hurried {
-			return -owed
-		}
-		return 0
-	}, now)
-	for _, n := range go_ {
-		c.own.free(c.lanes[n])
-		p := &c.pairs[n]
-		p.flying, p.hurried = c.patrol.send(p.track), false
-		c.probes++
-	}
-	// Who could not go is first the next time; slices of one array, so a copy.
-	c.round = slices.Concat(held, rest, slices.Clone(go_))
-}
-
-// faces says that the opposite pair of one is examined, or is about to be; but for a test of how much is lost, which may take long.
-func (c *continuous) faces(n uint32, now time.Time) bool {
-	o := c.facing[n]
-	if o < 0 {
-		return false
-	}
-	p := &c.pairs[o]
-	return p.suspect || p.exam != 0 && now.Sub(c.exams[p.exam].began) < longExam
-}
-
 // told takes in what the patrol met.
 func (c *continuous) told(m meeting) {
 	now := time.Now()
@@ -499,8 +373,7 @@ func (c *continuous) told(m meeting) {
 	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	switch {
 	case m.outcome == met && !m.late:
-		c.trip(m.rtt, now.Sub(m.sent), now)
-		p.took(m.rtt)
+		c.trip(m.pair, m.rtt, now.Sub(m.sent))
 		switch {
 		case c.byLarge(p.base): // what is small arrives all the time
 		case !healthy:
@@ -541,7 +414,7 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 	if p.track < 0 {
 		return
 	}
-	if isLost && 2*time.Duration(p.base.GetRttNs()) > m.waited {
+	if isLost && 2*p.rtts.slowest() > m.waited {
 		return // withdrawn too early, it may be, and the answer was lost by that: it is a slow way
 	}
 	if isLost {
@@ -554,41 +427,3 @@ func (c *continuous) count(m meeting, isLost bool, now time.Time) {
 		}
 	}
 }
-
-// trip takes in how long a probe took, by the clock of its source's host and until it was known here, by
-// which it is known how long to wait for the next.
-func (c *continuous) trip(rtt, took time.Duration, now time.Time) {
-	if rtt > 0 {
-		c.r.metrics.rtt.Observe(rtt.Seconds())
-		c.rtts.Add(rtt)
-	}
-	if n := c.trips.Count(); n >= maxTrips || n >= someTrips && now.Sub(c.tripping) > tripsAge {
-		c.trips, c.rtts = sequential.Digest{}, sequential.Digest{}
-	}
-	if c.trips.Count() == 0 {
-		c.tripping = now
-	}
-	c.trips.Add(took)
-	c.last = append(c.last, [2]time.Duration{rtt, took})
-	c.last = c.last[max(0, len(c.last)-fewTrips):]
-	switch n := c.trips.Count(); {
-	case n < someTrips:
-		rtt, took := time.Duration(0), time.Duration(0)
-		for _, l := range c.last {
-			rtt, took = max(rtt, l[0]), max(took, l[1])
-		}
-		c.waitBy(took, max(took, tripTimes*rtt))
-	case n%fewTrips == 0:
-		took := c.trips.Quantile(0.99)
-		c.waitBy(took, max(took, tripTimes*c.rtts.Quantile(0.999)))
-	}
-}
-
-// waitBy has the patrol wait by the slowest probes, and examinations for so long.
-func (c *continuous) waitBy(slowest, exact time.Duration) {
-	c.wait = within(settleTimes*slowest, minSettle, c.r.cfg.Settle)
-	c.exact = within(exact, examSettle, min(mostSettle, c.r.cfg.Settle))
-}
-
-// within is what lies nearest to d between least and most, and most where that is less than least.
-func within(d, least, most time.Duration) time.Duration { return min(max(d, least), most) }

@@ -64,7 +64,7 @@ func (x *execution) injected(host int, m *dyetracev1.Injected, now time.Time) {
 			p := &x.ledger.probes[number]
 			p.sent = now.Sub(x.begun)
 			p.heard = max(p.heard, p.sent)
-			x.await(settle{number: number, at: now.Add(max(x.settle, x.patrol.settle(x.pairOf(number))))})
+			x.await(settle{number: number, at: now.Add(x.settleOf(number))})
 		}
 	}
 	for _, f := range m.GetFailures() {

@@ -49,7 +49,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	c.exams[number], c.beganAt, c.signed = &underExam{began: now, stop: stop, open: len(due)}, now, false
 	c.r.metrics.exams.Inc()
 	cfg := c.r.cfg
-	cfg.Settle = c.exact
+	cfg.Settle = c.settleOf(due)
 	o := c.job.options
 	o.measure, o.prior, o.trips, o.test = false, met, trips, testOf(&dyetracev1.ProbeOptions{})
 	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, o, longest) })
@@ -82,7 +82,7 @@ type underExam struct {
 // its pairs are such.
 func (c *continuous) outdate(i int, now time.Time) {
 	p := &c.pairs[i]
-	p.trip = 0
+	p.trip, p.rtts = 0, recent{}
 	c.suspect(i, now)
 	if p.exam == 0 || now.Sub(p.outdated) < outdateEvery {
 		return
@@ -233,6 +233,7 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 		p.sound = now // what was lost before is no news, and no sign of a little loss
 	}
 	p.base = r
+	p.examinedIn(r)
 	if p.unseen++; r.GetVerdict() != dyetracev1.Verdict_VERDICT_UNKNOWN {
 		p.unseen = 0
 	}

@@ -82,6 +82,14 @@ func (x *execution) patienceFor(pair int) time.Duration {
 	return min(max(slower*trip, x.settle), max(x.patience, 2*trip))
 }
 
+// settleOf is how long after it left a probe is looked at.
+func (x *execution) settleOf(number uint32) time.Duration {
+	if x.patrol != nil {
+		return x.patrol.settle(x.pairOf(number))
+	}
+	return x.settle
+}
+
 // waitUntil is when a probe that has left, or could not, is given up.
 func (x *execution) waitUntil(number uint32) time.Time {
 	p := &x.ledger.probes[number]
@@ -197,7 +205,7 @@ func (x *execution) giveUp(number uint32, now time.Time) {
 	default:
 		p.withdrawn = true
 		x.agents.Withdraw(x.entry(number), &dyetracev1.Withdraw{Index: []uint32{number}})
-		x.pace.keep(x.lane(number), now.Add(x.settle/2))
+		x.pace.keep(x.lane(number), now.Add(x.settleOf(number)/2))
 	}
 }
 

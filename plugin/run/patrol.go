@@ -38,8 +38,8 @@ type patrol struct {
 	// cares says whether it must be known of a pair's probe that did not arrive in time if it was lost; nil
 	// is always.
 	cares func(pair int) bool
-	// takes is the round trip of a pair as far as it is known, 0 where it is not; nil is that none is.
-	takes func(pair int) time.Duration
+	// waits is how long a probe of a pair is waited for, where agents leave it alone for so long.
+	waits func(pair int) time.Duration
 	// changed is told that others changed flows of a bridge of a host; may be nil.
 	changed func(host string, m *dyetracev1.Changes)
 	born    time.Time
@@ -138,10 +138,10 @@ func (p *patrol) launched(number uint32, now time.Time) {
 // settle is how long a probe of a pair is waited for: one on a slow way longer than others, though no longer than
 // its agent leaves it alone.
 func (p *patrol) settle(pair int) time.Duration {
-	if p == nil || p.takes == nil {
-		return 0
+	if p.waits == nil || p.x.patience == 0 {
+		return p.x.settle
 	}
-	return min(settleTimes*p.takes(pair), p.x.patience)
+	return min(p.waits(pair), p.x.patience)
 }
 
 // spentOut says that the next patrol should begin.

@@ -159,7 +159,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 func (c *continuous) suspectBetween(s *silence, since time.Time, of func(*standing) bool) {
 	most := max(1, int(patrolShare*float64(c.r.cfg.PerInstanceBurst)))
 	taken, begun, rest := map[*bucket]int{}, 0, map[int]int{}
-	for _, n := range c.round { // in the order of their turns
+	for _, n := range c.round.order { // in the order of their turns
 		i := int(n)
 		if path := c.paths[i]; path == nil || !slices.Contains([]string{s.from, s.to}, path.From.Host) ||
 			!slices.Contains([]string{s.from, s.to}, path.To.Host) || path.From.Host == path.To.Host || !of(&c.pairs[i]) {

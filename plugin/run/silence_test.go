@@ -353,7 +353,7 @@ func TestSuspectBetween(t *testing.T) {
 		if want := 20 * cfg.PerInstanceBurst / 2; all != want || crossing != 800 {
 			t.Errorf("%d of %d pairs are suspect, want %d of 800", all, crossing, want)
 		}
-		for k, n := range c.round[:maxHurried] {
+		for k, n := range c.round.order[:maxHurried] {
 			if a, b := pairs[n].Src.Host, pairs[n].Dst.Host; a == b || a > "hv2" || b > "hv2" || c.pairs[n].suspect {
 				t.Fatalf("number %d in the round is %s → %s, suspect %t", k, pairs[n].Src.Name, pairs[n].Dst.Name, c.pairs[n].suspect)
 			}

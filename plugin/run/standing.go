@@ -19,6 +19,7 @@ type standing struct {
 	track int // of the patrol, -1 where there is none
 	// trip is the longest that its probes took of late, 0 where that is not known; see took.
 	trip time.Duration
+	rtts recent // the last of them
 	// since is when the first probe was lost, or arrived, that does not fit base; sound is since when
 	// it has been healthy.
 	since   time.Time
@@ -28,6 +29,7 @@ type standing struct {
 	exam    uint64 // under way, 0 is none
 	flying  bool
 	hurried bool      // a change names it, and it was not probed since
+	pressed bool      // the probe under way goes for that
 	again   time.Time // to be examined then
 	// outdated is when an examination of it was given up last, for another.
 	outdated time.Time
@@ -41,7 +43,12 @@ type standing struct {
 const fadesBy = 64
 
 // took takes in the round trip of one of its probes.
-func (p *standing) took(trip time.Duration) { p.trip = max(trip, p.trip-p.trip/fadesBy) }
+func (p *standing) took(trip time.Duration) {
+	p.trip = max(trip, p.trip-p.trip/fadesBy)
+	if trip > 0 {
+		p.rtts.add(trip, keptTrips)
+	}
+}
 
 // suspect has a pair be examined as soon as may be.
 func (c *continuous) suspect(i int, since time.Time) {

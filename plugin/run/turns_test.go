@@ -66,7 +66,7 @@ func TestContinuousFacing(t *testing.T) {
 			w := newTown(t, site(t, 2))
 			w.passes, w.late = true, late
 			const each = 5 * time.Second
-			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 3*each, func() {
+			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 3*each+time.Second, func() {
 				for _, broken := range []string{"i0 i1", "i0 i1, i1 i0"} {
 					time.Sleep(each)
 					w.change(func(w *town) {

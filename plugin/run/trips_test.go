@@ -1,0 +1,75 @@
+package run
+
+import (
+	"testing"
+	"time"
+
+	"github.com/dyetrace/dyetrace/plugin/plan"
+)
+
+func TestRecent(t *testing.T) {
+	t.Parallel()
+	var r recent
+	if r.newest() != 0 || r.slowest() != 0 {
+		t.Errorf("of none: newest %v, slowest %v", r.newest(), r.slowest())
+	}
+	for i, c := range []struct{ add, newest, slowest time.Duration }{
+		{5, 5, 5}, {9, 9, 9}, {1, 1, 9}, {2, 2, 9}, {3, 3, 3}, {1, 1, 3}, {1, 1, 3}, {1, 1, 1}, {7, 7, 7},
+	} {
+		r.add(c.add, 3)
+		if r.newest() != c.newest || r.slowest() != c.slowest {
+			t.Errorf("after %d: newest %d, want %d; slowest %d, want %d", i+1, r.newest(), c.newest, r.slowest(), c.slowest)
+		}
+	}
+}
+
+// How long a probe is waited for: by its own pair's way and its own hosts, no longer than they are slow.
+func TestWaitFor(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	path := func(from, to string) *plan.Path {
+		return &plan.Path{From: plan.End{Host: from}, To: plan.End{Host: to}}
+	}
+	// Pairs 0 and 1 are between hosts a and b, 2 between a and c, 3 between d and e.
+	c := &continuous{r: &Runner{cfg: Config{Settle: 750 * ms}, metrics: newMetrics(nil)}, pairs: make([]standing, 4),
+		paths: []*plan.Path{path("a", "b"), path("b", "a"), path("a", "c"), path("d", "e")}}
+	all := []int{0, 1, 2, 3}
+	want := func(what string, waits [4]time.Duration, exam time.Duration) {
+		t.Helper()
+		for i, w := range waits {
+			if got := c.waitFor(i); got != w {
+				t.Errorf("%s: pair %d is waited for %v, want %v", what, i, got, w)
+			}
+		}
+		if got := c.settleOf(all); got != exam {
+			t.Errorf("%s: an examination waits %v, want %v", what, got, exam)
+		}
+	}
+	want("nothing known", [4]time.Duration{750 * ms, 750 * ms, 750 * ms, 750 * ms}, 750*ms)
+	times := func(n int, rtt, took time.Duration, pairs ...int) {
+		for range n {
+			for _, i := range pairs {
+				c.trip(i, rtt, took)
+			}
+		}
+	}
+	times(40, 1*ms, 3*ms, all...)
+	want("quick", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	times(1, 300*ms, 310*ms, 0)
+	want("one was on its way for long", [4]time.Duration{620 * ms, 25 * ms, 25 * ms, 25 * ms}, 100*ms)
+	c.pairs[0].pressed = true
+	times(1, 1*ms, 3*ms, 0)
+	want("a change names it", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	c.pairs[0].pressed = false
+	times(keptTrips, 1*ms, 3*ms, 0)
+	want("quick again", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	times(1, 1*ms, 51*ms, 2)
+	want("a host was busy", [4]time.Duration{102 * ms, 102 * ms, 102 * ms, 25 * ms}, 51*ms)
+	times(keptLags/2, 1*ms, 3*ms, 0, 1)
+	want("one host is so no more", [4]time.Duration{25 * ms, 25 * ms, 102 * ms, 25 * ms}, 51*ms)
+	for _, s := range []struct{ took, wait time.Duration }{{3 * ms, 25 * ms}, {60 * ms, 120 * ms}, {time.Second, 750 * ms}} {
+		if times(1, 0, s.took, 3); c.wait() != s.wait {
+			t.Errorf("after %v, any probe is waited for %v, want %v", s.took, c.wait(), s.wait)
+		}
+	}
+}
