@@ -528,6 +528,7 @@ func TestTiming(t *testing.T) {
 		cast    func(*cast)
 		timeout time.Duration
 		counts  string
+		unknown dyetracev1.CauseKind // why, where it is said
 		took    time.Duration
 		probes  int
 	}{
@@ -586,6 +587,7 @@ func TestTiming(t *testing.T) {
 			name: "no time for the pace", n: 4, timeout: 400 * time.Millisecond,
 			config: func(c *Config) { c.PerInstanceRate, c.PerInstanceBurst = 0.001, 1 },
 			counts: "healthy 2 faulty 0 silent 0 policy 0 unknown 10", took: 300 * time.Millisecond, probes: 2,
+			unknown: dyetracev1.CauseKind_CAUSE_KIND_INJECTION, // they were not sent
 		},
 	}
 	for _, tt := range tests {
@@ -607,6 +609,11 @@ func TestTiming(t *testing.T) {
 				}
 				if counts := countsOf(got); counts != tt.counts {
 					t.Errorf("%s, want %s", counts, tt.counts)
+				}
+				for seq, r := range got {
+					if want := tt.unknown; want != 0 && r.Verdict == dyetracev1.Verdict_VERDICT_UNKNOWN && r.CauseKind != want {
+						t.Errorf("pair %d: %v: %s; want %v", seq, r.CauseKind, r.Cause, want)
+					}
 				}
 				if took != tt.took {
 					t.Errorf("took %v, want %v", took, tt.took)
