@@ -179,7 +179,13 @@ func (a *Agent) expecting(bridges []string) error {
 
 func (a *Agent) armedAt(bridge string, port dataplane.Port) error {
 	_, s, err := a.hooks.live(bridge, a.cfg.Host)
-	if err == nil && !slices.Contains(s.answers, port.OFPort) {
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(s.unarmed, func(u unarmed) bool { return u.port == port.OFPort }); i >= 0 {
+		return fmt.Errorf("port %s on bridge %s of host %s cannot be armed: %w", port.Name, bridge, a.cfg.Host, s.unarmed[i].why)
+	}
+	if !slices.Contains(s.answers, port.OFPort) {
 		err = fmt.Errorf("port %s on bridge %s of host %s is not armed: it changed, or the run ended, meanwhile", port.Name, bridge, a.cfg.Host)
 	}
 	return err

@@ -495,6 +495,59 @@ func TestRearmingKeepsTheLease(t *testing.T) {
 	}
 }
 
+// TestRearmingReadsNothing: on a bridge that is watched, what was read before is enough to expect other answers, unless
+// something was told since that may be in their way.
+func TestRearmingReadsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b, sw := h.readBy()
+	h.await("the watch", func() bool { return b.watched.Load() != nil })
+	h.attest()
+	arm := func(run uint64, guest int, want string, reads int32) {
+		t.Helper()
+		h.begin(run, 1, time.Minute)
+		sw.all.Store(0)
+		said := h.arm(&dyetracev1.Arm{Run: run, Answers: []*dyetracev1.PortRef{h.port(guest)}})
+		if (said == "") != (want == "") || !strings.Contains(said, want) {
+			t.Errorf("run %d, guest %d: said %q, want %q", run, guest, said, want)
+		}
+		if n := sw.all.Load(); n != reads {
+			t.Errorf("run %d, guest %d: all flows were read %d times, want %d", run, guest, n, reads)
+		}
+		if h.a.finish(t.Context(), run); want == "" && sw.all.Load() != reads {
+			t.Errorf("run %d, guest %d: all flows were read again to disarm it", run, guest)
+		}
+	}
+	arm(1, 0, "", 0)
+	arm(2, 1, "", 0)
+	snap, _ := h.a.sw.Snapshot().Bridge(h.bridge)
+	port, _ := snap.Port(h.guests[1].tap)
+	rival := fmt.Sprintf("table=0,priority=65534,tcp,in_port=%d,nw_tos=4,tp_src=11,tp_dst=11,tcp_flags=+syn+ack", port.OFPort)
+	before := h.attest()
+	h.ofctl("add-flow", h.bridge, rival+",actions=drop")
+	arm(3, 0, "", 1)                                                                 // it may be in the way of any
+	arm(4, 0, "", 0)                                                                 // and is known since
+	arm(5, 1, "cannot be armed: bridge "+h.bridge+": shadowed by a foreign flow", 1) // to be in the way of this one; or it was
+	h.ofctl("--strict", "del-flows", h.bridge, rival)
+	arm(6, 1, "", 1)
+	after := h.attest()
+	if !after.Live || after.Epoch != before.Epoch {
+		t.Errorf("attested %v before and %v after: the hook was there all the time", before, after)
+	}
+	// One that comes while a run reckons with the answers is another matter.
+	h.begin(7, 1, time.Minute)
+	if said := h.arm(&dyetracev1.Arm{Run: 7, Answers: []*dyetracev1.PortRef{h.port(1)}}); said != "" {
+		t.Fatal(said)
+	}
+	h.ofctl("add-flow", h.bridge, rival+",actions=drop")
+	if late := h.attest(); !late.Live || late.Epoch == after.Epoch {
+		t.Errorf("attested %v before and %v after answers were taken: want another epoch", after, late)
+	}
+	if again := h.attest(); again.Epoch != after.Epoch+1 {
+		t.Errorf("attested %v after %v: the answers were taken once", again, after)
+	}
+}
+
 // TestSamplerComesBack has the ring fail: to-instance is absent until it is opened
 // anew, no loss is proven across that, and what was withheld still is.
 func TestSamplerComesBack(t *testing.T) {

@@ -61,13 +61,16 @@ type bridge struct {
 	// mu orders audits, repairs and removal of this bridge's hook.
 	mu      sync.Mutex
 	hook    flows.Hook
-	arms    arms // that hook has
+	asked   arms // for hook
+	arms    arms // that it has of those
+	unarmed []unarmed
 	want    []flows.Flow
 	agreed  agreed
 	dye     ovs.DyePort
 	renewed time.Time
 	read    time.Time     // when all of the bridge's flows were last read
 	nat     atomic.Bool   // flows.CommitsNAT, of what was read
+	rivals  []flows.Flow  // flows.Rivals, likewise
 	reading time.Duration // how long that took
 	audited time.Time     // when our own were
 	ports   []flows.Port
@@ -115,6 +118,7 @@ type bridgeState struct {
 	held   time.Duration // the pause that the hook is in, if it is left alone
 	absent string        // why there is no to-instance point; empty if there is
 	arms
+	unarmed []unarmed
 	// unsampled are the ports where there is none all the same, each with the reason.
 	unsampled map[string]string
 }
@@ -172,7 +176,7 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 	switch {
 	case err == nil:
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_LIVE, ""
-		next.arms = b.arms
+		next.arms, next.unarmed = b.arms, b.unarmed
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case errors.Is(ctx.Err(), context.Canceled):
 		return // we were told to stop, which says nothing about the bridge; that time is up does

@@ -42,12 +42,14 @@ func TestFlowPorts(t *testing.T) {
 type reads struct {
 	Switch
 	n    atomic.Int32
+	all  atomic.Int32 // of those, of all flows
 	slow atomic.Bool
 	was  atomic.Pointer[[]flows.Flow] // what the next reading has, whatever there is by then
 }
 
 func (r *reads) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error) {
 	r.n.Add(1)
+	r.all.Add(1)
 	return r.Switch.DumpFlows(ctx, bridge)
 }
 

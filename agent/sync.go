@@ -48,7 +48,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		return false, err
 	}
 	ports := flowPorts(found, b.dye.OFPort)
-	same := !changed && b.want != nil && slices.Equal(ports, b.ports) && want.equal(b.arms)
+	placed := !changed && b.want != nil && slices.Equal(ports, b.ports)
+	same := placed && want.equal(b.asked)
 	if same && !attest && b.quiet(now) {
 		return false, b.renew(ctx, now)
 	}
@@ -57,7 +58,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	ours := b.ours(ctx, now)
 	disturbed, watched := b.settled(ctx)
 	told, db := b.told.Load(), b.sw.Snapshot().Database
-	reread := !same || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest, now)
+	reread := !placed || !same && (!watched || b.shadowed(want)) || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest || !same, now)
 	have, err := ours()
 	if reread || disturbed != 0 {
 		have, err = b.dump(ctx, reread, now)
@@ -70,7 +71,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		changed = changed || found.DatapathType == "netdev"
 		b.db = db
 	}
-	was, wanted := b.hook, b.want
+	was, wanted, armed := b.hook, b.want, b.arms
 	wiped := disturbed.has(flows.Wiped) || wanted != nil && !b.agrees(have)
 	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
 		reread = true // another's flow may sit where one of ours was
@@ -89,21 +90,24 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		time.AfterFunc(b.fight.held(now), b.poke)
 		return true, errors.Join(err, b.clear(ctx, have))
 	}
+	again := reread || !same
 	if reread {
 		if err := b.choose(ctx, have, ports, want); err != nil {
 			return changed, errors.Join(err, b.clear(ctx, have))
 		}
-		b.ports, b.arms = ports, want
+	} else if again {
+		b.arm(b.hook, want)
 	}
-	// Bundles are atomic: what was there all along is not touched by other answers.
-	changed = changed || wanted == nil || reread && !rearmed(was, b.hook)
-	if old := b.guard.Load(); old == nil || reread && !installed(was.Flows(), b.hook.Flows()) {
+	// Bundles are atomic: what was there all along is not touched by other answers. Who reckons with those that were taken must know.
+	taken := slices.ContainsFunc(b.unarmed, func(u unarmed) bool { return slices.Contains(armed.answers, u.port) })
+	changed = changed || wanted == nil || taken || again && !rearmed(was, b.hook)
+	if old := b.guard.Load(); old == nil || again && !installed(was.Flows(), b.hook.Flows()) {
 		b.guard.Store(b.hook.Guard()) // before the watch tells of flows of ours that go
 		if (old == nil || was.Place != b.hook.Place) && b.told.Load() != told {
 			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
 		}
 	}
-	if !changed && reread {
+	if !changed && again {
 		if err := b.credit(ctx, was); err != nil {
 			return changed, err
 		}
@@ -200,7 +204,7 @@ func (b *bridge) install(ctx context.Context, have []flows.Flow, now time.Time) 
 			err = fmt.Errorf("installing %d flows: %w", len(add), err)
 			if errors.Is(err, ovs.ErrUnsupported) {
 				found, _ := b.sw.Snapshot().Bridge(b.name)
-				b.refusal = refusal{err, b.arms, found.Protocols, b.sw.Snapshot().Switchd, now}
+				b.refusal = refusal{err, b.asked, found.Protocols, b.sw.Snapshot().Switchd, now}
 			}
 			return err
 		}
@@ -289,7 +293,7 @@ func (r refusal) err(want arms, found dataplane.Bridge, switchd string, now time
 // of no use, and one whose mark others read does harm. Caller holds mu.
 func (b *bridge) clear(ctx context.Context, have []flows.Flow) error {
 	b.guard.Store(nil)
-	b.want, b.hook, b.arms = nil, flows.Hook{}, arms{}
+	b.want, b.hook, b.arms, b.asked, b.unarmed = nil, flows.Hook{}, arms{}, arms{}, nil
 	ours := slices.DeleteFunc(slices.Clone(have), func(f flows.Flow) bool { return !f.Ours() })
 	if len(ours) == 0 {
 		return nil
@@ -368,19 +372,45 @@ func (b *bridge) choose(ctx context.Context, have []flows.Flow, ports []flows.Po
 	} else if left, ok := flows.Installed(have); ok {
 		keep = &left // by an agent before this one
 	}
-	place, err := flows.Choose(flows.Bridge{
-		Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain, Answers: want.answers,
-	}, keep)
+	of := flows.Bridge{Name: b.name, Flows: have, Groups: groups, Ports: ports, Dye: b.dye.OFPort, Stain: b.stain}
+	place, err := flows.Choose(of, keep)
 	if err != nil {
 		return err
 	}
-	b.hook = flows.Hook{
-		Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Answers: want.answers, Expect: want.expect,
-		Lease: uint16(b.lease / time.Second),
-	}
-	b.want = b.hook.Flows()
+	b.rivals, b.ports = flows.Rivals(have), ports
+	b.arm(flows.Hook{Place: place, Stain: b.stain, Dye: b.dye.OFPort, Ports: ports, Lease: uint16(b.lease / time.Second)}, want)
 	return nil
 }
+
+// arm says what we want of the bridge: a hook with arms, but for the answers of ports that foreign flows would take from it, by what was read
+// of those last. Caller holds mu.
+func (b *bridge) arm(h flows.Hook, want arms) {
+	b.asked, b.unarmed = want, nil
+	b.arms = arms{expect: want.expect}
+	for _, port := range want.answers {
+		if err := b.against(h, port); err != nil {
+			b.unarmed = append(b.unarmed, unarmed{port, err})
+			continue
+		}
+		b.arms.answers = append(b.arms.answers, port)
+	}
+	h.Answers, h.Expect = b.arms.answers, b.arms.expect
+	b.hook, b.want = h, h.Flows()
+}
+
+// unarmed is a port that cannot be armed, and why.
+type unarmed struct {
+	port uint16
+	why  error
+}
+
+// against is what is against the answers of ports, by the foreign flows that were read last. Caller holds mu.
+func (b *bridge) against(h flows.Hook, ports ...uint16) error {
+	return flows.Bridge{Name: b.name, Flows: b.rivals, Ports: h.Ports, Dye: h.Dye, Stain: h.Stain, Answers: ports}.Shadowed()
+}
+
+// shadowed says that something is. It may be gone, so all is to be read again before that is said. Caller holds mu.
+func (b *bridge) shadowed(want arms) bool { return b.against(b.hook, want.answers...) != nil }
 
 // flowPorts returns the ports of a bridge that the hook must know: all but the dye
 // port, and but instances, which its default flow covers. That there are any is said

@@ -93,7 +93,7 @@ func (d Disturbance) String() string {
 type Guard struct {
 	hook  Hook
 	flows map[guarded]bool
-	entry [][]condition // what the hook takes of table 0
+	entry [][]condition // what the hook takes of table 0, or may take by other answers
 }
 
 // guarded is what a flow monitor tells of a flow's place.
@@ -110,6 +110,9 @@ func (h Hook) Guard() *Guard {
 		if f.Table == 0 {
 			g.entry = append(g.entry, parseMatch(f.Match))
 		}
+	}
+	for _, match := range answersAt("", h.Stain, "") {
+		g.entry = append(g.entry, parseMatch(match))
 	}
 	return g
 }

@@ -121,6 +121,8 @@ func TestGuardJudges(t *testing.T) {
 		{"event=ADDED table=0 cookie=0x1 arp,in_port=1 actions=NORMAL", Harmless},
 		{"event=ADDED table=0 cookie=0x1 in_port=9 actions=NORMAL", Doubtful},
 		{"event=ADDED table=0 cookie=0x1 udp,in_port=1 actions=NORMAL", Harmless},
+		{"event=ADDED table=0 cookie=0x1 tcp,in_port=1,nw_tos=0,tp_src=11,tp_dst=11,tcp_flags=+syn+ack actions=NORMAL", Doubtful}, // if that port's are armed
+		{"event=ADDED table=0 cookie=0x1 tcp,in_port=1,nw_tos=0,tp_dst=12 actions=NORMAL", Harmless},
 	} {
 		c, ok, err := ParseChange(tt.line)
 		if !ok || err != nil {

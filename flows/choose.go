@@ -76,6 +76,32 @@ func Choose(b Bridge, keep *Place) (Place, error) {
 	return p, nil
 }
 
+// Rivals are the foreign flows of a bridge that may be in the way of a hook at table 0, depending on its answers.
+func Rivals(have []Flow) (rivals []Flow) {
+	for _, f := range have {
+		if !f.Ours() && rival(f) {
+			rivals = append(rivals, f)
+		}
+	}
+	return rivals
+}
+
+func rival(f Flow) bool { return f.Table == 0 && f.Priority >= dyeingPriority }
+
+// Shadowed is all that Choose has to say of a hook that stays where it is, with other answers: an error that wraps
+// ErrShadowed, or nil. Of the bridge's flows it needs the Rivals.
+func (b Bridge) Shadowed() error {
+	for _, f := range b.Flows {
+		if f.Ours() {
+			continue
+		}
+		if err := b.shadow(f); err != nil {
+			return fmt.Errorf("bridge %s: %w", b.Name, err)
+		}
+	}
+	return nil
+}
+
 func choose(b Bridge, keep Place) (p Place, err error) {
 	var e effects
 	for _, f := range b.Flows {
@@ -122,7 +148,7 @@ func (e *effects) flow(f Flow) {
 // IEEE 802.1Q reserves that number, so no probe bears it, and Neutron drops it
 // first of all, since it is the VLAN of its dead ports.
 func (b Bridge) shadow(f Flow) error {
-	if f.Table != 0 || f.Priority < dyeingPriority {
+	if !rival(f) {
 		return nil
 	}
 	match := parseMatch(f.Match)

@@ -319,15 +319,21 @@ func (h Hook) dyeAnswers() (flows []Flow) {
 func answers(ports []uint16, s stain.Stain, mark string, enters func(uint16) bool) (matches []string) {
 	ports = slices.Compact(slices.Sorted(slices.Values(ports)))
 	ports = slices.DeleteFunc(ports, func(n uint16) bool { return !enters(n) })
+	for _, n := range ports[:min(len(ports), MaxAnswers)] {
+		matches = append(matches, answersAt(","+inPort(n), s, mark)...)
+	}
+	return matches
+}
+
+// answersAt returns those of answers where at matches; of any port if it is empty.
+func answersAt(at string, s stain.Stain, mark string) (matches []string) {
 	both := fmt.Sprintf(",tp_src=%d,tp_dst=%d", s.Port, s.Port)
 	if s == (stain.Stain{}) {
 		both = ""
 	}
-	for _, n := range ports[:min(len(ports), MaxAnswers)] {
-		for _, proto := range []string{"tcp", "tcp6"} {
-			for _, flags := range []string{"+syn+ack", "+rst+ack"} {
-				matches = append(matches, proto+mark+","+inPort(n)+both+",tcp_flags="+flags)
-			}
+	for _, proto := range []string{"tcp", "tcp6"} {
+		for _, flags := range []string{"+syn+ack", "+rst+ack"} {
+			matches = append(matches, proto+mark+at+both+",tcp_flags="+flags)
 		}
 	}
 	return matches
