@@ -86,8 +86,17 @@ func TestContinuousSilence(t *testing.T) {
 	}
 }
 
+// unheard has no host have heard any other before.
+func unheard(of func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	return func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		r := of(host, m)
+		r.FromOthersNs = 0
+		return r
+	}
+}
+
 // TestContinuousSilenceOnce has a patrol meet a fault before streams tell of it: the pair is examined once, and not again for
-// the sign, so that one that is healed as soon as it is named is not held up.
+// the sign, so that one that is healed as soon as it is named is not held up. Whether others were heard before or not, it is the underlay: the stream was answered.
 func TestContinuousSilenceOnce(t *testing.T) {
 	t.Parallel()
 	for phase := range 10 {
@@ -99,6 +108,9 @@ func TestContinuousSilenceOnce(t *testing.T) {
 				time.Sleep(20*time.Second + time.Duration(phase)*10*time.Millisecond)
 				w.change(func(w *town) {
 					w.lost, w.underlay = uplinkDown("hv2")
+					if phase%2 == 1 {
+						w.underlay = unheard(w.underlay)
+					}
 					begun = w.begun
 				})
 				w.network.hush("hv2", true)
@@ -107,6 +119,11 @@ func TestContinuousSilenceOnce(t *testing.T) {
 			})
 			if len(all) != 4 || all[2].r.GetVerdict() != faulty || all[3].r.GetVerdict() != faulty {
 				t.Fatalf("phase %d: told %v", phase, all)
+			}
+			for _, a := range all[2:] {
+				if k := a.r.GetCauseKind(); k != dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY {
+					t.Errorf("phase %d: %v: %s; want the underlay", phase, k, a.r.GetCause())
+				}
 			}
 			if begun > 2 {
 				t.Errorf("phase %d: %d examinations of two pairs", phase, begun)

@@ -254,6 +254,9 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	} else {
 		e.result = verdict.UnderlayFromProto(&e.need, e.ask, e.report, e.recall)
 	}
+	if since, is := x.options.between.hushed(e.need.From, e.need.To); is {
+		e.result.Silent = max(0, now.Sub(since))
+	}
 	switch {
 	case e.first != nil:
 		e.result = verdict.Again(e.first, e.result)

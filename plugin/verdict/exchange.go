@@ -25,6 +25,9 @@ type Underlay struct {
 	// FromOthers is how long ago the other host had packets of other exchanges, negative for never. If
 	// that is not long, nothing there keeps them out.
 	FromOthers time.Duration
+	// Silent is for how long those packets have not been answered that the two hosts exchange all the time, and which had been until
+	// then; 0 is that there are none, or they are. What keeps others out there did not keep these, whichever of the two asks.
+	Silent time.Duration
 	// Meanwhile says that nothing of this exchange came, and packets of another from the same host did after its last
 	// was sent.
 	Meanwhile bool
@@ -221,6 +224,8 @@ func (u *Underlay) small() (f underlayFault, words string) {
 		return unclear, fmt.Sprintf("%d of %d packets by %s were not answered, and %s could not be asked how many came%s", t.sent-t.came, t.sent, route, u.To, because(u.Unasked))
 	case t.nothing() && u.FromOthers >= 0 && u.FromOthers <= recently:
 		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; the last ones to come there did so %s ago", t.sent, route, ago(u.FromOthers))
+	case t.nothing() && u.Silent > 0:
+		return noWay, fmt.Sprintf("none of %d packets arrives by %s either; those that the two hosts exchange all the time were answered until %s ago", t.sent, route, ago(u.Silent))
 	case t.nothing():
 		return maybeNoWay, fmt.Sprintf("none of %d packets arrives by %s, port %d, either; but nor have any others of late, so that a firewall may drop them",
 			t.sent, route, u.Port)

@@ -45,6 +45,7 @@ type network struct {
 	heard             time.Duration
 	asker             time.Duration // the same of the host that asks, where nothing of this exchange came
 	fragments         bool
+	silent            time.Duration // the stream between the two hosts
 }
 
 func open() network {
@@ -99,7 +100,9 @@ func (n network) exchange(need *NeedUnderlay, seed int64) *Underlay {
 	if !n.recall {
 		recall = nil
 	}
-	return UnderlayFromProto(need, q, m, recall)
+	u := UnderlayFromProto(need, q, m, recall)
+	u.Silent = n.silent
+	return u
 }
 
 func TestUnderlay(t *testing.T) {
@@ -125,6 +128,10 @@ func TestUnderlay(t *testing.T) {
 			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; 10.1.1.254 says: host unreachable"},
 		{name: "nothing there, and nobody was heard", change: func(n *network) { n.deadThere[0], n.heard = true, time.Hour },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + ": none of 128 packets arrives by " + route + ", port 7443, either; but nor have any others of late, so that a firewall may drop them"},
+		{name: "nothing there, nobody was heard, and a stream went silent", change: func(n *network) { n.deadThere[0], n.heard, n.silent = true, 0, 2*time.Second },
+			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; those that the two hosts exchange all the time were answered until 2s ago"},
+		{name: "a stream went silent, and packets pass", change: func(n *network) { n.silent = time.Second }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
+			", so the packet is lost at hv3's end of the tunnel, or the network drops GRE"},
 		{name: "a firewall that minds our port", change: func(n *network) { n.firewall = true },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + ": none of 128 packets arrives by " + route + ", port 7443, either; but nor have any others of late, so that a firewall may drop them"},
 		{name: "nothing back", change: func(n *network) { n.deadBack[0] = true }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
