@@ -52,8 +52,7 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 
 // affords says that the instances of a lane have as many tokens as a patrol leaves to examinations.
 func (x *execution) affords(l *lane, now time.Time) bool {
-	_, some := x.pace.rich([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)
-	return some[0]
+	return x.pace.means([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)[0].some
 }
 
 // admitted takes in that probes are sent.

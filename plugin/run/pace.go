@@ -246,20 +246,29 @@ func (b *bucket) take(leave float64, now time.Time) {
 	}
 }
 
-// rich says of each lane whether both its instances have so many tokens, at the least, or so few, where others leave them; and some
-// whether they have so few, whatever others do.
-func (p *pace) rich(lanes []lane, tokens, few float64, now time.Time) (rich, some []bool) {
+// means are what the instances of a pair have.
+type means struct {
+	rich bool // so many tokens, or so few, where others leave them
+	some bool // so few, whatever others do
+	soon bool // they are rich, or will be by the next token of each
+}
+
+// means says of each lane what its instances have, if so many tokens are rich, at the least, and so few are some.
+func (p *pace) means(lanes []lane, tokens, few float64, now time.Time) []means {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	rich, some = make([]bool, len(lanes)), make([]bool, len(lanes))
-	has := func(b *bucket) bool { return b.tokens >= tokens || now.Sub(b.spared) < sparing }
+	all := make([]means, len(lanes))
 	for i, l := range lanes {
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		some[i] = min(l.src.tokens, l.dst.tokens) >= few
-		rich[i] = some[i] && has(l.src) && has(l.dst)
+		spared := func(b *bucket) bool { return now.Sub(b.spared) < sparing }
+		least := min(l.src.tokens, l.dst.tokens)
+		m := &all[i]
+		m.some = least >= few
+		m.rich = m.some && (l.src.tokens >= tokens || spared(l.src)) && (l.dst.tokens >= tokens || spared(l.dst))
+		m.soon = m.rich || least >= tokens-1
 	}
-	return rich, some
+	return all
 }
 
 // needs returns how long pairs take at the least, so many probes each.

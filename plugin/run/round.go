@@ -143,9 +143,10 @@ func facingOf(pairs []plan.Pair) []int {
 	return facing
 }
 
-// goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack tokens
-// keeps others from taking them: else those instances that once went together get theirs at the same
-// times, and go together for ever. None goes where the opposite pair is examined, or is about to be: that
+// goRound sends the probes whose turn it is. A pair whose turn it is and whose instances lack a token
+// keeps others from taking it: else those instances that once went together get theirs at the same
+// times, and go together for ever. One of which an instance lacks more, since it was examined, keeps nobody: all have a pair with
+// that one. None goes where the opposite pair is examined, or is about to be: that
 // would take from the examination what both have in common, the wire and the pace.
 func (c *continuous) goRound(now time.Time) {
 	r := &c.round
@@ -155,8 +156,8 @@ func (c *continuous) goRound(now time.Time) {
 	c.took = now
 	var may, rest []uint32
 	burst := float64(c.r.cfg.PerInstanceBurst)
-	rich, enough := c.r.pace.rich(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
-	mine, owing := c.own.rich(c.lanes, 1, 1-owed, now)
+	all := c.r.pace.means(c.shared, max(1, patrolShare*burst), max(1, testShare*burst), now)
+	own := c.own.means(c.lanes, 1, 1-owed, now)
 	taken := map[*bucket]bool{}
 	for at, n := range r.order {
 		p, l := &c.pairs[n], &c.lanes[n]
@@ -164,11 +165,13 @@ func (c *continuous) goRound(now time.Time) {
 			rest = append(rest, n)
 			continue
 		}
-		taken[l.src], taken[l.dst] = true, true
+		hurried, regular := p.hurried && all[n].some && own[n].some, all[n].rich && own[n].rich
+		taken[l.src] = taken[l.src] || hurried || all[n].soon && own[n].soon
+		taken[l.dst] = taken[l.dst] || taken[l.src]
 		switch {
-		case p.hurried && enough[n] && owing[n], rich[n] && mine[n] && !r.swaps(n):
+		case hurried, regular && !r.swaps(n):
 			may = append(may, n)
-		case rich[n] && mine[n]:
+		case regular:
 			may = append(may, c.swap(at, n, now))
 		default:
 			rest = append(rest, n)
