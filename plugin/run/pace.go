@@ -248,9 +248,8 @@ func (b *bucket) take(leave float64, now time.Time) {
 
 // means are what the instances of a pair have.
 type means struct {
-	rich bool // so many tokens, or so few, where others leave them
-	some bool // so few, whatever others do
-	soon bool // they are rich, or will be by the next token of each
+	rich, nearly bool // so many tokens, or so few, where others leave them; or but for one
+	some, almost bool // so few, whatever others do; or but for one
 }
 
 // means says of each lane what its instances have, if so many tokens are rich, at the least, and so few are some.
@@ -261,12 +260,17 @@ func (p *pace) means(lanes []lane, tokens, few float64, now time.Time) []means {
 	for i, l := range lanes {
 		p.fill(l.src, now)
 		p.fill(l.dst, now)
-		spared := func(b *bucket) bool { return now.Sub(b.spared) < sparing }
-		least := min(l.src.tokens, l.dst.tokens)
-		m := &all[i]
-		m.some = least >= few
-		m.rich = m.some && (l.src.tokens >= tokens || spared(l.src)) && (l.dst.tokens >= tokens || spared(l.dst))
-		m.soon = m.rich || least >= tokens-1
+		m := means{true, true, true, true}
+		for _, b := range []*bucket{l.src, l.dst} {
+			need := tokens
+			if now.Sub(b.spared) < sparing {
+				need = few
+			}
+			m.rich, m.nearly = m.rich && b.tokens >= need, m.nearly && b.tokens >= need-1
+			m.some, m.almost = m.some && b.tokens >= few, m.almost && b.tokens >= few-1
+		}
+		m.rich = m.rich && m.some
+		all[i] = m
 	}
 	return all
 }

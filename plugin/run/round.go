@@ -166,8 +166,9 @@ func (c *continuous) goRound(now time.Time) {
 			continue
 		}
 		hurried, regular := p.hurried && all[n].some && own[n].some, all[n].rich && own[n].rich
-		taken[l.src] = taken[l.src] || hurried || all[n].soon && own[n].soon
-		taken[l.dst] = taken[l.dst] || taken[l.src]
+		if all[n].nearly && own[n].nearly || p.hurried && all[n].almost && own[n].almost {
+			taken[l.src], taken[l.dst] = true, true
+		}
 		switch {
 		case hurried, regular && !r.swaps(n):
 			may = append(may, n)

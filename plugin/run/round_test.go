@@ -74,12 +74,13 @@ func TestRound(t *testing.T) {
 		w := newTown(t, site(t, 8))
 		began := time.Now()
 		at := map[string][]time.Duration{} // by instance that is destination, and by pair
-		w.lose = func(pair string, _ stain.Scheme, _ int) bool {
+		w.lose = func(pair string, _ stain.Scheme, n int) bool {
 			now := time.Since(began)
 			_, dst, _ := strings.Cut(pair, " ")
 			at[dst], at[pair] = append(at[dst], now), append(at[pair], now)
 			broken := now > 20*time.Second && now < 25*time.Second
-			return broken && strings.Contains(pair, "i3")
+			lossy := now > 60*time.Second && now < 90*time.Second && pair == "i1 i2" && n%4 == 0
+			return broken && strings.Contains(pair, "i3") || lossy
 		}
 		watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 3*time.Minute, func() {})
 		if len(at) != 8+8*7 {
@@ -110,7 +111,9 @@ func TestRound(t *testing.T) {
 			{"in order", 5 * time.Second, 20 * time.Second, 1, 3, 14, "-"},
 			{"while one is silent", 22 * time.Second, 25 * time.Second, 1, 6, 2 * 14, "i3"},
 			{"when that is over", 25 * time.Second, 28 * time.Second, 1, 6, 2 * 14, "i3"},
-			{"out of order", 40 * time.Second, 3 * time.Minute, .99, 4, 2 * 14, "-"},
+			{"out of order", 40 * time.Second, 60 * time.Second, .99, 4, 2 * 14, "-"},
+			{"while one is tested", 60 * time.Second, 90 * time.Second, 1, 15, 4 * 14, "i1 i2"},
+			{"after that", 100 * time.Second, 3 * time.Minute, .99, 4, 2 * 14, "-"},
 		} {
 			for pairs, slots := range map[bool]time.Duration{false: c.dst, true: c.pair} {
 				all := gaps(c.from, c.to, pairs, c.without)
