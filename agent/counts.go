@@ -23,8 +23,9 @@ type counts struct {
 	// missing is the sum of what is known to have got lost on the way.
 	missing atomic.Uint64
 	last    atomic.Pointer[counted] // nil before the first
-	// exact is the last reading that was still: what it has too many got lost, and is not on its way. The counter's to use.
-	exact *counted
+	// known is the last reading by which it is known how many got lost, and are not on their way: one that was still, or see
+	// lost. missed is one by which as many may have, if the next one misses them too. The counter's to use.
+	known, missed *counted
 }
 
 // counted is one reading of the counters.
@@ -270,19 +271,47 @@ func (b *bridge) count(ctx context.Context, c counted) error {
 
 // await fills in what was read, once all is that the hook has counted, or after a while.
 func (s *counts) await(c *counted) {
-	known := s.exact
+	known := s.known
 	patience := countLateness
 	if known == nil || known.epoch != c.epoch {
 		known, patience = nil, countPatience
 	}
-	for end := time.Now().Add(patience); ; time.Sleep(countLook) {
+	var soon *counted
+	for began := time.Now(); ; time.Sleep(countLook) {
 		for k, p := range c.points {
 			p.readMax = s.of(k)
 			c.points[k] = p
 		}
-		if known != nil && c.whole(known) || time.Now().After(end) {
+		waited := time.Since(began)
+		if soon == nil && waited > countPatience {
+			soon = &counted{epoch: c.epoch, points: maps.Clone(c.points)}
+		}
+		if whole := known != nil && c.whole(known); whole || waited > patience {
+			if known != nil {
+				s.lost(soon, whole)
+			}
 			return
 		}
+	}
+}
+
+// lost takes in what was missing at a reading when all that was on its way should have come; nil is nothing. Where others come by all the time,
+// these stand for what is missing after a while, and nothing is ever still: so it is known to be lost if it does not come for long, or is missing
+// from two readings in a row. Of what came by until then some was not counted, and stands for as much: less is known to be lost than was.
+func (s *counts) lost(soon *counted, whole bool) {
+	before := s.missed
+	s.missed = soon
+	switch {
+	case soon == nil:
+	case !whole:
+		s.known = soon
+	case before != nil && before.epoch == soon.epoch:
+		for k, p := range soon.points {
+			if o := before.points[k]; o.of() < p.of() {
+				soon.points[k] = o
+			}
+		}
+		s.known = soon
 	}
 }
 
@@ -292,7 +321,7 @@ func (s *counts) take(c *counted) {
 		s.missing.Add(uint64(max(0, c.missed(before))))
 	}
 	if c.still() {
-		s.exact = c
+		s.known = c
 	}
 	s.last.Store(c)
 }

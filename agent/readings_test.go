@@ -223,6 +223,66 @@ func TestCountsAreAwaited(t *testing.T) {
 	}
 }
 
+// TestLostCopiesAreAwaitedOnce: copies that got lost are waited for twice at the most, though others come by all the time; and what is late
+// after that is waited for as before.
+func TestLostCopiesAreAwaitedOnce(t *testing.T) {
+	t.Parallel()
+	const k, lost, each = stain.FromInstance, 7, 15 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		var s counts
+		var counted atomic.Uint64
+		counted.Store(100)
+		s.read[k].Store(100)
+		// One comes by every now and then, and is read a moment after it was counted.
+		pass := func(late time.Duration) {
+			counted.Add(1)
+			time.AfterFunc(late, func() { s.read[k].Add(1) })
+		}
+		reading := func() (took time.Duration, missing int64) {
+			c, began := newReading(1, k, counted.Load(), s.of(k)), time.Now()
+			s.await(c)
+			s.take(c)
+			return time.Since(began), c.points[k].of()
+		}
+		if reading(); s.known == nil {
+			t.Fatal("nothing is known by a reading that was still")
+		}
+		stop := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(each):
+					pass(countLook)
+				}
+			}
+		}()
+		counted.Add(lost)
+		for range 2 {
+			if took, _ := reading(); took < lost*each-each {
+				t.Errorf("what got lost was waited for %v, until as many others had come by", took)
+			}
+		}
+		for range 5 {
+			time.Sleep(each / 2)
+			if took, missing := reading(); took > 3*each || missing > lost {
+				t.Errorf("afterwards a reading waited %v, and has %d missing; want %v, and %d at most", took, missing, 3*each, lost)
+			}
+		}
+		pass(100 * time.Millisecond)
+		if took, missing := reading(); took < 100*time.Millisecond-2*each && missing > lost {
+			t.Errorf("what was late was waited for %v, and %d are missing", took, missing)
+		}
+		close(stop)
+		time.Sleep(time.Second)
+		reading() // which knew of one less, maybe
+		if took, missing := reading(); took > countLook || missing != lost || !s.last.Load().still() {
+			t.Errorf("when nothing comes by: waited %v, %d missing; want %d", took, missing, lost)
+		}
+	})
+}
+
 // newReading is one of one kind of points that begins with so many copies read.
 func newReading(epoch uint64, k stain.Kind, counts, read uint64) *counted {
 	return &counted{epoch: epoch, points: map[stain.Kind]pointCount{k: {counted: counts, readMin: read}}}
