@@ -373,7 +373,7 @@ func (c *continuous) told(m meeting) {
 	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 	switch {
 	case m.outcome == met && !m.late:
-		c.trip(m.pair, m.rtt, now.Sub(m.sent))
+		c.trip(m.pair, m.rtt, m.took)
 		switch {
 		case c.byLarge(p.base): // what is small arrives all the time
 		case !healthy:

@@ -75,6 +75,8 @@ type meeting struct {
 	waited time.Duration
 	// rtt is the round trip of one that arrived, 0 where it was not seen.
 	rtt time.Duration
+	// took is how long it was from when it was sent until the last that was seen of one that arrived was known.
+	took time.Duration
 	// late: it was told of as missed before.
 	late bool
 	// prior is what an examination should know of one that was missed.
@@ -223,7 +225,7 @@ func (p *patrol) met(track int, number uint32) {
 	m := meeting{pair: x.layout.pair(track), sent: sent, last: -1, next: -1}
 	switch {
 	case x.ledger.arrived(number):
-		m.outcome, m.rtt = met, x.ledger.rtt(number)
+		m.outcome, m.rtt, m.took = met, x.ledger.rtt(number), x.begun.Add(probe.heard).Sub(sent)
 		x.ledger.look(number)
 	case probe.state == left:
 		probe.looked = true

@@ -2,8 +2,10 @@ package run
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
@@ -72,4 +74,22 @@ func TestWaitFor(t *testing.T) {
 			t.Errorf("after %v, any probe is waited for %v, want %v", s.took, c.wait(), s.wait)
 		}
 	}
+}
+
+// TestWaitIsNoReasonToWait: probes that arrive, and of which a host shows nothing, are waited for in vain, and none the longer.
+func TestWaitIsNoReasonToWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 4))
+		w.late = 5 * time.Millisecond
+		_, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(10 * time.Second)
+			w.change(func(w *town) { w.gone["hv2"] = true })
+		})
+		for i := range c.pairs {
+			if d := c.waitFor(i); d > minSettle {
+				t.Errorf("%v is waited for %v, want %v", c.job.pairs[i], d, minSettle)
+			}
+		}
+	})
 }
