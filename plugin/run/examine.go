@@ -77,13 +77,19 @@ type underExam struct {
 	open  int // pairs of which it has said nothing yet, and is still to
 }
 
-// outdate has a pair be examined since what it was judged by is not what is there. An examination of it that is under way judges by that,
-// too, and may test for long what was lost before; so another takes its place, once a second at the most, and that one ends if all
-// its pairs are such.
+// outdate has a pair be examined since what it was judged by is not what is there.
 func (c *continuous) outdate(i int, now time.Time) {
 	p := &c.pairs[i]
 	p.trip, p.rtts = 0, recent{}
 	c.suspect(i, now)
+	c.giveUp(i, now)
+}
+
+// giveUp ends the examination of a pair that is suspect by something that came since. It judges by what was before,
+// too, and may test for long what was lost then; so another takes its place, once a second at the most, and that one ends if all
+// its pairs are such.
+func (c *continuous) giveUp(i int, now time.Time) {
+	p := &c.pairs[i]
 	if p.exam == 0 || now.Sub(p.outdated) < outdateEvery {
 		return
 	}

@@ -248,7 +248,7 @@ func (b *bucket) take(leave float64, now time.Time) {
 
 // means are what the instances of a pair have.
 type means struct {
-	rich, nearly bool // so many tokens, or so few, where others leave them; or but for one
+	rich, nearly bool // so many tokens, or but one more than so few, where others leave them; or but for one
 	some, almost bool // so few, whatever others do; or but for one
 }
 
@@ -264,7 +264,7 @@ func (p *pace) means(lanes []lane, tokens, few float64, now time.Time) []means {
 		for _, b := range []*bucket{l.src, l.dst} {
 			need := tokens
 			if now.Sub(b.spared) < sparing {
-				need = few
+				need = min(tokens, few+1) // at few it is who leaves them that has his turn, every other time
 			}
 			m.rich, m.nearly = m.rich && b.tokens >= need, m.nearly && b.tokens >= need-1
 			m.some, m.almost = m.some && b.tokens >= few, m.almost && b.tokens >= few-1

@@ -97,7 +97,7 @@ func (c *continuous) hears(t *fleet.StreamTarget, n *fleet.StreamCount, now time
 		c.streaming.owed = append(c.streaming.owed, s)
 	case ends:
 		c.log.Info("answers again between two hosts", "from", s.from, "to", s.to, "after", now.Sub(s.since))
-		c.suspectBetween(s, now, func(p *standing) bool {
+		c.suspectBetween(s, now, now, func(p *standing) bool {
 			return p.base != nil && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY
 		})
 	}
@@ -143,7 +143,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 			c.r.metrics.silences.WithLabelValues("examined").Inc()
 			s.heed(now)
 			c.signed = true
-			c.suspectBetween(s, s.since, func(p *standing) bool {
+			c.suspectBetween(s, s.since, now, func(p *standing) bool {
 				examined := p.exam != 0 && c.exams[p.exam].began.After(s.since) // for what a patrol met
 				return !examined && p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
 			})
@@ -156,7 +156,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 
 // suspectBetween has pairs that pass between two hosts be examined, so many at once as their instances may be probed for
 // now; the others are next in the round.
-func (c *continuous) suspectBetween(s *silence, since time.Time, of func(*standing) bool) {
+func (c *continuous) suspectBetween(s *silence, since, now time.Time, of func(*standing) bool) {
 	most := max(1, int(patrolShare*float64(c.r.cfg.PerInstanceBurst)))
 	taken, begun, rest := map[*bucket]int{}, 0, map[int]int{}
 	for _, n := range c.round.order { // in the order of their turns
@@ -174,6 +174,9 @@ func (c *continuous) suspectBetween(s *silence, since time.Time, of func(*standi
 		taken[l.dst]++
 		begun++
 		c.suspect(i, since)
+		if c.pairs[i].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+			c.giveUp(i, now) // one that began before, and tests how much is lost
+		}
 	}
 	c.hurry(rest)
 }

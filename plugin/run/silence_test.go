@@ -132,6 +132,36 @@ func TestContinuousSilenceOnce(t *testing.T) {
 	}
 }
 
+// TestContinuousSilenceOfTested has a link go down while it is tested how much a pair loses that passes it: what was lost before is no matter
+// any more, and the pair is named with the others.
+func TestContinuousSilenceOfTested(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, streamable(t, 8))
+		w.network, w.passes, w.auto = newSimNetwork(), true, true
+		const tested, broke = 18 * time.Second, 20 * time.Second
+		began := time.Now()
+		w.lose = func(pair string, _ stain.Scheme, _ int) bool {
+			at := time.Since(began)
+			return pair == "i0 i1" && at > tested && at < tested+450*time.Millisecond
+		}
+		all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(broke)
+			w.change(func(w *town) { w.lost, w.underlay = uplinkDown("hv2") })
+			w.network.hush("hv2", true)
+		})
+		named := time.Duration(0)
+		for _, a := range all {
+			if a.r.Src.Name == "i0" && a.r.Dst.Name == "i1" && a.r.CauseKind == dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY && named == 0 {
+				named = a.at - broke
+			}
+		}
+		if named <= 0 || named > 1500*time.Millisecond {
+			t.Errorf("named after %v, want 1.5s at the most", named)
+		}
+	})
+}
+
 // TestContinuousSilenceOfUDP has a firewall stop what agents exchange, and no tunnel: streams are silent, and exchanges say
 // that nothing passes. Of what is sent each way most lose two probes in a row by chance, and one passes: it is witness that
 // the others were not lost there for a reason.
@@ -350,7 +380,7 @@ func TestSuspectBetween(t *testing.T) {
 				crossing++
 			}
 		}
-		c.suspectBetween(&silence{from: "hv2", to: "hv1"}, time.Now(), func(*standing) bool { return true })
+		c.suspectBetween(&silence{from: "hv2", to: "hv1"}, time.Now(), time.Now(), func(*standing) bool { return true })
 		of, all := map[string]int{}, 0
 		for i := range c.pairs {
 			if c.pairs[i].suspect {
