@@ -71,8 +71,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		changed = changed || found.DatapathType == "netdev"
 		b.db = db
 	}
-	was, wanted, armed := b.hook, b.want, b.arms
-	wiped := disturbed.has(flows.Wiped) || wanted != nil && !b.agrees(have)
+	was := b.hook
+	wiped := disturbed.has(flows.Wiped) || b.want != nil && !b.agrees(have)
 	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
 		reread = true // another's flow may sit where one of ours was
 		if have, err = b.dump(ctx, reread, now); err != nil {
@@ -90,29 +90,41 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 		time.AfterFunc(b.fight.held(now), b.poke)
 		return true, errors.Join(err, b.clear(ctx, have))
 	}
-	again := reread || !same
+	aimed, err := b.aim(ctx, have, ports, want, reread, told)
+	changed = changed || aimed
+	if err != nil {
+		return changed, err
+	}
+	if !changed && (reread || !same) {
+		if err := b.credit(ctx, was); err != nil {
+			return changed, err
+		}
+	}
+	return changed, b.install(ctx, have, now)
+}
+
+// aim decides what we want of the bridge from its flows, all of them if reread is true; changed says that this is a change in more than its arms,
+// or that arms were taken. told is how many changes the watch had told of before these flows were read. Caller holds mu.
+func (b *bridge) aim(ctx context.Context, have []flows.Flow, ports []flows.Port, want arms, reread bool, told uint64) (changed bool, err error) {
+	was, wanted, armed := b.hook, b.want, b.arms
+	again := reread || !want.equal(b.asked)
 	if reread {
 		if err := b.choose(ctx, have, ports, want); err != nil {
-			return changed, errors.Join(err, b.clear(ctx, have))
+			return false, errors.Join(err, b.clear(ctx, have))
 		}
 	} else if again {
 		b.arm(b.hook, want)
 	}
 	// Bundles are atomic: what was there all along is not touched by other answers. Who reckons with those that were taken must know.
 	taken := slices.ContainsFunc(b.unarmed, func(u unarmed) bool { return slices.Contains(armed.answers, u.port) })
-	changed = changed || wanted == nil || taken || again && !rearmed(was, b.hook)
+	changed = wanted == nil || taken || again && !rearmed(was, b.hook)
 	if old := b.guard.Load(); old == nil || again && !installed(was.Flows(), b.hook.Flows()) {
 		b.guard.Store(b.hook.Guard()) // before the watch tells of flows of ours that go
 		if (old == nil || was.Place != b.hook.Place) && b.told.Load() != told {
 			b.disturb(flows.Doubtful) // what was told since was not judged for this hook
 		}
 	}
-	if !changed && again {
-		if err := b.credit(ctx, was); err != nil {
-			return changed, err
-		}
-	}
-	return changed, b.install(ctx, have, now)
+	return changed, nil
 }
 
 // credit has what passed be counted before other answers are expected than were. It was not copied for those, and is credited to the

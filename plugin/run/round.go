@@ -40,8 +40,8 @@ func newRound(pairs []plan.Pair, slot time.Duration) round {
 	return r
 }
 
-// swaps says that the opposite pair should go in the turn of one: by more than a slot, and not twice in a row, so that none waits for more
-// than a round and a half.
+// swaps says that the opposite pair should go in the turn of one: by more than a slot, and not twice in a row, so that by this none waits for
+// more than a round and a half.
 func (r *round) swaps(n uint32) bool {
 	o := r.facing[n]
 	return o >= 0 && !r.swapped[n] && r.asked[r.dst[n]].Sub(r.asked[r.dst[o]]) > r.slot*3/2
