@@ -39,6 +39,8 @@ type exchange struct {
 	host   int // host whose answer is due
 	until  time.Time
 	began  time.Time // when the host that sends was asked to
+	told   time.Time // when it said what came of it
+	asked  time.Time // when the other one was asked
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
 	first  *verdict.Underlay // that lost much, and was repeated
@@ -223,7 +225,7 @@ func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.
 			x.explored(e, "", now)
 			return
 		}
-		e.report = m
+		e.report, e.told = m, now
 		if late := x.patience - time.Duration(e.ask.GetWaitMs())*time.Millisecond; late > 0 {
 			e.step, e.until = settlingDown, now.Add(late) // so long ago was its last packet, at the least
 			return
@@ -243,6 +245,7 @@ func (x *execution) recallOf(e *exchange, now time.Time) {
 		x.explored(e, "", now)
 		return
 	}
+	e.asked = now
 	src, _ := netip.ParseAddr(e.report.GetSrcIp())
 	x.request(e, recalling, e.to, verdict.RecallProto(&e.need, e.ask.Session, src), recallTimeout, now)
 }
@@ -252,7 +255,7 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	if why != "" || e.report == nil {
 		e.result = &verdict.Underlay{From: e.need.From, To: e.need.To, Src: e.need.Src, Dst: e.need.Dst, Port: e.need.Port, Error: why}
 	} else {
-		e.result = verdict.UnderlayFromProto(&e.need, e.ask, e.report, e.recall)
+		e.result = verdict.UnderlayFromProto(&e.need, e.ask, e.report, e.recall, e.asked.Sub(e.told))
 	}
 	if since, is := x.options.between.hushed(e.need.From, e.need.To); is {
 		e.result.Silent = max(0, now.Sub(since))

@@ -51,7 +51,7 @@ func (s service) ProbeUnderlay(ctx context.Context, req *connect.Request[dyetrac
 		// Without its answer the way there is not told from the way back, and that is said.
 		recall, _ = s.Fleet.ProbeUnderlay(ctx, need.To, verdict.RecallProto(need, m.GetSession(), src))
 	}
-	u := verdict.UnderlayFromProto(need, m, r, recall)
+	u := verdict.UnderlayFromProto(need, m, r, recall, 0)
 	return connect.NewResponse(&dyetracev1.ProbeUnderlayResponse{Check: u.Proto()}), nil
 }
 

@@ -44,6 +44,7 @@ type network struct {
 	tells             bool    // a router says that there is no way
 	heard             time.Duration
 	asker             time.Duration // the same of the host that asks, where nothing of this exchange came
+	recalled          time.Duration // how long after the report
 	fragments         bool
 	silent            time.Duration // the stream between the two hosts
 }
@@ -100,7 +101,7 @@ func (n network) exchange(need *NeedUnderlay, seed int64) *Underlay {
 	if !n.recall {
 		recall = nil
 	}
-	u := UnderlayFromProto(need, q, m, recall)
+	u := UnderlayFromProto(need, q, m, recall, n.recalled)
 	u.Silent = n.silent
 	return u
 }
@@ -150,6 +151,9 @@ func TestUnderlay(t *testing.T) {
 			want: "faulty loss" + segment + "hv1 | " + right + ": the underlay loses much: none of 128 packets arrives by " + route + ", though others from hv1 did so meanwhile"},
 		{name: "nothing there, and others before", change: func(n *network) { n.deadThere[0], n.asker = true, 300*time.Millisecond },
 			want: "faulty underlay" + segment + "hv1 | " + right + ": lost in the underlay: none of 128 packets arrives by " + route + " either; the last ones to come there did so 1 min ago"},
+		{name: "nothing there, but others while it was waited for", change: func(n *network) {
+			n.deadThere[0], n.asker, n.recalled = true, 740*time.Millisecond, 450*time.Millisecond
+		}, want: "faulty loss" + segment + "hv1 | " + right + ": the underlay loses much: none of 128 packets arrives by " + route + ", though others from hv1 did so meanwhile"},
 		{name: "much lost, nobody to be asked", change: func(n *network) { n.loss, n.recall = 0.5, false },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: 96 of 128 packets by " + route + " were not answered, and hv3 could not be asked how many came"},
 		{name: "switched off", hosts: func(h hosts) { h["hv3"].Underlay = &dyetracev1.UnderlayEcho{} },
@@ -408,13 +412,13 @@ func TestUnderlayFromProto(t *testing.T) {
 	} {
 		m, recall := good(), &dyetracev1.UnderlayReport{Listening: true}
 		change(m, recall)
-		if u := UnderlayFromProto(need, q, m, recall); u.Error == "" {
+		if u := UnderlayFromProto(need, q, m, recall, 0); u.Error == "" {
 			t.Errorf("%s: no error", name)
 		} else if what, _ := u.small(); what != unclear {
 			t.Errorf("%s: says %d", name, what)
 		}
 	}
-	if u := UnderlayFromProto(need, q, good(), nil); u.Error != "" || u.Asked || fmt.Sprint(u.forward(0)) != fmt.Sprint(traffic{sent: 128, came: 128, ports: 32, whole: 32}) {
+	if u := UnderlayFromProto(need, q, good(), nil, 0); u.Error != "" || u.Asked || fmt.Sprint(u.forward(0)) != fmt.Sprint(traffic{sent: 128, came: 128, ports: 32, whole: 32}) {
 		t.Errorf("%+v", u)
 	}
 }

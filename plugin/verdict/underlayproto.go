@@ -51,8 +51,9 @@ func Whole(m *dyetracev1.UnderlayReport, sizes int) bool {
 }
 
 // UnderlayFromProto reads what both agents say of an exchange: recall is nil where the receiving one
-// was not asked, or did not answer. Whatever does not fit the question is an error: it must not decide.
-func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *dyetracev1.UnderlayReport) *Underlay {
+// was not asked, or did not answer, and recalled how long after the report of the other it was asked. Whatever does not fit the question
+// is an error: it must not decide.
+func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *dyetracev1.UnderlayReport, recalled time.Duration) *Underlay {
 	u := &Underlay{From: n.From, To: n.To, Src: n.Src, Dst: n.Dst, Port: n.Port, ToS: uint8(m.GetTos()), ToSSeen: uint8(m.GetTosSeen()),
 		FromOthers: -1, Passes: int(m.GetPasses()), MayFragment: m.GetMayFragment(), Error: m.GetError()}
 	if a, err := netip.ParseAddr(m.GetSrcIp()); err == nil {
@@ -80,9 +81,9 @@ func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *
 	case recall.GetFromOthersNs() > 0:
 		u.FromOthers = time.Duration(recall.GetFromOthersNs())
 	}
-	// The report was made so long after the last packet was sent, and it was asked for what came then.
-	wait := uint64(q.GetWaitMs()) * uint64(time.Millisecond)
-	u.Meanwhile = u.Asked && recall.GetFromAskerNs() > 0 && recall.GetFromAskerNs() < wait
+	// The report is made so long after the last packet was sent.
+	last := time.Duration(q.GetWaitMs())*time.Millisecond + recalled
+	u.Meanwhile = u.Asked && recall.GetFromAskerNs() > 0 && time.Duration(recall.GetFromAskerNs()) < last
 	for size, bytes := range q.GetSizes() {
 		s := UnderlaySize{Bytes: int(bytes)}
 		for port := range ports {
