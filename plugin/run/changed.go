@@ -57,10 +57,8 @@ func (c *continuous) changed(host string, m *dyetracev1.Changes) {
 			about[i] = 0
 		}
 		for k := range terms {
-			if terms[k].names() {
-				if n := terms[k].concerns(p, host, m.GetBridge(), c.ports); n > 0 {
-					about[i] = max(about[i], n)
-				}
+			if n := terms[k].concerns(p, host, m.GetBridge(), c.ports); n > 0 {
+				about[i] = max(about[i], n)
 			}
 		}
 	}
@@ -114,15 +112,24 @@ func portsOf(paths []*plan.Path) map[endKey]bool {
 
 // matched is what a flow's match says of whom it is about.
 type matched struct {
-	macs   []stain.MAC
-	ips    []netip.Prefix
-	inPort uint32
-	tunID  uint64
+	src, dst instance // of the packets that it matches
+	inPort   uint32
+	tunID    uint64
+	// ports are what is in registers that in some pipelines are OpenFlow ports of the instance which a packet comes from or is for: reg5 in
+	// that of Neutron's firewall, reg1 in Antrea's (TargetOFPortField, pkg/agent/openflow/fields.go). In others they may be anything, so
+	// nobody is spared for what they are.
+	ports []uint32
+}
+
+// instance is who sends or gets the packets of a match.
+type instance struct {
+	macs []stain.MAC
+	ips  []netip.Prefix
 }
 
 // names says that it is about some packets, and not about all.
 func (t *matched) names() bool {
-	return len(t.macs) > 0 || len(t.ips) > 0 || t.inPort != 0 || t.tunID != 0
+	return len(t.src.macs)+len(t.dst.macs)+len(t.src.ips)+len(t.dst.ips) > 0 || t.inPort != 0 || t.tunID != 0
 }
 
 // readMatch reads the fields of a match that name instances. What it cannot read is left out: then it is
@@ -133,17 +140,23 @@ func readMatch(text string) (t matched) {
 		switch name {
 		case "dl_src", "dl_dst", "arp_sha", "arp_tha", "nd_sll", "nd_tll":
 			if mac, err := stain.ParseMAC(value); err == nil && mac[0]&1 == 0 { // without mask, and no broadcast
-				t.macs = append(t.macs, mac)
+				who := t.end(name, "dl_src", "arp_sha", "nd_sll")
+				who.macs = append(who.macs, mac)
 			}
 		case "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "arp_spa", "arp_tpa", "nd_target":
+			who := t.end(name, "nw_src", "ipv6_src", "arp_spa")
 			if p, err := netip.ParsePrefix(value); err == nil {
-				t.ips = append(t.ips, p)
+				who.ips = append(who.ips, p)
 			} else if a, err := netip.ParseAddr(value); err == nil {
-				t.ips = append(t.ips, netip.PrefixFrom(a, a.BitLen()))
+				who.ips = append(who.ips, netip.PrefixFrom(a, a.BitLen()))
 			}
 		case "in_port":
 			if n, err := strconv.ParseUint(value, 10, 32); err == nil {
 				t.inPort = uint32(n)
+			}
+		case "reg1", "reg5":
+			if n, err := strconv.ParseUint(value, 0, 32); err == nil && n > 0 { // without mask
+				t.ports = append(t.ports, uint32(n))
 			}
 		case "tun_id":
 			if n, err := strconv.ParseUint(value, 0, 64); err == nil { // without mask
@@ -154,20 +167,22 @@ func readMatch(text string) (t matched) {
 	return t
 }
 
-// concerns returns how many of its fields name an end of a pair, as a packet of theirs passes a bridge of a
-// host; 0 if one names somebody else. Which of the two sends is not looked at: an answer goes the other way.
-func (t *matched) concerns(p *plan.Path, host, bridge string, ports map[endKey]bool) (n int) {
-	for _, mac := range t.macs {
-		if mac != p.SrcMAC && mac != p.DstMAC && !slices.ContainsFunc(p.Points, func(e plan.Expected) bool { return e.SrcMAC == mac || e.DstMAC == mac }) {
-			return 0
-		}
-		n++
+// end is the sender of the packets of a match where the field is one of these, else who gets them.
+func (t *matched) end(name string, senders ...string) *instance {
+	if slices.Contains(senders, name) {
+		return &t.src
 	}
-	for _, ip := range t.ips {
-		if !ip.Contains(p.Src) && !ip.Contains(p.Dst) {
-			return 0
-		}
-		n++
+	return &t.dst
+}
+
+// concerns returns how much it is about a pair, as a packet of theirs passes a bridge of a host: two for each of its fields that names
+// one of the two, and one more if what is sent and not only its answer has these, since what becomes of that is known sooner. It is 0 if
+// one names somebody else.
+func (t *matched) concerns(p *plan.Path, host, bridge string, ports map[endKey]bool) (n int) {
+	there, back := t.isSent(p, true), t.isSent(p, false)
+	n = max(there, back)
+	if n < 0 {
+		return 0
 	}
 	if t.tunID != 0 {
 		// A network whose key the inventory does not tell may have any.
@@ -178,17 +193,55 @@ func (t *matched) concerns(p *plan.Path, host, bridge string, ports map[endKey]b
 		}
 		n++
 	}
+	at := func(e *plan.End, port uint32) bool { return e.Host == host && e.Bridge == bridge && e.OFPort == port }
 	if t.inPort != 0 && ports[endKey{host, bridge, t.inPort}] {
-		at := func(e *plan.End) bool { return e.Host == host && e.Bridge == bridge && e.OFPort == t.inPort }
-		if !at(&p.From) && !at(&p.To) {
+		switch {
+		case at(&p.From, t.inPort):
+			back = -1
+		case at(&p.To, t.inPort):
+			there = -1
+		}
+		if n++; there < 0 && back < 0 || !at(&p.From, t.inPort) && !at(&p.To, t.inPort) {
 			return 0
 		}
-		n++
 	}
-	if n == 0 && t.inPort != 0 {
-		n = 1 // a port that many share: all that passes there
+	for _, port := range t.ports {
+		if ports[endKey{host, bridge, port}] && (at(&p.From, port) || at(&p.To, port)) {
+			n++
+		}
 	}
-	return n
+	switch {
+	case n == 0 && t.inPort != 0:
+		return 2 // a port that many share: all that passes there
+	case n > 0 && there >= 0 && back < 0:
+		return 2*n + 1
+	}
+	return 2 * n
+}
+
+// isSent returns how many of its addresses are those of what a pair's source sends to the destination, or (there is false) of the answer; -1 if
+// one is not.
+func (t *matched) isSent(p *plan.Path, there bool) (n int) {
+	srcMAC, srcIP, dstMAC, dstIP, way := p.SrcMAC, p.Src, p.DstMAC, p.Dst, plan.Forward
+	if !there {
+		srcMAC, srcIP, dstMAC, dstIP, way = dstMAC, dstIP, srcMAC, srcIP, plan.Reply
+	}
+	other := func(own stain.MAC, routed func(*plan.Expected) stain.MAC) func(stain.MAC) bool {
+		return func(mac stain.MAC) bool {
+			return mac != own && !slices.ContainsFunc(p.Points, func(e plan.Expected) bool { return e.Direction == way && routed(&e) == mac })
+		}
+	}
+	if slices.ContainsFunc(t.src.macs, other(srcMAC, func(e *plan.Expected) stain.MAC { return e.SrcMAC })) ||
+		slices.ContainsFunc(t.dst.macs, other(dstMAC, func(e *plan.Expected) stain.MAC { return e.DstMAC })) {
+		return -1
+	}
+	apart := func(ip netip.Addr) func(netip.Prefix) bool {
+		return func(p netip.Prefix) bool { return !p.Contains(ip) }
+	}
+	if slices.ContainsFunc(t.src.ips, apart(srcIP)) || slices.ContainsFunc(t.dst.ips, apart(dstIP)) {
+		return -1
+	}
+	return len(t.src.macs) + len(t.dst.macs) + len(t.src.ips) + len(t.dst.ips)
 }
 
 // sameWay says that nothing was changed that may lead a pair's packets another way, though they are probed

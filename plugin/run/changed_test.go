@@ -29,26 +29,35 @@ func TestConcerns(t *testing.T) {
 	for _, tt := range []struct {
 		match, host string
 		names       bool
-		want        int
+		want        int // two for each field that names the pair, and one more where it is not by its answer alone
 	}{
 		{"", "hv1", false, 0},
 		{"ip", "hv1", false, 0},
 		{"dl_vlan=3", "hv1", false, 0},
-		{"dl_dst=fa:16:3e:00:00:01", "hv1", true, 1},
+		{"dl_dst=fa:16:3e:00:00:01", "hv1", true, 3},
+		{"dl_src=fa:16:3e:00:00:01", "hv1", true, 2}, // its answer
 		{"dl_dst=fa:16:3e:00:00:02", "hv1", true, 0},
 		{"dl_dst=01:00:00:00:00:00/01:00:00:00:00:00", "hv1", false, 0},
-		{"ip,nw_src=10.0.1.1,nw_dst=10.0.1.2", "hv1", true, 2},
-		{"ip,nw_src=10.0.1.2,nw_dst=10.0.1.1", "hv1", true, 2}, // its answer
+		{"ip,nw_src=10.0.1.1,nw_dst=10.0.1.2", "hv1", true, 5},
+		{"ip,nw_src=10.0.1.2,nw_dst=10.0.1.1", "hv1", true, 4}, // its answer
 		{"ip,nw_src=10.0.1.1,nw_dst=10.0.1.3", "hv1", true, 0},
-		{"ip,nw_dst=10.0.0.0/16", "hv1", true, 1},
-		{"in_port=10", "hv1", true, 1},
+		{"ip,nw_src=10.0.1.1,nw_dst=10.0.1.1", "hv1", true, 0},
+		{"ip,nw_dst=10.0.0.0/16", "hv1", true, 2}, // either
+		{"in_port=10", "hv1", true, 3},
+		{"in_port=11", "hv2", true, 2}, // its answer
+		{"in_port=10,nw_dst=10.0.1.1", "hv1", true, 0},
 		{"in_port=99,dl_dst=fa:16:3e:00:00:01", "hv1", true, 0},
-		{"in_port=5", "hv1", true, 1}, // a port that all share
-		{"tun_id=0x3ea", "hv2", true, 1},
+		{"in_port=5", "hv1", true, 2}, // a port that all share
+		{"tun_id=0x3ea", "hv2", true, 2},
 		{"tun_id=0x3eb", "hv2", true, 0},
 		{"tun_id=0x3ea/0xffff", "hv2", false, 0},
-		{"tun_id=0x3ea,dl_dst=fa:16:3e:00:00:01", "hv2", true, 2},
+		{"tun_id=0x3ea,dl_dst=fa:16:3e:00:00:01", "hv2", true, 5},
 		{"tun_id=0x3ea", "hv3", true, 0},
+		{"ct_state=+new-est,ip,reg5=0xa,reg6=0x1", "hv1", false, 2}, // it may be its port, and anything
+		{"ip,reg1=0xb", "hv2", false, 2},
+		{"ip,reg1=0xa", "hv2", false, 0},
+		{"ip,reg5=0xa/0xff", "hv1", false, 0},
+		{"ip,reg7=0xa", "hv1", false, 0},
 	} {
 		m := readMatch(tt.match)
 		if m.names() != tt.names {
@@ -58,7 +67,7 @@ func TestConcerns(t *testing.T) {
 			t.Errorf("%s at %s: concerns it by %d, want %d", tt.match, tt.host, got, tt.want)
 		}
 	}
-	if m := readMatch("tun_id=0x3eb"); m.concerns(p, "hv2", "br-int", ports) != 1 {
+	if m := readMatch("tun_id=0x3eb"); m.concerns(p, "hv2", "br-int", ports) != 2 {
 		t.Error("a tunnel's key may be that of a network whose key is not known, and concerns it not")
 	}
 }
