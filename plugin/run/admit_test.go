@@ -56,8 +56,8 @@ func TestContinuousGuestFallsSilent(t *testing.T) {
 			broken := func(pair string, p *plan.Path, point int) bool {
 				return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
 			}
-			before, least := 0, 500*time.Millisecond // of a patience of 750, where it is known how long probes take
-			most := least + 2*minSettle + 2*examSettle
+			before, least := 0, 500*time.Millisecond // of a patience of 750, where it is known how long probes take; all three begin at one time
+			most := least + 2*minSettle
 			if moved { // they may take another way, which may be a slow one; and are silent twice
 				least = 750 * time.Millisecond
 				most = 2*least + 2*minSettle + 3*examSettle

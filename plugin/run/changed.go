@@ -62,6 +62,13 @@ func (c *continuous) changed(host string, m *dyetracev1.Changes) {
 			}
 		}
 	}
+	for i, sure := range about {
+		// One that is tested for how much it loses is not probed by the patrol, and would not be for long.
+		if p := &c.pairs[i]; sure > 0 && p.exam != 0 && now.Sub(c.exams[p.exam].began) >= longExam {
+			c.suspect(i, now)
+			c.giveUp(i, now)
+		}
+	}
 	c.hurry(about)
 }
 

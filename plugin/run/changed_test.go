@@ -121,6 +121,36 @@ func TestContinuousChangeNames(t *testing.T) {
 	})
 }
 
+// TestContinuousChangeOfTested breaks a pair by a flow that names it while it is tested how much it loses, which it lost before: that test
+// is given up, since no patrol looks at the pair as long as it goes on.
+func TestContinuousChangeOfTested(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		const tested, broke = 16 * time.Second, 20 * time.Second
+		began := time.Now()
+		w.lose = func(pair string, _ stain.Scheme, n int) bool {
+			at := time.Since(began)
+			return pair == "i0 i1" && (at > broke || at > tested && at < tested+300*time.Millisecond || at > tested && n%4 == 0)
+		}
+		cfg := testConfig
+		cfg.PerInstanceBurst = 20
+		all, _, _ := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 30*time.Second, func() {
+			time.Sleep(broke)
+			w.tell("hv1", "ip,nw_src=10.0.1.1,nw_dst=10.0.1.2")
+		})
+		named := time.Duration(0)
+		for _, a := range all {
+			if a.r.Src.Name == "i0" && a.r.Dst.Name == "i1" && a.r.CauseKind == dyetracev1.CauseKind_CAUSE_KIND_FLOW && named == 0 {
+				named = a.at - broke
+			}
+		}
+		if named <= 0 || named > time.Second {
+			t.Errorf("named after %v, want 1s at the most", named)
+		}
+	})
+}
+
 // TestContinuousGoesOnBesideTests breaks and heals an instance in the middle of an examination, which then tests how much its
 // pairs lose, and spends all that it may be probed, for some time. The round goes on among the others as ever.
 func TestContinuousGoesOnBesideTests(t *testing.T) {

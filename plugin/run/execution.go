@@ -205,6 +205,9 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		x.start(pair, 0)
 		if _, hushed := x.hushed(pair); (hushed || x.prior(pair) != nil) && !x.abreast(pair) && x.mayBeside(pair) {
 			x.beside(pair)
+			if p := x.prior(pair); p != nil && p.unheard && !hushed {
+				x.queue = append(x.queue, x.echoAgain(pair)) // each is waited for as long, so at one time
+			}
 		}
 		x.remind(pair)
 	}

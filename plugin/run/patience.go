@@ -42,13 +42,16 @@ func (x *execution) tcp(number uint32) bool {
 // in no-touch, where one of the other direction would have to be withheld at the same ports.
 func (x *execution) alone(number uint32) bool { return x.tcp(number) || x.layout.ways > 1 }
 
-// holds is where it is noted that a probe is under way: a pair has one that goes alone, and one beside it.
+// holds is where it is noted that a probe is under way, or where it would be: a pair has one that goes alone, and two beside it.
 func (x *execution) holds(number uint32) *uint32 {
 	p := &x.progress[x.pairOf(number)]
-	if x.alone(number) {
+	switch first := p.holds[1]; {
+	case x.alone(number):
 		return &p.holds[0]
+	case first == number+1, first == 0 && p.holds[2] != number+1:
+		return &p.holds[1]
 	}
-	return &p.holds[1]
+	return &p.holds[2]
 }
 
 // lane is what a probe needs of the pace.
@@ -167,6 +170,12 @@ func (x *execution) mayBeside(pair int) bool {
 func (x *execution) beside(pair int) {
 	x.progress[pair].beside = true
 	x.start(pair, 1)
+}
+
+// echoAgain is the second probe of the scheme beside.
+func (x *execution) echoAgain(pair int) uint32 {
+	track, _ := x.layout.group(pair, 1)
+	return x.ledger.number(track, 1)
 }
 
 // repeat queues a further probe of a pair. Where there is patience it goes before what others begin with: one

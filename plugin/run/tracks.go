@@ -1,6 +1,7 @@
 package run
 
 import (
+	"slices"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -110,8 +111,8 @@ func (l layout) group(pair, scheme int) (from, to int) {
 // progress is how far a pair has come.
 type progress struct {
 	// holds is one more than the probe under way that goes alone, for which the lane's wire is held, and one
-	// more than the one beside it; 0 is none.
-	holds [2]uint32
+	// more than those beside it, of which there are two at the most; 0 is none.
+	holds [3]uint32
 	// trip is the longest that a probe took which arrived.
 	trip time.Duration
 	// beside says that its second scheme was begun while the first goes on.
@@ -193,7 +194,7 @@ func (x *execution) next(track int, number uint32) {
 	}
 	more = more || !x.arrived(track) && x.ledger.attempts(track) < x.tries(track) && x.maybeHeard(number)
 	if more && !absent {
-		if another, ok := x.ledger.another(track); ok {
+		if another, ok := x.ledger.another(track); ok && !slices.Contains(x.queue, another) {
 			if !x.arrived(track) || x.ledger.attempts(track) > 1 {
 				x.ledger.begin(track)
 			}
