@@ -1,6 +1,7 @@
 package run
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -47,12 +48,21 @@ func firstAfter(t *testing.T, w *town, broken func(pair string, p *plan.Path, po
 // A guest that falls silent is told of once the first examination has been patient: what would show an answer without the
 // stain's ToS is in place before its first probe, as the patrol's was delivered and not answered. Where no probe has told
 // so before, since something else made the pairs suspect, it is in place before the second, and no pair is told to be unknown.
+// That all was slow once is no matter when it has been quick eight times since.
 func TestContinuousGuestFallsSilent(t *testing.T) {
 	t.Parallel()
-	for _, moved := range []bool{false, true} {
+	for _, of := range []struct{ moved, wasSlow bool }{{}, {moved: true}, {wasSlow: true}} {
+		moved := of.moved
 		synctest.Test(t, func(t *testing.T) {
 			w := newTown(t, site(t, 8))
 			w.auto, w.delivers = true, "tap1"
+			if of.wasSlow {
+				w.slow = map[string]time.Duration{}
+				for i := range 8 {
+					w.slow[fmt.Sprintf("i%d i1", i)] = 200 * time.Millisecond
+				}
+				time.AfterFunc(5*time.Second, func() { w.change(func(w *town) { w.slow = nil }) })
+			}
 			broken := func(pair string, p *plan.Path, point int) bool {
 				return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
 			}
@@ -70,13 +80,13 @@ func TestContinuousGuestFallsSilent(t *testing.T) {
 				})
 			})
 			if len(pairs) != 7 {
-				t.Errorf("moved %t: told of %v; want all 7 that go to i1", moved, pairs)
+				t.Errorf("%+v: told of %v; want all 7 that go to i1", of, pairs)
 			}
 			if first <= least || first > most {
-				t.Errorf("moved %t: told %v after the first probe that was lost; want more than a patience of %v, and at most %v", moved, first, least, most)
+				t.Errorf("%+v: told %v after the first probe that was lost; want more than a patience of %v, and at most %v", of, first, least, most)
 			}
 			if before != 0 || w.armed == 0 {
-				t.Errorf("moved %t: %d times was a host asked for what shows answers before the guest was silent, and %d times in all", moved, before, w.armed)
+				t.Errorf("%+v: %d times was a host asked for what shows answers before the guest was silent, and %d times in all", of, before, w.armed)
 			}
 		})
 	}

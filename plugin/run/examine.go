@@ -36,7 +36,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		case p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_SILENT:
 			met[uint32(i)] = &prior{scheme: stain.Scheme(p.base.GetScheme()), unheard: true} // as the last examination found
 		}
-		trips[uint32(i)] = p.trip
+		trips[uint32(i)] = p.rtts.slowest()
 		p.exam, p.suspect, p.met = c.begun+1, false, nil
 		due = append(due, i)
 	}
@@ -80,7 +80,7 @@ type underExam struct {
 // outdate has a pair be examined since what it was judged by is not what is there.
 func (c *continuous) outdate(i int, now time.Time) {
 	p := &c.pairs[i]
-	p.trip, p.rtts = 0, recent{}
+	p.rtts = recent{}
 	c.suspect(i, now)
 	c.giveUp(i, now)
 }

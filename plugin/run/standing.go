@@ -16,10 +16,8 @@ type standing struct {
 	base  *dyetracev1.PairResult // of the last examination; nil before the first
 	shown *dyetracev1.PairResult // what everybody was told
 	steps []step
-	track int // of the patrol, -1 where there is none
-	// trip is the longest that its probes took of late, 0 where that is not known; see took.
-	trip time.Duration
-	rtts recent // the last of them
+	track int    // of the patrol, -1 where there is none
+	rtts  recent // how long its probes took, the last of them
 	// since is when the first probe was lost, or arrived, that does not fit base; sound is since when
 	// it has been healthy.
 	since   time.Time
@@ -36,18 +34,6 @@ type standing struct {
 	unseen   int // examinations in a row that could not tell
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
-}
-
-// fadesBy is how many probes it takes until a slow one is half forgotten, or so: a minute, where a pair's turn comes every
-// second.
-const fadesBy = 64
-
-// took takes in the round trip of one of its probes.
-func (p *standing) took(trip time.Duration) {
-	p.trip = max(trip, p.trip-p.trip/fadesBy)
-	if trip > 0 {
-		p.rtts.add(trip, keptTrips)
-	}
 }
 
 // suspect has a pair be examined as soon as may be.

@@ -90,8 +90,8 @@ func (t *trips) lag(host string) *recent {
 func (c *continuous) trip(i int, rtt, took time.Duration) {
 	if rtt > 0 {
 		c.r.metrics.rtt.Observe(rtt.Seconds())
+		c.pairs[i].rtts.add(rtt, keptTrips)
 	}
-	c.pairs[i].took(rtt)
 	if p := c.paths[i]; p != nil {
 		c.trips.add(p.From.Host, p.To.Host, rtt, took)
 	}
