@@ -165,6 +165,17 @@ func (l *loss) noPort() bool {
 	return l.hands && l.receiver.Absent != "" && l.last.Host == l.receiver.Host
 }
 
+// port is the first point on what was lost that a packet passes at the receiving instance's port, to it or from it.
+func (j *judgement) port(l *loss) int {
+	for i := l.from + 1; i < l.to; i++ {
+		pt := &j.Path.Points[i]
+		if pt.Host == l.receiver.Host && (pt.Kind == stain.ToInstance || pt.Kind == stain.FromInstance) {
+			return i
+		}
+	}
+	return l.to
+}
+
 // find applies the rules, the strongest evidence first.
 func (j *judgement) find(l *loss) finding {
 	switch {
@@ -172,7 +183,7 @@ func (j *judgement) find(l *loss) finding {
 		return j.silent(l, "seen leaving by its port")
 	case l.noPort():
 		kind, cause := j.portMissing(l)
-		return finding{Faulty, l.last.Host, kind, cause, max(j.t.mute, 0)} // mute or not, nobody answers there
+		return finding{Faulty, l.last.Host, kind, cause, j.port(l)} // attested or not, it is not there
 	case l.x != nil && l.x.Outcome == Dropped:
 		return j.dropped(l)
 	case l.receiver.LinkDown && l.last.Host == l.receiver.Host && (l.answers || l.hands && !l.guest):
