@@ -200,11 +200,12 @@ func TestImportRules(t *testing.T) {
 		"plugin/verdict":       {"api/dyetrace/v1", "flows", "plugin/inventory", "plugin/plan", "plugin/sequential", "plugin/verdict/infer", "stain"},
 		"plugin/sequential":    {},
 		"plugin/verdict/infer": {},
+		"plugin/pace":          {"plugin/plan"},
 		"plugin/plan":          {"api/dyetrace/v1", "flows", "plugin/inventory", "stain"},
 		"e2e":                  {},
 	}
 	// What only the outside may do: these think, and do no I/O.
-	pure := []string{"stain", "flows", "bgp/wire", "bgp/rib", "plugin/verdict", "plugin/plan", "plugin/sequential", "plugin/verdict/infer"}
+	pure := []string{"stain", "flows", "bgp/wire", "bgp/rib", "plugin/verdict", "plugin/plan", "plugin/sequential", "plugin/verdict/infer", "plugin/pace"}
 	io := []string{"net", "os", "os/exec", "net/http", "database/sql", "syscall", "golang.org/x/sys/unix"}
 	forbidden := func(from, to string) bool {
 		agent := func(s string) bool { return under(s, "agent") || under(s, "dataplane") }

@@ -1,6 +1,10 @@
 package run
 
-import "time"
+import (
+	"time"
+
+	"github.com/dyetrace/dyetrace/plugin/pace"
+)
 
 // Many pairs become suspect by one fault, and share instances: of a guest that does not answer, of a tunnel
 // that is down. If all were begun at once, the pace of an instance would be spent on first probes, and none of the pairs would have
@@ -10,7 +14,7 @@ import "time"
 // silentPairs is how many pairs of an instance may be under way in an examination of which nothing has arrived: as
 // many as have their probes (one by tcp, two echoes, and one to spare) by what a patrol leaves of the instance's burst.
 func (x *execution) silentPairs() int {
-	return max(1, int(patrolShare*x.pace.burst)/(fewAttempts+1))
+	return max(1, int(pace.PatrolShare*x.pace.Burst())/(fewAttempts+1))
 }
 
 // testShare of an instance's burst is left by an examination that tests what share of a pair's probes is lost, which takes dozens of
@@ -22,7 +26,7 @@ func (x *execution) leaves(number uint32) float64 {
 	if !x.options.examines() || !x.arrived(x.ledger.of(number)) {
 		return 0
 	}
-	return max(0, testShare*x.pace.burst-1)
+	return max(0, testShare*x.pace.Burst()-1)
 }
 
 // admit parts queued probes of an examination in those that may be sent as soon as the pace lets them, and those of
@@ -31,19 +35,19 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 	if !x.options.examines() {
 		return queue, nil
 	}
-	most, more, begin := x.silentPairs(), map[*bucket]int{}, map[int]bool{}
+	most, more, begin := x.silentPairs(), map[*pace.Bucket]int{}, map[int]bool{}
 	for _, number := range queue {
 		pair := x.pairOf(number)
 		if l := &x.lanes[pair]; !x.progress[pair].begun && !begin[pair] && !x.abreast(pair) {
-			silent := max(x.silentAt[l.src]+more[l.src], x.silentAt[l.dst]+more[l.dst])
+			silent := max(x.silentAt[l.Src]+more[l.Src], x.silentAt[l.Dst]+more[l.Dst])
 			// Of those that the pace has for it one at a time.
-			if silent >= most && (more[l.src]+more[l.dst] > 0 || !x.affords(l, now)) {
+			if silent >= most && (more[l.Src]+more[l.Dst] > 0 || !x.affords(l, now)) {
 				later = append(later, number)
 				continue
 			}
 			begin[pair] = true
-			more[l.src]++
-			more[l.dst]++
+			more[l.Src]++
+			more[l.Dst]++
 		}
 		ready = append(ready, number)
 	}
@@ -51,8 +55,8 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 }
 
 // affords says that the instances of a lane have as many tokens as a patrol leaves to examinations.
-func (x *execution) affords(l *lane, now time.Time) bool {
-	return x.pace.means([]lane{*l}, patrolShare*x.pace.burst, patrolShare*x.pace.burst, now)[0].some
+func (x *execution) affords(l *pace.Lane, now time.Time) bool {
+	return x.pace.Means([]pace.Lane{*l}, pace.PatrolShare*x.pace.Burst(), pace.PatrolShare*x.pace.Burst(), now)[0].Some
 }
 
 // admitted takes in that probes are sent.
@@ -68,8 +72,8 @@ func (x *execution) admitted(numbers []uint32) {
 		}
 		p.begun, p.silent = true, !x.abreast(pair) // which may end before the pair is concluded
 		if p.silent {
-			x.silentAt[x.lanes[pair].src]++
-			x.silentAt[x.lanes[pair].dst]++
+			x.silentAt[x.lanes[pair].Src]++
+			x.silentAt[x.lanes[pair].Dst]++
 		}
 	}
 }
@@ -81,6 +85,6 @@ func (x *execution) loud(pair int) {
 		return
 	}
 	p.silent, x.freed = false, true
-	x.silentAt[x.lanes[pair].src]--
-	x.silentAt[x.lanes[pair].dst]--
+	x.silentAt[x.lanes[pair].Src]--
+	x.silentAt[x.lanes[pair].Dst]--
 }

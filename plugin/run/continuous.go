@@ -10,14 +10,12 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/sequential"
 )
 
 const (
-	// patrolShare of an instance's burst is left to examinations: a patrol sends no probe that would
-	// take of it.
-	patrolShare = 0.5
 	// maxExams bounds the examinations at one time, but for those that have lasted longExam: they test how
 	// much is lost, mostly, which may take a minute, and what breaks meanwhile must not wait for that; of all
 	// together there are mostExams. What becomes suspect meanwhile is looked at by the next one, all together.
@@ -57,9 +55,9 @@ type continuous struct {
 	job  job
 	test sequential.Plan
 
-	own    *pace // of the patrol, besides that of all runs
-	lanes  []lane
-	shared []lane // of the latter
+	own    *pace.Pace // of the patrol, besides that of all runs
+	lanes  []pace.Lane
+	shared []pace.Lane // of the latter
 	round  round
 	took   time.Time
 	vague  map[string]time.Time // by host: when all its pairs were next for a change that names none
@@ -128,7 +126,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 		rate = min(rate, j.rate)
 	}
 	c := &continuous{
-		r: r, log: log, job: j, test: j.options.test, own: newPace(rate, 2), feed: f,
+		r: r, log: log, job: j, test: j.options.test, own: pace.New(rate, 2), feed: f,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
 		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]*underExam{}, ways: newWays(),
 	}
@@ -136,7 +134,7 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 	if r.stream != nil {
 		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}, silences: map[[2]string]*silence{}}
 	}
-	c.lanes, c.shared = c.own.join(j.pairs, now), r.pace.join(j.pairs, now)
+	c.lanes, c.shared = c.own.Join(j.pairs, now), r.pace.Join(j.pairs, now)
 	for i := range c.pairs {
 		p := &c.pairs[i]
 		p.track, p.suspect, p.since = -1, true, now
@@ -213,7 +211,7 @@ func (c *continuous) end() {
 	if c.streaming.streams != nil {
 		c.streaming.streams.Close()
 	}
-	c.r.pace.leave(c.shared, now)
+	c.r.pace.Leave(c.shared, now)
 	for _, p := range []*patrol{c.patrol, c.next} {
 		if p != nil {
 			p.end(now)

@@ -322,8 +322,8 @@ func watchTownIn(t *testing.T, w *town, f *feed, cfg Config, opts *dyetracev1.Pr
 	go during()
 	c.run(ctx, in, nil)
 	<-done
-	r.pace.leave(nil, time.Now().Add(time.Minute)) // what is half-open is kept for a while
-	if n := len(r.pace.wires) + len(r.pace.hosts); n != 0 {
+	r.pace.Leave(nil, time.Now().Add(time.Minute)) // what is half-open is kept for a while
+	if n := r.pace.Held(); n != 0 {
 		t.Errorf("%d things are left of a run that is over", n)
 	}
 	return all, c

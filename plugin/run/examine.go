@@ -114,7 +114,7 @@ type examination struct {
 // begin begins to examine the pairs of a job.
 func (c *continuous) begin(ctx context.Context, cfg *Config, j job, snap *inventory.Snapshot) *examination {
 	pairs, paths, seq := c.r.paths(&j, snap)
-	timeout := cfg.Timeout + c.r.pace.needs(pairs, j.options.each())
+	timeout := cfg.Timeout + c.r.pace.Needs(pairs, j.options.each())
 	e := &examination{paths: paths, seq: seq, in: make(chan batch)}
 	e.x = newExecution(cfg, c.r.pace, c.r.metrics, c.log, pairs, paths, seq, j.options, newKey(), timeout, time.Now(), c.r.begin)
 	e.x.out.seq = append(e.x.out.seq, j.lost.seq...)

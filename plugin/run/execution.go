@@ -9,6 +9,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
@@ -73,11 +74,11 @@ type execution struct {
 	answers time.Duration
 	// patience is how long a packet may be late: see patience.go. 0 is no longer than settle.
 	patience time.Duration
-	pace     *pace
+	pace     *pace.Pace
 	metrics  *metrics
 
 	pairs   []plan.Pair
-	lanes   []lane
+	lanes   []pace.Lane
 	seq     []uint32 // of each pair, in the run's plan
 	layout  layout
 	options options
@@ -96,10 +97,10 @@ type execution struct {
 	results  []*verdict.Result // by track, of those that were judged
 	scratch  []verdict.Track   // of the pair that is concluded
 	queue    []uint32
-	again    []uint32        // what goes before queue: pairs that have had a probe
-	settling []settle        // in the order of their deadlines
-	inflight int             // probes asked for, without a word that they left
-	silentAt map[*bucket]int // pairs of an instance, see admit
+	again    []uint32             // what goes before queue: pairs that have had a probe
+	settling []settle             // in the order of their deadlines
+	inflight int                  // probes asked for, without a word that they left
+	silentAt map[*pace.Bucket]int // pairs of an instance, see admit
 	arms     map[uint64]arming
 	waits    map[uint32]int // by probe: answers to Arm that it waits for
 	picked   time.Time
@@ -174,7 +175,7 @@ type batch struct {
 }
 
 // newExecution begins a run: begin announces it to the agents of the hosts that it names.
-func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []plan.Pair, paths []plan.Path, seq []uint32,
+func newExecution(cfg *Config, p *pace.Pace, m *metrics, log *slog.Logger, pairs []plan.Pair, paths []plan.Path, seq []uint32,
 	o options, key stain.Key, timeout time.Duration, now time.Time, begin func(fleet.Spec) agents) *execution {
 	lay, ps, tracks := o.layout(paths)
 	x := &execution{
@@ -183,13 +184,13 @@ func newExecution(cfg *Config, p *pace, m *metrics, log *slog.Logger, pairs []pl
 		since: now, soft: now.Add(timeout - min(reserve(cfg.AnswerTimeout), timeout/4)), hard: now.Add(timeout),
 		judged: make([]bool, len(pairs)), open: len(pairs),
 		progress: make([]progress, len(pairs)), results: make([]*verdict.Result, len(tracks)),
-		arms: map[uint64]arming{}, waits: map[uint32]int{}, silentAt: map[*bucket]int{},
+		arms: map[uint64]arming{}, waits: map[uint32]int{}, silentAt: map[*pace.Bucket]int{},
 		gone: map[string]string{}, hooks: map[verdict.Place]verdict.Window{}, pending: map[uint64]question{},
 		foreseen: map[int]*foresight{}, foreseeing: map[uint64]*foresight{},
 		tos: cfg.ToS, exchanges: map[exchangeKey]*exchange{}, owing: map[uint64]*exchange{},
 	}
 	x.host = make([]hostState, len(x.ledger.hosts))
-	x.lanes = p.join(pairs, now)
+	x.lanes = p.Join(pairs, now)
 	x.agents = begin(fleet.Spec{
 		Hosts: x.ledger.hosts, Key: key, Total: uint32(hardAttempts*len(tracks) + o.room(len(tracks))),
 		Expires: timeout + cfg.AnswerTimeout,
@@ -233,13 +234,13 @@ func (x *execution) release(now time.Time) {
 				if !known {
 					at = now.Add(x.settle)
 				}
-				x.pace.keep(x.lanes[pair], at)
+				x.pace.Keep(x.lanes[pair], at)
 			}
 			x.free(number)
 		}
 	}
 	x.agents.Close()
-	x.pace.leave(x.lanes, now)
+	x.pace.Leave(x.lanes, now)
 }
 
 // run executes to the end, or until ctx is done or the writer gives up; whole says that it was the

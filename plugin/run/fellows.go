@@ -55,7 +55,7 @@ func (x *execution) witness(number uint32, dead bool) {
 		return
 	}
 	p.witness = p.witness || dead
-	w.saw(x.ledger.path(x.ledger.of(number)), x.seenUpTo(number), dead, deadProbe{x.lanes[x.pairOf(number)].by, number},
+	w.saw(x.ledger.path(x.ledger.of(number)), x.seenUpTo(number), dead, deadProbe{x.lanes[x.pairOf(number)].By, number},
 		death{x.seq[x.pairOf(number)], x.begun.Add(p.sent)})
 }
 

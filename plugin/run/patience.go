@@ -5,6 +5,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -55,10 +56,10 @@ func (x *execution) holds(number uint32) *uint32 {
 }
 
 // lane is what a probe needs of the pace.
-func (x *execution) lane(number uint32) lane {
+func (x *execution) lane(number uint32) pace.Lane {
 	l := x.lanes[x.pairOf(number)]
 	if !x.alone(number) {
-		l.wire = nil
+		l = l.Beside()
 	}
 	return l
 }
@@ -214,7 +215,7 @@ func (x *execution) giveUp(number uint32, now time.Time) {
 	default:
 		p.withdrawn = true
 		x.agents.Withdraw(x.entry(number), &dyetracev1.Withdraw{Index: []uint32{number}})
-		x.pace.keep(x.lane(number), now.Add(x.settleOf(number)/2))
+		x.pace.Keep(x.lane(number), now.Add(x.settleOf(number)/2))
 	}
 }
 
@@ -243,7 +244,7 @@ func (x *execution) came(number uint32, now time.Time) {
 	}
 	pair, trip := x.pairOf(number), p.heard-p.sent
 	if x.tcp(number) && trip > x.settle {
-		x.pace.keep(x.lane(number), now.Add(trip)) // what the source's guest says to it takes as long
+		x.pace.Keep(x.lane(number), now.Add(trip)) // what the source's guest says to it takes as long
 	}
 	if g := &x.progress[pair]; trip > g.trip {
 		g.trip = trip

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -48,7 +49,7 @@ func TestDueIsSteady(t *testing.T) {
 				}
 			}
 		}}
-		x = newExecution(&cfg, newPace(10, 10), c.metrics, slog.New(slog.DiscardHandler),
+		x = newExecution(&cfg, pace.New(10, 10), c.metrics, slog.New(slog.DiscardHandler),
 			pairs, c.paths, []uint32{100}, c.options(), stain.Key{1}, time.Minute, time.Now(), c.begin)
 		in := make(chan batch, 1)
 		x.run(t.Context(), in, nil)

@@ -14,7 +14,7 @@ import (
 func (x *execution) probe(now time.Time) (wake time.Time) {
 	wake = x.soft
 	if !now.Before(x.soft) {
-		x.hold(fmt.Sprintf("its turn had not come when the run's time was up (an instance takes part in at most %g probes a second)", x.pace.rate))
+		x.hold(fmt.Sprintf("its turn had not come when the run's time was up (an instance takes part in at most %g probes a second)", x.pace.Rate()))
 		x.enter(closing, now)
 		return wake
 	}
@@ -52,7 +52,7 @@ func (x *execution) inject(now time.Time) {
 	}
 	x.queue = slices.DeleteFunc(x.queue, func(number uint32) bool { return x.judged[x.pairOf(number)] })
 	queue, later := x.admit(x.queue, now)
-	ready, rest := x.pace.pick(queue, x.lane, x.leaves, now)
+	ready, rest := x.pace.Pick(queue, x.lane, x.leaves, now)
 	x.queue = append(rest, later...)
 	x.admitted(ready)
 	go_ := ready[:0]
@@ -127,7 +127,7 @@ func (x *execution) entry(number uint32) int {
 func (x *execution) free(number uint32) {
 	if held := x.holds(number); *held == number+1 {
 		*held, x.freed = 0, true
-		x.pace.free(x.lane(number))
+		x.pace.Free(x.lane(number))
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/internal/leak"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
@@ -474,11 +475,11 @@ var testConfig = Config{Settle: 250 * time.Millisecond, AnswerTimeout: answerTim
 
 // play executes a run with a cast, and returns the verdicts and how long it took.
 func play(ctx context.Context, cfg Config, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
-	return playOn(ctx, cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), c, pairs, timeout)
+	return playOn(ctx, cfg, pace.New(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), c, pairs, timeout)
 }
 
 // playOn is play for runs that keep pace with others.
-func playOn(ctx context.Context, cfg Config, p *pace, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
+func playOn(ctx context.Context, cfg Config, p *pace.Pace, c *cast, pairs []plan.Pair, timeout time.Duration) (map[uint32]*dyetracev1.PairResult, time.Duration, bool) {
 	seq := make([]uint32, len(pairs))
 	for i := range seq {
 		seq[i] = uint32(100 + i)
@@ -798,119 +799,6 @@ func TestLedger(t *testing.T) {
 	}
 	if r := verdict.Judge(e); r.Verdict != verdict.Healthy {
 		t.Errorf("verdict = %v, %s", r.Verdict, r.Cause)
-	}
-}
-
-func TestPace(t *testing.T) {
-	t.Parallel()
-	pairs, _ := pathsOf(t, site(t, 3), allPairs) // 6 pairs, each instance in 4
-	p := newPace(10, 2)
-	now := time.Unix(1000, 0)
-	lanes := p.join(pairs, now)
-	queue := []uint32{0, 1, 2, 3, 4, 5}
-	laneOf := func(n uint32) lane { return lanes[n] }
-	sent := map[time.Duration]int{}
-	began := now
-	for len(queue) > 0 && now.Sub(began) < 10*time.Second {
-		var ready []uint32
-		ready, queue = p.pick(queue, laneOf, nil, now)
-		sent[now.Sub(began)] += len(ready)
-		for _, n := range ready {
-			p.free(lanes[n])
-		}
-		now = now.Add(50 * time.Millisecond)
-	}
-	// Each instance is in four pairs and has two tokens: three probes take them all. Each 100 ms
-	// there is one more, and a probe needs one of both its instances.
-	if sent[0] != 3 || sent[50*time.Millisecond] != 0 || len(queue) > 0 || now.Sub(began) < 200*time.Millisecond {
-		t.Errorf("sent %v, %d are left", sent, len(queue))
-	}
-	if got, want := p.needs(pairs, 1), 200*time.Millisecond; got != want {
-		t.Errorf("needs = %v, want %v", got, want)
-	}
-	other := p.join(pairs[:1], now)
-	p.leave(lanes, now)
-	if len(p.buckets) != 3 {
-		t.Errorf("%d buckets; those that are not full must stay, or a second run would find them so", len(p.buckets))
-	}
-	p.leave(other, now.Add(time.Hour))
-	if len(p.buckets) != 0 {
-		t.Errorf("%d buckets are left", len(p.buckets))
-	}
-}
-
-// TestPaceLeaves has probes leave tokens to others, and others owe some.
-func TestPaceLeaves(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1000, 0)
-	for _, tt := range []struct {
-		leave float64
-		want  int // of a burst of 6
-		later int // a second after, at 3 a second
-	}{{0, 6, 3}, {2, 4, 3}, {6, 0, 0}, {-4, 10, 3}} {
-		p := newPace(3, 6)
-		var pairs []plan.Pair
-		var queue []uint32
-		for i := range 20 {
-			pairs = append(pairs, plan.Pair{Src: inventory.Instance{Name: "a", Host: "hv1"}, Dst: inventory.Instance{Name: fmt.Sprint(i), Host: "hv2"}})
-			queue = append(queue, uint32(i))
-		}
-		lanes := p.join(pairs, now)
-		pick := func(now time.Time) (ready []uint32) {
-			ready, queue = p.pick(queue, func(n uint32) lane { return lanes[n] }, func(uint32) float64 { return tt.leave }, now)
-			return ready
-		}
-		if ready := pick(now); len(ready) != tt.want {
-			t.Errorf("%d probes go that leave %g tokens, want %d", len(ready), tt.leave, tt.want)
-		}
-		if ready := pick(now.Add(time.Second)); len(ready) != tt.later {
-			t.Errorf("%d probes go a second after, that leave %g tokens, want %d", len(ready), tt.leave, tt.later)
-		}
-	}
-}
-
-// TestPaceUnderWay bounds what is under way at one time: one probe between two instances, in either
-// direction, and so many from one host.
-func TestPaceUnderWay(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1000, 0)
-	p := newPace(1e6, 1e6)
-	there := plan.Pair{Src: inventory.Instance{Name: "a", Host: "hv1"}, Dst: inventory.Instance{Name: "b", Host: "hv2"}}
-	back := plan.Pair{Src: there.Dst, Dst: there.Src}
-	other := p.join([]plan.Pair{back}, now) // of another run
-	lanes := p.join([]plan.Pair{there, back}, now)
-	laneOf := func(n uint32) lane { return lanes[n] }
-	ready, rest := p.pick([]uint32{0, 1}, laneOf, nil, now)
-	if !slices.Equal(ready, []uint32{0}) || !slices.Equal(rest, []uint32{1}) {
-		t.Errorf("opposite pairs: %v may go, %v wait", ready, rest)
-	}
-	if ready, _ := p.pick([]uint32{0}, func(uint32) lane { return other[0] }, nil, now); len(ready) != 0 {
-		t.Error("another run's probe goes in the opposite direction")
-	}
-	p.free(lanes[0])
-	if ready, _ := p.pick(rest, laneOf, nil, now); len(ready) != 1 {
-		t.Error("the opposite pair may not go, though the first is over")
-	}
-	p.free(lanes[1])
-
-	var many []plan.Pair
-	var queue []uint32
-	for i := range maxFlying + 3 {
-		many = append(many, plan.Pair{Src: there.Src, Dst: inventory.Instance{Name: fmt.Sprint(i), Host: "hv2"}})
-		queue = append(queue, uint32(i))
-	}
-	lanes = append(lanes, other...)
-	all := p.join(many, now)
-	ready, rest = p.pick(queue, func(n uint32) lane { return all[n] }, nil, now)
-	if len(ready) != maxFlying || len(rest) != 3 {
-		t.Errorf("%d probes of one host at once, want %d", len(ready), maxFlying)
-	}
-	for _, n := range ready {
-		p.free(all[n])
-	}
-	p.leave(append(lanes, all...), now.Add(time.Hour))
-	if n := len(p.buckets) + len(p.wires) + len(p.hosts); n != 0 {
-		t.Errorf("%d things are left of runs that are over", n)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
@@ -101,7 +102,7 @@ type Config struct {
 // Runner executes runs, many at a time. Its methods may be called from many goroutines.
 type Runner struct {
 	cfg     Config
-	pace    *pace
+	pace    *pace.Pace
 	metrics *metrics
 	begin   func(fleet.Spec) agents
 	stream  func() streams // nil: switched off
@@ -136,7 +137,7 @@ var (
 // New returns a runner. Run must be called for it to end well.
 func New(cfg Config) *Runner {
 	r := &Runner{
-		cfg: cfg, pace: newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)),
+		cfg: cfg, pace: pace.New(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)),
 		metrics: newMetrics(cfg.Metrics), active: map[string]*activeRun{},
 		begin: func(s fleet.Spec) agents { return cfg.Fleet.Begin(s) },
 	}
@@ -181,7 +182,7 @@ func (r *Runner) Start(ctx context.Context, scope *dyetracev1.Scope, opts *dyetr
 			ErrBusy, len(pairs), n, maxExtra)
 	}
 	if timeout == 0 && !opts.GetContinuous() {
-		timeout = r.cfg.Timeout + r.pace.needs(pairs, o.each())
+		timeout = r.cfg.Timeout + r.pace.Needs(pairs, o.each())
 	}
 	if err := r.reserve(); err != nil {
 		return nil, err

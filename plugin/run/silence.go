@@ -6,6 +6,8 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+
+	"github.com/dyetrace/dyetrace/plugin/pace"
 )
 
 // Where a stream between two hosts that was answered has no answer any more, something is broken, or about to be
@@ -157,8 +159,8 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 // suspectBetween has pairs that pass between two hosts be examined, so many at once as their instances may be probed for
 // now; the others are next in the round.
 func (c *continuous) suspectBetween(s *silence, since, now time.Time, of func(*standing) bool) {
-	most := max(1, int(patrolShare*float64(c.r.cfg.PerInstanceBurst)))
-	taken, begun, rest := map[*bucket]int{}, 0, map[int]int{}
+	most := max(1, int(pace.PatrolShare*float64(c.r.cfg.PerInstanceBurst)))
+	taken, begun, rest := map[*pace.Bucket]int{}, 0, map[int]int{}
 	for _, n := range c.round.order { // in the order of their turns
 		i := int(n)
 		if path := c.paths[i]; path == nil || !slices.Contains([]string{s.from, s.to}, path.From.Host) ||
@@ -166,12 +168,12 @@ func (c *continuous) suspectBetween(s *silence, since, now time.Time, of func(*s
 			continue
 		}
 		l := &c.lanes[i]
-		if begun >= maxHurried || taken[l.src] >= most || taken[l.dst] >= most {
+		if begun >= maxHurried || taken[l.Src] >= most || taken[l.Dst] >= most {
 			rest[i] = certain
 			continue
 		}
-		taken[l.src]++
-		taken[l.dst]++
+		taken[l.Src]++
+		taken[l.Dst]++
 		begun++
 		c.suspect(i, since)
 		if c.pairs[i].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {

@@ -11,6 +11,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -217,7 +218,7 @@ func TestWays(t *testing.T) {
 		}
 		return k
 	}
-	w, by, t0 := newWays(), &party{}, time.Unix(1e9, 0)
+	w, by, t0 := newWays(), &pace.Party{}, time.Unix(1e9, 0)
 	saw := func(number uint32, seen int, after time.Duration) {
 		w.saw(p, seen, true, deadProbe{by, number}, death{seq: number / 10, sent: t0.Add(after)})
 	}
@@ -405,6 +406,6 @@ func TestSuspectBetween(t *testing.T) {
 				t.Fatalf("number %d in the round is %s → %s, suspect %t", k, pairs[n].Src.Name, pairs[n].Dst.Name, c.pairs[n].suspect)
 			}
 		}
-		r.pace.leave(c.shared, time.Now())
+		r.pace.Leave(c.shared, time.Now())
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -94,7 +95,7 @@ func (a *simAgents) play(o options, pairs []plan.Pair, paths []plan.Path) map[ui
 	for i := range seq {
 		seq[i] = uint32(i)
 	}
-	x := newExecution(&cfg, newPace(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
+	x := newExecution(&cfg, pace.New(cfg.PerInstanceRate, float64(cfg.PerInstanceBurst)), newMetrics(nil), slog.New(slog.DiscardHandler),
 		pairs, paths, seq, o, stain.Key{1}, 10*time.Minute, time.Now(), a.begin)
 	in := make(chan batch)
 	got := map[uint32]*dyetracev1.PairResult{}

@@ -16,6 +16,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -551,13 +552,13 @@ func TestCancelArming(t *testing.T) {
 		c.mute["armed hv1"] = true
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		p := newPace(10, 10)
+		p := pace.New(10, 10)
 		got, took, whole := playOn(ctx, testConfig, p, c, pairs, time.Minute)
 		if whole || len(got) != 0 || took != time.Second || len(c.finished) != 2 || len(c.at) != 0 {
 			t.Errorf("whole %t, %d verdicts in %v, told %q, %d probes", whole, len(got), took, c.finished, len(c.at))
 		}
-		if len(p.wires) != 0 || len(p.hosts) != 0 { // nothing was sent
-			t.Errorf("%d wires, %d hosts are left", len(p.wires), len(p.hosts))
+		if n := p.Held(); n != 0 { // nothing was sent
+			t.Errorf("%d things are left", n)
 		}
 	})
 }
@@ -574,7 +575,7 @@ func TestArmedTooLate(t *testing.T) {
 		c := newCastOf(paths, icmpNoTouch)
 		c.mute["armed hv1"], c.mute["armed hv2"] = true, true
 		now := time.Now()
-		x := newExecution(&testConfig, newPace(10, 10), c.metrics, slog.New(slog.DiscardHandler),
+		x := newExecution(&testConfig, pace.New(10, 10), c.metrics, slog.New(slog.DiscardHandler),
 			pairs, paths, []uint32{0}, icmpNoTouch, stain.Key{1}, time.Hour, now, c.begin)
 		for _, e := range c.Events(nil) { // all are ready
 			x.take(&e, now)
@@ -630,7 +631,7 @@ func TestAnyAgents(t *testing.T) {
 				q := rand.New(rand.NewPCG(seeded, uint64(s.pair*1000+s.attempt*100+int(s.scheme)*10+s.point)))
 				return q.IntN(40) < lossy || s.pair == 0 && s.point > leftHost
 			}
-			p := newPace(10, 10)
+			p := pace.New(10, 10)
 			got, took, whole := playOn(t.Context(), testConfig, p, c, pairs, timeout)
 			if !whole || len(got) != len(pairs) || took > timeout {
 				t.Errorf("seed %d: whole %t, %d verdicts on %d pairs, in %v of %v", seed, whole, len(got), len(pairs), took, timeout)
@@ -638,8 +639,8 @@ func TestAnyAgents(t *testing.T) {
 			if r := got[100]; r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
 				t.Errorf("seed %d: healthy, though nothing came to its host: %v", seed, r)
 			}
-			p.leave(p.join(pairs, time.Now()), time.Now().Add(time.Hour))
-			if n := len(p.buckets) + len(p.wires) + len(p.hosts); n != 0 {
+			p.Leave(p.Join(pairs, time.Now()), time.Now().Add(time.Hour))
+			if n := p.Held(); n != 0 {
 				t.Errorf("seed %d: %d things are left of a run that is over", seed, n)
 			}
 			time.Sleep(time.Minute) // what was to come later
@@ -673,7 +674,7 @@ func TestWireKept(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				p := newPace(10, 10)
+				p := pace.New(10, 10)
 				snap := shownSite(t, 2)
 				began := time.Now()
 				pairs, paths := pathsBy(t, snap, probed("i0", "i1"), tt.options.plan)
@@ -698,8 +699,8 @@ func TestWireKept(t *testing.T) {
 				if first := next.at[0].Sub(began); first < tt.first-tick || first > tt.first+tick {
 					t.Errorf("the second run sent after %v, want %v", first, tt.first)
 				}
-				p.leave(p.join(pairs, time.Now()), time.Now().Add(time.Hour))
-				if n := len(p.buckets) + len(p.wires) + len(p.hosts); n != 0 {
+				p.Leave(p.Join(pairs, time.Now()), time.Now().Add(time.Hour))
+				if n := p.Held(); n != 0 {
 					t.Errorf("%d things are left of runs that are over", n)
 				}
 			})

@@ -11,52 +11,6 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
-// Who waits for a wire has it next, however often another one looks; who looks no more, or leaves, is not waited
-// for.
-func TestPaceTurns(t *testing.T) {
-	t.Parallel()
-	now := time.Unix(1000, 0)
-	p := newPace(1e6, 1e6)
-	there := plan.Pair{Src: inventory.Instance{Name: "a", Host: "hv1"}, Dst: inventory.Instance{Name: "b", Host: "hv2"}}
-	back := plan.Pair{Src: there.Dst, Dst: there.Src}
-	var all [3][]lane
-	for i, pair := range []plan.Pair{there, back, there} {
-		all[i] = p.join([]plan.Pair{pair}, now)
-	}
-	// goes has one look whether it may go, and says so.
-	goes := func(i int) bool {
-		ready, _ := p.pick([]uint32{0}, func(uint32) lane { return all[i][0] }, nil, now)
-		return len(ready) > 0
-	}
-	if !goes(0) || goes(1) || goes(2) {
-		t.Fatal("the first may go, and no other")
-	}
-	for turn := range 6 { // 0 looks all the time
-		p.free(all[turn%3][0])
-		next := (turn + 1) % 3
-		for i := range 3 {
-			if i != next && goes(i) {
-				t.Fatalf("turn %d: %d goes, and %d waits for longer", turn, i, next)
-			}
-		}
-		if !goes(next) {
-			t.Fatalf("turn %d: %d may not go", turn, next)
-		}
-		goes(turn % 3) // the last one wants it again
-	}
-	p.free(all[0][0])
-	now = now.Add(claimFor + 1) // 1 looks no more
-	if !goes(2) {
-		t.Fatal("waits for one that looks no more")
-	}
-	goes(1)
-	p.free(all[2][0])
-	p.leave(all[1], now)
-	if !goes(0) {
-		t.Fatal("waits for one that has left")
-	}
-}
-
 // A pair that breaks while the opposite one is known to be faulty is told of soon: the patrol, which goes on with
 // that one, does not keep the wire from the examination.
 func TestContinuousFacing(t *testing.T) {

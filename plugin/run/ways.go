@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
@@ -26,7 +27,7 @@ type way struct {
 
 // deadProbe is a probe of an examination.
 type deadProbe struct {
-	by     *party
+	by     *pace.Party
 	number uint32
 }
 

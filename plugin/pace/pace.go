@@ -1,4 +1,6 @@
-package run
+// Package pace says when a probe may go: how many each instance takes part in, how many are under way from a host, whose turn
+// a connection is, and in which order a patrol goes round. It knows nothing of what probes are, sends none, and gets the time as an argument.
+package pace
 
 import (
 	"slices"
@@ -8,7 +10,7 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
-// pace bounds how many probes an instance takes part in, over all runs: as the source, whose
+// Pace bounds how many probes an instance takes part in, over all runs: as the source, whose
 // kernel gets the answer, and as the destination, whose kernel gets the probe. An instance has a
 // bucket of burst tokens that fills at a rate.
 //
@@ -19,21 +21,24 @@ import (
 //
 // And it bounds the probes under way from one host, over all runs, so that a run of any size is
 // clocked by what the switches get through.
-type pace struct {
+type Pace struct {
 	rate  float64 // tokens a second
 	burst float64
 
 	mu      sync.Mutex
-	buckets map[string]*bucket
+	buckets map[string]*Bucket
 	wires   map[[2]string]*wire
 	hosts   map[string]*window
 }
 
-// maxFlying bounds the probes under way from one host. Four switches, their guests, agents and the
+// MaxFlying bounds the probes under way from one host. Four switches, their guests, agents and the
 // controller on two cores get 1,700 to 3,400 probes a second through (make bench), so 64 from each
 // of four hosts are through in 75 to 150 ms, before they settle; thousands at once overflowed the
 // queues of dye ports (measured: ENOBUFS, and losses of ours).
-const maxFlying = 64
+const MaxFlying = 64
+
+// PatrolShare of an instance's burst is left to examinations: a patrol sends no probe that would take of it.
+const PatrolShare = 0.5
 
 // window counts the probes under way from one host.
 type window struct {
@@ -49,13 +54,13 @@ type wire struct {
 	waiting []claim   // who wanted it while it was not, the first first
 }
 
-// party is who has joined: a run, the patrol of one, or an examination. It is told by its address, so it must have
+// Party is who has joined: a run, the patrol of one, or an examination. It is told by its address, so it must have
 // a size.
-type party struct{ _ byte }
+type Party struct{ _ byte }
 
 // claim is a party's that waits for a wire, and when it last said so.
 type claim struct {
-	by *party
+	by *Party
 	at time.Time
 }
 
@@ -65,7 +70,7 @@ const claimFor = 250 * time.Millisecond
 
 // take has a party have the wire if it is free and nobody waits who came before. Else it is one who waits: one
 // that looks often, as a patrol, would have it for ever otherwise, and an examination of the opposite pair never.
-func (w *wire) take(by *party, now time.Time) bool {
+func (w *wire) take(by *Party, now time.Time) bool {
 	w.waiting = slices.DeleteFunc(w.waiting, func(c claim) bool { return c.by != by && now.Sub(c.at) > claimFor })
 	mine := slices.IndexFunc(w.waiting, func(c claim) bool { return c.by == by })
 	switch free := !w.busy && !now.Before(w.until); {
@@ -83,7 +88,8 @@ func (w *wire) take(by *party, now time.Time) bool {
 	return true
 }
 
-type bucket struct {
+// Bucket is what an instance may take part in yet. It is told by its address.
+type Bucket struct {
 	tokens float64
 	at     time.Time // when tokens was right
 	users  int       // pairs of runs under way
@@ -96,31 +102,52 @@ type bucket struct {
 // meanwhile, of which it has every other one at the least.
 const sparing = time.Second
 
-func newPace(rate, burst float64) *pace {
-	return &pace{rate: rate, burst: burst, buckets: map[string]*bucket{}, wires: map[[2]string]*wire{}, hosts: map[string]*window{}}
+// New has instances take part in rate probes a second, and in so many at once when they have taken part in none for a while.
+func New(rate, burst float64) *Pace {
+	return &Pace{rate: rate, burst: burst, buckets: map[string]*Bucket{}, wires: map[[2]string]*wire{}, hosts: map[string]*window{}}
 }
 
-// lane is the two buckets of a pair, its wire, and its source's host. wire is nil for what needs none.
-type lane struct {
-	src, dst *bucket
+// Lane is the two buckets of a pair, its wire, and its source's host. wire is nil for what needs none.
+type Lane struct {
+	Src, Dst *Bucket
+	By       *Party
 	wire     *wire
 	host     *window
-	by       *party
 }
 
-// join returns the lanes of pairs, which must leave.
-func (p *pace) join(pairs []plan.Pair, now time.Time) []lane {
+// Beside is the lane of what needs no wire.
+func (l Lane) Beside() Lane {
+	l.wire = nil
+	return l
+}
+
+// Rate is how many probes a second an instance takes part in.
+func (p *Pace) Rate() float64 { return p.rate }
+
+// Burst is how many an instance takes part in at once, if it has taken part in none for a while.
+func (p *Pace) Burst() float64 { return p.burst }
+
+// Held is how many instances, connections and hosts are remembered: of pairs that have joined, of what may be half-open still, and of what was
+// spent a moment ago.
+func (p *Pace) Held() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	lanes, by := make([]lane, len(pairs)), &party{}
+	return len(p.buckets) + len(p.wires) + len(p.hosts)
+}
+
+// Join returns the lanes of pairs, which must [Pace.Leave].
+func (p *Pace) Join(pairs []plan.Pair, now time.Time) []Lane {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	lanes, by := make([]Lane, len(pairs)), &Party{}
 	for i := range pairs {
 		src, dst := pairs[i].Src.Ref(), pairs[i].Dst.Ref()
-		lanes[i] = lane{p.bucket(src, now), p.bucket(dst, now), p.wire(min(src, dst), max(src, dst)), p.window(pairs[i].Src.Host), by}
+		lanes[i] = Lane{p.bucket(src, now), p.bucket(dst, now), by, p.wire(min(src, dst), max(src, dst)), p.window(pairs[i].Src.Host)}
 	}
 	return lanes
 }
 
-func (p *pace) wire(a, b string) *wire {
+func (p *Pace) wire(a, b string) *wire {
 	w := p.wires[[2]string{a, b}]
 	if w == nil {
 		w = &wire{}
@@ -130,7 +157,7 @@ func (p *pace) wire(a, b string) *wire {
 	return w
 }
 
-func (p *pace) window(host string) *window {
+func (p *Pace) window(host string) *window {
 	w := p.hosts[host]
 	if w == nil {
 		w = &window{}
@@ -140,8 +167,8 @@ func (p *pace) window(host string) *window {
 	return w
 }
 
-// free says that the probe which pick let go by a lane is over: answered, or withdrawn.
-func (p *pace) free(l lane) {
+// Free says that the probe which Pick let go by a lane is over: answered, or withdrawn.
+func (p *Pace) Free(l Lane) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l.wire != nil {
@@ -150,8 +177,8 @@ func (p *pace) free(l lane) {
 	l.host.flying--
 }
 
-// keep has a lane's wire stay busy until then, though whoever holds it frees it before.
-func (p *pace) keep(l lane, until time.Time) {
+// Keep has a lane's wire stay busy until then, though whoever holds it frees it before.
+func (p *Pace) Keep(l Lane, until time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if until.After(l.wire.until) {
@@ -159,27 +186,27 @@ func (p *pace) keep(l lane, until time.Time) {
 	}
 }
 
-func (p *pace) bucket(ref string, now time.Time) *bucket {
+func (p *Pace) bucket(ref string, now time.Time) *Bucket {
 	b := p.buckets[ref]
 	if b == nil {
-		b = &bucket{tokens: p.burst, at: now}
+		b = &Bucket{tokens: p.burst, at: now}
 		p.buckets[ref] = b
 	}
 	b.users++
 	return b
 }
 
-// leave gives lanes back. Buckets that nobody uses and that are full are forgotten, and wires that
+// Leave gives lanes back. Buckets that nobody uses and that are full are forgotten, and wires that
 // are free: a new one would be the same.
-func (p *pace) leave(lanes []lane, now time.Time) {
+func (p *Pace) Leave(lanes []Lane, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range lanes {
-		l.src.users--
-		l.dst.users--
+		l.Src.users--
+		l.Dst.users--
 		l.wire.users--
 		l.host.users--
-		l.wire.waiting = slices.DeleteFunc(l.wire.waiting, func(c claim) bool { return c.by == l.by })
+		l.wire.waiting = slices.DeleteFunc(l.wire.waiting, func(c claim) bool { return c.by == l.By })
 	}
 	for name, h := range p.hosts {
 		if h.users == 0 {
@@ -198,7 +225,7 @@ func (p *pace) leave(lanes []lane, now time.Time) {
 	}
 }
 
-func (p *pace) fill(b *bucket, now time.Time) {
+func (p *Pace) fill(b *Bucket, now time.Time) {
 	if now.After(b.at) {
 		more := now.Sub(b.at).Seconds() * p.rate
 		b.tokens, b.spare = min(p.burst, b.tokens+more), min(1, b.spare+more/2)
@@ -206,27 +233,27 @@ func (p *pace) fill(b *bucket, now time.Time) {
 	}
 }
 
-// pick takes from queue the probes that may go now, in order, and returns them and the rest.
+// Pick takes from queue the probes that may go now, in order, and returns them and the rest.
 // laneOf returns the lane of a probe, leaveOf how many tokens it leaves to others, who have every other one at the least if they want
-// them; less than none is what its instances may owe; nil is that all leave none. rest reuses queue. Whoever picks owes a free.
-func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint32) float64, now time.Time) (go_, rest []uint32) {
+// them; less than none is what its instances may owe; nil is that all leave none. rest reuses queue. Whoever picks owes a Free.
+func (p *Pace) Pick(queue []uint32, laneOf func(uint32) Lane, leaveOf func(uint32) float64, now time.Time) (go_, rest []uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rest = queue[:0]
 	for _, number := range queue {
 		l := laneOf(number)
-		p.fill(l.src, now)
-		p.fill(l.dst, now)
+		p.fill(l.Src, now)
+		p.fill(l.Dst, now)
 		leave := 0.0
 		if leaveOf != nil {
 			leave = leaveOf(number)
 		}
-		if l.host.flying >= maxFlying || !l.src.grants(leave, p.burst) || !l.dst.grants(leave, p.burst) || l.wire != nil && !l.wire.take(l.by, now) {
+		if l.host.flying >= MaxFlying || !l.Src.grants(leave, p.burst) || !l.Dst.grants(leave, p.burst) || l.wire != nil && !l.wire.take(l.By, now) {
 			rest = append(rest, number)
 			continue
 		}
-		l.src.take(leave, now)
-		l.dst.take(leave, now)
+		l.Src.take(leave, now)
+		l.Dst.take(leave, now)
 		l.host.flying++
 		go_ = append(go_, number)
 	}
@@ -235,48 +262,48 @@ func (p *pace) pick(queue []uint32, laneOf func(uint32) lane, leaveOf func(uint3
 
 // grants says that one may have a token who leaves so many; of those who leave some every other one, but for where there is half of the
 // burst.
-func (b *bucket) grants(leave, burst float64) bool {
-	return b.tokens >= 1+leave && (leave <= 0 || b.spare >= 1 || b.tokens >= patrolShare*burst)
+func (b *Bucket) grants(leave, burst float64) bool {
+	return b.tokens >= 1+leave && (leave <= 0 || b.spare >= 1 || b.tokens >= PatrolShare*burst)
 }
 
-func (b *bucket) take(leave float64, now time.Time) {
+func (b *Bucket) take(leave float64, now time.Time) {
 	b.tokens--
 	if leave > 0 {
 		b.spare, b.spared = max(0, b.spare-1), now
 	}
 }
 
-// means are what the instances of a pair have.
-type means struct {
-	rich, nearly bool // so many tokens, or but one more than so few, where others leave them; or but for one
-	some, almost bool // so few, whatever others do; or but for one
+// Means are what the instances of a pair have.
+type Means struct {
+	Rich, Nearly bool // so many tokens, or but one more than so few, where others leave them; or but for one
+	Some, Almost bool // so few, whatever others do; or but for one
 }
 
-// means says of each lane what its instances have, if so many tokens are rich, at the least, and so few are some.
-func (p *pace) means(lanes []lane, tokens, few float64, now time.Time) []means {
+// Means says of each lane what its instances have, if so many tokens are rich, at the least, and so few are some.
+func (p *Pace) Means(lanes []Lane, tokens, few float64, now time.Time) []Means {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make([]means, len(lanes))
+	all := make([]Means, len(lanes))
 	for i, l := range lanes {
-		p.fill(l.src, now)
-		p.fill(l.dst, now)
-		m := means{true, true, true, true}
-		for _, b := range []*bucket{l.src, l.dst} {
+		p.fill(l.Src, now)
+		p.fill(l.Dst, now)
+		m := Means{true, true, true, true}
+		for _, b := range []*Bucket{l.Src, l.Dst} {
 			need := tokens
 			if now.Sub(b.spared) < sparing {
 				need = min(tokens, few+1) // at few it is who leaves them that has his turn, every other time
 			}
-			m.rich, m.nearly = m.rich && b.tokens >= need, m.nearly && b.tokens >= need-1
-			m.some, m.almost = m.some && b.tokens >= few, m.almost && b.tokens >= few-1
+			m.Rich, m.Nearly = m.Rich && b.tokens >= need, m.Nearly && b.tokens >= need-1
+			m.Some, m.Almost = m.Some && b.tokens >= few, m.Almost && b.tokens >= few-1
 		}
-		m.rich = m.rich && m.some
+		m.Rich = m.Rich && m.Some
 		all[i] = m
 	}
 	return all
 }
 
-// needs returns how long pairs take at the least, so many probes each.
-func (p *pace) needs(pairs []plan.Pair, each int) time.Duration {
+// Needs returns how long pairs take at the least, so many probes each.
+func (p *Pace) Needs(pairs []plan.Pair, each int) time.Duration {
 	probes := map[string]int{}
 	most := 0
 	for i := range pairs {
