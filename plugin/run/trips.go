@@ -1,6 +1,7 @@
 package run
 
 import (
+	"slices"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -42,12 +43,12 @@ func (r *recent) add(d time.Duration, kept int) {
 	r.last[r.next-1] = d
 }
 
-// newest is 0 where there is none.
-func (r *recent) newest() time.Duration {
+// quickest is 0 where there is none.
+func (r *recent) quickest() time.Duration {
 	if len(r.last) == 0 {
 		return 0
 	}
-	return r.last[r.next-1]
+	return slices.Min(r.last)
 }
 
 // slowest is 0 where there is none.
@@ -106,8 +107,8 @@ func (c *continuous) usual(i int) (rtt, took time.Duration) {
 	}
 	rtt = p.rtts.slowest()
 	if p.pressed {
-		// That a change names the pair makes it worth to be looked at sooner.
-		rtt = p.rtts.newest()
+		// That a change names the pair makes it worth to be looked at sooner, and if it is slow by now, in vain.
+		rtt = p.rtts.quickest()
 	}
 	return rtt, rtt + max(c.trips.lag(path.From.Host).slowest(), c.trips.lag(path.To.Host).slowest())
 }
