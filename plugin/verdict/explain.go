@@ -130,20 +130,24 @@ type NeedExplain struct {
 // question asks about the packet on the host that saw it last, as it was seen when it came to
 // that host. There, and not on the last bridge, because between bridges of a host a packet
 // bears what no sample tells, such as the VLAN tag that Neutron's bridges have for a network.
-func (e *Evidence) question(t *trail) *NeedExplain {
-	p := e.Path
-	from := t.arrival()
-	at := &p.Points[from]
-	s, _ := t.sample(from)
+// What came in by a tunnel, and was never seen to, cannot be asked about: nil.
+func (j *judgement) question(t *trail) *NeedExplain {
+	p := j.Path
+	entry := t.entry()
+	at := &p.Points[entry]
+	sender, receiver := j.ends(at.Direction)
+	s, seen := j.arrival(t, entry)
+	if !seen && (at.Kind != stain.FromInstance || sender.Port == "") {
+		return nil
+	}
 	q := &NeedExplain{
 		Point: t.last, Host: at.Host, Bridge: at.Bridge, InPort: s.InPort,
 		SrcMAC: at.SrcMAC, DstMAC: at.DstMAC, Src: p.Src, Dst: p.Dst, TTL: s.TTL,
-		Reply: at.Direction == plan.Reply, Scheme: e.scheme(),
+		Reply: at.Direction == plan.Reply, Scheme: j.scheme(),
 	}
 	if q.Reply {
 		q.Src, q.Dst = p.Dst, p.Src
 	}
-	sender, receiver := e.ends(at.Direction)
 	if q.InPort == 0 && at.Kind == stain.FromInstance {
 		q.Port = sender.Port
 	}
@@ -197,19 +201,39 @@ func ends6(t inventory.Tunnel, sender, receiver *plan.End, key uint32) (src, dst
 	return src, dst, key
 }
 
-// arrival returns the first point that saw the packet on the host that saw it last, in that
-// direction.
-func (t *trail) arrival() int {
-	first, last := t.last, &t.points[t.last]
-	for i := t.last - 1; i >= 0; i-- {
-		if p := &t.points[i]; p.Host != last.Host || p.Direction != last.Direction {
-			break
-		}
-		if t.at[i] != 0 {
-			first = i
+// entry returns the point by which the packet came to the host that saw it last, in that direction,
+// whether it was seen there or not.
+func (t *trail) entry() int {
+	entry, last := t.last, &t.points[t.last]
+	for entry > 0 && t.points[entry-1].Host == last.Host && t.points[entry-1].Direction == last.Direction {
+		entry--
+	}
+	return entry
+}
+
+// arrival is how the packet came to a host, by the point where it does so. Where its own sample was lost it
+// is that of another attempt: they all go the same way.
+func (j *judgement) arrival(t *trail, entry int) (Sample, bool) {
+	if s, seen := t.sample(entry); seen {
+		return s, true
+	}
+	for i := range j.trails {
+		if s, seen := j.trails[i].sample(entry); seen {
+			return s, true
 		}
 	}
-	return first
+	return Sample{}, false
+}
+
+// unaskable says why nobody can be asked what the flows do with the packet, since it is not known how it came
+// to the host that saw it last; empty if it is.
+func (j *judgement) unaskable(l *loss) string {
+	if l.last.Kind == stain.ToInstance || j.question(j.t) != nil {
+		return ""
+	}
+	entry := j.t.entry()
+	at := &j.Path.Points[entry]
+	return firstOf(j.blind(entry).why, fmt.Sprintf("%s/%s did not see it come in", at.Host, at.Bridge))
 }
 
 // ends returns who sends and who receives in a direction.

@@ -190,6 +190,20 @@ func TestJudge(t *testing.T) {
 		{name: "patch gone, not explained", pair: crossing, net: []func(hosts){noPatch("hv1")}, probes: []string{"0"},
 			want: "faulty port | hv1/br-int from-instance → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-int from-instance: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) or beside it, none at hv3/br-tun from-tunnel either (hv1/br-tun: its hook does not sample to-tunnel); br-int of hv1 has no patch port to br-tun, where the tunnels are | ask hv1/br-int!"},
 
+		// What it bore as it came to the host is not known where nothing saw it come in.
+		{name: "come in unseen", pair: crossing, probes: []string{"013"}, impair: []func(*Evidence){windowed("hv3", "br-tun", lossy)},
+			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained (hv3/br-tun: agent lost 3 samples meanwhile)"},
+		{name: "come in by a bridge without a hook", pair: crossing, net: []func(hosts){refused("hv3", "br-tun")}, probes: []string{"013"},
+			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained (hv3/br-tun: no hook: no free mark)"},
+		{name: "come in unseen, short of its port", pair: crossing, net: []func(hosts){taps}, probes: []string{"013"},
+			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int to-instance | hv3 | no sample after hv3/br-int from-tunnel: lost on hv3 before tap-b3; whether by a fault or by a security rule is not known: what its flows do with it was not explained (hv3/br-tun did not see it come in)"},
+		{name: "come in unseen, another seen", pair: crossing, probes: []string{"013", "012"},
+			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained; 1 of 2 probes lost earlier, after hv3/br-tun from-tunnel | ask hv3/br-tun!"},
+		{name: "sent unseen", pair: crossing, probes: []string{"1"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
+		{name: "sent unseen, flows that have changed", pair: crossing, probes: []string{"1"}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: drop},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3)"},
+
 		// Lost in the tunnel.
 		{name: "tunnel", pair: crossing, probes: []string{"01"},
 			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
@@ -495,10 +509,21 @@ func TestNeed(t *testing.T) {
 			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203, Scheme: 1}},
 		{"the answer", "blue-1 blue-3", "01234", &dyetracev1.Explain{Id: 5, Bridge: "br-int", InPort: 24,
 			SrcMac: 0xfa163e000113, DstMac: 0xfa163e000111, SrcIp: ip("10.0.1.13"), DstIp: ip("10.0.1.11"), Ttl: 64, Reply: true, Scheme: 1}},
+		{"of two, the one that was seen to come in", "blue-1 green-3", "013/012", &dyetracev1.Explain{Id: 5, Bridge: "br-tun", InPort: 10,
+			SrcMac: 0xfa163e000201, DstMac: 0xfa163e000213, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 63,
+			TunId: 1002, TunSrc: 0x0a010101, TunDst: 0x0a010203, Scheme: 1}},
+		{"sent unseen", "blue-1 green-3", "1", &dyetracev1.Explain{Id: 5, Bridge: "br-int", Port: "tap-b1",
+			SrcMac: 0xfa163e000111, DstMac: 0xfa163e000101, SrcIp: ip("10.0.1.11"), DstIp: ip("10.0.2.13"), Ttl: 64, Scheme: 1}},
+		{"answered unseen", "blue-1 blue-3", "01235", &dyetracev1.Explain{Id: 5, Bridge: "br-int", Port: "tap-b3",
+			SrcMac: 0xfa163e000113, DstMac: 0xfa163e000111, SrcIp: ip("10.0.1.13"), DstIp: ip("10.0.1.11"), Ttl: 64, Reply: true, Scheme: 1}},
 	}
 	for _, tt := range tests {
 		p := pathOf(t, lab(t), tt.pair)
-		r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, tt.seen)}})
+		var tried []Attempt
+		for seen := range strings.SplitSeq(tt.seen, "/") {
+			tried = append(tried, probe(t, p, seen))
+		}
+		r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: tried})
 		if r.Need == nil {
 			t.Errorf("%s: nothing asked", tt.name)
 			continue

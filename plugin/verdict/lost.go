@@ -125,7 +125,7 @@ func (j *judgement) refuted(x *Explanation, from int) bool {
 	if x.Outcome != Dropped || x.Flow == nil || j.Path.Points[from].Bridge == x.Flow.Bridge {
 		return false
 	}
-	for i := j.t.arrival(); i < from; i++ {
+	for i := j.t.entry(); i < from; i++ {
 		if j.Path.Points[i].Bridge == x.Flow.Bridge {
 			return true
 		}
@@ -145,6 +145,9 @@ func (j *judgement) need(l *loss) *NeedExplain {
 		return nil // it was seen on its way to the guest: no flow is left to be asked
 	}
 	q := j.question(j.t)
+	if q == nil {
+		return nil
+	}
 	q.Decides = (l.guest || j.rules(l) || j.maybeElsewhere(l)) && !l.noPort()
 	return q
 }
@@ -201,7 +204,7 @@ func (j *judgement) find(l *loss) finding {
 }
 
 func (j *judgement) undecided(l *loss) finding {
-	why, kind := "what its flows do with it was not explained", CauseUnexplained
+	why, kind := "what its flows do with it was not explained"+because(j.unaskable(l)), CauseUnexplained
 	if l.last.Kind == stain.ToInstance {
 		why = fmt.Sprintf("it left for %s, and whether that answered was not seen", l.name)
 	}
@@ -444,7 +447,7 @@ func (j *judgement) between(l *loss) finding {
 	}
 	if l.x == nil && f.kind != CausePort && f.kind != CauseTunnel && j.rules(l) {
 		f.verdict, f.kind = Unknown, CauseUnexplained
-		f.cause += "; whether by a fault or by a security rule is not known: what its flows do with it was not explained" + j.unasked()
+		f.cause += "; whether by a fault or by a security rule is not known: what its flows do with it was not explained" + j.unasked(l)
 	}
 	if !l.narrow() && f.to == 0 {
 		f.cause += because(few(j.blinds(l.from+1, l.to)))
@@ -453,11 +456,11 @@ func (j *judgement) between(l *loss) finding {
 }
 
 // unasked says why there is no explanation; empty if that is not known, or another.
-func (j *judgement) unasked() string {
+func (j *judgement) unasked(l *loss) string {
 	if x := j.Explanation; x != nil && x.Error != "" {
-		return " (" + x.Error + ")"
+		return because(x.Error)
 	}
-	return ""
+	return because(j.unaskable(l))
 }
 
 // passes: a switch lost it, though its flows pass it now.

@@ -487,6 +487,9 @@ func (w *world) explain(t *rapid.T, q *NeedExplain) *Explanation {
 		return &Explanation{Point: q.Point, Error: "ovs-appctl: timeout"}
 	}
 	direction := w.path.Points[q.Point].Direction
+	if why := w.misread(q); why != "" {
+		return &Explanation{Point: q.Point, Outcome: Dropped, Flow: flow(q.Bridge, 0, 3, "another packet: "+why)}
+	}
 	_, receiver := w.evidence.ends(direction)
 	for i := q.Point; ; i++ {
 		pt := &w.path.Points[i]
@@ -509,6 +512,25 @@ func (w *world) explain(t *rapid.T, q *NeedExplain) *Explanation {
 		}
 		return x
 	}
+}
+
+// misread says what keeps a question from being about the packet: between a host's bridges it bears what is not
+// asked about, and without its tunnel it is none of the network's. Flows drop that.
+func (w *world) misread(q *NeedExplain) string {
+	entry := q.Point
+	for entry > 0 && w.path.Points[entry-1].Host == q.Host && w.path.Points[entry-1].Direction == w.path.Points[q.Point].Direction {
+		entry--
+	}
+	at := &w.path.Points[entry]
+	switch {
+	case q.Bridge != at.Bridge:
+		return "it comes in by " + at.Bridge
+	case at.Kind == stain.FromTunnel && (!q.TunSrc.IsValid() || q.TunID != at.TunID):
+		return "it comes in by a tunnel"
+	case q.InPort == 0 && q.Port == "":
+		return "it comes in by a port"
+	}
+	return ""
 }
 
 // place finds a point of a segment; -1 is before the first.
