@@ -35,7 +35,7 @@ type Switch interface {
 	Settle(ctx context.Context, bridge string) error
 	Watch(ctx context.Context, bridge string) (*ovs.Watch, error)
 	Trace(ctx context.Context, bridge string, req ovs.TraceRequest) (ovs.Trace, error)
-	GeneveOption(ctx context.Context, bridge string, to stain.MAC, datapath uint32) (uint32, error)
+	GeneveOption(ctx context.Context, bridge string, req ovs.TraceRequest) (uint32, error)
 }
 
 // bridge is one hooked bridge: its hook as we want it, what the last audit

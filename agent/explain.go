@@ -27,7 +27,15 @@ func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
 	ctx, cancel := context.WithTimeout(ctx, explainTimeout)
 	defer cancel()
 	by := namesBy(req, time.Now())
-	ex, drop, err := a.traced(ctx, req)
+	asked, err := a.traceRequest(req)
+	if err == nil {
+		asked.Geneve, err = a.geneveOption(ctx, req.Bridge, asked, by)
+	}
+	if err != nil {
+		a.say(ctx, explanationError(req.Id, err))
+		return
+	}
+	ex, drop, err := a.traced(ctx, req, asked)
 	if err != nil {
 		a.say(ctx, explanationError(req.Id, err))
 		return
@@ -39,17 +47,12 @@ func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
 }
 
 // traced has the switch trace a packet when its turn has come. drop is the flow that drops it, if OVN may have a name for that.
-func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain) (ex *dyetracev1.Explanation, drop *ovn.Flow, err error) {
-	select {
-	case a.traces <- struct{}{}:
-		defer func() { <-a.traces }()
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
-	}
-	asked, err := a.traceRequest(ctx, req)
+func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain, asked ovs.TraceRequest) (ex *dyetracev1.Explanation, drop *ovn.Flow, err error) {
+	done, err := a.turn(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
+	defer done()
 	trace, err := a.sw.Trace(ctx, req.Bridge, asked)
 	if err != nil {
 		return nil, nil, err
@@ -60,6 +63,16 @@ func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain) (ex *dyetra
 		drop = a.own(ctx, ex, trace)
 	}
 	return ex, drop, nil
+}
+
+// turn waits until the switch may be asked; done lets the next one ask it.
+func (a *Agent) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case a.traces <- struct{}{}:
+		return func() { <-a.traces }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
@@ -81,7 +94,7 @@ func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
 }
 
 // traceRequest is the packet that the controller described, as the switch is asked about it.
-func (a *Agent) traceRequest(ctx context.Context, req *dyetracev1.Explain) (ovs.TraceRequest, error) {
+func (a *Agent) traceRequest(req *dyetracev1.Explain) (ovs.TraceRequest, error) {
 	in := uint16(req.InPort)
 	if req.Port != "" {
 		found, ok := a.sw.Snapshot().Bridge(req.Bridge)
@@ -119,9 +132,7 @@ func (a *Agent) traceRequest(ctx context.Context, req *dyetracev1.Explain) (ovs.
 			return ovs.TraceRequest{}, fmt.Errorf("explain: %s: %d bytes (want 16, or none)", a.name, len(a.have))
 		}
 	}
-	var err error
-	t.Geneve, err = a.sw.GeneveOption(ctx, req.Bridge, t.DstMAC, t.TunID)
-	return t, err
+	return t, nil
 }
 
 func ipv4(v uint32) netip.Addr {

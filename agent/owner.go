@@ -51,22 +51,14 @@ func (a *Agent) own(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace
 	return &ovn.Flow{Cookie: uint32(f.Cookie), Priority: t.Flow.Flow.Priority, Datapath: datapathOf(f.Match)}
 }
 
-// name says what OVN has a flow for. No switch is held up by who waits for that until then; zero is namesTimeout.
+// name says what OVN has a flow for. No switch is held up by who waits for that until then.
 func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.Flow, until time.Time) {
-	if until.IsZero() {
-		until = time.Now().Add(namesTimeout)
-	}
-	ctx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	select {
-	case a.names <- struct{}{}:
-		defer func() { <-a.names }()
-	case <-ctx.Done():
-		ex.Unnamed = "OVN's southbound database answers others too slowly"
-		return
-	}
 	f := ex.Flow
-	o, err := southbound(a.sw.Snapshot().Southbound).Origin(ctx, drop)
+	var o ovn.Origin
+	err := a.askOVN(ctx, until, func(ctx context.Context, r ovn.Remote) (err error) {
+		o, err = r.Origin(ctx, drop)
+		return err
+	})
 	switch {
 	case errors.Is(err, ovn.ErrNone):
 		f.Owner = dyetracev1.FlowOwner_FLOW_OWNER_UNSPECIFIED
@@ -82,6 +74,58 @@ func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.F
 			f.Acl = &dyetracev1.AccessList{Hint: o.ACL.Hint, Name: o.ACL.Name, Direction: o.ACL.Direction}
 		}
 	}
+}
+
+// askOVN has the southbound database asked when its turn has come, and waited for until then; zero is namesTimeout.
+func (a *Agent) askOVN(ctx context.Context, until time.Time, ask func(ctx context.Context, r ovn.Remote) error) error {
+	if until.IsZero() {
+		until = time.Now().Add(namesTimeout)
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	select {
+	case a.names <- struct{}{}:
+		defer func() { <-a.names }()
+	case <-ctx.Done():
+		return errors.New("OVN's southbound database answers others too slowly")
+	}
+	return ask(ctx, southbound(a.sw.Snapshot().Southbound))
+}
+
+// geneveOption is OVN's option of a packet, by the host's flows, or else by what OVN's southbound database has of its
+// logical ports. Without it no trace tells what became of the packet: that is an error.
+func (a *Agent) geneveOption(ctx context.Context, bridge string, t ovs.TraceRequest, until time.Time) (uint32, error) {
+	done, err := a.turn(ctx)
+	if err != nil {
+		return 0, err
+	}
+	key, err := a.sw.GeneveOption(ctx, bridge, t)
+	done()
+	if !errors.Is(err, ovs.ErrNoKey) {
+		return key, err
+	}
+	if t.TunID != 0 {
+		asked := a.askOVN(ctx, until, func(ctx context.Context, r ovn.Remote) (err error) {
+			key, err = r.PortKey(ctx, t.TunID, t.DstMAC.String(), a.logicalPorts(bridge))
+			return err
+		})
+		if asked == nil {
+			return key, nil
+		}
+		err = fmt.Errorf("%w; %w", err, asked)
+	}
+	return 0, fmt.Errorf("explain: what OVN does with it is not known: %w", err)
+}
+
+// logicalPorts are those that a bridge has interfaces for.
+func (a *Agent) logicalPorts(bridge string) (names []string) {
+	b, _ := a.sw.Snapshot().Bridge(bridge)
+	for _, p := range b.Ports {
+		if p.IfaceID != "" {
+			names = append(names, p.IfaceID)
+		}
+	}
+	return names
 }
 
 func southbound(s dataplane.Southbound) ovn.Remote {

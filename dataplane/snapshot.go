@@ -81,8 +81,8 @@ type Port struct {
 	Fragments bool
 	// MTU in bytes of IP packet, 0 where Open vSwitch has none.
 	MTU int
-	// MAC and IfaceID are external_ids:attached-mac and external_ids:iface-id, by
-	// which a cloud's controller says whose port it is.
+	// MAC and IfaceID are external_ids:attached-mac (or attached_mac) and external_ids:iface-id,
+	// by which a cloud's controller says whose port it is.
 	MAC, IfaceID string
 	// LinkState is "up", "down", or empty where Open vSwitch has none.
 	LinkState string

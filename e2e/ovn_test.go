@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -266,6 +268,59 @@ func TestOVNReject(t *testing.T) {
 			t.Errorf("%v (want %s)", pair, want)
 		}
 	}
+}
+
+// TestOVNUnmarked has no port marked with a MAC as Neutron marks them: by none, as plain OVN, where the inventory names
+// ports, and as OVN-Kubernetes does. What becomes of packets that come by Geneve hangs on the logical port that they are for.
+func TestOVNUnmarked(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	file := filepath.Join(stateDir(l.name), "instances.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	macs := map[string]string{} // by the port
+	for _, host := range []string{"hv1", "hv2", "hv3"} {
+		for _, m := range markedPort.FindAllStringSubmatch(l.node(host, "ovs-vsctl", "--columns=external_ids,name", "list", "Interface"), -1) {
+			l.node(host, "ovs-vsctl", "remove", "Interface", m[2], "external_ids", "attached-mac")
+			text = []byte(onHost(string(text), host, m[1], m[2]))
+			macs[host+" "+m[2]] = m[1]
+		}
+	}
+	if len(macs) != 9 {
+		t.Fatalf("marked ports: %v (want 9)", macs)
+	}
+	l.file("instances.yaml", text, 0o600)
+	l.node("controller", "kill", "-HUP", l.daemon("controller", "serve"))
+	eventually(t, "the inventory's ports", 20*time.Second, func() bool { return l.dyetrace("check", "--all").code == 0 })
+	for _, how := range []string{"no port is marked", "as OVN-Kubernetes marks them"} {
+		for _, i := range []int{0, 16} { // an ACL, a guest's firewall
+			t.Run(how+"/"+ovnBreaks[i].kind, func(t *testing.T) { testOVNBreak(t, l.with(t), i) })
+		}
+		for at, mac := range macs {
+			host, port, _ := strings.Cut(at, " ")
+			l.node(host, "ovs-vsctl", "set", "Interface", port, `external_ids:attached_mac="`+mac+`"`)
+		}
+		l.file("instances.yaml", portOfFile.ReplaceAll(text, nil), 0o600)
+		l.node("controller", "kill", "-HUP", l.daemon("controller", "serve"))
+	}
+}
+
+var (
+	markedPort = regexp.MustCompile(`attached-mac="([^"]*)".*\nname *: "?([^"\n]*)"?`)
+	portOfFile = regexp.MustCompile(`(?m)^ *port: .*\n`)
+)
+
+// onHost has the inventory name the port of the instance on a host that has a MAC.
+func onHost(inventory, host, mac, port string) string {
+	instances := strings.Split(inventory, "    - name: ")
+	for i, text := range instances {
+		if strings.Contains(text, "mac: "+mac) && strings.Contains(text, "      host: "+host+"\n") {
+			instances[i] = strings.Replace(text, "      host: ", "      port: "+port+"\n      host: ", 1)
+		}
+	}
+	return strings.Join(instances, "    - name: ")
 }
 
 // TestOVNTranslates has OVN commit connections with a translation, as it does by itself. The userspace

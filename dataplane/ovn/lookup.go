@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -44,9 +45,9 @@ type ACL struct {
 	Direction string
 }
 
-// ErrNone says that no row of the database has the flow's cookie: it is not OVN's, or is of a row that
-// is gone.
-var ErrNone = errors.New("no row of the southbound database has this cookie")
+// ErrNone says that no row of the database is the one that was looked for. Of a flow: no row has its cookie, so it is not
+// OVN's, or its row is gone.
+var ErrNone = errors.New("no such row")
 
 // otherTables are those of which rows become flows besides logical ones (ovn-controller, physical.c).
 var otherTables = []string{"Port_Binding", "Datapath_Binding", "Multicast_Group", "Chassis", "MAC_Binding", "Load_Balancer"}
@@ -165,4 +166,62 @@ func acl(o Origin, hint string) *ACL {
 		a.Name = m[1]
 	}
 	return a
+}
+
+// PortKey returns the tunnel key of the logical port that has a MAC, in the datapath with a tunnel key. Of several it is
+// the one that is among local, the logical ports of the host. The error wraps ErrNone where there is none, or none that
+// stands out; any other says that the database could not be asked.
+func (r Remote) PortKey(ctx context.Context, datapath uint32, mac string, local []string) (uint32, error) {
+	key, err := r.portKey(ctx, datapath, mac, local)
+	if err != nil {
+		return 0, fmt.Errorf("southbound database: logical port of %s in datapath %d: %w", mac, datapath, err)
+	}
+	return key, nil
+}
+
+func (r Remote) portKey(ctx context.Context, datapath uint32, mac string, local []string) (uint32, error) {
+	c, err := r.dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	id, _, err := c.datapath(datapath)
+	if err != nil {
+		return 0, err
+	}
+	if id == "" {
+		return 0, ErrNone
+	}
+	ports := query("Port_Binding", "logical_port", "tunnel_key", "mac").with("datapath", uuid(id))
+	answers, err := c.selectRows(ports)
+	if err != nil {
+		return 0, err
+	}
+	var all, here []uint32
+	for _, row := range answers[0] {
+		if !row.hasMAC(mac) {
+			continue
+		}
+		key := uint32(row.number("tunnel_key"))
+		all = append(all, key)
+		if slices.Contains(local, row.text("logical_port")) {
+			here = append(here, key)
+		}
+	}
+	for _, keys := range [][]uint32{here, all} {
+		if len(keys) == 1 {
+			return keys[0], nil
+		}
+	}
+	return 0, fmt.Errorf("%d have it: %w", len(all), ErrNone)
+}
+
+// hasMAC says whether a Port_Binding has a MAC, with addresses or without (ovn-sb(5), mac).
+func (r row) hasMAC(mac string) bool {
+	for _, text := range r.texts("mac") {
+		if have, _, _ := strings.Cut(text, " "); strings.EqualFold(have, mac) {
+			return true
+		}
+	}
+	return false
 }

@@ -221,6 +221,50 @@ func TestOrigin(t *testing.T) {
 	}
 }
 
+// TestPortKey asks a real database which logical port has a MAC.
+func TestPortKey(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	blue := s.create("Datapath_Binding", "tunnel_key=7", "external_ids:name=blue")
+	green := s.create("Datapath_Binding", "tunnel_key=8", "external_ids:name=green")
+	port := func(datapath, name string, key int, macs string) {
+		s.create("Port_Binding", "logical_port="+name, "datapath="+datapath, fmt.Sprintf("tunnel_key=%d", key), "mac="+macs)
+	}
+	port(blue, "a", 3, `"fa:16:3e:00:00:0a 10.0.0.1 fd00::1"`)
+	port(green, "a-of-green", 4, `"fa:16:3e:00:00:0a 10.0.0.1"`)
+	port(blue, "bare", 5, `"FA:16:3E:00:00:0B"`)
+	port(blue, "two", 6, `["fa:16:3e:00:00:0c 10.0.0.3","fa:16:3e:00:00:0d 10.0.0.4"]`)
+	port(blue, "any", 7, "unknown")
+	port(blue, "none", 8, "[]")
+	port(blue, "shared", 9, `"fa:16:3e:00:00:0e 10.0.0.5"`)
+	port(blue, "sharing", 10, `"fa:16:3e:00:00:0e 10.0.0.6"`)
+	for _, tt := range []struct {
+		name     string
+		datapath uint32
+		mac      string
+		local    []string
+		want     uint32 // 0 is ErrNone
+	}{
+		{"the only one", 7, "fa:16:3e:00:00:0a", nil, 3},
+		{"of another datapath", 8, "fa:16:3e:00:00:0a", []string{"a"}, 4},
+		{"without addresses, in capitals", 7, "fa:16:3e:00:00:0b", nil, 5},
+		{"the second of two", 7, "fa:16:3e:00:00:0d", nil, 6},
+		{"a MAC that two have", 7, "fa:16:3e:00:00:0e", []string{"a"}, 0},
+		{"a MAC that two have, of which one is here", 7, "fa:16:3e:00:00:0e", []string{"a", "sharing"}, 10},
+		{"a MAC that two have, which are here", 7, "fa:16:3e:00:00:0e", []string{"shared", "sharing"}, 0},
+		{"a MAC that none has", 7, "fa:16:3e:00:00:0f", []string{"any"}, 0},
+		{"no such datapath", 9, "fa:16:3e:00:00:0a", []string{"a"}, 0},
+	} {
+		key, err := s.at("unix").PortKey(t.Context(), tt.datapath, tt.mac, tt.local)
+		if key != tt.want || errors.Is(err, ErrNone) != (tt.want == 0) || err != nil && tt.want != 0 {
+			t.Errorf("%s: %d, %v (want %d)", tt.name, key, err, tt.want)
+		}
+	}
+	if _, err := (Remote{Address: "tcp:127.0.0.1:1"}).PortKey(t.Context(), 7, "fa:16:3e:00:00:0a", nil); err == nil || errors.Is(err, ErrNone) {
+		t.Errorf("nobody listens: %v (want that it could not be asked)", err)
+	}
+}
+
 // TestNotAsked names why a database could not be asked, and never takes that for there being no row.
 func TestNotAsked(t *testing.T) {
 	t.Parallel()

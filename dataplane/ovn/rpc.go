@@ -193,6 +193,20 @@ func (r row) text(column string) string {
 	return text
 }
 
+// texts returns the strings of a column that may have several: one alone is not in a set.
+func (r row) texts(column string) (all []string) {
+	values := []any{r[column]}
+	if set, ok := r[column].([]any); ok && len(set) == 2 && set[0] == "set" {
+		values, _ = set[1].([]any)
+	}
+	for _, v := range values {
+		if text, ok := v.(string); ok {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
 func (r row) number(column string) int {
 	n, _ := r[column].(float64)
 	return int(n)

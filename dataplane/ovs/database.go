@@ -269,7 +269,8 @@ func (r interfaceRow) port() dataplane.Port {
 		Name: r.Name, ID: r.UUID, Type: r.Type, Error: deref(r.Error),
 		Peer:     r.Options["peer"],
 		RemoteIP: r.Options["remote_ip"], LocalIP: r.Options["local_ip"],
-		MAC: r.ExternalIDs["attached-mac"], IfaceID: r.ExternalIDs["iface-id"],
+		MAC:       cmp.Or(r.ExternalIDs["attached-mac"], r.ExternalIDs["attached_mac"]), // the latter is OVN-Kubernetes's
+		IfaceID:   r.ExternalIDs["iface-id"],
 		LinkState: deref(r.LinkState), MTU: deref(r.MTU),
 		ToS: r.Options["tos"], Fragments: r.Options["df_default"] == "false",
 		Dye: r.ExternalIDs[ownerKey] == ownerValue,

@@ -2,11 +2,14 @@ package ovs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/flows"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -18,23 +21,32 @@ import (
 //	| 0| ingress port |  egress port |
 //	+--+--------------+--------------+
 
-// GeneveOption returns OVN's option of a packet for a local instance, as far as it can be told: the
-// egress port's half. That is the key by which OVN's last flow outputs to the port that has the MAC,
-// in the datapath whose tunnel key the packet has. 0 where there is no such flow, as where the host is
-// not OVN's.
-func (s *Switch) GeneveOption(ctx context.Context, bridge string, to stain.MAC, datapath uint32) (uint32, error) {
+// ErrNoKey says that no flow of the host tells which logical port a packet is for that came by Geneve to OVN: what
+// becomes of it hangs on that.
+var ErrNoKey = errors.New("no flow of this host tells the key of the logical port that it is for")
+
+// GeneveOption returns OVN's option of a packet for a local instance, as far as it can be told: the egress port's half.
+// That is the key by which OVN's last flow outputs to the port that has the MAC, in the datapath whose tunnel key the
+// packet has; where no port is marked with it, or its last flow is not there, the key that OVN's flows give packets for
+// the MAC. It is 0 where the packet bears no such option: it comes by no Geneve tunnel, or the host is not OVN's. The
+// error wraps ErrNoKey where it bears one, and which is not known.
+func (s *Switch) GeneveOption(ctx context.Context, bridge string, req TraceRequest) (uint32, error) {
 	snap := s.Snapshot()
-	b, ok := snap.Bridge(bridge)
-	if !ok || snap.Southbound.Address == "" || datapath == 0 {
+	b, _ := snap.Bridge(bridge)
+	in, _ := b.ByOFPort(req.InPort)
+	if snap.Southbound.Address == "" || in.Type != "geneve" {
 		return 0, nil
 	}
-	for _, port := range portsOf(b, to) {
+	if req.TunID == 0 {
+		return 0, fmt.Errorf("it came by %s, with a key that is not known: %w", in.Name, ErrNoKey)
+	}
+	for _, port := range portsOf(b, req.DstMAC) {
 		out, err := s.dump(ctx, bridge, fmt.Sprintf("out_port=%d", port.OFPort))
 		if err != nil {
 			return 0, err
 		}
 		for _, f := range out {
-			if f.Ours() || matched(f.Match, "metadata") != uint64(datapath) {
+			if f.Ours() || matched(f.Match, "metadata") != uint64(req.TunID) {
 				continue
 			}
 			if key := matched(f.Match, "reg15"); key != 0 {
@@ -42,7 +54,35 @@ func (s *Switch) GeneveOption(ctx context.Context, bridge string, to stain.MAC, 
 			}
 		}
 	}
-	return 0, nil
+	there, err := s.dump(ctx, bridge, fmt.Sprintf("metadata=%#x,dl_dst=%v", req.TunID, req.DstMAC))
+	if err != nil {
+		return 0, err
+	}
+	if key, ok := keyGiven(there); ok {
+		return key, nil
+	}
+	return 0, fmt.Errorf("%v in OVN's datapath %d: %w", req.DstMAC, req.TunID, ErrNoKey)
+}
+
+// egressKey is how OVN's flows say which logical port a packet is for (ls_in_l2_lkup), as Open vSwitch writes it.
+var egressKey = regexp.MustCompile(`\b(?:load:(0x[0-9a-f]+|\d+)->NXM_NX_REG15\[\]|set_field:(0x[0-9a-f]+|\d+)->reg15)(?:,|$)`)
+
+// keyGiven returns the key that flows give a packet; ok is false where they give none, or several. Those that go by the
+// port that the packet is for, or comes from, find no port for a MAC.
+func keyGiven(list []flows.Flow) (key uint32, ok bool) {
+	for _, f := range list {
+		if f.Ours() || matched(f.Match, "reg15") != 0 || matched(f.Match, "reg14") != 0 {
+			continue
+		}
+		for _, m := range egressKey.FindAllStringSubmatch(f.Actions, -1) {
+			k := parseKey(m[1] + m[2])
+			if k == 0 || ok && k != key {
+				return 0, false
+			}
+			key, ok = k, true
+		}
+	}
+	return key, ok
 }
 
 // portsOf returns the ports that are marked with a MAC; tenants may use one twice.
