@@ -42,6 +42,31 @@ func TestMTUOfGeneve(t *testing.T) {
 	l.check(0, "--all", "--mtu")
 }
 
+// TestMTUOfOVN has the underlay of a lab with OVN pass all but the largest packets that its guests send: with OVN's
+// option, they are 8 bytes larger than Geneve makes them by itself.
+func TestMTUOfOVN(t *testing.T) {
+	t.Parallel()
+	const mtu = 1442                        // of the guests
+	const outer = mtu + 14 + 8 + 8 + 8 + 20 // Ethernet, UDP, Geneve, option, IPv4
+	l := up(t, "--topology", "ovn")
+	ping := func() result {
+		return l.dyetrace("lab", "exec", "front-1", "--", "ping", "-c", "3", "-i", "0.2", "-W", "1", "-M", "do", "-s", fmt.Sprint(mtu-28), "10.0.1.14")
+	}
+	for _, tt := range []struct{ pass, code int }{{outer, 0}, {outer - 1, 1}} {
+		l.node("spine1", "nft", fmt.Sprintf("add table ip narrow; add chain ip narrow c { type filter hook forward priority 0; }; "+
+			"add rule ip narrow c ip length > %d drop", tt.pass))
+		if r := ping(); (r.code == 0) != (tt.code == 0) {
+			t.Errorf("where %d bytes pass, pings of %d bytes: %s%s", tt.pass, mtu, r.stdout, r.stderr)
+		}
+		for _, p := range l.check(tt.code, "front-1", "front-4", "--mtu").Pairs {
+			if tt.code != 0 && (p.CauseKind != "path-mtu" || !strings.Contains(p.Cause, fmt.Sprintf("packets of %d bytes", outer))) {
+				t.Errorf("%v (want its path MTU)", p)
+			}
+		}
+		l.node("spine1", "nft", "delete", "table", "ip", "narrow")
+	}
+}
+
 // TestMTUOverIPv6 has the tunnels of a lab go over IPv6, which takes 20 bytes more of each packet, and the spine drop
 // what is large, one way without a word, then the other way with that of a router (Packet Too Big, RFC 4443).
 func TestMTUOverIPv6(t *testing.T) {

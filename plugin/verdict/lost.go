@@ -521,7 +521,7 @@ func (j *judgement) inTunnel(l *loss) finding {
 		return finding{Faulty, sender, leads(owner), j.wrongTunnel(l, owner), j.landing(l)}
 	}
 	// Where several things are wrong, what comes first on the way is why it was lost.
-	if missing := noTunnel(l, typeOf(l.sender.Tunnels, l.x.Port)); missing != "" {
+	if missing := noTunnel(l, named(l.sender.Tunnels, l.x.Port).Type); missing != "" {
 		return j.unless(l, finding{Faulty, receiver, CauseTunnel, missing, 0})
 	}
 	if key := j.key(l); key != 0 && l.x.TunnelID != 0 && l.x.TunnelID != key {
@@ -567,13 +567,13 @@ func (j *judgement) network(l *loss) string {
 	return j.Path.Pair.Dst.Network
 }
 
-func typeOf(tunnels []inventory.Tunnel, port string) string {
+func named(tunnels []inventory.Tunnel, port string) inventory.Tunnel {
 	for _, t := range tunnels {
 		if t.Port == port {
-			return t.Type
+			return t
 		}
 	}
-	return ""
+	return inventory.Tunnel{}
 }
 
 // noTunnel says that the receiving host takes tunnel packets from certain addresses only, and

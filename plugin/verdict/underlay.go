@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -55,34 +56,42 @@ func (t traffic) others() string {
 
 // overhead is what a tunnel adds to the IP packet of an instance, the outer IP header apart: the inner
 // Ethernet header, and GRE with a key (RFC 2784, RFC 2890), UDP and VXLAN (RFC 7348), or UDP and
-// Geneve without options (RFC 8926). 0 is not known.
-func overhead(typ string) int {
-	switch typ {
-	case "gre", "ip6gre":
+// Geneve (RFC 8926), of OVN with one option of 8 bytes (ovn-architecture(7), Tunnel Encapsulations). 0 is
+// not known.
+func overhead(t inventory.Tunnel) int {
+	switch {
+	case t.Type == "gre" || t.Type == "ip6gre":
 		return 14 + 8
-	case "vxlan", "geneve":
+	case t.Type == "geneve" && ovnTunnel.MatchString(t.Port):
+		return 14 + 8 + 8 + 8
+	case t.Type == "vxlan" || t.Type == "geneve":
 		return 14 + 8 + 8
 	}
 	return 0
 }
 
+// ovnTunnel matches the names that ovn-controller gives to the ports of its tunnels: "ovn", where there are several of it
+// on the host an index, the beginning of the other chassis's name, and a number in hexadecimal (encaps.c,
+// tunnel_create_name). Nothing else of a tunnel's port tells a controller of it.
+var ovnTunnel = regexp.MustCompile(`^ovn[^-]*-.+-[0-9a-f]+$`)
+
 // largest is the outer packet that the largest of two instances' packets makes in a tunnel to dst; 0
 // where that is not known. The smaller MTU of the two counts: no more is expected to pass.
-func largest(a, b *plan.End, typ string, dst netip.Addr) int {
+func largest(a, b *plan.End, t inventory.Tunnel, dst netip.Addr) int {
 	mtu := min(a.MTU, b.MTU)
-	if mtu == 0 || overhead(typ) == 0 || !dst.IsValid() {
+	if mtu == 0 || overhead(t) == 0 || !dst.IsValid() {
 		return 0
 	}
 	ip := 40
 	if dst.Is4() {
 		ip = 20
 	}
-	return mtu + overhead(typ) + ip
+	return mtu + overhead(t) + ip
 }
 
-// between returns the exchange between the tunnel addresses of two hosts, by a tunnel of that type;
-// why says why there can be none.
-func between(from, to *plan.End, typ string, dst netip.Addr) (n *NeedUnderlay, why string) {
+// between returns the exchange between the tunnel addresses of two hosts, of packets as large as that tunnel
+// makes them; why says why there can be none.
+func between(from, to *plan.End, t inventory.Tunnel, dst netip.Addr) (n *NeedUnderlay, why string) {
 	for _, end := range []*plan.End{from, to} {
 		switch {
 		case end.Echo == nil:
@@ -98,7 +107,7 @@ func between(from, to *plan.End, typ string, dst netip.Addr) (n *NeedUnderlay, w
 		}
 		return nil, why
 	}
-	n = &NeedUnderlay{From: from.Host, To: to.Host, Dst: dst, Port: to.Echo.Port, Small: smallPacket, Large: largest(from, to, typ, dst)}
+	n = &NeedUnderlay{From: from.Host, To: to.Host, Dst: dst, Port: to.Echo.Port, Small: smallPacket, Large: largest(from, to, t, dst)}
 	if src, ok := sameVersion(from, dst); ok {
 		n.Src = src
 	}
@@ -133,7 +142,7 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 		f.cause = base
 		return f
 	}
-	need, why := between(l.sender, l.receiver, typeOf(l.sender.Tunnels, l.x.Port), remote)
+	need, why := between(l.sender, l.receiver, named(l.sender.Tunnels, l.x.Port), remote)
 	u := j.Underlay
 	if u != nil && (u.From != l.sender.Host || u.To != l.receiver.Host || u.Dst != remote) {
 		u = nil // of another question
@@ -174,7 +183,7 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 	case passable:
 		f.host, f.kind = l.receiver.Host, CauseEntrypoint
 		f.cause = fmt.Sprintf("%s: %s, so the packet is lost at %s, or the network drops %s", lead, words, end,
-			firstOf(strings.ToUpper(typeOf(l.sender.Tunnels, l.x.Port)), "the tunnel's packets"))
+			firstOf(strings.ToUpper(named(l.sender.Tunnels, l.x.Port).Type), "the tunnel's packets"))
 	default:
 		f.cause = base + "; UDP between the two told nothing: " + words
 	}
@@ -199,7 +208,7 @@ func NeedMTU(p *plan.Path) (n *NeedUnderlay, why string) {
 	if !ok {
 		return nil, fmt.Sprintf("no tunnel from %s to %s is known", p.From.Host, p.To.Host)
 	}
-	n, why = between(&p.From, &p.To, t.Type, t.Remote)
+	n, why = between(&p.From, &p.To, t, t.Remote)
 	if n != nil && n.Large == 0 {
 		return nil, "the MTU of the instances' ports is not known"
 	}
@@ -213,7 +222,7 @@ func NeedSmall(from, to *plan.End) (n *NeedUnderlay, why string) {
 	if !ok {
 		return nil, fmt.Sprintf("no tunnel from %s to %s is known", from.Host, to.Host)
 	}
-	if n, why = between(from, to, t.Type, t.Remote); n != nil {
+	if n, why = between(from, to, t, t.Remote); n != nil {
 		n.Large = 0
 	}
 	return n, why
@@ -248,10 +257,10 @@ func tunnelTo(from, to *plan.End) (best inventory.Tunnel, ok bool) {
 		if !t.Remote.IsValid() && len(at) > 0 { // remote_ip=flow
 			t.Remote = at[0]
 		}
-		if !slices.Contains(at, t.Remote) || overhead(t.Type) == 0 {
+		if !slices.Contains(at, t.Remote) || overhead(t) == 0 {
 			continue
 		}
-		if !ok || overhead(t.Type) < overhead(best.Type) {
+		if !ok || overhead(t) < overhead(best) {
 			best, ok = t, true
 		}
 	}
@@ -273,13 +282,13 @@ func BetweenHosts(from, to *plan.End, src, dst netip.Addr) (n *NeedUnderlay, why
 	if !dst.IsValid() && to.Echo != nil && to.Echo.Port != 0 {
 		return nil, fmt.Sprintf("%s answers underlay probes at no tunnel address that fits", to.Host)
 	}
-	typ := ""
+	var most inventory.Tunnel
 	for _, t := range from.Tunnels {
-		if (t.Remote == dst || !t.Remote.IsValid()) && overhead(t.Type) > overhead(typ) {
-			typ = t.Type
+		if (t.Remote == dst || !t.Remote.IsValid()) && overhead(t) > overhead(most) {
+			most = t
 		}
 	}
-	n, why = between(from, to, typ, dst)
+	n, why = between(from, to, most, dst)
 	if n != nil && src.IsValid() {
 		n.Src = src
 	}

@@ -197,6 +197,32 @@ func TestUnderlay(t *testing.T) {
 	}
 }
 
+// TestOverhead knows OVN's tunnels, whose Geneve has an option, by the names of their ports.
+func TestOverhead(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		typ, port string
+		want      int
+	}{
+		{"gre", "gre-hv3", 22},
+		{"ip6gre", "gre-hv3", 22},
+		{"vxlan", "vxlan-hv3", 30},
+		{"vxlan", "ovn-hv3-0", 30},
+		{"geneve", "geneve-hv3", 30},
+		{"geneve", "ovn-hv3-0", 38},
+		{"geneve", "ovn-a1b2c3-1f", 38},
+		{"geneve", "ovn2-a1b2c-0", 38}, // the second ovn-controller of a host
+		{"geneve", "ovn-b-x", 30},
+		{"geneve", "ovs-hv3-0", 30},
+		{"stt", "ovn-hv3-0", 0},
+		{"", "", 0},
+	} {
+		if got := overhead(inventory.Tunnel{Type: tt.typ, Port: tt.port}); got != tt.want {
+			t.Errorf("%s by %s: %d bytes, want %d", tt.typ, tt.port, got, tt.want)
+		}
+	}
+}
+
 // A probe that a wrong tunnel port may explain, or the network that is yet to be tried, is waited for until both are known: if
 // it is the network, nothing but silence says so.
 func TestUnderlayIsWaitedFor(t *testing.T) {
