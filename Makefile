@@ -109,8 +109,16 @@ e2e-kernel: setup build ## run the end-to-end tests with switches that forward i
 	CGO_ENABLED=0 $(GO) test -c -o $(CACHE)/e2e-kernel.test ./e2e
 	$(AS_ROOT) e2e/kernel/run $(KERNEL_BY) $(BIN) $(CACHE)/e2e-kernel.test -test.run '$(KERNEL_RUN)' -test.skip TestNoTouch -test.timeout 2h $(KERNEL_FLAGS)
 
+# Of the switch's tests, that of connection tracking: the kernel's is another one than ovs-vswitchd's own.
+.PHONY: test-kernel
+test-kernel: setup build ## run the tests of connection tracking with a switch that forwards in the kernel
+	@[ -d /sys/module/openvswitch ] || modprobe -n -q openvswitch 2>/dev/null || \
+		{ tools/setup kernel-$(KERNEL_BY) && $(AS_ROOT) e2e/kernel/$(KERNEL_BY) --prepare; }
+	CGO_ENABLED=0 $(GO) test -c -o $(CACHE)/ovs-kernel.test ./dataplane/ovs
+	$(AS_ROOT) e2e/kernel/run $(KERNEL_BY) $(BIN) $(CACHE)/ovs-kernel.test -test.run '^TestTraceAnswers$$' -test.v
+
 .PHONY: e2e-all
-e2e-all: test e2e-clab e2e-kernel ## run all tests there are, on all that labs can be made of; an hour or more
+e2e-all: test e2e-clab test-kernel e2e-kernel ## run all tests there are, on all that labs can be made of; an hour or more
 
 .PHONY: bench
 bench: setup ## measure: probes/s, samples/s, verdicts/s, 10,000 pairs, cost on user traffic

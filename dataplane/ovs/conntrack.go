@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/dyetrace/dyetrace/flows"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -19,6 +21,14 @@ import (
 // maxConnections is how many connections a table may have for it to be listed: ovs-vswitchd's main thread
 // does it, some microseconds each.
 const maxConnections = 20_000
+
+// kernelCount has how many connections the kernel's table has: that of who reads it, which is ovs-vswitchd's, since
+// dye ports are there, too.
+const kernelCount = "/proc/sys/net/netfilter/nf_conntrack_count"
+
+// lately is within how many seconds a flow must have been met for it to be the one that an answer met which was lost
+// just now.
+const lately = 30
 
 // States of a packet, as --ct-next takes them.
 const (
@@ -32,7 +42,7 @@ const (
 type standing uint8
 
 const (
-	unlisted standing = iota // the table could not be read
+	untold   standing = iota // the table could not be read, or cannot tell
 	stranger                 // it is of none
 	sender                   // it goes the way of the first packet of one
 	answerer                 // it goes the other way
@@ -41,20 +51,36 @@ const (
 // connections are those of the zones that were listed.
 type connections struct {
 	listed bool
+	// kernel says that the table is the kernel's: it forgets a connection as soon as a RST answers it, and keeps one whose
+	// answer it took for invalid (nf_conntrack_tcp_packet of nf_conntrack_proto_tcp.c).
+	kernel bool
 	lines  []string
 }
 
 // connections lists the connections of a switch's datapaths; that of a table too large is none.
 func (s *Switch) connections(ctx context.Context) connections {
+	c := connections{}
 	count, err := s.appctl(ctx, "dpctl/ct-get-nconns")
-	if n, convErr := strconv.Atoi(strings.TrimSpace(count)); err != nil || convErr != nil || n > maxConnections {
-		return connections{} // the kernel's table does not say how many it has
+	if err != nil && strings.Contains(err.Error(), "not supported") {
+		var text []byte
+		text, err = os.ReadFile(kernelCount)
+		count, c.kernel = string(text), true
+	}
+	if !fewConnections(count, err) {
+		return c
 	}
 	text, err := s.appctl(ctx, "dpctl/dump-conntrack")
 	if err != nil {
-		return connections{}
+		return c
 	}
-	return connections{true, strings.Split(text, "\n")}
+	c.listed, c.lines = true, strings.Split(text, "\n")
+	return c
+}
+
+// fewConnections says that a table has no more than may be listed.
+func fewConnections(count string, err error) bool {
+	n, convErr := strconv.Atoi(strings.TrimSpace(count))
+	return err == nil && convErr == nil && n <= maxConnections
 }
 
 var (
@@ -72,7 +98,7 @@ var (
 func (c connections) of(r *TraceRequest, zone int) standing {
 	switch {
 	case !c.listed:
-		return unlisted
+		return untold
 	case !r.Reply && r.Scheme == stain.ICMP:
 		return stranger
 	}
@@ -92,6 +118,8 @@ func (c connections) of(r *TraceRequest, zone int) standing {
 			switch {
 			case !r.Reply && (state == nil || state[1] != "ESTABLISHED"):
 				continue
+			case c.kernel && r.Reply && state != nil && state[1] == "SYN_SENT":
+				return untold // it has not come yet, or was invalid
 			case r.Reply && r.Scheme == stain.ICMP && m[1] == "orig":
 				continue // begun by an echo request of who answers now, and no matter of this answer
 			case m[1] == "reply":
@@ -99,6 +127,9 @@ func (c connections) of(r *TraceRequest, zone int) standing {
 			}
 			return sender
 		}
+	}
+	if c.kernel && r.Reply && r.Scheme == stain.TCP {
+		return untold // it may have been one
 	}
 	return stranger
 }
@@ -152,18 +183,16 @@ func (r *TraceRequest) assumed() string {
 	return ctNew
 }
 
-// state is that of a packet by how it stands to the connections of a zone; sure is false where it may as
-// well be another, which alternative is.
+// state is that of a packet by how it stands to the connections of a zone, and alternative the one that it may as
+// well have had; empty if that is sure, or a guess like any other.
 func (r *TraceRequest) state(s standing) (state, alternative string) {
 	switch {
 	case s == answerer:
 		return ctReply, ""
 	case s == sender:
 		return ctEst, ""
-	case s == stranger && r.Reply:
-		// It may have been one: the kernel forgets a connection as soon as a RST answers it
-		// (nf_conntrack_tcp_packet of nf_conntrack_proto_tcp.c), and everybody after a while.
-		return ctReply, ctNobody
+	case r.Reply:
+		return ctReply, ctNobody // who is a stranger may have been one: everybody is forgotten after a while
 	}
 	return r.assumed(), ""
 }
@@ -172,7 +201,13 @@ func (r *TraceRequest) state(s standing) (state, alternative string) {
 type traced struct {
 	text   string
 	states []string
-	others []string // where a state may be another one: which
+	others []doubt // of each state
+}
+
+// doubt is which state a packet may have had instead, empty if none. guessed says that no table speaks for that.
+type doubt struct {
+	state   string
+	guessed bool
 }
 
 // walk traces a packet with the states that it has in the zones that it comes to; what is assumed of
@@ -192,8 +227,9 @@ func (s *Switch) walk(ctx context.Context, bridge, flow string, req *TraceReques
 		}
 		same := true
 		for _, zone := range zones[len(t.states):min(len(zones), maxRecirculations)] {
-			state, other := req.state(known.of(req, zone))
-			t.states, t.others = append(t.states, state), append(t.others, other)
+			standing := known.of(req, zone)
+			state, other := req.state(standing)
+			t.states, t.others = append(t.states, state), append(t.others, doubt{other, standing == untold})
 			if state != req.assumed() {
 				same = false // what follows may be other zones
 				break
@@ -206,19 +242,71 @@ func (s *Switch) walk(ctx context.Context, bridge, flow string, req *TraceReques
 	return t, nil
 }
 
-// doubted returns the states that a packet may have had as well, nil if there are no others.
-func (t *traced) doubted() []string {
-	if !slices.ContainsFunc(t.others, func(o string) bool { return o != "" }) {
-		return nil
+// otherwise traces a packet with each state that it may have had instead. It is asked about because it was lost: what
+// would have dropped it, if that may be, did. Where nothing speaks for that state, the flow must have been met of late.
+func (s *Switch) otherwise(ctx context.Context, bridge, flow string, req *TraceRequest, t *traced) (Trace, bool) {
+	for i, d := range t.others {
+		if d.state == "" {
+			continue
+		}
+		states := append(slices.Clone(t.states[:i]), d.state) // the rest hangs on it
+		text, err := s.traceOnce(ctx, bridge, flow, req, states)
+		if err != nil {
+			return Trace{}, false
+		}
+		tr, err := readTrace(text, s.Snapshot(), bridge, req.InPort)
+		if err != nil || tr.Outcome != Dropped || d.guessed && !s.met(ctx, tr.Flow.Bridge, invalidFlow(text, tr.Flow.Flow)) {
+			continue
+		}
+		tr.Command = s.command(traceArgs(bridge, flow, req, states))
+		return tr, true
 	}
-	states := slices.Clone(t.states)
-	for i, o := range t.others {
-		if o != "" {
-			states[i] = o
-			return states[:i+1] // the rest hangs on it
+	return Trace{}, false
+}
+
+// invalidFlow is the flow by which a packet of no connection left the way of others, in what ofproto/trace printed:
+// the last that matches such packets only, else the one that dropped it.
+func invalidFlow(text string, last flows.Flow) flows.Flow {
+	for line := range strings.Lines(text) {
+		m := flowLine.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil {
+			continue
+		}
+		f := flowText.FindStringSubmatch(m[2])
+		if f == nil || !strings.Contains(f[1], "+inv") {
+			continue
+		}
+		table, _ := strconv.ParseUint(m[1], 10, 8)
+		priority, _ := strconv.ParseUint(f[2], 10, 16)
+		last = flows.Flow{Table: uint8(table), Priority: uint16(priority), Match: f[1]}
+		last.Cookie, _ = strconv.ParseUint(f[3], 0, 64)
+	}
+	return last
+}
+
+var idleAge = regexp.MustCompile(`\bidle_age=(\d+)`)
+
+// met says that a packet has met a flow lately. Which is told by OpenFlow 1.5 only.
+func (s *Switch) met(ctx context.Context, bridge string, f flows.Flow) bool {
+	if f.Match == "" {
+		return false // it takes whatever nothing else does, of whomever
+	}
+	out, err := s.run(ctx, nil, "ovs-ofctl", "-O", "OpenFlow15", "--names", "dump-flows", bridge,
+		fmt.Sprintf("table=%d,cookie=%#x/-1,%s", f.Table, f.Cookie, f.Match))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(out)) {
+		list, err := flows.ParseDump(line)
+		age := idleAge.FindStringSubmatch(line)
+		if err != nil || len(list) != 1 || list[0].Priority != f.Priority || list[0].Packets == 0 || age == nil {
+			continue
+		}
+		if n, err := strconv.Atoi(age[1]); err == nil && n <= lately {
+			return true
 		}
 	}
-	return states
+	return false
 }
 
 // traceOnce runs ofproto/trace with these states, and those that are assumed for what follows.

@@ -1,6 +1,7 @@
 package ovs
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -25,17 +26,25 @@ func TestStanding(t *testing.T) {
 		ends   [2]string
 		reply  bool
 		zone   int
+		kernel bool
 		want   standing
 	}{
-		{"a request, whatever was before", []string{asked, probed}, stain.ICMP, six, false, 2, stranger},
-		{"its answer", []string{probed}, stain.ICMP, six, true, 2, answerer},
-		{"its answer, after a request the other way", []string{asked, probed}, stain.ICMP, six, true, 2, answerer},
-		{"an answer to nothing, after a request the other way", []string{asked}, stain.ICMP, six, true, 2, stranger},
-		{"its answer, in a zone where nobody asked", []string{probed}, stain.ICMP, six, true, 1, stranger},
-		{"a SYN after one that is half-open", []string{syn}, stain.TCP, four, false, 2, stranger},
-		{"a SYN into a connection", []string{open}, stain.TCP, four, false, 2, sender},
-		{"what answers a SYN", []string{syn}, stain.TCP, four, true, 2, answerer},
-		{"what answers a SYN, beside another connection", []string{elsewhen}, stain.TCP, four, true, 2, stranger},
+		{"a request, whatever was before", []string{asked, probed}, stain.ICMP, six, false, 2, false, stranger},
+		{"its answer", []string{probed}, stain.ICMP, six, true, 2, false, answerer},
+		{"its answer, after a request the other way", []string{asked, probed}, stain.ICMP, six, true, 2, false, answerer},
+		{"an answer to nothing, after a request the other way", []string{asked}, stain.ICMP, six, true, 2, false, stranger},
+		{"its answer, in a zone where nobody asked", []string{probed}, stain.ICMP, six, true, 1, false, stranger},
+		{"a SYN after one that is half-open", []string{syn}, stain.TCP, four, false, 2, false, stranger},
+		{"a SYN into a connection", []string{open}, stain.TCP, four, false, 2, false, sender},
+		{"what answers a SYN", []string{syn}, stain.TCP, four, true, 2, false, answerer},
+		{"what answers a SYN, beside another connection", []string{elsewhen}, stain.TCP, four, true, 2, false, stranger},
+		// The kernel's table.
+		{"what answers a SYN that the kernel has not seen answered", []string{syn}, stain.TCP, four, true, 2, true, untold},
+		{"what answers a SYN, and the kernel may have forgotten", nil, stain.TCP, four, true, 2, true, untold},
+		{"what answers in a connection of the kernel's", []string{open}, stain.TCP, four, true, 2, true, answerer},
+		{"an echo's answer by the kernel", []string{probed}, stain.ICMP, six, true, 2, true, answerer},
+		{"an echo's answer to nothing by the kernel", nil, stain.ICMP, six, true, 2, true, stranger},
+		{"a SYN by the kernel", []string{syn}, stain.TCP, four, false, 2, true, stranger},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -44,12 +53,25 @@ func TestStanding(t *testing.T) {
 			if tt.reply {
 				r.Src, r.Dst = r.Dst, r.Src
 			}
-			if got := (connections{true, tt.lines}).of(r, tt.zone); got != tt.want {
+			if got := (connections{listed: true, kernel: tt.kernel, lines: tt.lines}).of(r, tt.zone); got != tt.want {
 				t.Errorf("%d (want %d)", got, tt.want)
 			}
 		})
 	}
-	if got := (connections{}).of(&TraceRequest{Reply: true}, 0); got != unlisted {
-		t.Errorf("a table that could not be read: %d (want %d)", got, unlisted)
+	if got := (connections{}).of(&TraceRequest{Reply: true}, 0); got != untold {
+		t.Errorf("a table that could not be read: %d (want %d)", got, untold)
+	}
+}
+
+// TestFewConnections holds what is listed against the bound.
+func TestFewConnections(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{"0\n": true, "20000": true, "20001": false, "": false, "many": false} {
+		if got := fewConnections(text, nil); got != want {
+			t.Errorf("%q: %t (want %t)", text, got, want)
+		}
+	}
+	if fewConnections("1", errors.New("no such file")) {
+		t.Error("a table whose size is not known is listed")
 	}
 }

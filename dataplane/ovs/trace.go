@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -93,7 +94,8 @@ const maxRecirculations = 8
 // follows it through patch ports, conntrack and tunnels (ofproto/trace of
 // ovs-vswitchd(8)). Nothing is sent, learned or counted. What connection tracking makes of
 // the packet is looked up in its table; where that cannot be listed, the probe is taken for
-// the first packet of a connection, and the answer for one of an established connection.
+// the first packet of a connection, and the answer for one of an established connection, or of none
+// if a flow that drops those has been met lately.
 //
 // Our own hook is left out of the outcome: a copy to the dye port is no delivery. The error wraps
 // ErrUnsupported where the switch's ofproto/trace has no --names, as that of 2.15.
@@ -111,13 +113,9 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
 	tr.Command = s.command(traceArgs(bridge, flow, &req, walked.states))
-	if states := walked.doubted(); states != nil && tr.Outcome != Dropped {
-		// It is asked about because it was lost: what would have dropped it, if that may be, did.
-		if text, err := s.traceOnce(ctx, bridge, flow, &req, states); err == nil {
-			if other, err := readTrace(text, s.Snapshot(), bridge, req.InPort); err == nil && other.Outcome == Dropped {
-				other.Command = s.command(traceArgs(bridge, flow, &req, states))
-				return other, nil
-			}
+	if tr.Outcome != Dropped {
+		if other, ok := s.otherwise(ctx, bridge, flow, &req, &walked); ok {
+			return other, nil
 		}
 	}
 	return tr, nil
@@ -197,16 +195,24 @@ func tunnelKey(id uint32) string {
 func (s *Switch) command(args []string) string {
 	var b strings.Builder
 	b.WriteString("ovs-appctl")
-	if s.opts.RunDir != DefaultRunDir {
-		b.WriteString(" -t " + s.opts.RunDir + "/ovs-vswitchd.$(cat " + s.opts.RunDir + "/ovs-vswitchd.pid).ctl")
+	if dir := s.opts.RunDir; dir != DefaultRunDir {
+		b.WriteString(" -t " + quote(dir+"/ovs-vswitchd.") + `"$(cat ` + quote(dir+"/ovs-vswitchd.pid") + `)".ctl`)
 	}
 	for _, a := range args {
-		if strings.ContainsAny(a, "=|,") {
-			a = "'" + a + "'"
-		}
-		b.WriteString(" " + a)
+		b.WriteString(" " + quote(a))
 	}
 	return b.String()
+}
+
+// plain is what no shell makes anything else of, nor wants quoted to be read easily.
+var plain = regexp.MustCompile(`^[A-Za-z0-9_./:@%+-]+$`)
+
+// quote returns an argument as a shell reads it (POSIX, Shell Command Language, 2.2.2).
+func quote(arg string) string {
+	if plain.MatchString(arg) {
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
 // unquote takes the quotes off a name that Open vSwitch quoted because it has more

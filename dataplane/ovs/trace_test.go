@@ -560,3 +560,33 @@ func FuzzReadTrace(f *testing.F) {
 		}
 	})
 }
+
+// TestCommand has a shell read the line that is shown.
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "switch's own $run")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "ovs-vswitchd.pid"), "4711\n")
+	socket := filepath.Join(dir, "ovs-vswitchd.4711.ctl")
+	for _, tt := range []struct {
+		name, dir  string
+		args, want []string
+		line       string // where it can be said
+	}{
+		{"as usual", DefaultRunDir, []string{"ofproto/trace", "--names", "br-int", "in_port=2,tcp", "--ct-next", "trk,est,rpl"}, nil,
+			"ovs-appctl ofproto/trace --names br-int 'in_port=2,tcp' --ct-next 'trk,est,rpl'"},
+		{"a bridge of any name", DefaultRunDir, []string{"ofproto/trace", "br int;reboot", "it's $HOME `x` \"y\" *", ""}, nil, ""},
+		{"another directory", dir, []string{"ofproto/trace", "br&0"}, []string{"-t", socket, "ofproto/trace", "br&0"}, ""},
+	} {
+		line := (&Switch{opts: Options{RunDir: tt.dir}}).command(tt.args)
+		if tt.want == nil {
+			tt.want = tt.args
+		}
+		got := sandbox.Command(t, "sh", "-c", `show() { for a; do printf '%s\n' "$a"; done; }; show`+strings.TrimPrefix(line, "ovs-appctl"))
+		if got != strings.Join(tt.want, "\n")+"\n" || tt.line != "" && line != tt.line {
+			t.Errorf("%s: %s\nis read as %q\nwant %q", tt.name, line, got, tt.want)
+		}
+	}
+}
