@@ -277,29 +277,35 @@ func (b *Bucket) take(leave float64, now time.Time) {
 type Means struct {
 	Rich, Nearly bool // so many tokens, or but one more than so few, where others leave them; or but for one
 	Some, Almost bool // so few, whatever others do; or but for one
+	Full         bool // whatever they have, as many probes are under way from the source's host as may be
 }
 
-// Means says of each lane what its instances have, if so many tokens are rich, at the least, and so few are some.
-func (p *Pace) Means(lanes []Lane, tokens, few float64, now time.Time) []Means {
+// Alike is that so many tokens are rich, of all instances.
+func Alike(tokens float64) func(int) (src, dst float64) {
+	return func(int) (src, dst float64) { return tokens, tokens }
+}
+
+// Means says of each lane what its instances have, if so many tokens are rich, at the least, of its source and destination, and so few are some.
+func (p *Pace) Means(lanes []Lane, rich func(lane int) (src, dst float64), few float64, now time.Time) []Means {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := make([]Means, len(lanes))
 	for i, l := range lanes {
-		p.fill(l.Src, now)
-		p.fill(l.Dst, now)
-		m := Means{true, true, true, true}
-		for _, b := range []*Bucket{l.Src, l.Dst} {
-			need := tokens
-			if now.Sub(b.spared) < sparing {
-				need = min(tokens, few+1) // at few it is who leaves them that has his turn, every other time
-			}
-			m.Rich, m.Nearly = m.Rich && b.tokens >= need, m.Nearly && b.tokens >= need-1
-			m.Some, m.Almost = m.Some && b.tokens >= few, m.Almost && b.tokens >= few-1
-		}
-		m.Rich = m.Rich && m.Some
-		all[i] = m
+		src, dst := rich(i)
+		a, b := l.Src.means(p, src, few, now), l.Dst.means(p, dst, few, now)
+		all[i] = Means{a.Rich && b.Rich, a.Nearly && b.Nearly, a.Some && b.Some, a.Almost && b.Almost, l.host.flying >= MaxFlying}
 	}
 	return all
+}
+
+// means is what one instance has.
+func (b *Bucket) means(p *Pace, rich, few float64, now time.Time) Means {
+	p.fill(b, now)
+	if now.Sub(b.spared) < sparing {
+		rich = min(rich, few+1) // at few it is who leaves them that has his turn, every other time
+	}
+	some := b.tokens >= few
+	return Means{Rich: some && b.tokens >= rich, Nearly: b.tokens >= rich-1, Some: some, Almost: b.tokens >= few-1}
 }
 
 // Needs returns how long pairs take at the least, so many probes each.

@@ -115,6 +115,9 @@ func TestPaceUnderWay(t *testing.T) {
 	if len(ready) != MaxFlying || len(rest) != 3 {
 		t.Errorf("%d probes of one host at once, want %d", len(ready), MaxFlying)
 	}
+	if m := p.Means(append([]Lane{lanes[1]}, all[:1]...), Alike(1), 1, now); m[0].Full || !m[1].Full {
+		t.Errorf("%+v; want the window of hv1 alone to be full", m)
+	}
 	for _, n := range ready {
 		p.Free(all[n])
 	}

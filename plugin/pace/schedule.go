@@ -15,18 +15,18 @@ import (
 type Schedule struct {
 	Order     []uint32 // pairs, who is next first
 	Facing    []int    // by pair: the opposite one, which has the same wire; -1 for none
-	Dst       []int    // by pair: its destination, of so many
+	Src, Dst  []int    // by pair: its source and destination, of so many
 	Instances int
 }
 
 // NewSchedule returns that of pairs.
 func NewSchedule(pairs []plan.Pair) Schedule {
 	names, league := leagues(pairs)
-	s := Schedule{make([]uint32, len(pairs)), facingOf(pairs), make([]int, len(pairs)), len(names)}
+	s := Schedule{make([]uint32, len(pairs)), facingOf(pairs), make([]int, len(pairs)), make([]int, len(pairs)), len(names)}
 	at := make([]int, len(pairs))
 	for i := range pairs {
 		src, dst := names[pairs[i].Src.Ref()], names[pairs[i].Dst.Ref()]
-		s.Order[i], s.Dst[i], at[i] = uint32(i), dst.id, slotOf(src.number, dst.number, league[src.league])
+		s.Order[i], s.Src[i], s.Dst[i], at[i] = uint32(i), src.id, dst.id, slotOf(src.number, dst.number, league[src.league])
 	}
 	slices.SortStableFunc(s.Order, func(a, b uint32) int { return cmp.Compare(at[a], at[b]) })
 	return s

@@ -13,12 +13,17 @@ import (
 // Pairs that are examined, or go before their turns, put that out of order for good: who went is last. Then it is the opposite of a pair
 // that goes in its turn, where its source has not been destination for longer than the other one.
 
+// leanSlots is after how many slots an instance is probed that has less than half of its burst left: so it gains more than it spends.
+const leanSlots = 4
+
 // round is whose turn it is.
 type round struct {
 	order   []uint32    // pairs, who is next first
 	facing  []int       // by pair: the opposite one, which has the same wire; -1 for none
-	dst     []int       // by pair: its destination, among the instances
+	src     []int       // by pair: its source, among the instances
+	dst     []int       // and its destination
 	asked   []time.Time // of instances: when one was destination last
+	probed  []time.Time // when it was either
 	swapped []bool      // of pairs: the opposite one went in its last turn
 	slot    time.Duration
 }
@@ -26,7 +31,8 @@ type round struct {
 // newRound has the turns of pairs of which an instance has one in each slot.
 func newRound(pairs []plan.Pair, slot time.Duration) round {
 	s := pace.NewSchedule(pairs)
-	return round{order: s.Order, facing: s.Facing, dst: s.Dst, asked: make([]time.Time, s.Instances), swapped: make([]bool, len(pairs)), slot: slot}
+	return round{order: s.Order, facing: s.Facing, src: s.Src, dst: s.Dst, asked: make([]time.Time, s.Instances), probed: make([]time.Time, s.Instances),
+		swapped: make([]bool, len(pairs)), slot: slot}
 }
 
 // swaps says that the opposite pair should go in the turn of one: by more than a slot, and not twice in a row, so that by this none waits for
@@ -40,6 +46,7 @@ func (r *round) swaps(n uint32) bool {
 func (r *round) went(gone, first, rest []uint32, now time.Time) {
 	for _, n := range gone {
 		r.asked[r.dst[n]], r.swapped[n] = now, false
+		r.probed[r.src[n]], r.probed[r.dst[n]] = now, now
 	}
 	r.order = slices.Concat(first, rest, gone)
 }
@@ -57,12 +64,20 @@ func (c *continuous) goRound(now time.Time) {
 	c.took = now
 	var may, rest []uint32
 	burst := float64(c.r.cfg.PerInstanceBurst)
-	all := c.r.pace.Means(c.shared, max(1, pace.PatrolShare*burst), max(1, testShare*burst), now)
-	own := c.own.Means(c.lanes, 1, 1-owed, now)
+	full, few := max(1, pace.PatrolShare*burst), max(1, testShare*burst)
+	// An instance whose tokens its examinations have taken is probed less often until it has them again, and not not at all: it may fall silent.
+	rich := func(instance int) float64 {
+		if at := r.probed[instance]; !at.IsZero() && now.Sub(at) > leanSlots*r.slot {
+			return few
+		}
+		return full
+	}
+	all := c.r.pace.Means(c.shared, func(pair int) (src, dst float64) { return rich(r.src[pair]), rich(r.dst[pair]) }, few, now)
+	own := c.own.Means(c.lanes, pace.Alike(1), 1-owed, now)
 	taken := map[*pace.Bucket]bool{}
 	for at, n := range r.order {
 		p, l := &c.pairs[n], &c.lanes[n]
-		if c.faces(n, now) || !p.idle() || taken[l.Src] || taken[l.Dst] {
+		if c.faces(n, now) || !p.idle() || taken[l.Src] || taken[l.Dst] || all[n].Full { // else all would wait for one host
 			rest = append(rest, n)
 			continue
 		}
