@@ -21,10 +21,16 @@ func (x *execution) silentPairs() int {
 // them: to what is looked at next, by whichever examination, and to a patrol, which has every other token there.
 const testShare = 0.25
 
-// leaves is how many of its instances' tokens a probe leaves to others.
+// leaves is how many of its instances' tokens a probe leaves to others: none after one that was lost, since it may be broken by now.
 func (x *execution) leaves(number uint32) float64 {
-	if !x.options.examines() || !x.arrived(x.ledger.of(number)) {
+	track := x.ledger.of(number)
+	if !x.options.examines() || !x.arrived(track) {
 		return 0
+	}
+	if x.ledger.tests[track] != nil {
+		if _, lost := x.ledger.lostLast(track); lost > 0 {
+			return 0
+		}
 	}
 	return max(0, testShare*x.pace.Burst()-1)
 }
@@ -56,7 +62,7 @@ func (x *execution) admit(queue []uint32, now time.Time) (ready, later []uint32)
 
 // affords says that the instances of a lane have as many tokens as a patrol leaves to examinations.
 func (x *execution) affords(l *pace.Lane, now time.Time) bool {
-	return x.pace.Means([]pace.Lane{*l}, pace.PatrolShare*x.pace.Burst(), pace.PatrolShare*x.pace.Burst(), now)[0].Some
+	return x.pace.Means([]pace.Lane{*l}, pace.Alike(0), pace.PatrolShare*x.pace.Burst(), now)[0].Some
 }
 
 // admitted takes in that probes are sent.

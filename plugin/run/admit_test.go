@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
 )
@@ -90,6 +92,40 @@ func TestContinuousGuestFallsSilent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLeaves has a test of how much a pair loses leave tokens to others, but for what follows a lost probe.
+func TestLeaves(t *testing.T) {
+	t.Parallel()
+	pairs, paths := pathsOf(t, site(t, 2), plan.Scope{Kind: plan.OnePair, Src: "i0", Dst: "i1"})
+	c := newCastOf(paths, options{scheme: stain.TCP})
+	o := c.options()
+	o.prior = map[uint32]*prior{}
+	x := newExecution(&testConfig, pace.New(10, 20), c.metrics, slog.New(slog.DiscardHandler), pairs, c.paths, []uint32{100}, o, stain.Key{1}, time.Minute, time.Now(), c.begin)
+	for n, tt := range []struct {
+		arrives bool
+		leaves  float64 // of the next one
+	}{{false, 0}, {true, 4}, {true, 4}, {false, 0}, {false, 0}, {true, 4}} {
+		number, ok := x.ledger.another(0)
+		if !ok {
+			t.Fatal("no room")
+		}
+		x.ledger.begin(0)
+		x.ledger.ask(number)
+		x.ledger.leave(number)
+		if tt.arrives {
+			for host, m := range c.see([]uint32{number}) {
+				for i := range m.Index {
+					x.ledger.see(host, x.ledger.bridges[m.Bridges[m.Bridge[i]]], m, i)
+				}
+			}
+		}
+		x.ledger.look(number)
+		if next, _ := x.ledger.another(0); x.leaves(next) != tt.leaves {
+			t.Errorf("after probe %d, which arrives: %t, the next one leaves %g tokens, want %g", n, tt.arrives, x.leaves(next), tt.leaves)
+		}
+	}
+	x.release(time.Now())
 }
 
 // portsMoved is a site where the instances' ports on some hosts have other numbers: all their pairs are suspect.

@@ -32,6 +32,8 @@ const (
 	// certain is how much a change concerns a pair of which it is known that its way is another one; a
 	// flow's match concerns it the more, the more fields name it.
 	certain = 100
+	// shared is how much one does that matches a port which many share: it is about all that passes there.
+	shared = 1
 )
 
 // changed takes in that others changed flows of a bridge.
@@ -49,10 +51,8 @@ func (c *continuous) changed(host string, m *dyetracev1.Changes) {
 	if vague {
 		c.vague[host] = now
 	}
-	for i, p := range c.paths {
-		if p == nil || p.From.Host != host && p.To.Host != host {
-			continue
-		}
+	for _, i := range c.by[host] {
+		p := c.paths[i]
 		if vague {
 			about[i] = 0
 		}
@@ -63,8 +63,9 @@ func (c *continuous) changed(host string, m *dyetracev1.Changes) {
 		}
 	}
 	for i, sure := range about {
-		// One that is tested for how much it loses is not probed by the patrol, and would not be for long.
-		if p := &c.pairs[i]; sure > 0 && p.exam != 0 && now.Sub(c.exams[p.exam].began) >= longExam {
+		// One that is tested for how much it loses is not probed by the patrol, and would not be for long. Where flows change all the time
+		// a test must come to its end nevertheless.
+		if p := &c.pairs[i]; sure > shared && p.exam != 0 && now.Sub(c.exams[p.exam].began) >= longExam && now.Sub(p.outdated) >= recheckAfter {
 			c.suspect(i, now)
 			c.giveUp(i, now)
 		}
@@ -99,6 +100,21 @@ func (c *continuous) hurry(about map[int]int) {
 type endKey struct {
 	host, bridge string
 	ofport       uint32
+}
+
+// byHost are the pairs that have an end on a host.
+func byHost(paths []*plan.Path) map[string][]int {
+	by := map[string][]int{}
+	for i, p := range paths {
+		if p == nil {
+			continue
+		}
+		by[p.From.Host] = append(by[p.From.Host], i)
+		if p.To.Host != p.From.Host {
+			by[p.To.Host] = append(by[p.To.Host], i)
+		}
+	}
+	return by
 }
 
 // portsOf returns the ports of all instances.
@@ -219,7 +235,7 @@ func (t *matched) concerns(p *plan.Path, host, bridge string, ports map[endKey]b
 	}
 	switch {
 	case n == 0 && t.inPort != 0:
-		return 2 // a port that many share: all that passes there
+		return shared
 	case n > 0 && there >= 0 && back < 0:
 		return 2*n + 1
 	}
@@ -235,7 +251,12 @@ func (t *matched) isSent(p *plan.Path, there bool) (n int) {
 	}
 	other := func(own stain.MAC, routed func(*plan.Expected) stain.MAC) func(stain.MAC) bool {
 		return func(mac stain.MAC) bool {
-			return mac != own && !slices.ContainsFunc(p.Points, func(e plan.Expected) bool { return e.Direction == way && routed(&e) == mac })
+			for k := range p.Points {
+				if e := &p.Points[k]; e.Direction == way && routed(e) == mac {
+					return false
+				}
+			}
+			return mac != own
 		}
 	}
 	if slices.ContainsFunc(t.src.macs, other(srcMAC, func(e *plan.Expected) stain.MAC { return e.SrcMAC })) ||

@@ -2,6 +2,7 @@ package run
 
 import (
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func TestConcerns(t *testing.T) {
 		{"in_port=11", "hv2", true, 2}, // its answer
 		{"in_port=10,nw_dst=10.0.1.1", "hv1", true, 0},
 		{"in_port=99,dl_dst=fa:16:3e:00:00:01", "hv1", true, 0},
-		{"in_port=5", "hv1", true, 2}, // a port that all share
+		{"in_port=5", "hv1", true, shared}, // a port that all share
 		{"tun_id=0x3ea", "hv2", true, 2},
 		{"tun_id=0x3eb", "hv2", true, 0},
 		{"tun_id=0x3ea/0xffff", "hv2", false, 0},
@@ -147,6 +148,69 @@ func TestContinuousChangeOfTested(t *testing.T) {
 		}
 		if named <= 0 || named > time.Second {
 			t.Errorf("named after %v, want 1s at the most", named)
+		}
+	})
+}
+
+// TestContinuousBrokenWhileTested breaks an instance whose pairs lost a share before, and no change says so. Those that are told to lose much, by what was
+// lost before and since, are told to be broken when a patrol has lost some in a row, and not when they would be examined anyway.
+func TestContinuousBrokenWhileTested(t *testing.T) {
+	t.Parallel()
+	const tested, broke = 16 * time.Second, 18 * time.Second
+	lossy := 0
+	for seed := range uint64(6) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 8))
+			began, random := time.Now(), rand.New(rand.NewPCG(seed, 2))
+			w.lose = func(pair string, _ stain.Scheme, _ int) bool {
+				at := time.Since(began)
+				return strings.Contains(pair, "i1") && (at > broke || at > tested && random.IntN(10) < 7)
+			}
+			cfg := testConfig
+			cfg.PerInstanceBurst = 20
+			all, _, _ := watchTown(t, w, cfg, &dyetracev1.ProbeOptions{}, 60*time.Second, func() {})
+			named := map[string]time.Duration{}
+			for _, a := range all {
+				pair := a.r.Src.Name + " " + a.r.Dst.Name
+				if a.at > broke && a.r.CauseKind == dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+					lossy++
+				}
+				if a.r.CauseKind == dyetracev1.CauseKind_CAUSE_KIND_FLOW && named[pair] == 0 {
+					named[pair] = a.at - broke
+				}
+			}
+			if last := slices.Max(slices.Collect(maps.Values(named))); len(named) != 12 || last > 15*time.Second {
+				t.Errorf("seed %d: %d pairs are named, the last after %v; want all 12 of i1 and other hosts within 15s", seed, len(named), last)
+			}
+		})
+	}
+	if lossy == 0 {
+		t.Error("none was told to lose a share: not the case that this is about")
+	}
+}
+
+// TestContinuousLossStays has a pair lose half of its probes: that is told once, and not taken back by each that arrives; and when it is over it is healthy
+// within some rounds.
+func TestContinuousLossStays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 8))
+		const over = 2 * time.Minute
+		began, random := time.Now(), rand.New(rand.NewPCG(5, 6))
+		w.lose = func(pair string, _ stain.Scheme, _ int) bool {
+			return pair == "i0 i1" && time.Since(began) < over && random.IntN(2) == 0
+		}
+		all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, over+time.Minute, func() {})
+		back, healed := 0, time.Duration(0)
+		for _, a := range all[56:] {
+			if a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY && a.r.Src.Name == "i0" && a.r.Dst.Name == "i1" {
+				if back++; a.at > over && healed == 0 {
+					healed = a.at - over
+				}
+			}
+		}
+		if back > 4 || healed <= 0 || healed > 15*time.Second {
+			t.Errorf("healthy %d times, at last %v after it was over; want hardly more than once, and within 15s", back, healed)
 		}
 	})
 }

@@ -36,8 +36,8 @@ const (
 	// last planning took, if that is longer: 2 % of the time go into it at the most.
 	replanEvery = 20 * time.Millisecond
 	replanTimes = 50
-	// outdateEvery bounds how often a pair's examination is given up since its way has changed: where that changes all the time, some verdict
-	// is better than none.
+	// outdateEvery bounds how often a pair's examination is given up since its way has changed, or a stream has fallen silent: where that is so all
+	// the time, some verdict is better than none.
 	outdateEvery = time.Second
 	// figuresEvery is how often figures are told.
 	figuresEvery = 500 * time.Millisecond
@@ -62,6 +62,7 @@ type continuous struct {
 	took   time.Time
 	vague  map[string]time.Time // by host: when all its pairs were next for a change that names none
 	ports  map[endKey]bool      // of instances
+	by     map[string][]int     // pairs, by host
 
 	patrol, next *patrol // next is about to take over
 	paths        []*plan.Path
@@ -322,7 +323,7 @@ func (c *continuous) follow(now time.Time) {
 		back[i] = index[s]
 	}
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
-	c.next.paths, c.next.index, c.next.changed = fresh, back, c.changed
+	c.next.paths, c.next.index = fresh, back
 	c.next.waits = func(pair int) time.Duration { return c.waitFor(back[pair]) }
 	c.next.cares = func(pair int) bool {
 		return c.pairs[back[pair]].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
@@ -335,13 +336,19 @@ func (c *continuous) hand(now time.Time) {
 		c.patrol.end(now)
 	}
 	c.patrol, c.next = c.next, nil
+	c.patrol.changed = c.changed
 	if c.getting == 0 { // no examination is over that would tell
 		c.getting = c.patrol.x.took[preparing]
 	}
-	c.paths, c.ports = c.patrol.paths, portsOf(c.patrol.paths)
 	for i := range c.pairs {
-		c.pairs[i].track, c.pairs[i].flying, c.pairs[i].steps = -1, false, nil
+		p := &c.pairs[i]
+		if !samePath(c.patrol.paths[i], c.paths[i]) {
+			c.pools.leave(i, p.steps)
+		}
+		// What the last patrol lost, and nobody counted, was lost on the way that there was then.
+		p.track, p.flying, p.steps, p.pending = -1, false, nil, nil
 	}
+	c.paths, c.ports, c.by = c.patrol.paths, portsOf(c.patrol.paths), byHost(c.patrol.paths)
 	for local, i := range c.patrol.index {
 		if c.patrol.x.blocked(local) {
 			continue
@@ -372,6 +379,7 @@ func (c *continuous) told(m meeting) {
 	switch {
 	case m.outcome == met && !m.late:
 		c.trip(m.pair, m.rtt, m.took)
+		p.row = 0
 		switch {
 		case c.byLarge(p.base): // what is small arrives all the time
 		case !healthy:
@@ -386,6 +394,11 @@ func (c *continuous) told(m meeting) {
 			p.met = m.prior
 		}
 		c.suspect(m.pair, m.sent)
+	case m.outcome == missed && leastOf(p.base) > 1:
+		if p.row++; p.row >= fewAttempts { // it lost a share: all, by now?
+			p.row = 0
+			c.suspect(m.pair, m.sent)
+		}
 	case m.outcome == lost && healthy && m.sent.After(p.sound):
 		// The examination found it healthy, or is under way: then it is that one's to say.
 		if !p.suspect && p.exam == 0 {

@@ -17,7 +17,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		return
 	}
 	var due []int
-	met, trips := map[uint32]*prior{}, map[uint32]time.Duration{}
+	met, trips, least := map[uint32]*prior{}, map[uint32]time.Duration{}, map[uint32]int{}
 	longest := time.Duration(0) // since a first probe that was lost
 	for i := range c.pairs {
 		p := &c.pairs[i]
@@ -36,7 +36,12 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		case p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_SILENT:
 			met[uint32(i)] = &prior{scheme: stain.Scheme(p.base.GetScheme()), unheard: true} // as the last examination found
 		}
-		trips[uint32(i)] = p.rtts.slowest()
+		if p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY { // else it is long ago
+			trips[uint32(i)] = p.rtts.slowest()
+		}
+		if n := leastOf(p.base); n > 1 {
+			least[uint32(i)] = n
+		}
 		p.exam, p.suspect, p.met = c.begun+1, false, nil
 		due = append(due, i)
 	}
@@ -51,7 +56,7 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 	cfg := c.r.cfg
 	cfg.Settle = c.settleOf(due)
 	o := c.job.options
-	o.measure, o.prior, o.trips, o.test = false, met, trips, testOf(&dyetracev1.ProbeOptions{})
+	o.measure, o.prior, o.trips, o.least, o.test = false, met, trips, least, testOf(&dyetracev1.ProbeOptions{})
 	c.wg.Go(func() { c.exam(ctx, &cfg, number, due, o, longest) })
 }
 
@@ -67,7 +72,7 @@ func (c *continuous) mayExamine(now time.Time) bool {
 			short++
 		}
 	}
-	return short < maxExams && len(c.exams) < mostExams
+	return short == 0 || short < maxExams && len(c.exams) < mostExams
 }
 
 // underExam is an examination that is under way.

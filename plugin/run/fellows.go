@@ -175,6 +175,7 @@ func (x *execution) holdBack(track int) bool {
 // unhold begins beside probes what was held back, where it turns out to be needed, and returns when to look again.
 func (x *execution) unhold(now time.Time) (wake time.Time) {
 	wake = x.hard
+	var due []uint32
 	x.held = slices.DeleteFunc(x.held, func(number uint32) bool {
 		track := x.ledger.of(number)
 		pair := x.layout.pair(track)
@@ -191,9 +192,12 @@ func (x *execution) unhold(now time.Time) (wake time.Time) {
 			}
 			return false
 		}
-		x.tryBeside(number)
+		due = append(due, number)
 		return true
 	})
+	for _, number := range due { // which may hold it back again
+		x.tryBeside(number)
+	}
 	return wake
 }
 

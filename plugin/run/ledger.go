@@ -252,7 +252,8 @@ func (l *ledger) armedBefore(number uint32) bool {
 func (l *ledger) each(track int, f func(number uint32)) {
 	t := l.tests[track]
 	for a := range min(l.attempts(track), hardAttempts) {
-		if number := l.number(track, a); t == nil || number >= t.from {
+		// A patrol asks for none of these.
+		if number := l.number(track, a); l.probes[number].state != unsent && (t == nil || number >= t.from) {
 			f(number)
 		}
 	}
@@ -263,6 +264,23 @@ func (l *ledger) each(track int, f func(number uint32)) {
 	}
 }
 
+// lostLast counts the probes of a tested track that were lost since the last one that arrived, which are those from a number on.
+func (l *ledger) lostLast(track int) (from uint32, lost int) {
+	t := l.tests[track]
+	from = max(t.from, t.came)
+	l.each(track, func(number uint32) {
+		if number < from {
+			return
+		}
+		if l.arrived(number) {
+			from, lost = number+1, 0
+		} else if p := &l.probes[number]; p.looked && p.state == left {
+			lost++
+		}
+	})
+	return from, lost
+}
+
 // turn has what came of a tested track until its last probe that arrived count no more, if it is certain that
 // all have been lost since, and so many: it is broken now, whatever it was. The numbers of a track's probes
 // grow.
@@ -271,17 +289,7 @@ func (l *ledger) turn(track int, arrived, lost, most int) (turned bool) {
 	if t == nil || arrived == 0 {
 		return false
 	}
-	from, last := max(t.from, t.came), 0
-	l.each(track, func(number uint32) {
-		if number < from {
-			return
-		}
-		if l.arrived(number) {
-			from, last = number+1, 0
-		} else if p := &l.probes[number]; p.looked && p.state == left {
-			last++
-		}
-	})
+	from, last := l.lostLast(track)
 	if last < most || !sequential.Turned(arrived, lost, last) {
 		return false
 	}

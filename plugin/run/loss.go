@@ -60,6 +60,16 @@ func testOf(o *dyetracev1.ProbeOptions) sequential.Plan {
 	return sequential.Plan{P0: p1 / 10, P1: p1, Alpha: 1e-7, Beta: 0.1, Max: int(math.Ceil(16/p1 - 1e-9))}
 }
 
+// leastOf is how many probes of a pair must arrive in a row for it to be healthy, which by its last examination lost a share: as many as would
+// once in a hundred times if it were the least that it may be. Else one that arrives by chance makes it healthy, and the next one faulty again.
+func leastOf(r *dyetracev1.PairResult) int {
+	if r.GetVerdict() != dyetracev1.Verdict_VERDICT_FAULTY || r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS || r.GetLoss() == nil {
+		return 1
+	}
+	low := min(max(r.GetLoss().GetLow(), quickLoss), MaxLoss)
+	return int(math.Ceil(math.Log(0.01) / math.Log(1-low)))
+}
+
 // proof is how many probes prove a hard fault.
 func (x *execution) proof(pair int) int {
 	if x.prior(pair) != nil {
@@ -77,7 +87,7 @@ func (x *execution) tries(track int) int {
 		return 1 // flows say the rest
 	case x.progress[pair].beside && x.layout.scheme(track) > 0:
 		return x.proof(pair) - 1 // witnesses of what tcp lost
-	case x.layout.scheme(track) > 0:
+	case x.layout.scheme(track) > 0 && (x.explains(track) || !x.left(track)):
 		return afterScheme
 	case x.prior(pair) != nil, x.explainedAway(track):
 		return fewAttempts
@@ -91,10 +101,28 @@ func (x *execution) tries(track int) int {
 	return tries
 }
 
+// explains says that a track's scheme is tried after another, and says more of what that one has shown. Where that could not be sent, this one's
+// verdict is the pair's, and needs a proof of its own.
+func (x *execution) explains(track int) bool {
+	from, to := x.layout.group(x.layout.pair(track), 0)
+	for t := from; t < to && x.layout.scheme(track) > 0; t++ {
+		if x.left(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// left says that a probe of a track was sent.
+func (x *execution) left(track int) (any bool) {
+	x.ledger.each(track, func(number uint32) { any = any || x.ledger.probes[number].state == left })
+	return any
+}
+
 // enough is how many probes of a track must be known to be lost where nothing else proves a fault; 0 where
 // as many were sent as are ever sent, and none arrived.
 func (x *execution) enough(track int) int {
-	if x.layout.scheme(track) > 0 {
+	if x.explains(track) {
 		return 0 // it explains the verdict by another scheme
 	}
 	most, sent := x.proof(x.layout.pair(track)), x.witnesses(track)+x.fellows(track, true)
@@ -145,6 +173,8 @@ func (x *execution) verdictOn(track int) sequential.Decision {
 		return sequential.More
 	case arrived == 0:
 		return sequential.Above
+	case lost == 0 && arrived < x.options.least[x.seq[x.layout.pair(track)]]:
+		return sequential.More
 	case lost == 0 && !x.options.measure:
 		return sequential.Within
 	}

@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -121,6 +122,76 @@ func TestLoss(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestPoolsLeave has a pair that loses take another way: what it lost by itself is no longer held against it, and parts of ways that
+// nobody passes are forgotten, while those that others pass stay as they were.
+func TestPoolsLeave(t *testing.T) {
+	t.Parallel()
+	_, paths := pathsOf(t, site(t, 6), allPairs)
+	ps, now := newPools(testOf(&dyetracev1.ProbeOptions{Continuous: true})), time.Unix(1000, 0)
+	steps := make([][]step, len(paths))
+	for i := range paths {
+		steps[i] = ps.steps(i, &paths[i])
+	}
+	crosses := func(p *plan.Path, from, to string) bool { return p.From.Host == from && p.To.Host == to }
+	var alone, shared int // hv3 and hv4 have one instance each, the others two
+	for i := range paths {
+		if crosses(&paths[i], "hv3", "hv4") {
+			alone = i
+		} else if crosses(&paths[i], "hv1", "hv2") {
+			shared = i
+		}
+	}
+	if ps.feed(alone, &paths[alone], steps[alone], true, len(paths[alone].Points), len(paths[alone].Points)+1, now); ps.own(alone).guard.Lost > 0 {
+		t.Error("what was lost beyond the end of a pair's way is its loss")
+	}
+	for _, pair := range []int{alone, shared} {
+		s := steps[pair][1]
+		for range 40 {
+			ps.feed(pair, &paths[pair], steps[pair], true, s.from, s.to, now)
+		}
+		if !ps.own(pair).blaming() {
+			t.Fatalf("pair %d: no alarm after 40 that were lost", pair)
+		}
+		ps.leave(pair, steps[pair])
+		if ps.own(pair).blaming() {
+			t.Errorf("pair %d has left, and is blamed for what it lost", pair)
+		}
+	}
+	for key, there := range map[string]bool{"tunnel hv3 hv4": true, "net hv3 hv4": true, "tunnel hv1 hv2": true, "out hv3": true} {
+		if _, is := ps.byKey[key]; is != there {
+			t.Errorf("%s: %t, want %t", key, is, there)
+		}
+	}
+	for i := range paths { // the answers of the opposite pair pass there, too
+		if crosses(&paths[i], "hv4", "hv3") {
+			ps.leave(i, steps[i])
+		}
+	}
+	for key, there := range map[string]bool{"tunnel hv3 hv4": false, "net hv3 hv4": false, "tunnel hv1 hv2": true, "out hv3": true} {
+		if _, is := ps.byKey[key]; is != there {
+			t.Errorf("when nobody passes: %s: %t, want %t", key, is, there)
+		}
+	}
+}
+
+// TestPatrolsProbes has a patrol ask for a probe of a number of its own: that one is the track's, and none of those that a run would begin with.
+func TestPatrolsProbes(t *testing.T) {
+	t.Parallel()
+	_, paths := pathsOf(t, site(t, 2), probed("i0", "i1"))
+	c := newCast(paths)
+	l := newLedger(c.spec.Key, c.ps, c.tracks, 5000)
+	l.begin(0)
+	number, ok := l.fresh(0)
+	if !ok {
+		t.Fatal("no room")
+	}
+	l.ask(number)
+	var all []uint32
+	if l.each(0, func(n uint32) { all = append(all, n) }); !slices.Equal(all, []uint32{number}) && len(all) > 0 {
+		t.Errorf("probes %v, want %d at the most", all, number)
 	}
 }
 

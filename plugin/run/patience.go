@@ -284,6 +284,9 @@ func (x *execution) relieved(pair, track int) {
 	if p.scheme > 0 && !p.beside {
 		return
 	}
+	if arrived, _ := x.score(track); arrived < x.options.least[x.seq[pair]] {
+		return
+	}
 	if x.ledger.attempts(track) > 1 {
 		if _, lost := x.score(track); lost > 0 || x.patience == 0 {
 			return

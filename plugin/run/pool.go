@@ -2,6 +2,8 @@ package run
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -118,7 +120,28 @@ func (ps *pools) get(key string, pair int, fresh func() *pool) *pool {
 
 // own is the pool of one pair: all its probes, wherever they were lost.
 func (ps *pools) own(pair int) *pool {
-	return ps.get(fmt.Sprintf("pair %d", pair), pair, func() *pool { return &pool{blames: true} })
+	return ps.get(ownKey(pair), pair, func() *pool { return &pool{blames: true} })
+}
+
+func ownKey(pair int) string { return fmt.Sprintf("pair %d", pair) }
+
+// leave has a pair take another way: what its own probes lost is over, and parts of ways that no pair passes any more are forgotten.
+func (ps *pools) leave(pair int, steps []step) {
+	delete(ps.byKey, ownKey(pair))
+	left := map[*pool]bool{}
+	for _, s := range steps {
+		for _, p := range append(slices.Clone(s.pools), s.net) {
+			if p == nil {
+				continue
+			}
+			if delete(p.pairs, pair); len(p.pairs) == 0 {
+				left[p] = true
+			}
+		}
+	}
+	if len(left) > 0 {
+		maps.DeleteFunc(ps.byKey, func(_ string, p *pool) bool { return left[p] })
+	}
 }
 
 // feed takes in a probe of a pair: it passed all steps before last; where lost it was lost between
@@ -126,6 +149,9 @@ func (ps *pools) own(pair int) *pool {
 // it would be held against pairs for minutes after the streams know that it is over. Changed are the pools
 // whose alarm was raised or cleared by it.
 func (ps *pools) feed(pair int, path *plan.Path, steps []step, isLost bool, last, next int, now time.Time) (changed []*pool) {
+	if isLost && next >= len(path.Points) {
+		return nil // lost on a longer way, that it had before
+	}
 	add := func(p *pool, lost bool) {
 		if p.guard.Add(ps.plan, lost) {
 			p.since = now

@@ -108,6 +108,7 @@ type cast struct {
 	// "armed hv1". refuses are hosts, or ports of hosts ("hv1 tap0"), about which an Arm is answered
 	// with an error. absent are ports that cannot inject, since they are gone.
 	mute, refuses, absent map[string]bool
+	fragile               bool // nothing is sent by tcp
 	// explain is what all hosts say of a packet; nil is a drop by some flow.
 	explain *dyetracev1.Explanation
 	// plays are the agents that a run gets instead of the cast itself.
@@ -232,6 +233,10 @@ func (c *cast) Inject(host int, m *dyetracev1.Inject) {
 		c.untouched(number, now.Add(time.Duration(m.SettleMs)*time.Millisecond))
 		if port := m.Ports[m.Port[i]].Port; c.absent[port] {
 			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: "no such port", PortAbsent: true})
+			continue
+		}
+		if c.fragile && s.scheme == stain.TCP {
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: "the switch would not survive it"})
 			continue
 		}
 		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)

@@ -32,6 +32,7 @@ type standing struct {
 	// outdated is when an examination of it was given up last, for another.
 	outdated time.Time
 	unseen   int // examinations in a row that could not tell
+	row      int // probes in a row that were missed, of one that lost a share
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
 }

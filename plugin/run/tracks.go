@@ -25,6 +25,8 @@ type options struct {
 	prior map[uint32]*prior
 	// trips are how long probes of pairs took of late, by seq, where that is known.
 	trips map[uint32]time.Duration
+	// least is how many probes of a pair must arrive in a row for it to be healthy, by seq, where that is not one.
+	least map[uint32]int
 	// patrol says that probes are sent for ever, and for nobody's verdict.
 	patrol bool
 	// mtu has large packets tried between hosts as well.
@@ -159,7 +161,7 @@ func (x *execution) start(pair, scheme int) {
 	x.progress[pair].scheme = uint8(scheme)
 	from, to := x.layout.group(pair, scheme)
 	for track := from; track < to; track++ {
-		if x.options.measure {
+		if x.options.measure || x.options.least[x.seq[pair]] > 1 {
 			x.ledger.begin(track)
 		}
 		x.queue = append(x.queue, x.ledger.number(track, 0))
@@ -194,7 +196,10 @@ func (x *execution) next(track int, number uint32) {
 	}
 	more = more || !x.arrived(track) && x.ledger.attempts(track) < x.tries(track) && x.maybeHeard(number)
 	if more && !absent {
-		if another, ok := x.ledger.another(track); ok && !slices.Contains(x.queue, another) {
+		if another, ok := x.ledger.another(track); ok {
+			if slices.Contains(x.queue, another) { // it waits for its turn: see echoAgain
+				return
+			}
 			if !x.arrived(track) || x.ledger.attempts(track) > 1 {
 				x.ledger.begin(track)
 			}

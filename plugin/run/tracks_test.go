@@ -102,6 +102,10 @@ func TestScheme(t *testing.T) {
 			log: append(slices.Clone(four), "1s 0 icmp", "1.25s hv2 expects on br-int", "1.25s 0 icmp"), took: 1500 * time.Millisecond,
 			said: "silent by tcp (tcp is delivered, and icmp echo does no better), 6 probes",
 		}, {
+			name: "auto, tcp cannot be sent, and all is lost", options: auto, cast: []func(*cast){after(0), func(c *cast) { c.fragile = true }},
+			log:  []string{"0s 0 tcp", "250ms 0 tcp", "500ms 0 tcp", "750ms 0 icmp", "1s 0 icmp", "1.25s 0 icmp"}, // three, as flows say why
+			took: 1500 * time.Millisecond, said: "faulty by icmp (tcp could not be judged: hv1 could not inject: the switch would not survive it), 6 probes",
+		}, {
 			name: "auto, denied by a security rule", options: auto, cast: []func(*cast){tcpAfter(atGuest), func(c *cast) {
 				c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 82}}
 			}},

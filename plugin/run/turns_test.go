@@ -52,7 +52,7 @@ func TestMayExamine(t *testing.T) {
 	for _, tt := range []struct {
 		short, long int
 		may         bool
-	}{{0, 0, true}, {maxExams - 1, 0, true}, {maxExams, 0, false}, {0, maxExams, true}, {maxExams, maxExams, false}, {0, mostExams, false}, {1, mostExams - 2, true}} {
+	}{{0, 0, true}, {maxExams - 1, 0, true}, {maxExams, 0, false}, {0, maxExams, true}, {maxExams, maxExams, false}, {0, mostExams, true}, {1, mostExams - 1, false}, {1, mostExams - 2, true}} {
 		c := &continuous{exams: map[uint64]*underExam{}}
 		for range tt.short {
 			c.exams[uint64(len(c.exams))] = &underExam{began: now.Add(time.Millisecond - longExam)}
