@@ -116,6 +116,8 @@ type File struct {
 	// Networks and Instances are in the order of the files.
 	Networks  []Network
 	Instances []Instance
+	// Racks are those of the hosts that have one, by name of host.
+	Racks map[string]string
 }
 
 // Problem is one thing wrong in a file; Load joins all that it finds.

@@ -66,6 +66,7 @@ func TestReference(t *testing.T) {
 			{"red-1", "red", mac(t, "fa:16:3e:00:00:01"), addrs("10.0.1.11"), "", "", path},
 			{"gold-1", "gold", mac(t, "fa:16:3e:00:00:04"), addrs("fe80::f816:3eff:fe00:4"), "", "", path},
 		},
+		Racks: map[string]string{"hv1": "leaf-1", "hv2": "leaf-1"},
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("Load(%s): -want +got\n%s", path, d)
@@ -76,7 +77,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(string(text), "\n")
-	for _, key := range []string{"networks", "name", "cidr", "gateway", "ip", "mac", "router", "segmentation_id", "instances", "network", "host", "port"} {
+	for _, key := range []string{"networks", "name", "cidr", "gateway", "ip", "mac", "router", "segmentation_id", "instances", "network", "host", "port", "hosts", "rack"} {
 		is := regexp.MustCompile(`^[ -]*` + key + `:`)
 		if i := slices.IndexFunc(lines, is.MatchString); i < 0 {
 			t.Errorf("%s does not show key %s", path, key)

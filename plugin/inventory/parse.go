@@ -52,6 +52,7 @@ type parser struct {
 	// where[i] are the spots of networks[i] and instances[i], for checks across entries.
 	networkAt  []networkSpots
 	instanceAt []instanceSpots
+	hostAt     map[string]spot // by name
 }
 
 // networkSpots are the spots of a network, those of its lists in their order.
@@ -82,7 +83,7 @@ func (p *parser) fail(s spot, format string, args ...any) {
 }
 
 func parse(docs []document) (File, error) {
-	var p parser
+	p := parser{hostAt: map[string]spot{}}
 	for _, d := range docs {
 		p.file.Paths = append(p.file.Paths, d.path)
 		p.document(d)
@@ -135,6 +136,7 @@ func (p *parser) document(d document) {
 	p.mapping(top, root, map[string]func(spot, *yaml.Node){
 		"networks":  func(s spot, n *yaml.Node) { p.sequence(s, n, p.network) },
 		"instances": func(s spot, n *yaml.Node) { p.sequence(s, n, p.instance) },
+		"hosts":     func(s spot, n *yaml.Node) { p.sequence(s, n, p.host) },
 	})
 }
 
@@ -325,6 +327,25 @@ func (p *parser) instance(s spot, n *yaml.Node) {
 	p.file.Instances = append(p.file.Instances, in)
 	spots.fields = at
 	p.instanceAt = append(p.instanceAt, spots)
+}
+
+func (p *parser) host(s spot, n *yaml.Node) {
+	var name, rack string
+	at := p.mapping(s, n, map[string]func(spot, *yaml.Node){
+		"name": p.value(func(v string) error { name = v; return checkName(v) }),
+		"rack": p.value(func(v string) error { rack = v; return checkName(v) }),
+	})
+	if at == nil {
+		return
+	}
+	p.require(at, "name")
+	p.unique(p.hostAt, name, at.of("name"), fmt.Sprintf("host %q", name))
+	if rack != "" {
+		if p.file.Racks == nil {
+			p.file.Racks = map[string]string{}
+		}
+		p.file.Racks[name] = rack
+	}
 }
 
 func (p *parser) require(at fields, keys ...string) {

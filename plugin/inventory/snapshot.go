@@ -176,6 +176,9 @@ func newIndex(f File) *index {
 	return x
 }
 
+// Racks returns the racks of hosts, by name, as far as the files tell.
+func (s *Snapshot) Racks() map[string]string { return s.file.Racks }
+
 func newHostIndex(h Host) *hostIndex {
 	h.tunnels, h.vteps = tunnels(h.Bridges)
 	h.echo = echoOf(h.Underlay)
