@@ -238,7 +238,7 @@ func (c *continuous) step(ctx context.Context, now time.Time) (wake time.Time) {
 	c.forgetStreams(now)
 	wake = earliest(wake, c.heedSilences(now))
 	c.examine(ctx, now)
-	wake = earliest(wake, c.infer.step(c.feed, len(c.exams) == 0, now))
+	wake = earliest(wake, c.infer.step(c.feed, c.r.cfg.Book, len(c.exams) == 0, now))
 	if now.Sub(c.shown) >= figuresEvery {
 		c.shown = now
 		c.feed.figures(c.probes, c.losses())

@@ -21,7 +21,7 @@ type inference struct {
 }
 
 // step looks at it, if verdicts that are stored have changed and it is time, and returns when it will be.
-func (i *inference) step(f *feed, quiet bool, now time.Time) (wake time.Time) {
+func (i *inference) step(f *feed, book Book, quiet bool, now time.Time) (wake time.Time) {
 	if !f.news.Load() {
 		return now.Add(tick)
 	}
@@ -36,7 +36,7 @@ func (i *inference) step(f *feed, quiet bool, now time.Time) (wake time.Time) {
 		return at
 	}
 	f.news.Store(false)
-	f.infer(verdict.Infer(f.standing()))
+	f.infer(verdict.Infer(f.standing(), book.Snapshot().Racks()))
 	i.since, i.next = time.Time{}, now.Add(inferTimes*time.Since(now))
 	return now.Add(tick)
 }

@@ -140,7 +140,7 @@ func verdictLabel(v dyetracev1.Verdict) string {
 // finish records how a run ended; err is why it could not be stored, if so.
 func (r *Runner) finish(id string, f *feed, state dyetracev1.RunState, err error, log *slog.Logger, began time.Time) {
 	now := time.Now()
-	findings := verdict.Infer(f.since(0).results)
+	findings := verdict.Infer(f.since(0).results, r.cfg.Book.Snapshot().Racks())
 	if ferr := r.cfg.Store.FinishRun(context.Background(), id, state, findings, now); ferr != nil {
 		err = errors.Join(err, ferr)
 		state = dyetracev1.RunState_RUN_STATE_INTERRUPTED // as the next start will find it

@@ -12,9 +12,10 @@ import (
 
 // Infer says what the pairs of a run that are not healthy have in common, what explains most first.
 // Pairs that lose some of their probes are explained by themselves, after those that lose all. nil
-// entries, and pairs without verdict, count for nothing.
-func Infer(results []*dyetracev1.PairResult) []*dyetracev1.Finding {
-	v := view{results: results, plain: plainNames(results)}
+// entries, and pairs without verdict, count for nothing. racks has those of hosts, as far as they are
+// known.
+func Infer(results []*dyetracev1.PairResult, racks map[string]string) []*dyetracev1.Finding {
+	v := view{results: results, plain: plainNames(results), racks: racks}
 	return append(v.findings(hard), v.findings(soft)...)
 }
 
@@ -22,6 +23,29 @@ func Infer(results []*dyetracev1.PairResult) []*dyetracev1.Finding {
 type view struct {
 	results []*dyetracev1.PairResult
 	plain   map[string]string // by network/name: the name, where one instance only has it
+	racks   map[string]string // by host
+}
+
+// kinds are those of components in the contract, where no number ever changes.
+var kinds = map[infer.Kind]dyetracev1.FindingKind{
+	infer.Flow:          dyetracev1.FindingKind_FINDING_KIND_FLOW,
+	infer.Rules:         dyetracev1.FindingKind_FINDING_KIND_SECURITY_RULES,
+	infer.GuestOf:       dyetracev1.FindingKind_FINDING_KIND_GUEST,
+	infer.Path:          dyetracev1.FindingKind_FINDING_KIND_PATH,
+	infer.Reach:         dyetracev1.FindingKind_FINDING_KIND_REACH,
+	infer.Port:          dyetracev1.FindingKind_FINDING_KIND_PORT,
+	infer.Route:         dyetracev1.FindingKind_FINDING_KIND_ROUTE,
+	infer.TunnelNetwork: dyetracev1.FindingKind_FINDING_KIND_TUNNEL_NETWORK,
+	infer.Tunnel:        dyetracev1.FindingKind_FINDING_KIND_TUNNEL,
+	infer.HostNetwork:   dyetracev1.FindingKind_FINDING_KIND_HOST_NETWORK,
+	infer.Switch:        dyetracev1.FindingKind_FINDING_KIND_SWITCH,
+	infer.Host:          dyetracev1.FindingKind_FINDING_KIND_HOST,
+	infer.RackOf:        dyetracev1.FindingKind_FINDING_KIND_RACK,
+	infer.Racks:         dyetracev1.FindingKind_FINDING_KIND_RACKS,
+	infer.RackSwitch:    dyetracev1.FindingKind_FINDING_KIND_RACK_SWITCH,
+	infer.Network:       dyetracev1.FindingKind_FINDING_KIND_NETWORK,
+	infer.Underlay:      dyetracev1.FindingKind_FINDING_KIND_UNDERLAY,
+	infer.Pair:          dyetracev1.FindingKind_FINDING_KIND_PAIR,
 }
 
 // hard takes pairs that lose all, soft those that lose some. keep is false for what speaks of
@@ -76,8 +100,12 @@ func (v *view) findings(sort func(*dyetracev1.PairResult) (lost, weak, keep bool
 		return nil
 	}
 	var out []*dyetracev1.Finding
-	for _, f := range infer.Of(in) {
+	found, rest := infer.Of(in, v.racks)
+	for _, f := range found {
 		out = append(out, v.finding(&f, of))
+	}
+	if len(rest) > 0 {
+		out = append(out, restOf(rest, of))
 	}
 	return out
 }
@@ -259,12 +287,26 @@ func (v *view) words(c infer.Component) string {
 func (v *view) finding(f *infer.Finding, of []*dyetracev1.PairResult) *dyetracev1.Finding {
 	c := f.Component
 	m := &dyetracev1.Finding{
-		Kind: dyetracev1.FindingKind(c.Kind), Host: c.Host, PeerHost: c.Peer, Network: c.Network,
+		Kind: kinds[c.Kind], Host: c.Host, PeerHost: c.Peer, Network: c.Network,
 		Instance: unref(c.Instance), Other: unref(c.Other), Passed: uint32(f.Passed),
 	}
+	m.Rack, m.Hosts = rackOf(c.Rack)
+	m.PeerRack, m.PeerHosts = rackOf(c.PeerRack)
+	if r := explain(m, f.Results, of); c.Kind == infer.Flow {
+		m.Flow = r.GetFlow()
+	}
+	for _, a := range f.Alternatives {
+		m.Alternatives = append(m.Alternatives, v.words(a))
+	}
+	m.Summary = fmt.Sprintf("%s: %s", v.words(c), tally(len(f.Results), m.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS))
+	return m
+}
+
+// explain gives a finding its pairs, and what most of them have as verdict and cause. It returns one of these.
+func explain(m *dyetracev1.Finding, results []int, of []*dyetracev1.PairResult) (typical *dyetracev1.PairResult) {
 	causes := map[string]int{}
 	best := ""
-	for _, i := range f.Results {
+	for _, i := range results {
 		r := of[i]
 		m.Pairs = append(m.Pairs, &dyetracev1.PairRef{Src: r.GetSrc(), Dst: r.GetDst()})
 		causes[r.GetCause()]++
@@ -275,20 +317,28 @@ func (v *view) finding(f *infer.Finding, of []*dyetracev1.PairResult) *dyetracev
 	slices.SortFunc(m.Pairs, func(a, b *dyetracev1.PairRef) int {
 		return cmp.Or(cmp.Compare(ref(a.GetSrc()), ref(b.GetSrc())), cmp.Compare(ref(a.GetDst()), ref(b.GetDst())))
 	})
-	for _, i := range f.Results {
+	for _, i := range results {
 		if r := of[i]; r.GetCause() == best {
 			m.Cause, m.CauseKind, m.Verdict, m.Command = best, r.GetCauseKind(), r.GetVerdict(), r.GetCommand()
-			if c.Kind == infer.Flow {
-				m.Flow = r.GetFlow()
-			}
-			break
+			return r
 		}
 	}
-	for _, a := range f.Alternatives {
-		m.Alternatives = append(m.Alternatives, v.words(a))
-	}
-	m.Summary = fmt.Sprintf("%s: %s", v.words(c), tally(len(f.Results), m.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS))
+	return nil
+}
+
+// restOf has the pairs that no finding explains, as there are too many.
+func restOf(rest []int, of []*dyetracev1.PairResult) *dyetracev1.Finding {
+	m := &dyetracev1.Finding{Kind: dyetracev1.FindingKind_FINDING_KIND_REST}
+	explain(m, rest, of)
+	m.Summary = "under no finding, as there are too many: " + tally(len(rest), m.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS)
 	return m
+}
+
+func rackOf(k *infer.Rack) (name string, hosts []string) {
+	if k == nil {
+		return "", nil
+	}
+	return k.Name, k.Hosts
 }
 
 func tally(pairs int, some bool) string {

@@ -2,10 +2,13 @@ package verdict
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/verdict/infer"
 )
 
 // TestLocated: at which places of the way a verdict has the packet lost.
@@ -60,6 +63,72 @@ func pairOf(t *testing.T, pair, seen string, x *Explanation) *dyetracev1.PairRes
 	return r.Proto(p.Pair)
 }
 
+// ofHosts is the result on a pair of an instance of one host and one of another.
+func ofHosts(t *testing.T, from, to, seen string) *dyetracev1.PairResult {
+	t.Helper()
+	r := pairOf(t, "blue-1 blue-3", seen, nil)
+	rename := strings.NewReplacer("hv1", from, "hv3", to)
+	points := []*dyetracev1.Point{r.GetSegment().GetFrom(), r.GetSegment().GetTo()}
+	for _, s := range r.GetSamples() {
+		points = append(points, s.GetPoint())
+	}
+	for _, p := range points {
+		if p != nil {
+			p.Host = rename.Replace(p.Host)
+		}
+	}
+	r.Src, r.Dst, r.Host = &dyetracev1.InstanceRef{Network: "blue", Name: "of-" + from}, &dyetracev1.InstanceRef{Network: "blue", Name: "of-" + to}, rename.Replace(r.Host)
+	return r
+}
+
+// cutOff: nothing passes between r1 or r2 and the three others.
+func cutOff(t *testing.T) (all []*dyetracev1.PairResult) {
+	t.Helper()
+	rack := map[string]int{"r1": 1, "r2": 1, "o1": 2, "o2": 2, "o3": 2}
+	hosts := slices.Sorted(maps.Keys(rack))
+	for _, from := range hosts {
+		for _, to := range hosts {
+			switch {
+			case from == to:
+			case rack[from] == rack[to]:
+				all = append(all, ofHosts(t, from, to, "01234567"))
+			default:
+				all = append(all, ofHosts(t, from, to, "01"))
+			}
+		}
+	}
+	return all
+}
+
+// TestKinds: each kind of component has one of its own in the contract.
+func TestKinds(t *testing.T) {
+	t.Parallel()
+	seen := map[dyetracev1.FindingKind]infer.Kind{}
+	for k := infer.Flow; k <= infer.Pair; k++ {
+		if other, taken := seen[kinds[k]]; kinds[k] == 0 || taken {
+			t.Errorf("kind %d is %s, as is %d", k, kinds[k], other)
+		}
+		seen[kinds[k]] = k
+	}
+}
+
+// TestRest: pairs that no finding has, as there are too many of these, are told of.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	var all []*dyetracev1.PairResult
+	for n := range 103 {
+		r := pairOf(t, "blue-1 blue-3", "012", nil)
+		r.Src, r.Dst = &dyetracev1.InstanceRef{Network: "blue", Name: fmt.Sprint("s", n)}, &dyetracev1.InstanceRef{Network: "blue", Name: fmt.Sprint("d", n)}
+		all = append(all, r)
+	}
+	r := pairOf(t, "blue-1 blue-3", "01234567", nil)
+	found := Infer(append(all, r), nil)
+	last := found[len(found)-1]
+	if want := "under no finding, as there are too many: 3 pairs fail"; len(found) != 101 || last.GetKind() != dyetracev1.FindingKind_FINDING_KIND_REST || last.GetSummary() != want || len(last.GetPairs()) != 3 {
+		t.Errorf("%d findings, the last is %v; want 101, %s", len(found), last, want)
+	}
+}
+
 func TestInfer(t *testing.T) {
 	t.Parallel()
 	drop := &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip,nw_dst=10.0.1.0/24")}
@@ -72,22 +141,25 @@ func TestInfer(t *testing.T) {
 	tests := []struct {
 		name    string
 		results []*dyetracev1.PairResult
+		racks   map[string]string
 		want    string
 	}{
-		{"none", nil, ""},
-		{"healthy, unknown, none yet", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "01234567", nil), unknown, {}, nil}, ""},
-		{"a flow", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0", drop), pairOf(t, "blue-2 blue-3", "0", drop)},
+		{"none", nil, nil, ""},
+		{"healthy, unknown, none yet", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "01234567", nil), unknown, {}, nil}, nil, ""},
+		{"a flow", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0", drop), pairOf(t, "blue-2 blue-3", "0", drop)}, nil,
 			"FLOW: hv1: br-int table 60, priority 90, ip,nw_dst=10.0.1.0/24 (cookie 0xc0ffee): 2 pairs fail"},
 		{"a tunnel", []*dyetracev1.PairResult{
 			pairOf(t, "blue-1 blue-3", "01", nil), pairOf(t, "blue-2 green-3", "01", nil), pairOf(t, "blue-3 blue-1", "012345", nil),
 			pairOf(t, "blue-1 blue-4", "0123456", nil), pairOf(t, "blue-4 blue-3", "0123456", nil), pairOf(t, "green-3 blue-4", "0123456", nil),
-		}, "TUNNEL: the tunnel hv1 → hv3: 3 pairs fail"},
-		{"one that loses all, one that loses some", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0123", &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"}), lossy(pairOf(t, "blue-2 blue-4", "01", nil))},
+		}, nil, "TUNNEL: the tunnel hv1 → hv3: 3 pairs fail"},
+		{"a rack", cutOff(t), nil, "RACK: the rack of r1, r2: 12 pairs fail"},
+		{"a rack that has a name", cutOff(t), map[string]string{"r1": "leaf-1", "r2": "leaf-1"}, "RACK: rack leaf-1 (r1, r2): 12 pairs fail"},
+		{"one that loses all, one that loses some", []*dyetracev1.PairResult{pairOf(t, "blue-1 blue-3", "0123", &Explanation{Point: 3, Outcome: Delivered, Port: "tap-b3"}), lossy(pairOf(t, "blue-2 blue-4", "01", nil))}, nil,
 			"GUEST: the guest of blue-3: 1 pair fails; PATH: blue-2 → blue-4: 1 pair loses packets"},
 	}
 	for _, tt := range tests {
 		var got []string
-		for _, f := range Infer(tt.results) {
+		for _, f := range Infer(tt.results, tt.racks) {
 			got = append(got, strings.TrimPrefix(f.GetKind().String(), "FINDING_KIND_")+": "+f.GetSummary())
 		}
 		if s := strings.Join(got, "; "); s != tt.want {

@@ -179,6 +179,14 @@ const (
 	FindingKind_FINDING_KIND_UNDERLAY FindingKind = 14
 	// One pair, which has nothing in common with others.
 	FindingKind_FINDING_KIND_PAIR FindingKind = 15
+	// What passes between the hosts of a rack and others.
+	FindingKind_FINDING_KIND_RACK FindingKind = 16
+	// What passes between two racks.
+	FindingKind_FINDING_KIND_RACKS FindingKind = 17
+	// What passes between the hosts of a rack and any others, within the rack too.
+	FindingKind_FINDING_KIND_RACK_SWITCH FindingKind = 18
+	// Nothing: the pairs that are left over where there are too many findings. Always the last of its sort.
+	FindingKind_FINDING_KIND_REST FindingKind = 19
 )
 
 // Enum value maps for FindingKind.
@@ -200,6 +208,10 @@ var (
 		13: "FINDING_KIND_NETWORK",
 		14: "FINDING_KIND_UNDERLAY",
 		15: "FINDING_KIND_PAIR",
+		16: "FINDING_KIND_RACK",
+		17: "FINDING_KIND_RACKS",
+		18: "FINDING_KIND_RACK_SWITCH",
+		19: "FINDING_KIND_REST",
 	}
 	FindingKind_value = map[string]int32{
 		"FINDING_KIND_UNSPECIFIED":    0,
@@ -218,6 +230,10 @@ var (
 		"FINDING_KIND_NETWORK":        13,
 		"FINDING_KIND_UNDERLAY":       14,
 		"FINDING_KIND_PAIR":           15,
+		"FINDING_KIND_RACK":           16,
+		"FINDING_KIND_RACKS":          17,
+		"FINDING_KIND_RACK_SWITCH":    18,
+		"FINDING_KIND_REST":           19,
 	}
 )
 
@@ -1323,7 +1339,13 @@ type Finding struct {
 	// Packets that passed it, or should have, of both ways of all pairs judged.
 	Passed uint32 `protobuf:"varint,14,opt,name=passed,proto3" json:"passed,omitempty"`
 	// Other things that explain the same pairs as well; nothing tells them apart.
-	Alternatives  []string `protobuf:"bytes,15,rep,name=alternatives,proto3" json:"alternatives,omitempty"`
+	Alternatives []string `protobuf:"bytes,15,rep,name=alternatives,proto3" json:"alternatives,omitempty"`
+	// Names that the inventory has for racks, and the hosts of each, as far as pairs are about them. A rack
+	// without name is hosts that reach each other, and whose way to others is shared by what fails.
+	Rack          string   `protobuf:"bytes,16,opt,name=rack,proto3" json:"rack,omitempty"`
+	PeerRack      string   `protobuf:"bytes,17,opt,name=peer_rack,json=peerRack,proto3" json:"peer_rack,omitempty"`
+	Hosts         []string `protobuf:"bytes,18,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	PeerHosts     []string `protobuf:"bytes,19,rep,name=peer_hosts,json=peerHosts,proto3" json:"peer_hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1459,6 +1481,34 @@ func (x *Finding) GetPassed() uint32 {
 func (x *Finding) GetAlternatives() []string {
 	if x != nil {
 		return x.Alternatives
+	}
+	return nil
+}
+
+func (x *Finding) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *Finding) GetPeerRack() string {
+	if x != nil {
+		return x.PeerRack
+	}
+	return ""
+}
+
+func (x *Finding) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Finding) GetPeerHosts() []string {
+	if x != nil {
+		return x.PeerHosts
 	}
 	return nil
 }
@@ -5188,7 +5238,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	" \x03(\v2\x14.dyetrace.v1.FindingR\bfindings\x120\n" +
 	"\x06losses\x18\r \x03(\v2\x18.dyetrace.v1.SegmentLossR\x06losses\x12\x16\n" +
 	"\x06probes\x18\x0e \x01(\x04R\x06probes\x129\n" +
-	"\vtransitions\x18\x0f \x03(\v2\x17.dyetrace.v1.PairResultR\vtransitions\"\xab\x04\n" +
+	"\vtransitions\x18\x0f \x03(\v2\x17.dyetrace.v1.PairResultR\vtransitions\"\x91\x05\n" +
 	"\aFinding\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.FindingKindR\x04kind\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x12\n" +
@@ -5206,7 +5256,12 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\acommand\x18\f \x01(\tR\acommand\x12*\n" +
 	"\x05pairs\x18\r \x03(\v2\x14.dyetrace.v1.PairRefR\x05pairs\x12\x16\n" +
 	"\x06passed\x18\x0e \x01(\rR\x06passed\x12\"\n" +
-	"\falternatives\x18\x0f \x03(\tR\falternatives\"a\n" +
+	"\falternatives\x18\x0f \x03(\tR\falternatives\x12\x12\n" +
+	"\x04rack\x18\x10 \x01(\tR\x04rack\x12\x1b\n" +
+	"\tpeer_rack\x18\x11 \x01(\tR\bpeerRack\x12\x14\n" +
+	"\x05hosts\x18\x12 \x03(\tR\x05hosts\x12\x1d\n" +
+	"\n" +
+	"peer_hosts\x18\x13 \x03(\tR\tpeerHosts\"a\n" +
 	"\aPairRef\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
 	"\x03dst\x18\x02 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03dst\"\x84\x01\n" +
@@ -5519,7 +5574,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x0eVERDICT_FAULTY\x10\x02\x12\x12\n" +
 	"\x0eVERDICT_SILENT\x10\x03\x12\x12\n" +
 	"\x0eVERDICT_POLICY\x10\x04\x12\x13\n" +
-	"\x0fVERDICT_UNKNOWN\x10\x05*\xae\x03\n" +
+	"\x0fVERDICT_UNKNOWN\x10\x05*\x92\x04\n" +
 	"\vFindingKind\x12\x1c\n" +
 	"\x18FINDING_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FINDING_KIND_FLOW\x10\x01\x12\x1f\n" +
@@ -5537,7 +5592,11 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x11FINDING_KIND_HOST\x10\f\x12\x18\n" +
 	"\x14FINDING_KIND_NETWORK\x10\r\x12\x19\n" +
 	"\x15FINDING_KIND_UNDERLAY\x10\x0e\x12\x15\n" +
-	"\x11FINDING_KIND_PAIR\x10\x0f*R\n" +
+	"\x11FINDING_KIND_PAIR\x10\x0f\x12\x15\n" +
+	"\x11FINDING_KIND_RACK\x10\x10\x12\x16\n" +
+	"\x12FINDING_KIND_RACKS\x10\x11\x12\x1c\n" +
+	"\x18FINDING_KIND_RACK_SWITCH\x10\x12\x12\x15\n" +
+	"\x11FINDING_KIND_REST\x10\x13*R\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_FORWARD\x10\x01\x12\x13\n" +

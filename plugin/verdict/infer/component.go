@@ -44,6 +44,12 @@ const (
 	Switch
 	// Host is all that passes between a host and others.
 	Host
+	// RackOf is all that passes between the hosts of a rack and others.
+	RackOf
+	// Racks is all that passes between two racks.
+	Racks
+	// RackSwitch is all that passes between the hosts of a rack and any other, within the rack too.
+	RackSwitch
 	// Network is all of one network between hosts.
 	Network
 	// Underlay is all that passes between hosts.
@@ -55,7 +61,7 @@ const (
 // Way of the packets that a component passes.
 type Way uint8
 
-// Ways. In is what comes to it, or to Host from Peer; Out the other way.
+// Ways. In is what comes to it, or to Host from Peer, or to Rack from PeerRack; Out the other way.
 const (
 	Both Way = iota
 	In
@@ -73,6 +79,8 @@ type Component struct {
 	Instance, Other string
 	// Flow is as the caller names it.
 	Flow string
+	// Rack and PeerRack are the same only within what one call returns.
+	Rack, PeerRack *Rack
 }
 
 // String names it for people.
@@ -109,6 +117,12 @@ func (c Component) String() string {
 		return "the switch of " + c.Host + map[Way]string{In: ", for what it receives", Out: ", for what its instances send"}[c.Way]
 	case Host:
 		return fmt.Sprintf(map[Way]string{Both: "host %s", In: "what other hosts send to %s", Out: "what %s sends to other hosts"}[c.Way], c.Host)
+	case RackOf:
+		return fmt.Sprintf(map[Way]string{Both: "%s", In: "what other hosts send to %s", Out: "what %s sends to other hosts"}[c.Way], c.Rack)
+	case Racks:
+		return fmt.Sprintf(map[Way]string{Both: "what passes between %s and %s", Out: "what %s sends to %s"}[c.Way], c.Rack, c.PeerRack)
+	case RackSwitch:
+		return "the switch of " + c.Rack.String()
 	case Network:
 		return "network " + c.Network + " between hosts"
 	case Underlay:
@@ -138,7 +152,7 @@ type leg struct {
 	answer   bool
 }
 
-// passages appends what the packet passes, in no order.
+// passages appends what the packet passes, racks apart, in no order.
 func (l leg) passages(ps []passage) []passage {
 	s, r := l.from, l.to
 	add := func(c Component, first, last Place) { ps = append(ps, passage{c, first, last}) }

@@ -15,6 +15,13 @@
 // that explain the same, the one on the host that verdicts point to; then the narrower one. The other
 // is named beside it: nothing that was seen tells them apart.
 //
+// Hosts, networks and instances are told with the results. Racks may be; whether they are or not, they
+// are looked for in what passed from host to host: a strongly connected component of that, of two hosts
+// at least, whose border nothing passes one way or both, is a suspect like others, and so are two such
+// sets that do not reach each other though both reach others. What a name adds is the name, and that
+// its hosts need not be seen to reach each other. A set that the results show is suspect only of
+// failures that are of several hosts on either side: of one, the host explains as much.
+//
 // A flow that was found to drop packets is no inference, and comes first among equals.
 //
 // # What it does not do

@@ -46,12 +46,14 @@ const most = 100
 // maxAlternatives bounds those of a finding, so that somebody reads them.
 const maxAlternatives = 3
 
-// Of returns what explains the results that are lost, what explains most first.
-func Of(results []Result) []Finding {
+// Of returns what explains the results that are lost, what explains most first, and those that nothing
+// explains any more as there are too many findings. racks has those of hosts by name, as far as they
+// are known.
+func Of(results []Result, racks map[string]string) (findings []Finding, rest []int) {
 	if !slices.ContainsFunc(results, func(r Result) bool { return r.First != 0 }) {
-		return nil
+		return nil, nil
 	}
-	t := newTable(results)
+	t := newTable(results, racks)
 	var found []Finding
 	for len(found) < most {
 		best := t.best()
@@ -60,7 +62,13 @@ func Of(results []Result) []Finding {
 		}
 		found = append(found, t.take(best))
 	}
-	return t.drop(found)
+	found = t.drop(found)
+	for i := range results {
+		if results[i].First != 0 && !t.done[i] {
+			rest = append(rest, i)
+		}
+	}
+	return found, rest
 }
 
 // suspect is a component that some lost packet met where it was lost.
@@ -79,17 +87,20 @@ type table struct {
 	of       [][]int // suspects of each result
 	done     []bool
 	index    map[Component]int
+	fabric   *fabric
+	room     []passage // of those looked at
 }
 
-func newTable(results []Result) *table {
+func newTable(results []Result, racks map[string]string) *table {
 	t := &table{results: results, of: make([][]int, len(results)), done: make([]bool, len(results)), index: map[Component]int{}}
-	var ps []passage
+	t.fabric = newFabric(t, racks)
 	for i := range results {
 		if results[i].First == 0 {
 			continue
 		}
-		ps = t.lostLeg(i).passages(ps[:0])
-		for _, p := range ps {
+		l := t.lostLeg(i)
+		t.room = t.fabric.passages(l, l.passages(t.room[:0]))
+		for _, p := range t.room {
 			if p.at(&results[i]) {
 				t.accuse(i, p.c)
 			}
@@ -100,7 +111,10 @@ func newTable(results []Result) *table {
 		t.accuse(i, Component{Kind: Pair, Instance: results[i].Src.Instance, Other: results[i].Dst.Instance})
 	}
 	for i := range results {
-		t.clear(i)
+		t.travels(i, t.walk)
+	}
+	for s := range t.suspects {
+		t.suspects[s].cleared = t.suspects[s].cleared || !t.fabric.broad(t, &t.suspects[s])
 	}
 	slices.SortStableFunc(t.suspects, func(a, b suspect) int { return compare(a.c, b.c) }) // whatever the order of results
 	for s := range t.suspects {
@@ -128,7 +142,7 @@ func (p passage) at(r *Result) bool {
 		if !r.Denied {
 			return false
 		}
-	case Switch, Host, Network, Underlay, HostNetwork, Tunnel, TunnelNetwork, Route:
+	case Switch, Host, Network, Underlay, HostNetwork, Tunnel, TunnelNetwork, Route, RackOf, Racks, RackSwitch:
 		if r.Denied {
 			return false // a rule is an instance's
 		}
@@ -160,27 +174,27 @@ func (t *table) points(i int, c Component) bool {
 	return h != "" && c.Host == h && (c.Peer == "" || c.Way == Out)
 }
 
-// clear notes what a result's packets passed.
-func (t *table) clear(i int) {
+// travels tells of a result's packets up to which place they came.
+func (t *table) travels(i int, tell func(l leg, upTo Place, weak bool)) {
 	r := &t.results[i]
 	there := leg{r.Src, r.Dst, false}
 	back := leg{r.Dst, r.Src, true}
 	switch {
 	case r.First == 0:
-		t.walk(there, Guest+1, r.Weak)
-		t.walk(back, Guest, r.Weak)
+		tell(there, Guest+1, r.Weak)
+		tell(back, Guest, r.Weak)
 	case r.Answer:
-		t.walk(there, Guest+1, false)
-		t.walk(back, r.First, false)
+		tell(there, Guest+1, false)
+		tell(back, r.First, false)
 	default:
-		t.walk(there, r.First, false)
+		tell(there, r.First, false)
 	}
 }
 
 // walk follows a packet that came up to a place. Weak ones are counted only.
 func (t *table) walk(l leg, upTo Place, weak bool) {
-	var room [32]passage
-	for _, p := range l.passages(room[:0]) {
+	t.room = t.fabric.passages(l, l.passages(t.room[:0]))
+	for _, p := range t.room {
 		s, known := t.index[p.c]
 		if !known {
 			continue
@@ -331,7 +345,7 @@ func (w Way) width() int { return map[Way]int{In: 0, Out: 1, Both: 2}[w] }
 // compare orders components, those first that are named first of several that explain the same.
 func compare(a, b Component) int {
 	return cmp.Or(
-		cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Network, b.Network),
+		cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Rack.order(), b.Rack.order()), cmp.Compare(a.PeerRack.order(), b.PeerRack.order()), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Network, b.Network),
 		cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Other, b.Other), cmp.Compare(a.Flow, b.Flow), cmp.Compare(a.Way.width(), b.Way.width()),
 	)
 }

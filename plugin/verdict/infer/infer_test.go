@@ -12,6 +12,8 @@ import (
 type cloud struct {
 	ends   []End
 	broken []fault
+	racks  map[string]string // of hosts
+	fabric *fabric           // as everybody knows it
 }
 
 // fault is a component that loses everything at one place.
@@ -20,14 +22,29 @@ type fault struct {
 	place Place
 }
 
-// newCloud has a few hosts, each with instances in some networks.
+// newCloud has a few hosts in racks, each with instances in some networks.
 func newCloud(r *rand.Rand, hosts, instances, networks int) *cloud {
-	c := &cloud{}
+	c := &cloud{racks: map[string]string{}}
 	for i := range instances {
 		c.ends = append(c.ends, End{fmt.Sprintf("i%d", i), fmt.Sprintf("hv%d", r.IntN(hosts)), fmt.Sprintf("net%d", r.IntN(networks))})
 	}
+	racks := 2 + r.IntN(3)
+	for h := range hosts {
+		c.racks[fmt.Sprintf("hv%d", h)] = fmt.Sprintf("rack%d", h%racks)
+	}
+	var all []Result
+	for _, s := range c.ends {
+		all = append(all, Result{Src: s, Dst: c.ends[0]})
+	}
+	c.fabric = newFabric(&table{results: all}, c.racks)
 	return c
 }
+
+// rack is that of a host.
+func (c *cloud) rack(host string) *Rack { return c.fabric.of[c.fabric.number[host]][0] }
+
+// passages are all that a packet passes.
+func (c *cloud) passages(l leg) []passage { return c.fabric.passages(l, l.passages(nil)) }
 
 // breakable draws a fault that some packet of the cloud meets.
 func (c *cloud) breakable(r *rand.Rand) fault {
@@ -36,10 +53,10 @@ func (c *cloud) breakable(r *rand.Rand) fault {
 		if s == d {
 			continue
 		}
-		ps := leg{s, d, false}.passages(nil)
+		ps := c.passages(leg{s, d, false})
 		p := ps[r.IntN(len(ps))]
 		place := p.first + Place(r.IntN(int(p.last-p.first)+1))
-		if (place == Between || place == Destination) && s.Host == d.Host || p.c.Kind == Underlay {
+		if (place == Between || place == Destination) && s.Host == d.Host || p.c.Kind == Underlay || p.c.Kind == RackSwitch {
 			continue
 		}
 		return fault{p.c, place}
@@ -48,7 +65,7 @@ func (c *cloud) breakable(r *rand.Rand) fault {
 
 // lose returns the first place where a packet is lost, 0 if nowhere.
 func (c *cloud) lose(l leg) (at Place, by Component) {
-	for _, p := range l.passages(nil) {
+	for _, p := range c.passages(l) {
 		for _, f := range c.broken {
 			if f.c != p.c {
 				continue
@@ -126,12 +143,14 @@ func check(t *testing.T, results []Result, found []Finding) {
 func contradicted(t *testing.T, results []Result, found []Finding) {
 	t.Helper()
 	by := map[Component]*Result{}
+	var crossed []leg
 	for i := range results {
 		r := &results[i]
 		if r.First != 0 || r.Weak {
 			continue
 		}
 		for _, l := range []leg{{r.Src, r.Dst, false}, {r.Dst, r.Src, true}} {
+			crossed = append(crossed, l)
 			for _, p := range l.passages(nil) {
 				if !l.answer || p.last < Guest { // whether the source's guest takes the answer is not seen
 					by[p.c] = r
@@ -144,8 +163,34 @@ func contradicted(t *testing.T, results []Result, found []Finding) {
 			if r := by[c]; r != nil {
 				t.Fatalf("%s is blamed, but %s → %s passed it", c, r.Src.Instance, r.Dst.Instance)
 			}
+			if i := slices.IndexFunc(crossed, func(l leg) bool { return crosses(c, l) }); i >= 0 {
+				t.Fatalf("%s is blamed, but from %s to %s something passed", c, crossed[i].from.Host, crossed[i].to.Host)
+			}
+		}
+		for _, i := range f.Results {
+			l := (&table{results: results}).lostLeg(i)
+			if f.Component.Rack != nil && !crosses(f.Component, l) {
+				t.Fatalf("%s is blamed for %s → %s", f.Component, l.from.Host, l.to.Host)
+			}
 		}
 	}
+}
+
+// crosses says that a packet crosses the border of a rack, the way that is blamed.
+func crosses(c Component, l leg) bool {
+	if c.Rack == nil {
+		return false
+	}
+	from, to := slices.Contains(c.Rack.Hosts, l.from.Host), slices.Contains(c.Rack.Hosts, l.to.Host)
+	if c.Kind == RackSwitch {
+		return l.from.Host != l.to.Host && (from || to)
+	}
+	out, in := from && !to, to && !from
+	if c.Kind == Racks {
+		out = from && slices.Contains(c.PeerRack.Hosts, l.to.Host)
+		in = to && slices.Contains(c.PeerRack.Hosts, l.from.Host)
+	}
+	return out && c.Way != In || in && c.Way != Out
 }
 
 func TestSimulated(t *testing.T) {
@@ -162,7 +207,11 @@ func TestSimulated(t *testing.T) {
 					c.broken = append(c.broken, c.breakable(r))
 				}
 				results := c.results(r)
-				found := Of(results)
+				names := c.racks
+				if seed%2 == 0 {
+					names = nil
+				}
+				found, _ := Of(results, names)
 				check(t, results, found)
 				if t.Failed() {
 					t.Fatalf("seed %d, broken %v", seed, c.broken)
@@ -173,7 +222,7 @@ func TestSimulated(t *testing.T) {
 						t.Fatalf("seed %d: %v is broken, found %s", seed, c.broken, words(found))
 					}
 				}
-				all := newTable(results)
+				all := newTable(results, names)
 				for _, f := range c.broken {
 					if !c.shows(f, results) {
 						continue
@@ -212,20 +261,39 @@ func (c *cloud) shows(f fault, results []Result) bool {
 
 // equivalent says that a finding names a component, or one that explains all that it explains.
 func equivalent(t *table, c Component, f Finding) bool {
+	var want []int
+	if c.Rack != nil {
+		for i := range t.results {
+			if l := t.lostLeg(i); t.results[i].First == Between && crosses(c, l) {
+				want = append(want, i)
+			}
+		}
+	} else if s, ok := t.index[c]; ok {
+		want = t.suspects[s].results
+	}
+	if len(want) == 0 {
+		return false
+	}
 	if f.Component == c || slices.Contains(f.Alternatives, c) {
 		return true
 	}
-	want, ok := t.index[c]
-	have, ok2 := t.index[f.Component]
-	if !ok || !ok2 {
-		return false
-	}
-	for _, i := range t.suspects[want].results {
+	have := slices.IndexFunc(t.suspects, func(s suspect) bool { return alike(s.c, f.Component) })
+	for _, i := range want {
 		if !slices.Contains(t.suspects[have].results, i) {
 			return false
 		}
 	}
 	return true
+}
+
+// alike says that two components, of two calls, are the same.
+func alike(a, b Component) bool {
+	same := func(a, b *Rack) bool { return (a == nil) == (b == nil) && (a == nil || slices.Equal(a.Hosts, b.Hosts)) }
+	if !same(a.Rack, b.Rack) || !same(a.PeerRack, b.PeerRack) {
+		return false
+	}
+	a.Rack, a.PeerRack, b.Rack, b.PeerRack = nil, nil, nil, nil
+	return a == b
 }
 
 func words(found []Finding) string {
@@ -245,7 +313,8 @@ func TestAnyOrder(t *testing.T) {
 		for range 3 {
 			c.broken = append(c.broken, c.breakable(r))
 		}
-		one, other := Of(c.results(r)), Of(c.results(r))
+		one, _ := Of(c.results(r), nil)
+		other, _ := Of(c.results(r), nil)
 		if words(one) != words(other) {
 			t.Fatalf("seed %d: %s\nin another order: %s", seed, words(one), words(other))
 		}
@@ -289,16 +358,9 @@ func TestOf(t *testing.T) {
 			"the guest of b1 (3); b2, as hvA sends to it (2)"},
 	}
 	for _, tt := range tests {
-		var got []string
-		for _, f := range Of(tt.results) {
-			text := fmt.Sprintf("%s (%d)", f.Component, len(f.Results))
-			for _, a := range f.Alternatives {
-				text += ", or " + a.String()
-			}
-			got = append(got, text)
-		}
-		if s := strings.Join(got, "; "); s != tt.want {
-			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, s, tt.want)
+		found, _ := Of(tt.results, nil)
+		if got := told(found); got != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
 }
@@ -308,6 +370,7 @@ func BenchmarkOf(b *testing.B) {
 	for name, breaks := range map[string]func(*cloud){
 		"healthy": func(*cloud) {},
 		"host":    func(c *cloud) { c.broken = []fault{{Component{Kind: Host, Host: "hv3"}, Between}} },
+		"rack":    func(c *cloud) { c.broken = []fault{{Component{Kind: RackOf, Rack: c.rack("hv3")}, Between}} },
 		"all":     func(c *cloud) { c.broken = []fault{{Component{Kind: Underlay}, Between}} },
 		"pairs": func(c *cloud) { // each by itself
 			for i := range c.ends {
@@ -325,7 +388,7 @@ func BenchmarkOf(b *testing.B) {
 			results := c.results(r)
 			b.ReportAllocs()
 			for b.Loop() {
-				Of(results)
+				Of(results, nil)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(results)), "ns/pair")
 		})

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -12,7 +11,7 @@ import (
 
 // Finding is one thing that explains why pairs are not healthy.
 type Finding struct {
-	// Kind is, say, flow, guest, tunnel or host; which of the next six are set depends on it.
+	// Kind is, say, flow, guest, tunnel, host or rack; which of the next ten are set depends on it.
 	Kind     string        `json:"kind"`
 	Summary  string        `json:"summary"`
 	Host     string        `json:"host"`
@@ -21,6 +20,12 @@ type Finding struct {
 	Instance *InstanceName `json:"instance"`
 	Other    *InstanceName `json:"other"`
 	Flow     *Flow         `json:"flow"`
+	// Rack and PeerRack are names that the inventory has, empty where there is none; Hosts and PeerHosts
+	// are the hosts of each.
+	Rack      string   `json:"rack"`
+	PeerRack  string   `json:"peer_rack"`
+	Hosts     []string `json:"hosts"`
+	PeerHosts []string `json:"peer_hosts"`
 	// Verdict, Cause, CauseKind and Command are those that most of its pairs have.
 	Verdict   string `json:"verdict"`
 	Cause     string `json:"cause"`
@@ -52,6 +57,7 @@ func newFinding(f *dyetracev1.Finding) Finding {
 		Kind: FindingKind(f.GetKind()), Summary: f.GetSummary(),
 		Host: f.GetHost(), PeerHost: f.GetPeerHost(), Network: f.GetNetwork(),
 		Instance: newInstanceName(f.GetInstance()), Other: newInstanceName(f.GetOther()), Flow: newFlow(f.GetFlow()),
+		Rack: f.GetRack(), PeerRack: f.GetPeerRack(), Hosts: append([]string{}, f.GetHosts()...), PeerHosts: append([]string{}, f.GetPeerHosts()...),
 		Verdict: Verdict(f.GetVerdict()), Cause: f.GetCause(), CauseKind: CauseKind(f.GetCauseKind()), Command: f.GetCommand(),
 		Passed: f.GetPassed(), Alternatives: append([]string{}, f.GetAlternatives()...), Pairs: []PairRef{},
 	}
@@ -75,15 +81,25 @@ func newInstanceName(i *dyetracev1.InstanceRef) *InstanceName {
 // maxFindings is how many are printed: who has more of them than fit a screen begins with the first.
 const maxFindings = 8
 
-// shared are the findings of more than one pair: one has nothing in common.
-func (c Check) shared() []Finding {
-	return slices.DeleteFunc(slices.Clone(c.Findings), func(f Finding) bool { return len(f.Pairs) < 2 })
+// shared are the findings of more than one pair: one has nothing in common. Nor have those that are
+// left over, which are returned for themselves.
+func (c Check) shared() (findings, rest []Finding) {
+	for _, f := range c.Findings {
+		switch {
+		case f.Kind == FindingKind(dyetracev1.FindingKind_FINDING_KIND_REST):
+			rest = append(rest, f)
+		case len(f.Pairs) > 1:
+			findings = append(findings, f)
+		}
+	}
+	return findings, rest
 }
 
 // InCommon names what pairs have in common, to tell whether it has changed.
 func (c Check) InCommon() string {
 	var all []string
-	for _, f := range c.shared() {
+	some, rest := c.shared()
+	for _, f := range append(some, rest...) {
 		all = append(all, f.Summary+": "+f.CauseKind)
 	}
 	return strings.Join(all, "; ")
@@ -92,7 +108,7 @@ func (c Check) InCommon() string {
 // WriteCommon writes what pairs have in common for people, or that it is nothing any more.
 func (c Check) WriteCommon(w io.Writer, color bool) error {
 	t := &text{w: bufio.NewWriter(w), o: TextOptions{Color: color}}
-	if len(c.shared()) == 0 {
+	if some, _ := c.shared(); len(some) == 0 {
 		t.printf("%s\n", t.paint(dim, "In common: nothing any more"))
 	} else {
 		t.findings(c)
@@ -102,7 +118,7 @@ func (c Check) WriteCommon(w io.Writer, color bool) error {
 
 // findings writes what pairs have in common.
 func (t *text) findings(c Check) {
-	some := c.shared()
+	some, rest := c.shared()
 	if len(some) == 0 {
 		return
 	}
@@ -124,5 +140,8 @@ func (t *text) findings(c Check) {
 	}
 	if more := len(some) - maxFindings; more > 0 {
 		t.printf("  %s\n", t.paint(dim, fmt.Sprintf("and %d more (-o json)", more)))
+	}
+	for _, f := range rest {
+		t.printf("  %s\n", t.paint(dim, f.Summary))
 	}
 }
