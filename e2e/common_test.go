@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -9,6 +10,7 @@ import (
 type finding struct {
 	Kind, Summary, Host, Network string
 	PeerHost                     string `json:"peer_host"`
+	Hosts                        []string
 	Instance                     *struct{ Name string }
 	Alternatives                 []string
 	Pairs                        []struct{ Src, Dst string }
@@ -24,6 +26,8 @@ func TestInCommon(t *testing.T) {
 		want   []string // kinds and what they are of, what explains most first
 	}{
 		{[]string{"underlay-down"}, []string{"host hv2"}},
+		{[]string{"rack-down"}, []string{"rack hv1,hv2 or the rack of hv3, hv4"}}, // there are two, and each fails the other
+		{[]string{"rack-down", "guest-firewall"}, []string{"rack hv1,hv2 or the rack of hv3, hv4", "guest green-2"}},
 		{[]string{"tunnel-remote"}, []string{"tunnel-network hv1 hv3 blue"}},
 		{[]string{"tap-off", "underlay-acl"}, []string{"port green-3", "tunnel hv1 hv4"}},
 		{[]string{"wrong-vni", "guest-firewall", "flow-shadowed"}, []string{"host-network hv4 green", "flow hv3", "guest green-2"}},
@@ -38,13 +42,16 @@ func TestInCommon(t *testing.T) {
 		for _, f := range c.Findings {
 			explained += len(f.Pairs)
 			text := f.Kind
-			for _, of := range []string{f.Host, f.PeerHost, f.Network} {
+			for _, of := range []string{f.Host, f.PeerHost, f.Network, strings.Join(f.Hosts, ",")} {
 				if of != "" {
 					text += " " + of
 				}
 			}
 			if f.Instance != nil {
 				text += " " + f.Instance.Name
+			}
+			if f.Kind == "rack" {
+				text += " or " + strings.Join(f.Alternatives, " or ")
 			}
 			got = append(got, text)
 		}

@@ -170,6 +170,15 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		},
 	},
 	{
+		Name: "rack-down", Form: "HOST", Default: "hv1", Cause: CauseUnderlay, anywhere: true,
+		Help: "the leaf of the host's rack passes nothing to other racks, nor from them; within the rack all is well",
+		dies: func(t target, l leg) segment {
+			return diesIf(t.leavesRack(l) || t.leavesRack(leg{from: l.to, to: l.from}), onWire)
+		},
+		apply: func(w workshop, t target) []step { return isolate(w, t, true) },
+		heal:  func(w workshop, t target) []step { return isolate(w, t, false) },
+	},
+	{
 		Name: "underlay-protocol", Form: "HOST:HOST:ENCAP", Default: "hv1:hv3:gre", Cause: CauseProtocol,
 		Help: "the first host's leaf drops its tunnel packets to the second, of that encapsulation; all else passes",
 		dies: func(t target, l leg) segment { return diesIf(t.oneWay(l) && t.encapOf(l) == t.encap, onWire) },
@@ -516,6 +525,17 @@ func leafDrops(w workshop, t target, name, match string) []step {
 			port, t.hosts[0].VTEP.Addr(), t.hosts[1].VTEP.Addr(), match)
 	}
 	return []step{nft(leaf, "netdev", fmt.Sprintf("%s-%s-%s", name, t.host(), t.other()), rule)}
+}
+
+// isolate has the leaf of the host's rack drop what comes from other racks or goes there, or no more so.
+func isolate(w workshop, t target, on bool) []step {
+	leaf, _ := w.peer(t.host(), t.hosts[0].Uplink)
+	rules := ""
+	if on {
+		rack := t.hosts[0].VTEP.Masked()
+		rules = fmt.Sprintf("type filter hook forward priority 0\n ip saddr %[1]s ip daddr != %[1]s drop\n ip saddr != %[1]s ip daddr %[1]s drop", rack)
+	}
+	return []step{nft(leaf, "ip", "lab-rack-"+t.host(), rules)}
 }
 
 // secondUplink is by what a leaf of the default lab reaches its second spine.
