@@ -171,7 +171,7 @@ func (x *execution) evidenceUntil(track int, until time.Time) verdict.Evidence {
 	e.Trip = x.options.trips[x.seq[x.layout.pair(track)]]
 	x.quiet(track, &e, until)
 	if x.ledger.tests[track] != nil {
-		e.Test = &x.options.test
+		e.Test, e.Measured = &x.options.test, x.options.measure
 	}
 	if x.stage >= explaining || x.progress[x.layout.pair(track)].attested {
 		e.Hooks = x.hooks

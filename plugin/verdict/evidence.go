@@ -22,6 +22,9 @@ type Evidence struct {
 	Arrived int
 	// Test is the test of loss that the attempts were for; nil if one that arrived was enough.
 	Test *sequential.Plan
+	// Measured says that the test was asked for. Else it began because the first attempt was lost, which
+	// then says nothing of how much is.
+	Measured bool
 	// Enough is how many probes must be lost before it is no chance where nothing but their absence speaks
 	// for a fault; with 0 one is enough.
 	Enough int

@@ -16,6 +16,9 @@ type Loss struct {
 	// Probes that count, and those of them that were provably lost. What did not arrive and may
 	// have passed a point that could not see counts neither way.
 	Probes, Lost int
+	// Began are the first ones, which were lost, by which the test began. They count for Decision and Segment
+	// only: a rate of which they were a part would be that of pairs whose first probe is lost.
+	Began int
 	// Unclear are the injected probes that count neither way.
 	Unclear  int
 	Interval sequential.Interval
@@ -38,6 +41,7 @@ func (j *judgement) lossOf() *Loss {
 	type place struct{ from, to int }
 	at := map[place]int{}
 	var most place
+	first := !j.Measured
 	for i := range j.trails {
 		t := &j.trails[i]
 		switch {
@@ -46,12 +50,18 @@ func (j *judgement) lossOf() *Loss {
 		case t.last >= 0 && t.next >= 0:
 			l.Probes++
 			l.Lost++
+			if first {
+				l.Began++
+			}
 			p := place{t.last, t.next}
 			if at[p]++; at[p] > at[most] || at[p] == at[most] && (p.from < most.from || p.from == most.from && p.to < most.to) {
 				most = p
 			}
 		case t.Injected:
 			l.Unclear++
+		}
+		if t.Injected && !askedAnew(j.Path, t.Attempt) {
+			first = false
 		}
 	}
 	if l.Probes == l.Lost { // nothing arrived: that is no share
@@ -61,11 +71,17 @@ func (j *judgement) lossOf() *Loss {
 		l.from, l.to = most.from, most.to
 		l.Segment, l.Elsewhere = j.segment(most.from, most.to), l.Lost-at[most]
 	}
-	l.Interval = sequential.Loss(l.Probes, l.Lost)
 	if l.Decision = l.Test.Decide(l.Probes, l.Lost); l.Decision == sequential.More {
 		l.Decision = sequential.Open
 	}
+	l.Probes, l.Lost = l.Probes-l.Began, l.Lost-l.Began
+	l.Interval = sequential.Loss(l.Probes, l.Lost)
 	return l
+}
+
+// askedAnew says of an attempt that it begins no test, and ends none: what its answer lacked another, armed, is to show.
+func askedAnew(p *plan.Path, a *Attempt) bool {
+	return !a.Armed && (Unanswered(p, a) || Unrecognised(p, a))
 }
 
 // LostAt returns between which points of its path the first attempt was lost; not proven where
@@ -79,6 +95,20 @@ func LostAt(e Evidence) (last, next int, proven bool) {
 func (l *Loss) rate() string {
 	return fmt.Sprintf("%s %% (%s-%s %%, 95 %%) of %d probes", percent(float64(l.Lost)/float64(l.Probes)),
 		percent(l.Interval.Low), percent(l.Interval.High), l.Probes)
+}
+
+// all are those that were lost, the first included.
+func (l *Loss) all() int { return l.Lost + l.Began }
+
+// besides words the probes by which the test began.
+func (l *Loss) besides() string {
+	switch l.Began {
+	case 0:
+		return ""
+	case 1:
+		return ", besides the first that was lost"
+	}
+	return fmt.Sprintf(", besides the first %d that were lost", l.Began)
 }
 
 // percent writes a share with two digits that say something.
@@ -102,12 +132,12 @@ func (j *judgement) partial(r Result) (Result, bool) {
 	}
 	from, to := &j.Path.Points[l.from], &j.Path.Points[l.to]
 	r.Verdict, r.Segment, r.Host, r.Kind = Faulty, l.Segment, from.Host, CauseLoss
-	r.Cause = fmt.Sprintf("loses %s between %s and %s", l.rate(), from, to)
+	r.Cause = fmt.Sprintf("loses %s between %s and %s", l.rate(), from, to) + l.besides()
 	guest := from.Direction == plan.Forward && to.Direction == plan.Reply
 	switch {
 	case guest && from.Kind == stain.ToInstance && to.Kind == stain.FromInstance && to.Host == j.Path.To.Host:
 		r.Verdict, r.Kind = Silent, CauseGuestSilent
-		r.Cause = fmt.Sprintf("%s does not answer %s that were delivered to it", j.Path.Pair.Dst.Name, l.rate())
+		r.Cause = fmt.Sprintf("%s does not answer %s that were delivered to it", j.Path.Pair.Dst.Name, l.rate()) + l.besides()
 	case guest:
 		r.Verdict = Unknown
 		r.Cause += fmt.Sprintf(", by the network or by %s itself", j.Path.Pair.Dst.Name)
@@ -115,7 +145,7 @@ func (j *judgement) partial(r Result) (Result, bool) {
 		r.Passed = true // most of them: what is lost may be what connection tracking remembers
 	}
 	if l.Elsewhere > 0 {
-		r.Cause += fmt.Sprintf("; %d of the %d elsewhere", l.Elsewhere, l.Lost)
+		r.Cause += fmt.Sprintf("; %d of the %d elsewhere", l.Elsewhere, l.all())
 	}
 	if l.Unclear > 0 {
 		r.Cause += fmt.Sprintf("; %d more could not be followed", l.Unclear)
@@ -125,10 +155,13 @@ func (j *judgement) partial(r Result) (Result, bool) {
 
 // note says of a pair that is healthy what its losses mean; empty if there were none.
 func (l *Loss) note() string {
-	if l == nil || l.Lost == 0 {
+	if l == nil || l.all() == 0 {
 		return ""
 	}
-	note := fmt.Sprintf("loses %s between %s and %s, ", l.rate(), l.Segment.From, l.Segment.To)
+	note := fmt.Sprintf("loses %s between %s and %s%s, ", l.rate(), l.Segment.From, l.Segment.To, l.besides())
+	if l.Lost == 0 {
+		note = fmt.Sprintf("loses %s%s between %s and %s, ", l.rate(), l.besides(), l.Segment.From, l.Segment.To)
+	}
 	if l.Decision == sequential.Within {
 		note += fmt.Sprintf("less than %s %%", percent(l.Test.P1))
 	} else {

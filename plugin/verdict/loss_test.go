@@ -1,6 +1,9 @@
 package verdict
 
 import (
+	"fmt"
+	"math"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -107,7 +110,7 @@ func TestPartial(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := way(t)
-			e := Evidence{Path: p, Scheme: tt.scheme, Test: test, Arrived: tt.more, Attempts: []Attempt{upTo(arrived)}, Hooks: map[Place]Window{}}
+			e := Evidence{Path: p, Scheme: tt.scheme, Test: test, Measured: true, Arrived: tt.more, Attempts: []Attempt{upTo(arrived)}, Hooks: map[Place]Window{}}
 			for _, last := range tt.lost {
 				e.Attempts = append(e.Attempts, upTo(last))
 			}
@@ -129,5 +132,98 @@ func TestPartial(t *testing.T) {
 				t.Errorf("shown as %v", m)
 			}
 		})
+	}
+}
+
+// TestBegan has the first attempt begin the test: it is no part of the rate, but of what is decided.
+func TestBegan(t *testing.T) {
+	t.Parallel()
+	test := &sequential.Plan{P0: 0.02, P1: 0.2, Alpha: 1e-7, Beta: 0.1, Max: 80}
+	for _, tt := range []struct {
+		name     string
+		seen     []int // where each was seen last, with 9 for arrived
+		bare     int   // so many first ones were not armed
+		more     int
+		measured bool
+		want     string
+	}{
+		{name: "chance", seen: []int{1, 9}, more: 22,
+			want: "healthy 0/23 within: loses 0 % (0-15 %, 95 %) of 23 probes, besides the first that was lost between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, less than 20 %"},
+		{name: "chance, asked for", seen: []int{1, 9}, more: 22, measured: true,
+			want: "healthy 1/24 within: loses 4.2 % (0.11-21 %, 95 %) of 24 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, less than 20 %"},
+		{name: "too much", seen: []int{1, 9, 1, 1, 1, 2, 1, 1, 1}, more: 10,
+			want: "faulty 7/18 above: loses 39 % (17-64 %, 95 %) of 18 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, besides the first that was lost; 1 of the 8 elsewhere"},
+		{name: "first asked anew, and then lost", seen: []int{4, 1, 9, 1}, bare: 1, more: 20,
+			want: "healthy 1/22 open: loses 4.5 % (0.12-23 %, 95 %) of 22 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, besides the first 2 that were lost, too few to tell whether that is more than 2.0 %"},
+	} {
+		p := way(t)
+		e := Evidence{Path: p, Scheme: stain.TCP, Test: test, Measured: tt.measured, Arrived: tt.more, Hooks: live(p)}
+		for i, last := range tt.seen {
+			e.Attempts = append(e.Attempts, through(last, i >= tt.bare))
+		}
+		r := Judge(e)
+		got := fmt.Sprintf("%s %d/%d %s: %s", r.Verdict, r.Loss.Lost, r.Loss.Probes, strings.ToLower(strings.TrimPrefix(r.Loss.Proto().GetDecision().String(), "LOSS_DECISION_")), r.Cause)
+		if got != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// through is an attempt that was seen up to a point.
+func through(last int, armed bool) Attempt {
+	a := Attempt{Injected: true, Armed: armed}
+	for i := range last + 1 {
+		a.Seen = append(a.Seen, Sample{Point: i, AtNs: int64(i), TTL: 64})
+	}
+	return a
+}
+
+// TestCoverage simulates pairs that are tested because their first probe was lost, as a plain check does: whatever a
+// path loses, its interval covers that in 95 % of cases.
+func TestCoverage(t *testing.T) {
+	t.Parallel()
+	const first, pairs = 4, 40_000 // of which all are lost, it is a hard fault
+	test := sequential.Plan{P0: 0.02, P1: 0.2, Alpha: 1e-7, Beta: 0.1, Max: 80}
+	p, draw := way(t), rand.New(rand.NewPCG(1, 2))
+	hooks := live(p)
+	bands := map[string]*[2]int{}
+	for range pairs {
+		rate := math.Pow(10, -4+3.8*draw.Float64())
+		e := Evidence{Path: p, Scheme: stain.TCP, Test: &test, Hooks: hooks, Attempts: []Attempt{through(1, true)}}
+		arrived, lost := 0, 1
+		for (arrived > 0 || lost < first) && (arrived == 0 || test.Decide(arrived+lost, lost) == sequential.More) {
+			if draw.Float64() < rate {
+				lost++
+				e.Attempts = append(e.Attempts, through(1, true))
+			} else if arrived++; arrived == 1 {
+				e.Attempts = append(e.Attempts, through(9, true))
+			} else {
+				e.Arrived++
+			}
+		}
+		if arrived == 0 {
+			continue
+		}
+		band := "below 1 %"
+		switch {
+		case rate >= 0.1:
+			band = "from 10 %"
+		case rate >= 0.01:
+			band = "1 % to 10 %"
+		}
+		if bands[band] == nil {
+			bands[band] = &[2]int{}
+		}
+		bands[band][0]++
+		if l := Judge(e).Loss; l.Interval.Low <= rate && rate <= l.Interval.High {
+			bands[band][1]++
+		}
+	}
+	for band, n := range bands {
+		share := float64(n[1]) / float64(n[0])
+		t.Logf("%s: %.2f %% of %d", band, 100*share, n[0])
+		if noise := 3 * math.Sqrt(0.95*0.05/float64(n[0])); share < 0.95-noise {
+			t.Errorf("%s: %.2f %% of %d intervals cover the rate", band, 100*share, n[0])
+		}
 	}
 }
