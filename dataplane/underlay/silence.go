@@ -7,20 +7,20 @@ import "time"
 //
 // A false sign takes silentAfter questions in a row that are lost, or later than all of late. By chance: where a
 // hundredth is lost each way, once in 4 · 10¹³ questions; where a tenth is, once in 600,000, which is 50 min at 200 a
-// second. By delay: the other host, or a switch, must stand still for silentFor longer than it did in the
-// last [lately] and the one before. One window in three has a stall that is longer than those of the two
+// second. By delay: the way must become longer by silentFor, or the other host, or a switch, stand still for silentFor longer than it did in the
+// last keptWindows. One window in 20 has a stall that is longer than those of so many
 // before, by however little; so where stalls are of less than silentFor there is none, and of a host that stands still for
-// hundreds of milliseconds time and again one in half a minute at the most.
+// hundreds of milliseconds time and again one in 20 s at the most.
 const (
 	// silentAfter is how many questions in a row must be overdue, and silentFor for how long the first of them:
 	// at 200 a second these eight have been sent within 35 ms. Where much is lost of late it must be one from every
 	// source port: of two equal ways, one of which is down, eight in a row may go by that one.
 	silentAfter = 8
 	silentFor   = 30 * time.Millisecond
-	// overdue is what an answer is longer than the slowest of lately before it is overdue: two looks.
+	// overdue is what an answer is longer than others took before it is overdue: two looks.
 	overdue = 2 * streamTick
-	// lately is what the slowest is of: the last 10 to 20 seconds, and 100 answers at the least.
-	lately, latelyAnswers = 10 * time.Second, 100
+	// A window is a second, and 10 answers at the least; so many are kept.
+	window, windowAnswers, keptWindows = time.Second, 10, 20
 	// familiar is how many answers must have come, since there were none, for their absence to tell.
 	familiar = 20
 	// maxStep is how much time passes between two looks at the most, as far as silence is concerned: a host that stood
@@ -34,9 +34,9 @@ type silence struct {
 	next    uint32 // after the last question that was answered
 	answers int    // since the last silence
 	silent  bool
-	// slowest answers of now and of the window before.
-	slowest [2]time.Duration
-	taken   int // into the first of them, since
+	windows [keptWindows]span
+	now     int // the window of now
+	taken   int // answers into it, since
 	since   time.Duration
 	// refused are questions in a row that this host would not send: it has no way there. from is when the first was due.
 	refused int
@@ -46,14 +46,40 @@ type silence struct {
 // tick has time pass.
 func (q *silence) tick(clock time.Duration) { q.clock = clock }
 
+// span is how long the answers of a window took.
+type span struct{ quickest, slowest time.Duration }
+
 // took takes in how long an answer took.
 func (q *silence) took(trip time.Duration) {
-	if q.taken >= latelyAnswers && q.clock-q.since >= lately {
-		q.slowest[1], q.slowest[0] = q.slowest[0], 0
+	if q.taken >= windowAnswers && q.clock-q.since >= window {
+		q.now = (q.now + 1) % keptWindows
 		q.taken, q.since = 0, q.clock
 	}
-	q.slowest[0] = max(q.slowest[0], trip)
+	w := &q.windows[q.now]
+	if q.taken == 0 {
+		*w = span{trip, trip}
+	}
+	w.quickest, w.slowest = min(w.quickest, trip), max(w.slowest, trip)
 	q.taken++
+}
+
+// late is how long an answer takes at the most: as long as the way is in this window and the one before, and as anybody stood still in all that are
+// kept. What all answers take is the way; it may be a shorter one by now, and what was slow in the window in which it became that is the old one.
+func (q *silence) late() time.Duration {
+	at := func(ago int) *span { return &q.windows[(q.now-ago+keptWindows)%keptWindows] }
+	way, still := max(at(0).quickest, at(1).quickest), time.Duration(0)
+	for ago := range keptWindows {
+		w := at(ago)
+		usual := w.quickest
+		if ago > 0 {
+			usual = max(usual, at(ago-1).quickest)
+		}
+		if ago < keptWindows-1 {
+			usual = max(usual, at(ago+1).quickest)
+		}
+		still = max(still, w.slowest-usual)
+	}
+	return way + still
 }
 
 // heard takes in that a question was answered, as soon as that is read.
@@ -97,7 +123,7 @@ func (s *stream) listen() bool {
 	q.silent = q.refused >= int(want) && q.clock-q.from >= silentFor
 	if row := s.head - q.next; row >= want {
 		first := s.head - min(row, streamSlots) // what is older has waited longer
-		late := max(q.slowest[0], q.slowest[1]) + overdue
+		late := q.late() + overdue
 		q.silent = q.silent || q.clock-s.slot(first+want-1).clock >= late && q.clock-s.slot(first).clock >= late+silentFor
 	}
 	return q.silent

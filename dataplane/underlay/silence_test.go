@@ -262,6 +262,42 @@ func TestSilenceForgets(t *testing.T) {
 	}
 }
 
+// That the way was a long one for a while is forgotten when it is a short one again, as soon as two windows know no other; what a host stood
+// still for meanwhile is not.
+func TestSilenceOfAnotherWay(t *testing.T) {
+	t.Parallel()
+	const slow, quick = 10 * time.Second, 20 * time.Second
+	for _, tt := range []struct {
+		name  string
+		still time.Duration // at 15 s
+		since time.Duration // it is quick again
+		least time.Duration
+		most  time.Duration
+	}{
+		{"at once", 0, 100 * time.Millisecond, 300 * time.Millisecond, 400 * time.Millisecond},
+		{"three seconds later", 0, 3 * time.Second, 0, 100 * time.Millisecond},
+		{"and a host stood still", 150 * time.Millisecond, 3 * time.Second, 150 * time.Millisecond, 250 * time.Millisecond},
+	} {
+		broke := quick + tt.since
+		l := newLine(200, func(now time.Duration) time.Duration {
+			switch {
+			case now >= broke:
+				return -1
+			case tt.still > 0 && now >= 15*time.Second && now < 15*time.Second+tt.still:
+				return 300*time.Millisecond + 15*time.Second + tt.still - now
+			case now >= slow && now < quick:
+				return 300 * time.Millisecond
+			}
+			return time.Millisecond
+		})
+		l.until(broke + 5*time.Second)
+		last := l.told[len(l.told)-1]
+		if took := last.at - broke; !last.silent || took < tt.least || took > tt.most {
+			t.Errorf("%s: told %+v, after %v; want after %v to %v", tt.name, last, took, tt.least, tt.most)
+		}
+	}
+}
+
 // An answer that nobody asked for is none.
 func TestSilenceForged(t *testing.T) {
 	t.Parallel()
