@@ -118,29 +118,6 @@ type judgement struct {
 	spoken [2]bool
 }
 
-// Complete says that an attempt was seen at every point that exists: it needs no audit after
-// the probe, nor anything else, to be judged healthy. One that is not complete should be judged
-// when all samples and audits are in, even if its answer was seen.
-func Complete(p *plan.Path, a *Attempt) bool {
-	want := 0
-	for i := range p.Points {
-		if p.Points[i].Absent == "" {
-			want++
-		}
-	}
-	for i := range a.Seen {
-		first := true
-		for k := range i {
-			first = first && a.Seen[k].Point != a.Seen[i].Point
-		}
-		pt := a.Seen[i].Point
-		if first && pt >= 0 && pt < len(p.Points) && p.Points[pt].Absent == "" {
-			want--
-		}
-	}
-	return want == 0 && goal(p) >= 0
-}
-
 // Unanswered says that an attempt was seen at the last point before the guest that exists, and
 // no answer to it anywhere, though the bridge of the destination sees answers: the guest may have
 // answered without the stain's ToS. Another attempt that is Armed will tell.

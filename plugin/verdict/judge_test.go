@@ -668,36 +668,6 @@ func TestRTT(t *testing.T) {
 	}
 }
 
-func TestComplete(t *testing.T) {
-	t.Parallel()
-	whole := pathOf(t, lab(t), "blue-1 blue-3")
-	part := pathOf(t, lab(t, refused("hv3", "br-tun")), "blue-1 blue-3") // 2 and 5 are not there
-	shown := pathOf(t, lab(t), "blue-1 blue-4")
-	deaf := pathOf(t, lab(t, noPatch("hv1"), refused("hv1", "br-tun")), "blue-1 blue-3")
-	tests := []struct {
-		name string
-		path *plan.Path
-		seen string
-		want bool
-	}{
-		{"all", whole, "01234567", true},
-		{"all, some twice", whole, "0123345677", true},
-		{"one missing, another twice", whole, "01234566", false},
-		{"all that there are", part, "013467", true},
-		{"the answer's end is not there", deaf, "02345", false},
-		{"none", whole, "", false},
-		{"no touch: all", noTouch(shown), "0123", true},
-		{"no touch: one missing", noTouch(shown), "013", false},
-		{"no touch: delivery is not sampled", noTouch(whole), "0123", false},
-	}
-	for _, tt := range tests {
-		a := probe(t, tt.path, tt.seen)
-		if got := Complete(tt.path, &a); got != tt.want {
-			t.Errorf("%s: Complete = %v", tt.name, got)
-		}
-	}
-}
-
 func TestUnanswered(t *testing.T) {
 	t.Parallel()
 	whole := pathOf(t, lab(t), "blue-1 blue-3")
