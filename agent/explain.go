@@ -78,7 +78,10 @@ func (a *Agent) turn(ctx context.Context) (done func(), err error) {
 func explanation(id uint64, t ovs.Trace) *dyetracev1.Explanation {
 	ex := &dyetracev1.Explanation{
 		Id: id, Outcome: dyetracev1.Outcome(t.Outcome), Command: t.Command,
-		Port: t.Port, TunnelRemote: t.TunnelRemote, TunnelId: t.TunnelID,
+		Port: t.Port, TunnelRemote: t.TunnelRemote, TunnelId: t.TunnelID, Reason: t.Reason,
+	}
+	for _, e := range t.Exits {
+		ex.Exits = append(ex.Exits, &dyetracev1.Exit{Port: e.Port, TunnelRemote: e.Remote, TunnelId: e.TunnelID, Reason: e.Reason})
 	}
 	switch t.Outcome {
 	case ovs.Delivered:

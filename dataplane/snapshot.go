@@ -52,6 +52,16 @@ type Bridge struct {
 	// Ports in ascending order of their names; an interface each, where a bond has
 	// several.
 	Ports []Port
+	// Mirrors in ascending order of their names, those that have an output.
+	Mirrors []Mirror
+}
+
+// Mirror copies packets of a bridge (ovs-vswitchd.conf.db(5), Mirror), whatever becomes of them.
+type Mirror struct {
+	Name string
+	// Ports are the names of the interfaces of the port that the copies go to; none where they go to VLAN.
+	Ports []string
+	VLAN  int
 }
 
 // Port is one port of a bridge.
@@ -107,6 +117,11 @@ func (b Bridge) Port(name string) (Port, bool) {
 // ByOFPort returns the port of that OpenFlow number, which is not 0.
 func (b Bridge) ByOFPort(n uint16) (Port, bool) {
 	return find(b.Ports, func(p Port) bool { return n != 0 && p.OFPort == n })
+}
+
+// Mirrored tells whether a mirror of the bridge sends its copies to the port of that name.
+func (b Bridge) Mirrored(port string) bool {
+	return slices.ContainsFunc(b.Mirrors, func(m Mirror) bool { return slices.Contains(m.Ports, port) })
 }
 
 // Speaks tells whether the bridge takes that version of OpenFlow, such as

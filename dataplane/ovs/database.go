@@ -42,6 +42,13 @@ type (
 		DatapathType string   `ovsdb:"datapath_type"`
 		Protocols    []string `ovsdb:"protocols"`
 		Ports        []string `ovsdb:"ports"`
+		Mirrors      []string `ovsdb:"mirrors"`
+	}
+	mirrorRow struct {
+		UUID       string  `ovsdb:"_uuid"`
+		Name       string  `ovsdb:"name"`
+		OutputPort *string `ovsdb:"output_port"`
+		OutputVLAN *int    `ovsdb:"output_vlan"`
 	}
 	portRow struct {
 		UUID        string            `ovsdb:"_uuid"`
@@ -88,7 +95,7 @@ var errGone = errors.New("database: connection closed")
 func dial(ctx context.Context, address string) (*database, error) {
 	dbModel, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
 		"Open_vSwitch": &rootRow{}, "Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{},
-		"SSL": &sslRow{},
+		"SSL": &sslRow{}, "Mirror": &mirrorRow{},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("database model: %w", err)
@@ -124,19 +131,21 @@ func dial(ctx context.Context, address string) (*database, error) {
 // them is not in the row's type.
 func columns(c client.Client) *client.Monitor {
 	var (
-		root  rootRow
-		br    bridgeRow
-		port  portRow
-		iface interfaceRow
-		ssl   sslRow
+		root   rootRow
+		br     bridgeRow
+		port   portRow
+		iface  interfaceRow
+		ssl    sslRow
+		mirror mirrorRow
 	)
 	return c.NewMonitor(
 		client.WithTable(&root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.OVSVersion, &root.NextConfig, &root.CurConfig),
-		client.WithTable(&br, &br.Name, &br.DatapathType, &br.Protocols, &br.Ports),
+		client.WithTable(&br, &br.Name, &br.DatapathType, &br.Protocols, &br.Ports, &br.Mirrors),
 		client.WithTable(&port, &port.Name, &port.Interfaces, &port.Tag, &port.ExternalIDs),
 		client.WithTable(&iface, &iface.Name, &iface.Type, &iface.Options, &iface.ExternalIDs,
 			&iface.OFPort, &iface.LinkState, &iface.MTU, &iface.Error),
 		client.WithTable(&ssl, &ssl.Key, &ssl.Cert, &ssl.CA),
+		client.WithTable(&mirror, &mirror.Name, &mirror.OutputPort, &mirror.OutputVLAN),
 	)
 }
 
@@ -174,6 +183,7 @@ type tables struct {
 	bridges    map[string]bridgeRow
 	ports      map[string]portRow
 	interfaces map[string]interfaceRow
+	mirrors    map[string]mirrorRow
 }
 
 func (db *database) read(ctx context.Context) (tables, error) {
@@ -191,9 +201,10 @@ func (db *database) read(ctx context.Context) (tables, error) {
 		bridges    []bridgeRow
 		ports      []portRow
 		interfaces []interfaceRow
+		mirrors    []mirrorRow
 	}, err error) {
 		err = errors.Join(db.client.List(ctx, &roots), db.client.List(ctx, &ssl), db.client.List(ctx, &rows.bridges),
-			db.client.List(ctx, &rows.ports), db.client.List(ctx, &rows.interfaces))
+			db.client.List(ctx, &rows.ports), db.client.List(ctx, &rows.interfaces), db.client.List(ctx, &rows.mirrors))
 		return rows, err
 	}()
 	switch {
@@ -211,6 +222,7 @@ func (db *database) read(ctx context.Context) (tables, error) {
 	t.bridges = byUUID(list.bridges, func(r bridgeRow) string { return r.UUID })
 	t.ports = byUUID(list.ports, func(r portRow) string { return r.UUID })
 	t.interfaces = byUUID(list.interfaces, func(r interfaceRow) string { return r.UUID })
+	t.mirrors = byUUID(list.mirrors, func(r mirrorRow) string { return r.UUID })
 	return t, nil
 }
 
@@ -257,11 +269,44 @@ func (t tables) snapshot() dataplane.Snapshot {
 			}
 		}
 		slices.SortFunc(b.Ports, func(a, b dataplane.Port) int { return strings.Compare(a.Name, b.Name) })
+		b.Mirrors = t.mirrorsOf(row)
 		s.Bridges = append(s.Bridges, b)
 	}
 	slices.SortFunc(s.Bridges, func(a, b dataplane.Bridge) int { return strings.Compare(a.Name, b.Name) })
 	dataplane.Classify(&s)
 	return s
+}
+
+// mirrorsOf returns the mirrors of a bridge as ovs-vswitchd takes them (mirror_configure of
+// vswitchd/bridge.c): an output port goes before a VLAN, and must be the bridge's.
+func (t tables) mirrorsOf(row bridgeRow) []dataplane.Mirror {
+	var mirrors []dataplane.Mirror
+	for _, id := range row.Mirrors {
+		r, ok := t.mirrors[id]
+		if !ok {
+			continue
+		}
+		m := dataplane.Mirror{Name: r.Name}
+		switch {
+		case r.OutputPort != nil:
+			if !slices.Contains(row.Ports, *r.OutputPort) {
+				continue
+			}
+			for _, id := range t.ports[*r.OutputPort].Interfaces {
+				if i, ok := t.interfaces[id]; ok {
+					m.Ports = append(m.Ports, i.Name)
+				}
+			}
+			slices.Sort(m.Ports)
+		case r.OutputVLAN != nil:
+			m.VLAN = *r.OutputVLAN
+		default:
+			continue
+		}
+		mirrors = append(mirrors, m)
+	}
+	slices.SortFunc(mirrors, func(a, b dataplane.Mirror) int { return strings.Compare(a.Name, b.Name) })
+	return mirrors
 }
 
 func (r interfaceRow) port() dataplane.Port {

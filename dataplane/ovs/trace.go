@@ -44,7 +44,7 @@ const (
 	Delivered Outcome = 1
 	// Tunnelled says that it leaves by tunnel Port to TunnelRemote, with TunnelID.
 	Tunnelled Outcome = 2
-	// Dropped says that it goes nowhere; Flow is the last that it met.
+	// Dropped says that it goes nowhere; Flow is the one that decided.
 	Dropped Outcome = 3
 )
 
@@ -62,22 +62,34 @@ func (o Outcome) String() string {
 type Trace struct {
 	Outcome Outcome
 	// Port is the one that it leaves by; of several the one that fits best where it
-	// came from: a tunnel if it came from an instance, else an instance's. Ports are
-	// all of them.
+	// came from: a tunnel if it came from an instance, else an instance's. Ports and
+	// Exits are all of them. What mirrors copy is none.
 	Port  string
 	Ports []string
+	Exits []Exit
 	// TunnelRemote is the outer destination, and TunnelID the key, where the outcome
 	// is Tunnelled.
 	TunnelRemote string
 	TunnelID     uint32
-	// Flow is the last one that it met, with the names of ports rather than their
-	// numbers, where the outcome is Dropped. Where the table had none for it, Match
-	// is empty, Priority 0, and Reason says so.
+	// Flow is the one that decided, with the names of ports rather than their
+	// numbers, where the outcome is Dropped: the last that it met, or one before whose
+	// output failed, or which sent it to a table that only ends it. Where the table had
+	// none for it, Match is empty, Priority 0, and Reason says so.
 	Flow FlowRef
-	// Reason is why it was dropped, if that was more than the flow's own doing.
+	// Reason is why it was dropped, if that was more than the flow's own doing; or what
+	// the switch says of Port.
 	Reason string
 	// Command shows the same on the host.
 	Command string
+}
+
+// Exit is one way by which a packet leaves the host. Remote and TunnelID are of a tunnel, Reason is what
+// the switch says of it.
+type Exit struct {
+	Port     string
+	Remote   string
+	TunnelID uint32
+	Reason   string
 }
 
 // FlowRef is a flow of a bridge.

@@ -93,6 +93,7 @@ cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.5 actions=outpu
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.6 actions=NORMAL
 cookie=0xaaaa000000000001,table=94,priority=100,ip,nw_dst=10.0.0.7 actions=resubmit(,95),resubmit(,96)
 cookie=0xaaaa000000000001,table=94,priority=110,ip,nw_dst=10.0.0.8 actions=controller
+cookie=0xaaaa000000000001,table=94,priority=110,ip,nw_dst=10.0.0.73 actions=NORMAL
 cookie=0xaaaa000000000001,table=95,priority=1 actions=note:01.02
 `
 	traceTun = `
@@ -110,6 +111,8 @@ cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.68 actions=load:0
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.69 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.70 actions=set_field:0x3e9->tun_id,output:6
 cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.71 actions=load:0x3ea->NXM_NX_TUN_ID[],output:2,output:3
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.72/31 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5,output:2
+cookie=0xbbbb000000000001,table=20,priority=2,ip,nw_dst=10.0.0.74 actions=set_field:0x3e9->tun_id,output:6,resubmit(,22)
 cookie=0xbbbb000000000001,table=20,priority=0 actions=resubmit(,22)
 cookie=0xbbbb000000000001,table=22,priority=0 actions=drop
 `
@@ -171,6 +174,7 @@ type traceCase struct {
 	tunID        uint32
 	reply        bool
 	icmp         bool
+	again        bool // one like it is in testdata
 	want         string
 }
 
@@ -192,7 +196,13 @@ var traceCases = []traceCase{
 	{name: "gre", bridge: "br-int", in: 2, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
 	{name: "vxlan", bridge: "br-int", in: 2, dst: "10.0.0.67", want: "tunnelled vxlan-2 to 192.0.2.2 key 1002"},
 	{name: "geneve-by-flow", bridge: "br-int", in: 2, dst: "10.0.0.68", want: "tunnelled gnv to 192.0.2.2 key 1003"},
-	{name: "two-tunnels", bridge: "br-int", in: 2, dst: "10.0.0.71", want: "tunnelled gre-2 to 192.0.2.2 key 1002 of gre-2,vxlan-2"},
+	{name: "two-tunnels", bridge: "br-int", in: 2, dst: "10.0.0.71", want: "tunnelled gre-2 to 192.0.2.2 key 1002 of gre-2 to 192.0.2.2 key 1002,vxlan-2 to 192.0.2.2 key 1002"},
+	{name: "flooded-to-two-hosts", bridge: "br-int", in: 2, dst: "10.0.0.72",
+		want: "tunnelled gre-9 to 192.0.2.9 key 1001 of gre-9 to 192.0.2.9 key 1001,gre-2 to 192.0.2.2 key 1001: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"},
+	{name: "flooded-here-and-to-two-hosts", bridge: "br-int", in: 2, dst: "10.0.0.73",
+		want: "tunnelled gre-9 to 192.0.2.9 key 1001 of gre-9 to 192.0.2.9 key 1001,br-int,gre-2 to 192.0.2.2 key 1001,tap-b: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"},
+	{name: "no-route-and-on", bridge: "br-int", in: 2, dst: "10.0.0.74",
+		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=20, priority=2,ip,nw_dst=10.0.0.74 actions=set_field:0x3e9->tun_id,output:\"gre-far\",resubmit(,22): native tunnel routing failed"},
 	{name: "next-hop-unknown", bridge: "br-int", in: 2, dst: "10.0.0.69",
 		want: "tunnelled gre-9 to 192.0.2.9 key 1001: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"},
 	{name: "no-route-to-the-tunnel", bridge: "br-int", in: 2, dst: "10.0.0.70",
@@ -275,8 +285,18 @@ func format(tr Trace) string {
 	case Dropped:
 		s = fmt.Sprintf("dropped by %s: %v", tr.Flow.Bridge, tr.Flow.Flow)
 	}
-	if len(tr.Ports) > 1 {
-		s += " of " + strings.Join(tr.Ports, ",")
+	for i, e := range tr.Exits {
+		switch sep := ","; {
+		case len(tr.Exits) == 1:
+		default:
+			if i == 0 {
+				sep = " of "
+			}
+			s += sep + e.Port
+			if e.Remote != "" {
+				s += fmt.Sprintf(" to %s key %d", e.Remote, e.TunnelID)
+			}
+		}
 	}
 	if tr.Reason != "" {
 		s += ": " + tr.Reason
@@ -308,31 +328,174 @@ func TestTrace(t *testing.T) {
 	}
 	packets := counted()
 	for _, c := range traceCases {
-		if c.reply {
-			connect(t, c.request())
-		}
-		tr, err := s.Trace(t.Context(), c.bridge, c.request())
-		if errors.Is(err, ErrUnsupported) && is2(s) {
-			t.Skip(err)
-		}
-		sandbox.Command(t, "ovs-appctl", "dpctl/flush-conntrack")
-		if err != nil {
-			t.Errorf("%s: %v", c.name, err)
-			continue
-		}
-		text := sandbox.Command(t, "sh", "-c", tr.Command)
-		if got := format(tr); got != c.want {
-			t.Errorf("%s:\ngot  %s\nwant %s\n%s", c.name, got, c.want, text)
-		}
-		if *update {
-			writeTrace(t, c, s.Snapshot(), text)
-		}
+		checkTrace(t, s, c)
 	}
 	if after := statistics.ReplaceAllString(state(), ""); after != before {
 		t.Errorf("tracing changed something (-before +after):\n%s", cmp.Diff(before, after))
 	}
 	if n := counted(); n != packets {
 		t.Errorf("tracing was counted: %d packets of our flows, were %d", n, packets)
+	}
+}
+
+// checkTrace traces one packet, and writes down what was printed where that is asked for.
+func checkTrace(t *testing.T, s *Switch, c traceCase) {
+	t.Helper()
+	if c.reply {
+		connect(t, c.request())
+	}
+	tr, err := s.Trace(t.Context(), c.bridge, c.request())
+	if errors.Is(err, ErrUnsupported) && is2(s) {
+		t.Skip(err)
+	}
+	sandbox.Command(t, "ovs-appctl", "dpctl/flush-conntrack")
+	if err != nil {
+		t.Errorf("%s: %v", c.name, err)
+		return
+	}
+	text := sandbox.Command(t, "sh", "-c", tr.Command)
+	if got := format(tr); got != c.want {
+		t.Errorf("%s:\ngot  %s\nwant %s\n%s", c.name, got, c.want, text)
+	}
+	if *update && !c.again {
+		writeTrace(t, c, s.Snapshot(), text)
+	}
+}
+
+// The firewall of a newer Neutron agent: what it denies it sends to table 93, what it delivers also to
+// table 92, so that both may be logged there.
+const traceNeutron = `
+cookie=0xaaaa000000000001,table=0,priority=100,in_port=2 actions=load:0x2->NXM_NX_REG5[],load:0x5->NXM_NX_REG6[],resubmit(,71)
+cookie=0xaaaa000000000001,table=0,priority=90,in_port=1 actions=load:0x3->NXM_NX_REG5[],load:0x5->NXM_NX_REG6[],resubmit(,81)
+cookie=0xaaaa000000000001,table=0,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=71,priority=65,ip,reg5=0x2,in_port=2,nw_src=10.0.0.1 actions=ct(table=72,zone=NXM_NX_REG6[0..15])
+cookie=0xaaaa000000000001,table=71,priority=10,reg5=0x2,in_port=2 actions=ct_clear,resubmit(,93)
+cookie=0xaaaa000000000001,table=71,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=72,priority=77,ct_state=+new-est,tcp,reg5=0x2,nw_dst=10.0.0.2/31 actions=resubmit(,73)
+cookie=0xaaaa000000000001,table=72,priority=40,ct_state=-est,reg5=0x2 actions=resubmit(,93)
+cookie=0xaaaa000000000001,table=72,priority=40,ct_state=+est,ip,reg5=0x2 actions=ct(commit,zone=NXM_NX_REG6[0..15],exec(load:0x1->NXM_NX_CT_MARK[]))
+cookie=0xaaaa000000000001,table=72,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=73,priority=100,ip,dl_dst=fa:16:3e:00:00:02 actions=load:0x3->NXM_NX_REG5[],resubmit(,81)
+cookie=0xaaaa000000000001,table=73,priority=100,ip,dl_dst=fa:16:3e:00:00:09 actions=load:0x9->NXM_NX_REG5[],resubmit(,81)
+cookie=0xaaaa000000000001,table=73,priority=100,ip,dl_dst=fa:16:3e:00:00:08 actions=load:0x8->NXM_NX_REG5[],resubmit(,81)
+cookie=0xaaaa000000000001,table=81,priority=100,ct_state=-trk,ip actions=ct(table=82,zone=NXM_NX_REG6[0..15])
+cookie=0xaaaa000000000001,table=81,priority=100,ct_state=+trk,reg5=0x3 actions=resubmit(,82)
+cookie=0xaaaa000000000001,table=81,priority=100,ct_state=+trk,reg5=0x9 actions=resubmit(,82)
+cookie=0xaaaa000000000001,table=81,priority=100,ct_state=+trk,reg5=0x8 actions=resubmit(,82)
+cookie=0xaaaa000000000001,table=81,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=82,priority=77,ct_state=+new-est,tcp,reg5=0x3,nw_src=10.0.0.1 actions=ct(commit,zone=NXM_NX_REG6[0..15]),output:3,resubmit(,92)
+cookie=0xaaaa000000000001,table=82,priority=77,ct_state=+new-est,tcp,reg5=0x9,nw_src=10.0.0.1 actions=ct(commit,zone=NXM_NX_REG6[0..15]),output:9,resubmit(,92)
+cookie=0xaaaa000000000001,table=82,priority=50,ct_state=+est-rel+rpl,reg5=0x3 actions=output:9
+cookie=0xaaaa000000000001,table=82,priority=40,ct_state=-est,reg5=0x3 actions=resubmit(,93)
+cookie=0xaaaa000000000001,table=92,priority=0 actions=drop
+cookie=0xaaaa000000000001,table=93,priority=0 actions=drop
+`
+
+var neutronCases = []traceCase{
+	{name: "neutron-accepted", bridge: "br-int", in: 2, dst: "10.0.0.2", want: "delivered tap-b"},
+	{name: "neutron-denied-egress", bridge: "br-int", in: 2, dst: "10.0.0.9",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=40,ct_state=-est,reg5=0x2 actions=resubmit(,93)"},
+	{name: "neutron-denied-established", bridge: "br-int", in: 2, dst: "10.0.0.9", reply: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=40,ct_state=+est,ip,reg5=0x2 actions=ct(commit,zone=NXM_NX_REG6[0..15],exec(set_field:0x1->ct_mark))"},
+	{name: "neutron-denied-ingress", bridge: "br-tun", in: 2, dst: "10.0.0.2", src: "10.0.0.66", tunID: 1001,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=40,ct_state=-est,reg5=0x3 actions=resubmit(,93)"},
+	{name: "neutron-spoofed", bridge: "br-int", in: 2, src: "10.0.0.66", dst: "10.0.0.2",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=71, priority=10,reg5=0x2,in_port=\"tap-a\" actions=ct_clear,resubmit(,93)"},
+	{name: "neutron-port-gone", bridge: "br-int", in: 2, dst: "10.0.0.2", dstMAC: "fa:16:3e:00:00:09",
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=77,ct_state=+new-est,tcp,reg5=0x9,nw_src=10.0.0.1 actions=ct(commit,zone=NXM_NX_REG6[0..15]),output:9,resubmit(,92): Nonexistent output port"},
+	{name: "neutron-port-gone-for-answers", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 1001, reply: true,
+		want: "dropped by br-int: cookie=0xaaaa000000000001, table=82, priority=50,ct_state=+est-rel+rpl,reg5=0x3 actions=output:9: Nonexistent output port"},
+	{name: "neutron-no-rules", bridge: "br-int", in: 2, dst: "10.0.0.2", dstMAC: "fa:16:3e:00:00:08",
+		want: "dropped by br-int: cookie=0x0, table=82, priority=0 actions=drop: table 82 of br-int: no match"},
+}
+
+// TestTraceNeutron has the flow named that decided, not the table where what was decided ends.
+func TestTraceNeutron(t *testing.T) {
+	s := traceHost(t)
+	ofctl(t, "del-flows", "br-int", "cookie=0xaaaa000000000001/-1")
+	addFlows(t, "br-int", traceNeutron)
+	for _, c := range neutronCases {
+		checkTrace(t, s, c)
+	}
+}
+
+// mirrorTo has a bridge's packets copied to a port, or flooded in a VLAN.
+func mirrorTo(t testing.TB, s *Switch, bridge, port string, vlan int) {
+	t.Helper()
+	args := []string{"--id=@m", "create", "mirror", "name=span", "select-all=true", fmt.Sprint("output-vlan=", vlan)}
+	if port != "" {
+		args = append([]string{"--id=@p", "get", "port", port, "--"}, args[:5]...)
+		args = append(args, "output-port=@p")
+	}
+	vsctl(t, append(args, "--", "set", "bridge", bridge, "mirrors=@m")...)
+	await(t, s, "a mirror", func(snap dataplane.Snapshot) bool { b, _ := snap.Bridge(bridge); return len(b.Mirrors) == 1 })
+	t.Cleanup(func() { unmirror(t, s, bridge) })
+}
+
+func unmirror(t testing.TB, s *Switch, bridge string) {
+	t.Helper()
+	vsctl(t, "clear", "bridge", bridge, "mirrors")
+	await(t, s, "no mirror", func(snap dataplane.Snapshot) bool { b, _ := snap.Bridge(bridge); return len(b.Mirrors) == 0 })
+}
+
+// TestTraceMirrored has what mirrors copy taken for no way that the packet goes.
+func TestTraceMirrored(t *testing.T) {
+	s := traceHost(t)
+	sandbox.Command(t, "ip", "link", "add", "span0", "type", "veth", "peer", "name", "span0-g")
+	t.Cleanup(func() { sandbox.Command(t, "ip", "link", "del", "span0") })
+	sandbox.Command(t, "ip", "link", "set", "span0", "up")
+	vsctl(t, "add-port", "br-int", "span0")
+	for name, options := range map[string][]string{"span-gre": {"type=gre", "options:key=77"}, "span-ers": {"type=erspan", "options:key=7", "options:erspan_ver=1", "options:erspan_idx=1"}} {
+		vsctl(t, append([]string{"add-port", "br-int", name, "--", "set", "interface", name, "options:remote_ip=192.0.2.50"}, options...)...)
+		awaitPort(t, s, "br-int", name, hasOFPort)
+	}
+	vsctl(t, "add-port", "br-int", "span-far", "--", "set", "interface", "span-far", "type=gre", "options:remote_ip=203.0.113.50")
+	awaitPort(t, s, "br-int", "span-far", hasOFPort)
+	vsctl(t, "add-port", "br-int", "span-p", "--", "set", "interface", "span-p", "type=patch", "options:peer=span-q",
+		"--", "add-port", "br-phy", "span-q", "--", "set", "interface", "span-q", "type=patch", "options:peer=span-p")
+	awaitPort(t, s, "br-int", "span-p", hasOFPort)
+	const rule = "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,ip,nw_dst=10.0.0.9 actions=drop"
+	const noTunnel = "dropped by br-tun: cookie=0xbbbb000000000001, table=22, priority=0 actions=drop"
+	for _, known := range []bool{true, false} { // the collector's MAC address
+		if known {
+			sandbox.Command(t, "ovs-appctl", "tnl/neigh/set", "br-phy", "192.0.2.50", "02:00:00:00:00:50")
+		} else {
+			sandbox.Command(t, "ovs-appctl", "tnl/neigh/flush")
+			sandbox.Command(t, "ovs-appctl", "tnl/neigh/set", "br-phy", "192.0.2.2", "02:00:00:00:00:02")
+		}
+		for _, port := range []string{"span0", "span-gre", "span-ers", "span-far"} {
+			mirrorTo(t, s, "br-int", port, 0)
+			for _, c := range []traceCase{
+				{name: "same-host", dst: "10.0.0.2", want: "delivered tap-b"},
+				{name: "rule", dst: "10.0.0.9", want: rule},
+				{name: "tunnelled", dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+				{name: "dropped-beyond", dst: "10.0.0.100", want: noTunnel},
+			} {
+				c.name, c.bridge, c.in, c.again = "mirrored-to-"+port+"-"+c.name, "br-int", 2, !known || port == "span-far"
+				checkTrace(t, s, c)
+			}
+			unmirror(t, s, "br-int")
+		}
+	}
+	addFlows(t, "br-int", "table=94,priority=200,ip,nw_dst=10.0.0.2 actions=output:span0\n")
+	for _, tt := range []struct {
+		name, port string
+		vlan       int
+		want       string
+	}{
+		{"a flow sends there, too", "span0", 0, `mirror "span" of br-int sends copies by span0, where flows send packets, too`},
+		{"to another bridge", "span-p", 0, `mirror "span" of br-int sends copies to another bridge by span-p`},
+		{"in a VLAN", "", 100, `mirror "span" of br-int floods copies in VLAN 100`},
+	} {
+		mirrorTo(t, s, "br-int", tt.port, tt.vlan)
+		tr, err := s.Trace(t.Context(), "br-int", traceCase{bridge: "br-int", in: 2, dst: "10.0.0.2"}.request())
+		if errors.Is(err, ErrUnsupported) && is2(s) {
+			t.Skip(err)
+		}
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: Trace = %s, %v; want %s", tt.name, format(tr), err, tt.want)
+		}
+		unmirror(t, s, "br-int")
 	}
 }
 
@@ -471,8 +634,8 @@ func writeTrace(t *testing.T, c traceCase, snap dataplane.Snapshot, text string)
 func TestReadTrace(t *testing.T) {
 	t.Parallel()
 	names, err := filepath.Glob("testdata/trace/*.txtar")
-	if err != nil || len(names) < len(traceCases) {
-		t.Fatalf("%d files in testdata/trace, %v; want one for each of %d cases", len(names), err, len(traceCases))
+	if cases := len(traceCases) + len(neutronCases); err != nil || len(names) < cases {
+		t.Fatalf("%d files in testdata/trace, %v; want one for each of %d cases", len(names), err, cases)
 	}
 	for _, name := range names {
 		files := readArchive(t, name)

@@ -51,6 +51,9 @@ type step struct {
 	flow    flows.Flow
 	reason  string
 	actions []string
+	pass    int  // how often the packet was recirculated before
+	failed  bool // reason is about an output
+	beneath bool // of a bridge that has a tunnel's packets
 }
 
 // exit is one way by which the packet leaves the host. Remote is empty where that is
@@ -59,29 +62,46 @@ type exit struct {
 	port   string
 	remote string
 	id     uint32
+	reason string
 }
 
 // level is a bridge in the tree, for what is indented at least as much.
 type level struct {
-	indent int
-	bridge string
+	indent  int
+	bridge  string
+	beneath tunnelled
 }
+
+// tunnelled tells what comes to a bridge.
+type tunnelled uint8
+
+const (
+	bare   tunnelled = iota // the packet
+	inside                  // a tunnel's packet with it
+	copied                  // a tunnel's packet with a mirror's copy of it
+)
 
 // tree reads the text line by line.
 type tree struct {
 	bridges []level
 	stack   []*step // the flow that a line belongs to, and those around it
-	last    *step   // the last that is not ours
+	steps   []*step // those that are not ours, nor met by a mirror's copy
 	resume  []string
-	thawing string // the bridge that a recirculation goes on in
+	thawing string    // the bridge that a recirculation goes on in
+	pass    int       // recirculations
+	into    tunnelled // of the bridge that comes next
 
 	copies  map[string]bool // ports that our hook sends to
 	output  string          // port of the last output action
+	outputs map[string]bool // ports that the bridges' flows name in one
+	mirrors map[string]bool // remote addresses of tunnels that mirrors copy to
 	tunnels []exit          // tunnels as the tree names them
-	tunID   uint32          // as last written
-	exits   []exit
-	seen    bool // some datapath actions
-	punted  bool // to the slow path or the controller
+
+	tunnelPorts map[string]bool
+	tunID       uint32 // as last written
+	exits       []exit
+	seen        bool // some datapath actions
+	punted      bool // to the slow path or the controller
 }
 
 var (
@@ -97,17 +117,27 @@ var (
 	tunnelPort = regexp.MustCompile(`_sys(?:_\d+)?$`)
 )
 
+// What the switch says of an output that leads nowhere (ofproto-dpif-xlate.c).
+const (
+	noRoute  = "native tunnel routing failed"
+	backward = "skipping output to input port"
+)
+
 // neighbourMiss begins what is said of a tunnel whose next hop's MAC is not known yet.
 const neighbourMiss = "neighbor cache miss"
 
 // readTrace finds the outcome in what ofproto/trace --names printed for a packet that
 // enters a bridge by inPort.
 func readTrace(text string, snap dataplane.Snapshot, bridge string, inPort uint16) (Trace, error) {
-	t := tree{copies: make(map[string]bool)}
+	t := tree{copies: make(map[string]bool), outputs: make(map[string]bool), mirrors: make(map[string]bool), tunnelPorts: make(map[string]bool)}
 	for _, b := range snap.Bridges {
 		for _, p := range b.Ports {
 			if p.Dye {
 				t.copies[p.Name] = true
+			}
+			t.tunnelPorts[p.Name] = p.IsTunnel()
+			if p.IsTunnel() && b.Mirrored(p.Name) {
+				t.mirrors[p.RemoteIP] = true
 			}
 		}
 	}
@@ -116,6 +146,9 @@ func readTrace(text string, snap dataplane.Snapshot, bridge string, inPort uint1
 	}
 	if !t.seen {
 		return Trace{}, fmt.Errorf("ofproto/trace printed no datapath actions: %.200q", text)
+	}
+	if err := t.unmirror(snap); err != nil {
+		return Trace{}, err
 	}
 	t.nameTunnels(snap)
 	return t.outcome(snap, bridge, inPort)
@@ -132,7 +165,8 @@ func (t *tree) line(line string) {
 		t.seen = true
 		t.datapath(strings.TrimPrefix(text, "Datapath actions: "))
 	case strings.HasPrefix(line, "recirc("):
-		t.bridges, t.stack = nil, nil
+		t.bridges, t.stack, t.into = nil, nil, bare
+		t.pass++
 		if len(t.resume) > 0 {
 			t.thawing, t.resume = t.resume[0], t.resume[1:]
 		}
@@ -154,7 +188,12 @@ func (t *tree) enter(indent int, bridge string) {
 		bridge, t.thawing = t.thawing, ""
 	}
 	t.leave(indent)
-	t.bridges = append(t.bridges, level{indent, bridge})
+	l := level{indent, bridge, t.into}
+	if n := len(t.bridges); l.beneath == bare && n > 0 {
+		l.beneath = t.bridges[n-1].beneath
+	}
+	t.into = bare
+	t.bridges = append(t.bridges, l)
 }
 
 // leave ends the bridges that are indented at least as much.
@@ -173,7 +212,8 @@ func (t *tree) meet(indent int, table, text string) {
 		return
 	}
 	t.unwind(indent)
-	s := &step{indent: indent, bridge: t.bridges[len(t.bridges)-1].bridge}
+	at := t.bridges[len(t.bridges)-1]
+	s := &step{indent: indent, bridge: at.bridge, pass: t.pass, beneath: at.beneath != bare}
 	number, _ := strconv.ParseUint(table, 10, 8)
 	s.flow.Table = uint8(number)
 	if m := flowText.FindStringSubmatch(text); m != nil {
@@ -184,8 +224,8 @@ func (t *tree) meet(indent int, table, text string) {
 		s.reason = fmt.Sprintf("table %d of %s: %s", number, s.bridge, strings.ToLower(strings.TrimSuffix(text, ".")))
 	}
 	t.stack = append(t.stack, s)
-	if !t.ours() {
-		t.last = s
+	if !t.ours() && at.beneath != copied {
+		t.steps = append(t.steps, s)
 	}
 }
 
@@ -220,12 +260,41 @@ func (t *tree) inFlow(indent int, text string) {
 	case isDetail:
 		t.detail(s, detail)
 	case isWarning:
-		if !strings.Contains(warning, "suppressing side effects") {
-			s.reason = warning
-		}
+		t.warning(s, warning)
 	default:
 		t.action(s, text)
 	}
+}
+
+// warning takes what the switch could not do. Of several on one flow, one on an output stays.
+func (t *tree) warning(s *step, text string) {
+	output := len(s.actions) > 0 && outputs(s.actions[len(s.actions)-1])
+	switch {
+	case strings.Contains(text, "suppressing side effects"), s.failed && !output,
+		text == noRoute && t.mirrored(s):
+	default:
+		s.reason, s.failed = text, output
+	}
+}
+
+// mirrored tells whether a tunnel that has no route may be a mirror's, and not that of a flow's last
+// action.
+func (t *tree) mirrored(s *step) bool {
+	if len(t.mirrors) == 0 || s.beneath {
+		return false
+	}
+	n := len(s.actions)
+	return n == 0 || !strings.HasPrefix(s.actions[n-1], "output:") || !t.tunnelPorts[t.output]
+}
+
+// outputs tells whether an action sends the packet to ports.
+func outputs(action string) bool {
+	name, _, _ := strings.Cut(action, ":")
+	switch name {
+	case "output", "NORMAL", "FLOOD", "ALL", "IN_PORT", "LOCAL", "enqueue", "group", "bundle":
+		return true
+	}
+	return strings.HasPrefix(action, "output(") || strings.HasPrefix(action, "bundle(")
 }
 
 func (t *tree) detail(s *step, text string) {
@@ -234,14 +303,19 @@ func (t *tree) detail(s *step, text string) {
 		t.resume = append(t.resume, s.bridge)
 	case text == "output to kernel tunnel":
 		t.tunnels = append(t.tunnels, exit{port: t.output})
+	case m != nil && t.mirrors[m[1]]:
+		t.into = copied
 	case m != nil:
+		t.into = inside
 		t.tunnels = append(t.tunnels, exit{port: t.output, remote: m[1]})
+	case strings.HasPrefix(text, neighbourMiss) && t.into == copied:
+		t.into = bare
 	case strings.HasPrefix(text, neighbourMiss) && len(t.tunnels) > 0:
 		// The flows did their part; the switch asks for the next hop's MAC and
 		// the next packet will find it.
 		e := t.tunnels[len(t.tunnels)-1]
-		t.exits = append(t.exits, exit{remote: e.remote, id: t.tunID})
-		s.reason = text
+		t.exits = append(t.exits, exit{remote: e.remote, id: t.tunID, reason: text})
+		t.into = bare
 	}
 }
 
@@ -250,13 +324,16 @@ func (t *tree) action(s *step, text string) {
 		t.output = unquote(name)
 		if s.flow.Ours() {
 			t.copies[t.output] = true
+		} else {
+			t.outputs[t.output] = true
 		}
 	}
+	t.into = bare
 	if m := tunIDSet.FindStringSubmatch(text); m != nil {
 		t.tunID = parseKey(m[1])
 	}
-	// After ct() the tree has a drop of the clone that was forked.
-	if n := len(s.actions); text == "drop" && n > 0 && strings.HasPrefix(s.actions[n-1], "ct(") {
+	// After ct() the tree has what it executes, and a drop of the clone that was forked.
+	if n := len(s.actions); n > 0 && strings.HasPrefix(s.actions[n-1], "ct(") && (text == "drop" || strings.Contains(s.actions[n-1], text)) {
 		return
 	}
 	s.actions = append(s.actions, text)
@@ -344,12 +421,72 @@ func (t *tree) nameTunnels(snap dataplane.Snapshot) {
 		}
 		for _, b := range snap.Bridges {
 			for _, p := range b.Ports {
-				if p.IsTunnel() && p.RemoteIP == e.remote && strings.HasPrefix(e.port, p.Type[:min(5, len(p.Type))]) {
+				if p.IsTunnel() && p.RemoteIP == e.remote && e.of(p) {
 					t.exits[i].port = p.Name
 				}
 			}
 		}
 	}
+}
+
+// unmirror takes away what mirrors copied, which is no way that the packet goes. The error says that
+// what is a copy, and what is not, cannot be told.
+func (t *tree) unmirror(snap dataplane.Snapshot) error {
+	seen := make(map[string]bool)
+	for _, s := range t.steps {
+		seen[s.bridge] = seen[s.bridge] || !s.beneath
+	}
+	for _, b := range snap.Bridges {
+		if !seen[b.Name] {
+			continue
+		}
+		for _, m := range b.Mirrors {
+			if m.VLAN != 0 {
+				return fmt.Errorf("mirror %q of %s floods copies in VLAN %d: which way the packet itself goes cannot be told from them", m.Name, b.Name, m.VLAN)
+			}
+			for _, name := range m.Ports {
+				if err := t.unmirrorPort(snap, b, m, name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tree) unmirrorPort(snap dataplane.Snapshot, b dataplane.Bridge, m dataplane.Mirror, name string) error {
+	p, _ := b.Port(name)
+	rest := slices.DeleteFunc(slices.Clone(t.exits), func(e exit) bool {
+		if p.IsTunnel() {
+			return e.remote == p.RemoteIP && e.of(p)
+		}
+		return e.remote == "" && e.port == name
+	})
+	switch {
+	case p.Type == "patch":
+		return fmt.Errorf("mirror %q of %s sends copies to another bridge by %s: which way the packet itself goes cannot be told from them", m.Name, b.Name, name)
+	case len(rest) < len(t.exits) && (t.outputs[name] || twin(snap, p)):
+		return fmt.Errorf("mirror %q of %s sends copies by %s, where flows send packets, too: whether this one went there cannot be told", m.Name, b.Name, name)
+	}
+	t.exits = rest
+	return nil
+}
+
+// twin tells whether another port leads into the same tunnel as a mirror's.
+func twin(snap dataplane.Snapshot, p dataplane.Port) bool {
+	for _, b := range snap.Bridges {
+		for _, q := range b.Ports {
+			if q.IsTunnel() && q.Type == p.Type && q.RemoteIP == p.RemoteIP && !b.Mirrored(q.Name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// of tells whether the datapath's name of a tunnel is that of the type of a port.
+func (e exit) of(p dataplane.Port) bool {
+	return strings.HasPrefix(e.port, p.Type[:min(5, len(p.Type))])
 }
 
 func findPort(snap dataplane.Snapshot, name string) (dataplane.Port, bool) {
@@ -369,6 +506,9 @@ func (t *tree) outcome(snap dataplane.Snapshot, bridge string, inPort uint16) (T
 	var tr Trace
 	for _, e := range t.exits {
 		tr.Ports = append(tr.Ports, e.port)
+		if x := (Exit{e.port, e.remote, e.id, e.reason}); !slices.Contains(tr.Exits, x) {
+			tr.Exits = append(tr.Exits, x)
+		}
 	}
 	b, _ := snap.Bridge(bridge)
 	in, _ := b.ByOFPort(inPort)
@@ -376,12 +516,9 @@ func (t *tree) outcome(snap dataplane.Snapshot, bridge string, inPort uint16) (T
 	// that came from the tunnels' side is on its way to an instance.
 	inward := in.Role == flows.Tunnel || in.Role == flows.Uplink
 	best := slices.MaxFunc(t.exits, func(a, b exit) int { return rank(a, snap, inward) - rank(b, snap, inward) })
-	tr.Outcome, tr.Port = Delivered, best.port
+	tr.Outcome, tr.Port, tr.Reason = Delivered, best.port, best.reason
 	if best.remote != "" {
 		tr.Outcome, tr.TunnelRemote, tr.TunnelID = Tunnelled, best.remote, best.id
-		if t.last != nil && strings.HasPrefix(t.last.reason, neighbourMiss) {
-			tr.Reason = t.last.reason
-		}
 	}
 	return tr, nil
 }
@@ -400,17 +537,68 @@ func rank(e exit, snap dataplane.Snapshot, inward bool) int {
 }
 
 func (t *tree) dropped() (Trace, error) {
-	if t.last == nil {
+	s := t.decisive()
+	if s == nil {
 		return Trace{}, errors.New("ofproto/trace dropped it without a flow")
 	}
-	f := t.last.flow
-	f.Actions = strings.Join(t.last.actions, ",")
+	f := s.flow
+	f.Actions = strings.Join(s.actions, ",")
 	if f.Actions == "" {
 		f.Actions = "drop"
 	}
-	reason := t.last.reason
+	reason := s.reason
 	if reason == "" && t.punted {
 		reason = "handed to the controller"
 	}
-	return Trace{Outcome: Dropped, Flow: FlowRef{Bridge: t.last.bridge, Flow: f}, Reason: reason}, nil
+	return Trace{Outcome: Dropped, Flow: FlowRef{Bridge: s.bridge, Flow: f}, Reason: reason}, nil
+}
+
+// Tables of the Neutron agent's Open vSwitch firewall in which nothing is decided
+// (neutron/plugins/ml2/drivers/openvswitch/agent/common/constants.py, ACCEPTED_INGRESS_TRAFFIC_TABLE
+// and DROPPED_TRAFFIC_TABLE): what was delivered, or denied, before is logged there and ends. In other
+// tables a flow of priority 0 that drops says that there is none for the packet, and that is why.
+const (
+	accepted = 92
+	denied   = 93
+)
+
+// decisive returns the step that a packet was dropped for: the last whose output failed; else the
+// last, or what sent it to a table that only ends it. nil if there is none.
+func (t *tree) decisive() *step {
+	n := len(t.steps)
+	if n == 0 {
+		return nil
+	}
+	last := t.steps[n-1]
+	if last.ends() {
+		last = t.sentBy(last)
+	}
+	for i := n - 1; i >= 0; i-- {
+		// A flood leaves out where it came from, as it should.
+		if s := t.steps[i]; s.failed && (s.reason != backward || s == last) {
+			return s
+		}
+	}
+	return last
+}
+
+// ends tells whether a step only ends what was decided before.
+func (s *step) ends() bool {
+	return (s.flow.Table == accepted || s.flow.Table == denied) && s.reason == "" && s.flow.Match == "" && s.flow.Priority == 0 &&
+		slices.Equal(s.actions, []string{"drop"})
+}
+
+// sentBy returns the step that resubmitted to the last one, which is itself if none did.
+func (t *tree) sentBy(last *step) *step {
+	to := fmt.Sprintf("resubmit(,%d)", last.flow.Table)
+	for i := len(t.steps) - 2; i >= 0; i-- {
+		s := t.steps[i]
+		if s.bridge != last.bridge || s.pass != last.pass {
+			break
+		}
+		if slices.Contains(s.actions, to) {
+			return s
+		}
+	}
+	return last
 }

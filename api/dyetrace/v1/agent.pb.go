@@ -2531,8 +2531,15 @@ type Explanation struct {
 	Unnamed string `protobuf:"bytes,9,opt,name=unnamed,proto3" json:"unnamed,omitempty"`
 	// Paste-ready command that shows the same on OVN's central node; empty where there is none.
 	LogicalCommand string `protobuf:"bytes,10,opt,name=logical_command,json=logicalCommand,proto3" json:"logical_command,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// All ways by which it leaves the host (DELIVERED, TUNNELLED): the switch may flood it. The
+	// fields above name one of them, which is not always that to the receiver. Empty from an
+	// agent that does not tell them.
+	Exits []*Exit `protobuf:"bytes,11,rep,name=exits,proto3" json:"exits,omitempty"`
+	// What the switch said of its refusal (DROPPED) or of a doubt, such as "Nonexistent output
+	// port" or "native tunnel routing failed"; empty where the flow's own doing is all.
+	Reason        string `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Explanation) Reset() {
@@ -2635,6 +2642,92 @@ func (x *Explanation) GetLogicalCommand() string {
 	return ""
 }
 
+func (x *Explanation) GetExits() []*Exit {
+	if x != nil {
+		return x.Exits
+	}
+	return nil
+}
+
+func (x *Explanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Exit is one way by which a packet leaves a host.
+type Exit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the port.
+	Port string `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Remote address and key where that is a tunnel's, else empty.
+	TunnelRemote string `protobuf:"bytes,2,opt,name=tunnel_remote,json=tunnelRemote,proto3" json:"tunnel_remote,omitempty"`
+	TunnelId     uint32 `protobuf:"varint,3,opt,name=tunnel_id,json=tunnelId,proto3" json:"tunnel_id,omitempty"`
+	// As Explanation.reason, of this one.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exit) Reset() {
+	*x = Exit{}
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exit) ProtoMessage() {}
+
+func (x *Exit) ProtoReflect() protoreflect.Message {
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exit.ProtoReflect.Descriptor instead.
+func (*Exit) Descriptor() ([]byte, []int) {
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Exit) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *Exit) GetTunnelRemote() string {
+	if x != nil {
+		return x.TunnelRemote
+	}
+	return ""
+}
+
+func (x *Exit) GetTunnelId() uint32 {
+	if x != nil {
+		return x.TunnelId
+	}
+	return 0
+}
+
+func (x *Exit) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // ProbeUnderlay asks an agent to exchange UDP datagrams with another agent, between the
 // tunnel addresses of their hosts; or, with recall, what it has seen of such an exchange.
 // The other agent sends each datagram back as it came (package dataplane/underlay).
@@ -2674,7 +2767,7 @@ type ProbeUnderlay struct {
 
 func (x *ProbeUnderlay) Reset() {
 	*x = ProbeUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2779,7 @@ func (x *ProbeUnderlay) String() string {
 func (*ProbeUnderlay) ProtoMessage() {}
 
 func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[28]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2792,7 @@ func (x *ProbeUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeUnderlay.ProtoReflect.Descriptor instead.
 func (*ProbeUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProbeUnderlay) GetId() uint64 {
@@ -2841,7 +2934,7 @@ type UnderlayReport struct {
 
 func (x *UnderlayReport) Reset() {
 	*x = UnderlayReport{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2946,7 @@ func (x *UnderlayReport) String() string {
 func (*UnderlayReport) ProtoMessage() {}
 
 func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[29]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2959,7 @@ func (x *UnderlayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayReport.ProtoReflect.Descriptor instead.
 func (*UnderlayReport) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UnderlayReport) GetId() uint64 {
@@ -3020,7 +3113,7 @@ type StreamUnderlay struct {
 
 func (x *StreamUnderlay) Reset() {
 	*x = StreamUnderlay{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3125,7 @@ func (x *StreamUnderlay) String() string {
 func (*StreamUnderlay) ProtoMessage() {}
 
 func (x *StreamUnderlay) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[30]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3138,7 @@ func (x *StreamUnderlay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamUnderlay.ProtoReflect.Descriptor instead.
 func (*StreamUnderlay) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StreamUnderlay) GetSet() uint64 {
@@ -3087,7 +3180,7 @@ type UnderlayTarget struct {
 
 func (x *UnderlayTarget) Reset() {
 	*x = UnderlayTarget{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3192,7 @@ func (x *UnderlayTarget) String() string {
 func (*UnderlayTarget) ProtoMessage() {}
 
 func (x *UnderlayTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[31]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3205,7 @@ func (x *UnderlayTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayTarget.ProtoReflect.Descriptor instead.
 func (*UnderlayTarget) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnderlayTarget) GetSrcIp() []byte {
@@ -3194,7 +3287,7 @@ type UnderlayCounts struct {
 
 func (x *UnderlayCounts) Reset() {
 	*x = UnderlayCounts{}
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3299,7 @@ func (x *UnderlayCounts) String() string {
 func (*UnderlayCounts) ProtoMessage() {}
 
 func (x *UnderlayCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_dyetrace_v1_agent_proto_msgTypes[32]
+	mi := &file_dyetrace_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3312,7 @@ func (x *UnderlayCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnderlayCounts.ProtoReflect.Descriptor instead.
 func (*UnderlayCounts) Descriptor() ([]byte, []int) {
-	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_dyetrace_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnderlayCounts) GetSet() uint64 {
@@ -3483,7 +3576,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"tun_src_ip\x182 \x01(\fR\btunSrcIp\x12\x1c\n" +
 	"\n" +
-	"tun_dst_ip\x183 \x01(\fR\btunDstIp\"\xc0\x02\n" +
+	"tun_dst_ip\x183 \x01(\fR\btunDstIp\"\x81\x03\n" +
 	"\vExplanation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12.\n" +
@@ -3495,7 +3588,14 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\acommand\x18\b \x01(\tR\acommand\x12\x18\n" +
 	"\aunnamed\x18\t \x01(\tR\aunnamed\x12'\n" +
 	"\x0flogical_command\x18\n" +
-	" \x01(\tR\x0elogicalCommand\"\xc9\x02\n" +
+	" \x01(\tR\x0elogicalCommand\x12'\n" +
+	"\x05exits\x18\v \x03(\v2\x11.dyetrace.v1.ExitR\x05exits\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\"t\n" +
+	"\x04Exit\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\tR\x04port\x12#\n" +
+	"\rtunnel_remote\x18\x02 \x01(\tR\ftunnelRemote\x12\x1b\n" +
+	"\ttunnel_id\x18\x03 \x01(\rR\btunnelId\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xc9\x02\n" +
 	"\rProbeUnderlay\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
@@ -3580,7 +3680,7 @@ func file_dyetrace_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_dyetrace_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_dyetrace_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(Outcome)(0),            // 0: dyetrace.v1.Outcome
 	(*SessionRequest)(nil),  // 1: dyetrace.v1.SessionRequest
@@ -3611,20 +3711,21 @@ var file_dyetrace_v1_agent_proto_goTypes = []any{
 	(*Finished)(nil),        // 26: dyetrace.v1.Finished
 	(*Explain)(nil),         // 27: dyetrace.v1.Explain
 	(*Explanation)(nil),     // 28: dyetrace.v1.Explanation
-	(*ProbeUnderlay)(nil),   // 29: dyetrace.v1.ProbeUnderlay
-	(*UnderlayReport)(nil),  // 30: dyetrace.v1.UnderlayReport
-	(*StreamUnderlay)(nil),  // 31: dyetrace.v1.StreamUnderlay
-	(*UnderlayTarget)(nil),  // 32: dyetrace.v1.UnderlayTarget
-	(*UnderlayCounts)(nil),  // 33: dyetrace.v1.UnderlayCounts
-	(*Stain)(nil),           // 34: dyetrace.v1.Stain
-	(*Bridge)(nil),          // 35: dyetrace.v1.Bridge
-	(*Endpoint)(nil),        // 36: dyetrace.v1.Endpoint
-	(*UnderlayEcho)(nil),    // 37: dyetrace.v1.UnderlayEcho
-	(*AgentCounters)(nil),   // 38: dyetrace.v1.AgentCounters
-	(PointKind)(0),          // 39: dyetrace.v1.PointKind
-	(Scheme)(0),             // 40: dyetrace.v1.Scheme
-	(*FlowRef)(nil),         // 41: dyetrace.v1.FlowRef
-	(*UnderlayError)(nil),   // 42: dyetrace.v1.UnderlayError
+	(*Exit)(nil),            // 29: dyetrace.v1.Exit
+	(*ProbeUnderlay)(nil),   // 30: dyetrace.v1.ProbeUnderlay
+	(*UnderlayReport)(nil),  // 31: dyetrace.v1.UnderlayReport
+	(*StreamUnderlay)(nil),  // 32: dyetrace.v1.StreamUnderlay
+	(*UnderlayTarget)(nil),  // 33: dyetrace.v1.UnderlayTarget
+	(*UnderlayCounts)(nil),  // 34: dyetrace.v1.UnderlayCounts
+	(*Stain)(nil),           // 35: dyetrace.v1.Stain
+	(*Bridge)(nil),          // 36: dyetrace.v1.Bridge
+	(*Endpoint)(nil),        // 37: dyetrace.v1.Endpoint
+	(*UnderlayEcho)(nil),    // 38: dyetrace.v1.UnderlayEcho
+	(*AgentCounters)(nil),   // 39: dyetrace.v1.AgentCounters
+	(PointKind)(0),          // 40: dyetrace.v1.PointKind
+	(Scheme)(0),             // 41: dyetrace.v1.Scheme
+	(*FlowRef)(nil),         // 42: dyetrace.v1.FlowRef
+	(*UnderlayError)(nil),   // 43: dyetrace.v1.UnderlayError
 }
 var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: dyetrace.v1.SessionRequest.hello:type_name -> dyetrace.v1.Hello
@@ -3637,10 +3738,10 @@ var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	28, // 7: dyetrace.v1.SessionRequest.explanation:type_name -> dyetrace.v1.Explanation
 	8,  // 8: dyetrace.v1.SessionRequest.refreshed:type_name -> dyetrace.v1.Refreshed
 	20, // 9: dyetrace.v1.SessionRequest.armed:type_name -> dyetrace.v1.Armed
-	30, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
+	31, // 10: dyetrace.v1.SessionRequest.underlay_report:type_name -> dyetrace.v1.UnderlayReport
 	13, // 11: dyetrace.v1.SessionRequest.audited:type_name -> dyetrace.v1.Audited
 	14, // 12: dyetrace.v1.SessionRequest.changes:type_name -> dyetrace.v1.Changes
-	33, // 13: dyetrace.v1.SessionRequest.underlay_counts:type_name -> dyetrace.v1.UnderlayCounts
+	34, // 13: dyetrace.v1.SessionRequest.underlay_counts:type_name -> dyetrace.v1.UnderlayCounts
 	4,  // 14: dyetrace.v1.SessionResponse.welcome:type_name -> dyetrace.v1.Welcome
 	5,  // 15: dyetrace.v1.SessionResponse.reject:type_name -> dyetrace.v1.Reject
 	10, // 16: dyetrace.v1.SessionResponse.prepare:type_name -> dyetrace.v1.Prepare
@@ -3649,39 +3750,40 @@ var file_dyetrace_v1_agent_proto_depIdxs = []int32{
 	27, // 19: dyetrace.v1.SessionResponse.explain:type_name -> dyetrace.v1.Explain
 	7,  // 20: dyetrace.v1.SessionResponse.refresh:type_name -> dyetrace.v1.Refresh
 	19, // 21: dyetrace.v1.SessionResponse.arm:type_name -> dyetrace.v1.Arm
-	29, // 22: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
+	30, // 22: dyetrace.v1.SessionResponse.probe_underlay:type_name -> dyetrace.v1.ProbeUnderlay
 	12, // 23: dyetrace.v1.SessionResponse.audit:type_name -> dyetrace.v1.Audit
-	31, // 24: dyetrace.v1.SessionResponse.stream_underlay:type_name -> dyetrace.v1.StreamUnderlay
+	32, // 24: dyetrace.v1.SessionResponse.stream_underlay:type_name -> dyetrace.v1.StreamUnderlay
 	18, // 25: dyetrace.v1.SessionResponse.withdraw:type_name -> dyetrace.v1.Withdraw
-	34, // 26: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
-	35, // 27: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
-	36, // 28: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
-	37, // 29: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
-	38, // 30: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
+	35, // 26: dyetrace.v1.Welcome.stain:type_name -> dyetrace.v1.Stain
+	36, // 27: dyetrace.v1.HostState.bridges:type_name -> dyetrace.v1.Bridge
+	37, // 28: dyetrace.v1.HostState.endpoints:type_name -> dyetrace.v1.Endpoint
+	38, // 29: dyetrace.v1.HostState.underlay:type_name -> dyetrace.v1.UnderlayEcho
+	39, // 30: dyetrace.v1.Heartbeat.counters:type_name -> dyetrace.v1.AgentCounters
 	15, // 31: dyetrace.v1.Ready.windows:type_name -> dyetrace.v1.HookWindow
 	15, // 32: dyetrace.v1.Audited.windows:type_name -> dyetrace.v1.HookWindow
 	16, // 33: dyetrace.v1.HookWindow.counts:type_name -> dyetrace.v1.PointCount
-	39, // 34: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
+	40, // 34: dyetrace.v1.PointCount.kind:type_name -> dyetrace.v1.PointKind
 	21, // 35: dyetrace.v1.Inject.ports:type_name -> dyetrace.v1.PortRef
-	40, // 36: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
+	41, // 36: dyetrace.v1.Inject.scheme:type_name -> dyetrace.v1.Scheme
 	21, // 37: dyetrace.v1.Arm.answers:type_name -> dyetrace.v1.PortRef
 	21, // 38: dyetrace.v1.Arm.withhold_at:type_name -> dyetrace.v1.PortRef
 	23, // 39: dyetrace.v1.Injected.failures:type_name -> dyetrace.v1.InjectFailure
-	39, // 40: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
-	40, // 41: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
+	40, // 40: dyetrace.v1.Samples.kind:type_name -> dyetrace.v1.PointKind
+	41, // 41: dyetrace.v1.Samples.scheme:type_name -> dyetrace.v1.Scheme
 	15, // 42: dyetrace.v1.Finished.windows:type_name -> dyetrace.v1.HookWindow
-	40, // 43: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
+	41, // 43: dyetrace.v1.Explain.scheme:type_name -> dyetrace.v1.Scheme
 	0,  // 44: dyetrace.v1.Explanation.outcome:type_name -> dyetrace.v1.Outcome
-	41, // 45: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
-	42, // 46: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
-	32, // 47: dyetrace.v1.StreamUnderlay.targets:type_name -> dyetrace.v1.UnderlayTarget
-	1,  // 48: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
-	2,  // 49: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
-	49, // [49:50] is the sub-list for method output_type
-	48, // [48:49] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	42, // 45: dyetrace.v1.Explanation.flow:type_name -> dyetrace.v1.FlowRef
+	29, // 46: dyetrace.v1.Explanation.exits:type_name -> dyetrace.v1.Exit
+	43, // 47: dyetrace.v1.UnderlayReport.errors:type_name -> dyetrace.v1.UnderlayError
+	33, // 48: dyetrace.v1.StreamUnderlay.targets:type_name -> dyetrace.v1.UnderlayTarget
+	1,  // 49: dyetrace.v1.AgentService.Session:input_type -> dyetrace.v1.SessionRequest
+	2,  // 50: dyetrace.v1.AgentService.Session:output_type -> dyetrace.v1.SessionResponse
+	50, // [50:51] is the sub-list for method output_type
+	49, // [49:50] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_dyetrace_v1_agent_proto_init() }
@@ -3726,7 +3828,7 @@ func file_dyetrace_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dyetrace_v1_agent_proto_rawDesc), len(file_dyetrace_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
