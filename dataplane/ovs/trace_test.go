@@ -172,6 +172,7 @@ type traceCase struct {
 	dst, dstMAC  string
 	src          string
 	tunID        uint32
+	bare         bool // the tunnel's addresses are not known
 	reply        bool
 	icmp         bool
 	again        bool // one like it is in testdata
@@ -211,6 +212,7 @@ var traceCases = []traceCase{
 		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=22, priority=0 actions=drop"},
 	{name: "from-patch", bridge: "br-tun", in: 1, dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
 	{name: "ingress", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 1001, want: "delivered tap-b"},
+	{name: "ingress-by-key-alone", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 1001, bare: true, want: "delivered tap-b"},
 	{name: "ingress-wrong-key", bridge: "br-tun", in: 2, dst: "10.0.0.2", tunID: 4711,
 		want: "dropped by br-tun: cookie=0xbbbb000000000001, table=4, priority=0 actions=drop"},
 	{name: "ingress-security-rule", bridge: "br-tun", in: 2, dst: "10.0.0.2", src: "10.0.0.66", tunID: 1001,
@@ -268,7 +270,7 @@ func (c traceCase) request() TraceRequest {
 	if c.src != "" {
 		r.Src = netip.MustParseAddr(c.src)
 	}
-	if c.tunID != 0 {
+	if c.tunID != 0 && !c.bare {
 		r.TunSrc, r.TunDst = netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.1")
 	}
 	return r
@@ -419,15 +421,26 @@ func TestTraceNeutron(t *testing.T) {
 	}
 }
 
-// mirrorTo has a bridge's packets copied to a port, or flooded in a VLAN.
-func mirrorTo(t testing.TB, s *Switch, bridge, port string, vlan int) {
+// mirrorTo has copied to a port, or flooded in a VLAN, what goes out of another port of a bridge, or all
+// that comes to the bridge and leaves it.
+func mirrorTo(t testing.TB, s *Switch, bridge, from, port string, vlan int) {
 	t.Helper()
-	args := []string{"--id=@m", "create", "mirror", "name=span", "select-all=true", fmt.Sprint("output-vlan=", vlan)}
-	if port != "" {
-		args = append([]string{"--id=@p", "get", "port", port, "--"}, args[:5]...)
-		args = append(args, "output-port=@p")
+	var args []string
+	create := []string{"--id=@m", "create", "mirror", "name=span"}
+	if from == "" {
+		create = append(create, "select-all=true")
+	} else {
+		args = append(args, "--id=@from", "get", "port", from, "--")
+		create = append(create, "select-dst-port=@from")
 	}
-	vsctl(t, append(args, "--", "set", "bridge", bridge, "mirrors=@m")...)
+	if port == "" {
+		create = append(create, fmt.Sprint("output-vlan=", vlan))
+	} else {
+		args = append(args, "--id=@to", "get", "port", port, "--")
+		create = append(create, "output-port=@to")
+	}
+	args = append(append(args, create...), "--", "set", "bridge", bridge, "mirrors=@m")
+	vsctl(t, args...)
 	await(t, s, "a mirror", func(snap dataplane.Snapshot) bool { b, _ := snap.Bridge(bridge); return len(b.Mirrors) == 1 })
 	t.Cleanup(func() { unmirror(t, s, bridge) })
 }
@@ -455,6 +468,9 @@ func TestTraceMirrored(t *testing.T) {
 		"--", "add-port", "br-phy", "span-q", "--", "set", "interface", "span-q", "type=patch", "options:peer=span-p")
 	awaitPort(t, s, "br-int", "span-p", hasOFPort)
 	const rule = "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+new+trk,ip,nw_dst=10.0.0.9 actions=drop"
+	addFlows(t, "br-int", "table=94,priority=110,ip,nw_dst=10.0.0.75 actions=output:1,output:3\n")
+	addFlows(t, "br-tun", "table=20,priority=3,ip,nw_dst=10.0.0.75 actions=load:0x3e9->NXM_NX_TUN_ID[],output:5,output:2\n")
+	const flooded = "tunnelled gre-9 to 192.0.2.9 key 1001 of gre-9 to 192.0.2.9 key 1001,gre-2 to 192.0.2.2 key 1001,tap-b: neighbor cache miss for 192.0.2.9 on bridge br-phy, sending ARP request"
 	const noTunnel = "dropped by br-tun: cookie=0xbbbb000000000001, table=22, priority=0 actions=drop"
 	for _, known := range []bool{true, false} { // the collector's MAC address
 		if known {
@@ -464,19 +480,30 @@ func TestTraceMirrored(t *testing.T) {
 			sandbox.Command(t, "ovs-appctl", "tnl/neigh/set", "br-phy", "192.0.2.2", "02:00:00:00:00:02")
 		}
 		for _, port := range []string{"span0", "span-gre", "span-ers", "span-far"} {
-			mirrorTo(t, s, "br-int", port, 0)
-			for _, c := range []traceCase{
-				{name: "same-host", dst: "10.0.0.2", want: "delivered tap-b"},
-				{name: "rule", dst: "10.0.0.9", want: rule},
-				{name: "tunnelled", dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
-				{name: "dropped-beyond", dst: "10.0.0.100", want: noTunnel},
-			} {
-				c.name, c.bridge, c.in, c.again = "mirrored-to-"+port+"-"+c.name, "br-int", 2, !known || port == "span-far"
-				checkTrace(t, s, c)
+			for _, from := range []string{"", "tap-b"} {
+				mirrorTo(t, s, "br-int", from, port, 0)
+				for _, c := range []traceCase{
+					{name: "same-host", dst: "10.0.0.2", want: "delivered tap-b"},
+					{name: "rule", dst: "10.0.0.9", want: rule},
+					{name: "tunnelled", dst: "10.0.0.65", want: "tunnelled gre-2 to 192.0.2.2 key 1001"},
+					{name: "dropped-beyond", dst: "10.0.0.100", want: noTunnel},
+					{name: "flooded", dst: "10.0.0.75", want: flooded},
+				} {
+					c.name, c.bridge, c.in = "mirrored-to-"+port+"-"+c.name, "br-int", 2
+					if from != "" {
+						c.name += "-from-" + from
+					}
+					c.again = !known || port == "span-far" || from != "" && (port != "span-gre" || c.dst != "10.0.0.75")
+					checkTrace(t, s, c)
+				}
+				unmirror(t, s, "br-int")
 			}
-			unmirror(t, s, "br-int")
 		}
 	}
+	// Of a bridge that has the tunnel's packets only, mirrors copy those.
+	mirrorTo(t, s, "br-phy", "", "", 100)
+	checkTrace(t, s, traceCase{name: "mirrored-beneath", bridge: "br-int", in: 2, dst: "10.0.0.65", again: true, want: "tunnelled gre-2 to 192.0.2.2 key 1001"})
+	unmirror(t, s, "br-phy")
 	addFlows(t, "br-int", "table=94,priority=200,ip,nw_dst=10.0.0.2 actions=output:span0\n")
 	for _, tt := range []struct {
 		name, port string
@@ -487,7 +514,7 @@ func TestTraceMirrored(t *testing.T) {
 		{"to another bridge", "span-p", 0, `mirror "span" of br-int sends copies to another bridge by span-p`},
 		{"in a VLAN", "", 100, `mirror "span" of br-int floods copies in VLAN 100`},
 	} {
-		mirrorTo(t, s, "br-int", tt.port, tt.vlan)
+		mirrorTo(t, s, "br-int", "", tt.port, tt.vlan)
 		tr, err := s.Trace(t.Context(), "br-int", traceCase{bridge: "br-int", in: 2, dst: "10.0.0.2"}.request())
 		if errors.Is(err, ErrUnsupported) && is2(s) {
 			t.Skip(err)

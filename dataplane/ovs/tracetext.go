@@ -69,39 +69,29 @@ type exit struct {
 type level struct {
 	indent  int
 	bridge  string
-	beneath tunnelled
+	beneath bool // it has a tunnel's packets
 }
-
-// tunnelled tells what comes to a bridge.
-type tunnelled uint8
-
-const (
-	bare   tunnelled = iota // the packet
-	inside                  // a tunnel's packet with it
-	copied                  // a tunnel's packet with a mirror's copy of it
-)
 
 // tree reads the text line by line.
 type tree struct {
 	bridges []level
 	stack   []*step // the flow that a line belongs to, and those around it
-	steps   []*step // those that are not ours, nor met by a mirror's copy
+	steps   []*step // those that are not ours
 	resume  []string
-	thawing string    // the bridge that a recirculation goes on in
-	pass    int       // recirculations
-	into    tunnelled // of the bridge that comes next
+	thawing string // the bridge that a recirculation goes on in
+	pass    int    // recirculations
+	beneath bool   // the bridge that comes next has a tunnel's packets
+	aside   bool   // what is said of a tunnel is about a mirror's
 
 	copies  map[string]bool // ports that our hook sends to
 	output  string          // port of the last output action
 	outputs map[string]bool // ports that the bridges' flows name in one
 	mirrors map[string]bool // remote addresses of tunnels that mirrors copy to
 	tunnels []exit          // tunnels as the tree names them
-
-	tunnelPorts map[string]bool
-	tunID       uint32 // as last written
-	exits       []exit
-	seen        bool // some datapath actions
-	punted      bool // to the slow path or the controller
+	tunID   uint32          // as last written
+	exits   []exit
+	seen    bool // some datapath actions
+	punted  bool // to the slow path or the controller
 }
 
 var (
@@ -117,11 +107,8 @@ var (
 	tunnelPort = regexp.MustCompile(`_sys(?:_\d+)?$`)
 )
 
-// What the switch says of an output that leads nowhere (ofproto-dpif-xlate.c).
-const (
-	noRoute  = "native tunnel routing failed"
-	backward = "skipping output to input port"
-)
+// backward is what the switch says of an output to where the packet came from (ofproto-dpif-xlate.c).
+const backward = "skipping output to input port"
 
 // neighbourMiss begins what is said of a tunnel whose next hop's MAC is not known yet.
 const neighbourMiss = "neighbor cache miss"
@@ -129,13 +116,12 @@ const neighbourMiss = "neighbor cache miss"
 // readTrace finds the outcome in what ofproto/trace --names printed for a packet that
 // enters a bridge by inPort.
 func readTrace(text string, snap dataplane.Snapshot, bridge string, inPort uint16) (Trace, error) {
-	t := tree{copies: make(map[string]bool), outputs: make(map[string]bool), mirrors: make(map[string]bool), tunnelPorts: make(map[string]bool)}
+	t := tree{copies: make(map[string]bool), outputs: make(map[string]bool), mirrors: make(map[string]bool)}
 	for _, b := range snap.Bridges {
 		for _, p := range b.Ports {
 			if p.Dye {
 				t.copies[p.Name] = true
 			}
-			t.tunnelPorts[p.Name] = p.IsTunnel()
 			if p.IsTunnel() && b.Mirrored(p.Name) {
 				t.mirrors[p.RemoteIP] = true
 			}
@@ -165,7 +151,7 @@ func (t *tree) line(line string) {
 		t.seen = true
 		t.datapath(strings.TrimPrefix(text, "Datapath actions: "))
 	case strings.HasPrefix(line, "recirc("):
-		t.bridges, t.stack, t.into = nil, nil, bare
+		t.bridges, t.stack, t.beneath = nil, nil, false
 		t.pass++
 		if len(t.resume) > 0 {
 			t.thawing, t.resume = t.resume[0], t.resume[1:]
@@ -188,11 +174,11 @@ func (t *tree) enter(indent int, bridge string) {
 		bridge, t.thawing = t.thawing, ""
 	}
 	t.leave(indent)
-	l := level{indent, bridge, t.into}
-	if n := len(t.bridges); l.beneath == bare && n > 0 {
-		l.beneath = t.bridges[n-1].beneath
+	l := level{indent, bridge, t.beneath}
+	if n := len(t.bridges); n > 0 {
+		l.beneath = l.beneath || t.bridges[n-1].beneath
 	}
-	t.into = bare
+	t.beneath = false
 	t.bridges = append(t.bridges, l)
 }
 
@@ -213,7 +199,7 @@ func (t *tree) meet(indent int, table, text string) {
 	}
 	t.unwind(indent)
 	at := t.bridges[len(t.bridges)-1]
-	s := &step{indent: indent, bridge: at.bridge, pass: t.pass, beneath: at.beneath != bare}
+	s := &step{indent: indent, bridge: at.bridge, pass: t.pass, beneath: at.beneath}
 	number, _ := strconv.ParseUint(table, 10, 8)
 	s.flow.Table = uint8(number)
 	if m := flowText.FindStringSubmatch(text); m != nil {
@@ -224,7 +210,7 @@ func (t *tree) meet(indent int, table, text string) {
 		s.reason = fmt.Sprintf("table %d of %s: %s", number, s.bridge, strings.ToLower(strings.TrimSuffix(text, ".")))
 	}
 	t.stack = append(t.stack, s)
-	if !t.ours() && at.beneath != copied {
+	if !t.ours() {
 		t.steps = append(t.steps, s)
 	}
 }
@@ -260,31 +246,18 @@ func (t *tree) inFlow(indent int, text string) {
 	case isDetail:
 		t.detail(s, detail)
 	case isWarning:
-		t.warning(s, warning)
+		s.warn(warning)
 	default:
 		t.action(s, text)
 	}
 }
 
-// warning takes what the switch could not do. Of several on one flow, one on an output stays.
-func (t *tree) warning(s *step, text string) {
+// warn takes what the switch could not do. Of several on one flow, one on an output stays.
+func (s *step) warn(text string) {
 	output := len(s.actions) > 0 && outputs(s.actions[len(s.actions)-1])
-	switch {
-	case strings.Contains(text, "suppressing side effects"), s.failed && !output,
-		text == noRoute && t.mirrored(s):
-	default:
+	if !strings.Contains(text, "suppressing side effects") && (output || !s.failed) {
 		s.reason, s.failed = text, output
 	}
-}
-
-// mirrored tells whether a tunnel that has no route may be a mirror's, and not that of a flow's last
-// action.
-func (t *tree) mirrored(s *step) bool {
-	if len(t.mirrors) == 0 || s.beneath {
-		return false
-	}
-	n := len(s.actions)
-	return n == 0 || !strings.HasPrefix(s.actions[n-1], "output:") || !t.tunnelPorts[t.output]
 }
 
 // outputs tells whether an action sends the packet to ports.
@@ -304,18 +277,18 @@ func (t *tree) detail(s *step, text string) {
 	case text == "output to kernel tunnel":
 		t.tunnels = append(t.tunnels, exit{port: t.output})
 	case m != nil && t.mirrors[m[1]]:
-		t.into = copied
+		t.beneath, t.aside = true, true
 	case m != nil:
-		t.into = inside
+		t.beneath, t.aside = true, false
 		t.tunnels = append(t.tunnels, exit{port: t.output, remote: m[1]})
-	case strings.HasPrefix(text, neighbourMiss) && t.into == copied:
-		t.into = bare
+	case strings.HasPrefix(text, neighbourMiss) && t.aside:
+		t.beneath = false
 	case strings.HasPrefix(text, neighbourMiss) && len(t.tunnels) > 0:
 		// The flows did their part; the switch asks for the next hop's MAC and
 		// the next packet will find it.
 		e := t.tunnels[len(t.tunnels)-1]
 		t.exits = append(t.exits, exit{remote: e.remote, id: t.tunID, reason: text})
-		t.into = bare
+		t.beneath = false
 	}
 }
 
@@ -328,7 +301,7 @@ func (t *tree) action(s *step, text string) {
 			t.outputs[t.output] = true
 		}
 	}
-	t.into = bare
+	t.beneath = false
 	if m := tunIDSet.FindStringSubmatch(text); m != nil {
 		t.tunID = parseKey(m[1])
 	}

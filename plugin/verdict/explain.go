@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -34,12 +35,25 @@ type Explanation struct {
 	Port         string
 	TunnelRemote string
 	TunnelID     uint32
+	// Exits are all ways out (Delivered, Tunnelled), of which the above is one: a switch may flood. Empty
+	// where the agent does not tell them.
+	Exits []Exit
+	// Reason is what the switch says of its refusal (Dropped), or of the tunnel (Tunnelled); may be empty.
+	Reason string
 	// Flow that decided (Dropped); nil where none matched and nothing more is known.
 	Flow    *Flow
 	Command string
 	// Unnamed says why it is not known what OVN has the flow for; LogicalCommand shows what OVN's
 	// logical network does with the packet. Both may be empty.
 	Unnamed, LogicalCommand string
+}
+
+// Exit is one way by which a packet leaves its host. Remote and TunnelID are a tunnel's, and Remote is empty
+// where that is none; Reason is what the switch says of it.
+type Exit struct {
+	Port, Remote string
+	TunnelID     uint32
+	Reason       string
 }
 
 // Flow is one flow of a bridge.
@@ -196,7 +210,7 @@ func ends6(t inventory.Tunnel, sender, receiver *plan.End, key uint32) (src, dst
 		dst = only(receiver)
 	}
 	if !src.Is6() || !dst.Is6() {
-		return netip.Addr{}, netip.Addr{}, 0
+		return netip.Addr{}, netip.Addr{}, key // which of them it is, no flow need ask; the key it may
 	}
 	return src, dst, key
 }
@@ -268,12 +282,126 @@ func (x *Explanation) to(port string) bool {
 	return false
 }
 
+// toward is the explanation as it is about the receiver of what was lost: of several ways out, as where a
+// switch floods, the one that leads there. Only where none does is it the one that the agent chose, and
+// wrong.
+func (j *judgement) toward(x *Explanation, l *loss) *Explanation {
+	if len(x.Exits) < 2 || x.Outcome == Dropped {
+		return x
+	}
+	r := *x
+	var ports []string
+	for _, e := range x.Exits {
+		if e.Remote == "" {
+			ports = append(ports, e.Port)
+		}
+	}
+	here := l.last.Host == l.receiver.Host
+	there := here && (l.receiver.Port == "" || slices.Contains(ports, l.receiver.Port)) ||
+		!here && j.displaced(l.receiver) && l.receiver.Learned.On(l.last.Host, j.Path.VTEPs)
+	if there && len(ports) > 0 {
+		r.Outcome, r.Port, r.TunnelRemote, r.TunnelID, r.Reason = Delivered, strings.Join(ports, ","), "", 0, ""
+	} else if e, ok := j.tunnel(x, l); ok && !here {
+		r.Outcome, r.Port, r.TunnelRemote, r.TunnelID, r.Reason = Tunnelled, e.Port, e.Remote, e.TunnelID, e.Reason
+	}
+	return &r
+}
+
+// tunnel is the exit that leads to the receiver; of several the one whose other end takes it. Where routes
+// alone have it elsewhere than the inventory, what did not come in at the inventory's host may have come
+// in there.
+func (j *judgement) tunnel(x *Explanation, l *loss) (best Exit, ok bool) {
+	rank := 0
+	key := j.key(l)
+	byRoutes := !l.guest && j.displaced(l.receiver)
+	for _, e := range x.Exits {
+		w := j.whereto(e.Remote)
+		listed, routed := w.listed(l.receiver), j.routed(w, l.receiver)
+		if !w.addr.IsValid() || !listed && !routed {
+			continue
+		}
+		n := 1
+		if byRoutes && routed || !byRoutes && listed {
+			n += 4
+		}
+		if key == 0 || e.TunnelID == 0 || e.TunnelID == key {
+			n += 2
+		}
+		if noTunnel(l, typeOf(l.sender.Tunnels, e.Port)) == "" {
+			n++
+		}
+		if n > rank {
+			rank, best = n, e
+		}
+	}
+	return best, rank > 0
+}
+
+// others are the remote addresses of the other tunnels that a flooded packet goes into.
+func (x *Explanation) others() string {
+	var more []string
+	for _, e := range x.Exits {
+		if e.Remote != "" && e.Remote != x.TunnelRemote && !slices.Contains(more, e.Remote) {
+			more = append(more, e.Remote)
+		}
+	}
+	switch n := len(more); {
+	case n == 0:
+		return ""
+	case n > 3:
+		return fmt.Sprintf(", and to %d others", n)
+	}
+	return ", and to " + strings.Join(more, ", ")
+}
+
+// unmatched says that a table had no flow for the packet: Flow says in which.
+func (x *Explanation) unmatched() bool {
+	return x.Flow != nil && strings.HasSuffix(strings.ToLower(x.Reason), "no match")
+}
+
+// refused is what the flow sent the packet to, and the switch did not: CauseTunnel, CausePort, or 0 where
+// that is not what happened.
+func (x *Explanation) refused() CauseKind {
+	if x.Flow == nil || !x.Flow.sends() {
+		return 0
+	}
+	switch reason := strings.ToLower(x.Reason); {
+	case strings.Contains(reason, "tunnel"):
+		return CauseTunnel
+	case strings.Contains(reason, "nonexistent output port"), strings.Contains(reason, "no_fwd"), strings.Contains(reason, "forwarding state"):
+		return CausePort
+	}
+	return 0
+}
+
+// by describes what dropped the packet.
+func (x *Explanation) by() string {
+	switch {
+	case x.unmatched():
+		return fmt.Sprintf("in table %d of %s, which has no flow for it", x.Flow.Table, x.Flow.Bridge)
+	case x.Reason != "":
+		return fmt.Sprintf("by %s: %s", x.Flow, x.Reason)
+	}
+	return fmt.Sprintf("by %s", x.Flow)
+}
+
+// sends says that a flow's actions send packets to ports: what it does not pass on it does not deny.
+func (f *Flow) sends() bool {
+	for action := range strings.SplitSeq(f.Actions, ",") {
+		switch name, _, _ := strings.Cut(strings.TrimSpace(action), ":"); name {
+		case "output", "NORMAL", "FLOOD", "ALL", "IN_PORT", "LOCAL", "enqueue", "group":
+			return true
+		}
+	}
+	return false
+}
+
 // Tables of the Neutron agent's Open vSwitch firewall where a packet that no rule allows ends
 // (neutron/plugins/ml2/drivers/openvswitch/agent/common/constants.py): RULES_EGRESS_TABLE,
-// RULES_INGRESS_TABLE, and DROPPED_TRAFFIC_TABLE, where newer agents send it to be logged.
-// Tables 71 and 81 are not among them: they stop spoofed addresses, which no rule of the
-// tenant's allows or denies. (Where they hand those to table 93 too, the last flow does not
-// tell; the trace does.)
+// RULES_INGRESS_TABLE, and DROPPED_TRAFFIC_TABLE, where newer agents of Neutron's send it to be
+// logged. Tables 71 and 81 are not among them: they stop spoofed addresses, which no rule of the
+// tenant's allows or denies. They hand those to table 93, too, which is why our agents name the
+// flow that did so; one of an older version names table 93.
 const (
 	rulesEgress  = 72
 	rulesIngress = 82
@@ -288,7 +416,7 @@ const (
 // flows do not look like that either.
 func Policy(f *Flow, instances string) bool {
 	switch {
-	case f == nil || f.Bridge != instances:
+	case f == nil || f.Bridge != instances || f.sends():
 		return false
 	case f.Owner == dyetracev1.FlowOwner_FLOW_OWNER_OVN:
 		return f.ACL != nil || deniedByLog(f.Actions)

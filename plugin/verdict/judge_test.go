@@ -573,8 +573,8 @@ func TestNeed(t *testing.T) {
 			continue
 		}
 		m := r.Need.Proto(5)
-		got := string(m.TunSrcIp) == string(ip("fd00::1")) && string(m.TunDstIp) == string(ip("fd00::3")) && m.TunId == a.Seen[2].TunID
-		if got != tt.want || !tt.want && (m.TunSrcIp != nil || m.TunId != 0) || m.TunSrc != 0 {
+		got := string(m.TunSrcIp) == string(ip("fd00::1")) && string(m.TunDstIp) == string(ip("fd00::3"))
+		if got != tt.want || !tt.want && m.TunSrcIp != nil || m.TunId != a.Seen[2].TunID || m.TunSrc != 0 {
 			t.Errorf("tunnel over IPv6, %s: asked %v", tt.name, m)
 		}
 	}
@@ -608,6 +608,11 @@ func TestPolicy(t *testing.T) {
 		{flow("br-int", 82, 90, "tcp,reg5=0x3,tp_dst=11"), false},
 		{flow("br-int", 72, 50, ""), false},         // everything, and not as a last resort
 		{flow("br-int", 71, 10, "reg5=0x3"), false}, // spoofed address
+		{&Flow{Bridge: "br-int", Table: 72, Priority: 40, Match: "ct_state=-est,reg5=0x1", Actions: "resubmit(,93)"}, true},
+		{&Flow{Bridge: "br-int", Table: 72, Priority: 40, Match: "ct_state=+est,ip,reg5=0x1", Actions: "ct(commit,zone=NXM_NX_REG6[0..15],exec(load:0x1->NXM_NX_CT_MARK[]))"}, true},
+		{&Flow{Bridge: "br-int", Table: 71, Priority: 10, Match: "reg5=0x1", Actions: "ct_clear,resubmit(,93)"}, false},
+		{&Flow{Bridge: "br-int", Table: 82, Priority: 50, Match: "ct_state=+est-rel+rpl,reg5=0x5", Actions: "output:5"}, false}, // allowed
+		{&Flow{Bridge: "br-int", Table: 82, Priority: 50, Match: "ct_state=+est,ip,reg5=0x5", Actions: `ct(commit,zone=5),output:"tap-b3",resubmit(,92)`}, false},
 		{flow("br-int", 60, 90, "reg5=0x3"), false},
 		{flow("br-tun", 72, 0, ""), false},
 		{nil, false},

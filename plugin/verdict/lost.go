@@ -102,7 +102,7 @@ func (j *judgement) loss(to int) loss {
 	x := j.Explanation
 	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
 		(x.Outcome == Delivered || j.astray(&l).none()) {
-		l.x = x
+		l.x = j.toward(x, &l)
 	}
 	return l
 }
@@ -256,8 +256,14 @@ func (j *judgement) dropped(l *loss) finding {
 	if j.gap(l) != "" && (l.x.Flow == nil || l.x.Flow.Actions != "drop") {
 		f.kind = CausePort // the flows send it to a port that is not there
 	}
+	if kind := l.x.refused(); kind != 0 {
+		f.kind = kind
+	}
 	if l.x.Flow == nil {
 		f.cause = fmt.Sprintf("%s: dropped after %s", f.host, l.last)
+		if l.x.Reason != "" {
+			f.cause += ": " + l.x.Reason
+		}
 		if j.gap(l) != "" {
 			f.to = l.from + 1 // the next bridge is what it could not get to
 		}
@@ -270,9 +276,9 @@ func (j *judgement) dropped(l *loss) finding {
 		f.cause += fmt.Sprintf("; further on, %s drops it now", l.x.Flow)
 		return f
 	}
-	f.cause = fmt.Sprintf("%s: dropped by %s", f.host, l.x.Flow)
+	f.cause = fmt.Sprintf("%s: dropped %s", f.host, l.x.by())
 	switch {
-	case Policy(l.x.Flow, j.instancesBridge(l.last.Host)):
+	case !l.x.unmatched() && Policy(l.x.Flow, j.instancesBridge(l.last.Host)):
 		f.verdict, f.kind = PolicyDrop, CauseSecurityRule
 		f.cause = fmt.Sprintf("%s: denied by a security rule: %s", f.host, l.x.Flow)
 	case l.x.Unnamed != "" && l.x.Flow.logical():
@@ -411,8 +417,8 @@ func (j *judgement) wrongTunnel(l *loss, owner string) string {
 	if owner != "" {
 		whose = owner
 	}
-	return fmt.Sprintf("%s sends it to %s (%s), but %s is on %s%s: stale or wrong tunnel",
-		l.last.Host, l.x.TunnelRemote, whose, l.name, l.receiver.Host, addresses(l.receiver.VTEPs))
+	return fmt.Sprintf("%s sends it to %s (%s)%s, but %s is on %s%s: stale or wrong tunnel",
+		l.last.Host, l.x.TunnelRemote, whose, l.x.others(), l.name, l.receiver.Host, addresses(l.receiver.VTEPs))
 }
 
 func addresses(vteps []netip.Addr) string {

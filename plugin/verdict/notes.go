@@ -111,6 +111,9 @@ func (j *judgement) lossNotes(l *loss) []string {
 			notes = append(notes, gap)
 		}
 	}
+	if l.x != nil && l.x.Outcome == Tunnelled && l.x.Reason != "" {
+		notes = append(notes, fmt.Sprintf("%s's switch says: %s", l.last.Host, l.x.Reason))
+	}
 	if n := j.duplicates(); n != "" {
 		notes = append(notes, n)
 	}

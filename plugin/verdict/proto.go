@@ -152,7 +152,10 @@ func ExplanationFromProto(m *dyetracev1.Explanation, point int) *Explanation {
 	x := &Explanation{
 		Point: point, Error: m.GetError(), Outcome: Outcome(m.GetOutcome()), Port: m.GetPort(),
 		TunnelRemote: m.GetTunnelRemote(), TunnelID: m.GetTunnelId(), Command: m.GetCommand(),
-		Unnamed: m.GetUnnamed(), LogicalCommand: m.GetLogicalCommand(),
+		Unnamed: m.GetUnnamed(), LogicalCommand: m.GetLogicalCommand(), Reason: m.GetReason(),
+	}
+	for _, e := range m.GetExits() {
+		x.Exits = append(x.Exits, Exit{Port: e.GetPort(), Remote: e.GetTunnelRemote(), TunnelID: e.GetTunnelId(), Reason: e.GetReason()})
 	}
 	if f := m.GetFlow(); f != nil {
 		x.Flow = &Flow{

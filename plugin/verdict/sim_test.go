@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -510,8 +511,36 @@ func (w *world) explain(t *rapid.T, q *NeedExplain) *Explanation {
 		case i == w.at && (w.hard == astray || w.hard == answered):
 			x.TunnelRemote = vteps["hv2"]
 		}
+		return flood(t, x, receiver)
+	}
+}
+
+// flood is an explanation among other ways out, one of which the agent may take for the packet's.
+func flood(t *rapid.T, x *Explanation, receiver *plan.End) *Explanation {
+	if rapid.IntRange(0, 2).Draw(t, "flooded") > 0 {
 		return x
 	}
+	x.Exits = []Exit{{Port: x.Port, Remote: x.TunnelRemote, TunnelID: x.TunnelID}, {Port: "br-int"}}
+	for _, host := range []string{"hv2", "hv4"} {
+		if host != receiver.Host {
+			x.Exits = append(x.Exits, Exit{Port: "gre-" + host, Remote: vteps[host], TunnelID: 1001})
+		}
+	}
+	x.Exits = rapid.Permutation(x.Exits).Draw(t, "exits")
+	x.Outcome, x.Port, x.TunnelRemote, x.TunnelID = Delivered, "", "", 0
+	var ports []string
+	for _, e := range x.Exits {
+		switch {
+		case e.Remote == "":
+			ports = append(ports, e.Port)
+		case x.Outcome == Delivered:
+			x.Outcome, x.Port, x.TunnelRemote, x.TunnelID = Tunnelled, e.Port, e.Remote, e.TunnelID
+		}
+	}
+	if x.Outcome == Delivered {
+		x.Port = strings.Join(ports, ",")
+	}
+	return x
 }
 
 // misread says what keeps a question from being about the packet: between a host's bridges it bears what is not
