@@ -25,7 +25,7 @@ const (
 	CauseSecurityRule
 	// CauseStaleVTEP: it went, or was answered from, where the instance is not.
 	CauseStaleVTEP
-	// CauseTunnel: a tunnel leads to nobody, or the other end does not know it.
+	// CauseTunnel: a tunnel leads to nobody, has no route to the other end, or that does not know it.
 	CauseTunnel
 	// CauseVNI: the ends of a tunnel do not agree on the network's key.
 	CauseVNI

@@ -327,7 +327,7 @@ func (j *judgement) tunnel(x *Explanation, l *loss) (best Exit, ok bool) {
 		if key == 0 || e.TunnelID == 0 || e.TunnelID == key {
 			n += 2
 		}
-		if noTunnel(l, typeOf(l.sender.Tunnels, e.Port)) == "" {
+		if noTunnel(l, named(l.sender.Tunnels, e.Port).Type) == "" {
 			n++
 		}
 		if n > rank {
