@@ -502,10 +502,27 @@ func TestContinuousForged(t *testing.T) {
 	})
 }
 
-// TestContinuousInfers has all that hv1 sends to hv2 be lost for a while: a watcher is told that the pairs
-// have the tunnel in common, after their verdicts, and when they have nothing in common any more.
+// TestContinuousInfers has all that hv1 sends to hv2 be lost for a while, or all that leaves their rack or
+// comes there: a watcher is told what the pairs have in common, after their verdicts, and when they have
+// nothing in common any more.
 func TestContinuousInfers(t *testing.T) {
 	t.Parallel()
+	inRack := func(host string) bool { return host == "hv1" || host == "hv2" }
+	for _, tt := range []struct {
+		want string
+		lost func(from, to string) bool
+	}{
+		{"the tunnel hv1 → hv2 for network blue: 8 pairs fail of 8", func(from, to string) bool { return from == "hv1" && to == "hv2" }},
+		{"rack r1 (hv1, hv2): 32 pairs fail of 32", func(from, to string) bool { return inRack(from) != inRack(to) }},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			t.Parallel()
+			testContinuousInfers(t, tt.want, tt.lost)
+		})
+	}
+}
+
+func testContinuousInfers(t *testing.T, want string, lost func(from, to string) bool) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t, site(t, 8))
 		w.passes = true
@@ -531,11 +548,11 @@ func TestContinuousInfers(t *testing.T) {
 				return nil
 			})
 		}()
-		watchTownIn(t, w, f, testConfig, &dyetracev1.ProbeOptions{}, time.Minute, func() {
+		watchTownIn(t, w, f, testConfig, &dyetracev1.ProbeOptions{}, 2*time.Minute, func() {
 			time.Sleep(20 * time.Second)
 			w.change(func(w *town) {
 				w.lost = func(_ string, p *plan.Path, point int) bool {
-					return point > 0 && p.Points[point-1].Host == "hv1" && p.Points[point].Host == "hv2"
+					return point > 0 && lost(p.Points[point-1].Host, p.Points[point].Host)
 				}
 			})
 			time.Sleep(20 * time.Second)
@@ -543,7 +560,6 @@ func TestContinuousInfers(t *testing.T) {
 		})
 		stop()
 		<-watched
-		const want = "the tunnel hv1 → hv2 for network blue: 8 pairs fail of 8"
 		if n := len(said); n < 3 || said[0] != "0 findings" || !slices.Contains(said, want) || said[n-1] != "0 findings" {
 			t.Errorf("told %q, want nothing, in the end %q, and nothing again", said, want)
 		}

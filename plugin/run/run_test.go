@@ -34,7 +34,7 @@ func site(t testing.TB, n int) *inventory.Snapshot { return siteOf(t, n, nil) }
 func siteOf(t testing.TB, n int, change func(*inventory.Host)) *inventory.Snapshot {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16}\ninstances:\n")
+	b.WriteString("networks:\n  - {name: blue, cidr: 10.0.0.0/16}\nhosts: [{name: hv1, rack: r1}, {name: hv2, rack: r1}]\ninstances:\n")
 	for i := range n {
 		fmt.Fprintf(&b, "  - {name: i%d, network: blue, ip: 10.0.%d.%d, mac: \"fa:16:3e:00:%02x:%02x\", host: hv%d, port: tap%d}\n",
 			i, 1+i/200, 1+i%200, i>>8, i&255, 1+i%4, i)

@@ -340,12 +340,20 @@ func (t *table) rehome(kept, found []Finding) []Finding {
 }
 
 // width orders ways: one of them is narrower than both.
-func (w Way) width() int { return map[Way]int{In: 0, Out: 1, Both: 2}[w] }
+func (w Way) width() int { return [...]int{In: 0, Out: 1, Both: 2}[w] }
 
 // compare orders components, those first that are named first of several that explain the same.
 func compare(a, b Component) int {
-	return cmp.Or(
-		cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Rack.order(), b.Rack.order()), cmp.Compare(a.PeerRack.order(), b.PeerRack.order()), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Network, b.Network),
-		cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Other, b.Other), cmp.Compare(a.Flow, b.Flow), cmp.Compare(a.Way.width(), b.Way.width()),
-	)
+	if a.Kind != b.Kind {
+		return cmp.Compare(a.Kind, b.Kind)
+	}
+	if a.Rack != b.Rack || a.PeerRack != b.PeerRack {
+		return cmp.Or(cmp.Compare(a.Rack.order(), b.Rack.order()), cmp.Compare(a.PeerRack.order(), b.PeerRack.order()))
+	}
+	for _, names := range [...][2]string{{a.Host, b.Host}, {a.Peer, b.Peer}, {a.Network, b.Network}, {a.Instance, b.Instance}, {a.Other, b.Other}, {a.Flow, b.Flow}} {
+		if names[0] != names[1] {
+			return cmp.Compare(names[0], names[1])
+		}
+	}
+	return cmp.Compare(a.Way.width(), b.Way.width())
 }

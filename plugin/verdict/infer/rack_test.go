@@ -227,6 +227,58 @@ func TestRacks(t *testing.T) {
 	}
 }
 
+// grid has one instance on each of some hosts, the first of which are in a rack that is cut off.
+func grid(hosts, rack int) []Result {
+	var all []Result
+	for i := range hosts {
+		for k := range hosts {
+			if i == k {
+				continue
+			}
+			r := Result{Src: End{fmt.Sprint("i", i), fmt.Sprint("hv", i), "blue"}, Dst: End{fmt.Sprint("i", k), fmt.Sprint("hv", k), "blue"}}
+			if i < rack != (k < rack) {
+				r.First, r.Last = Between, Between
+			}
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// TestLargeRack: as many tunnels as a rack has to others are one finding.
+func TestLargeRack(t *testing.T) {
+	t.Parallel()
+	found, rest := Of(grid(100, 20), nil)
+	if got, want := told(found), "the rack of hv0, hv1, hv10 and 17 more (3200)"; got != want || rest != nil {
+		t.Errorf("got %s, and %d left over; want %s", got, len(rest), want)
+	}
+}
+
+// BenchmarkRacks: all hosts to all others, a fifth of them cut off, or as many pairs of hosts by chance; to
+// be compared with BenchmarkOf.
+func BenchmarkRacks(b *testing.B) {
+	for _, hosts := range []int{100, 300} {
+		cut := grid(hosts, hosts/5)
+		chance := slices.Clone(cut)
+		r := rand.New(rand.NewPCG(1, 2))
+		for i := range chance {
+			chance[i].First, chance[i].Last = 0, 0
+			if r.IntN(100) < 1 {
+				chance[i].First, chance[i].Last = Between, Between
+			}
+		}
+		for name, results := range map[string][]Result{"cut": cut, "chance": chance} {
+			b.Run(fmt.Sprintf("%s/%d", name, len(results)), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					Of(results, nil)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(results)), "ns/pair")
+			})
+		}
+	}
+}
+
 // told has findings with what explains the same.
 func told(found []Finding) string {
 	var all []string
