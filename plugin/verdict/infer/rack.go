@@ -17,7 +17,7 @@ type Rack struct {
 
 	has    []bool // by number of host
 	border bool   // all that crosses it may be at fault as such, and not only what passes to some other rack
-	rank   int    // smaller sets first
+	rank   int    // in order of compareRacks, from 1
 }
 
 // String names a rack for people.
@@ -371,9 +371,9 @@ func (f *fabric) order() {
 	}
 }
 
-// compareRacks orders them by size; of two as large, one with a name is first.
+// compareRacks orders them: those that have names first, of these, and of others, the smaller.
 func compareRacks(a, b *Rack) int {
-	return cmp.Or(cmp.Compare(len(a.Hosts), len(b.Hosts)), compareBool(a.Name == "", b.Name == ""), slices.Compare(a.Hosts, b.Hosts))
+	return cmp.Or(compareBool(a.Name == "", b.Name == ""), cmp.Compare(len(a.Hosts), len(b.Hosts)), slices.Compare(a.Hosts, b.Hosts))
 }
 
 // passages appends the racks that a packet passes.

@@ -192,6 +192,8 @@ func TestRacks(t *testing.T) {
 		{"cut off", "r1:++--- r2:++--- o1:--+++ o2:--+++ o3:--+++", "", "the rack of r1, r2 (12)"},
 		{"cut off, with its name", "r1:++--- r2:++--- o1:--+++ o2:--+++ o3:--+++", "r1=A r2=A o1=B o2=B o3=B",
 			"rack A (r1, r2) (12), or rack B (o1, o2, o3)"},
+		{"the larger part has the name", "r1:++--- r2:++--- o1:--+++ o2:--+++ o3:--+++", "o1=B o2=B o3=B r1=C r2=D",
+			"rack B (o1, o2, o3) (12), or the rack of r1, r2"},
 		{"two halves", "r1:++-- r2:++-- o1:--++ o2:--++", "", "the rack of o1, o2 (8), or the rack of r1, r2"},
 		{"what comes to it", "r1:+++++ r2:+++++ o1:--+++ o2:--+++ o3:--+++", "", "what other hosts send to the rack of r1, r2 (12)"},
 		{"what leaves it", "r1:++--- r2:++--- o1:+++++ o2:+++++ o3:+++++", "", "what the rack of r1, r2 sends to other hosts (12)"},
