@@ -48,7 +48,18 @@ func (a *Agent) own(ctx context.Context, ex *dyetracev1.Explanation, t ovs.Trace
 	if f.Owner != dyetracev1.FlowOwner_FLOW_OWNER_OVN || f.Cookie == 0 {
 		return nil
 	}
-	return &ovn.Flow{Cookie: uint32(f.Cookie), Priority: t.Flow.Flow.Priority, Datapath: datapathOf(f.Match)}
+	drop := ovnFlow(t.Flow.Flow)
+	for _, b := range t.Before {
+		if b.Cookie>>32 == 0 { // OVN's have no more
+			drop.Before = append(drop.Before, ovnFlow(b))
+		}
+	}
+	return &drop
+}
+
+// ovnFlow is a flow as OVN's database is asked about it.
+func ovnFlow(f flows.Flow) ovn.Flow {
+	return ovn.Flow{Cookie: uint32(f.Cookie), Table: f.Table, Priority: f.Priority, Datapath: datapathOf(f.Match)}
 }
 
 // name says what OVN has a flow for. No switch is held up by who waits for that until then.

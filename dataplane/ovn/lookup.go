@@ -12,9 +12,12 @@ import (
 // Flow is an OpenFlow flow, as far as it must be known to find what it was made from.
 type Flow struct {
 	Cookie   uint32
+	Table    uint8
 	Priority uint16
 	// Datapath is the tunnel key of the datapath that the flow matches (metadata); 0 where it does not.
 	Datapath uint32
+	// Before are the flows that the packet met before, in order.
+	Before []Flow
 }
 
 // Origin is the row that a flow was made from.
@@ -28,7 +31,8 @@ type Origin struct {
 	Stage, Pipeline string
 	Number          int
 	Priority        int
-	Match, Actions  string
+	// Match is that of the access control list, where the row carries out what the list has decided in a stage before.
+	Match, Actions string
 	// Source is where northd made it, such as "northd.c:6475".
 	Source string
 	// ACL is of a logical flow that was made from an access control list.
@@ -73,19 +77,18 @@ func (r Remote) origin(ctx context.Context, f Flow) (Origin, error) {
 		return Origin{}, err
 	}
 	flows := query("Logical_Flow", "_uuid").with("priority", f.Priority)
-	queries := []operation{flows}
-	if datapath != "" {
-		// Shared by several datapaths, it names a group instead of one.
-		queries = []operation{flows.with("logical_datapath", uuid(datapath)), flows.with("logical_datapath", none())}
-	}
-	id, _, err := c.find(f.Cookie, queries)
+	id, _, err := c.find(f.Cookie, flows.of(datapath))
 	if err != nil {
 		return Origin{}, err
 	}
 	if id != "" {
-		return c.logicalFlow(id, name)
+		o, err := c.logicalFlow(id, name)
+		if err != nil || datapath == "" {
+			return o, err
+		}
+		return c.decided(o, f, datapath)
 	}
-	queries = nil
+	var queries []operation
 	for _, table := range otherTables {
 		queries = append(queries, query(table, "_uuid"))
 	}
@@ -94,6 +97,58 @@ func (r Remote) origin(ctx context.Context, f Flow) (Origin, error) {
 		err = ErrNone
 	}
 	return Origin{Table: table, UUID: id, Datapath: name}, err
+}
+
+// of restricts a query of logical flows to those of a datapath, if it is known. Shared by several datapaths, a flow names a
+// group instead of one.
+func (o operation) of(datapath string) []operation {
+	if datapath == "" {
+		return []operation{o}
+	}
+	return []operation{o.with("logical_datapath", uuid(datapath)), o.with("logical_datapath", none())}
+}
+
+// From OVN 23.06 on, an access control list does not drop: in a stage of evaluation it sets a bit, and a flow of a stage
+// that follows, the same for all lists, drops what has it. Between the two may be a stage of samples.
+const mostBetween = 2
+
+// carriedOut matches the match of such a flow.
+var carriedOut = regexp.MustCompile(`^(reg\d+\[\d+\]) == 1$`)
+
+// decided returns the origin with the access control list that had a flow drop the packet, if it is one that carries out
+// what a list has decided: of the flows that the packet met before, the last of the stage of evaluation.
+func (c *conn) decided(o Origin, f Flow, datapath string) (Origin, error) {
+	bit := carriedOut.FindStringSubmatch(o.Match)
+	stage, ok := strings.CutSuffix(o.Stage, "_action")
+	if !ok || bit == nil || o.ACL == nil {
+		return o, nil
+	}
+	for _, b := range slices.Backward(f.Before) {
+		back := int(f.Table) - int(b.Table)
+		if b.Datapath != f.Datapath || back < 1 || back > 1+mostBetween || back > o.Number {
+			continue
+		}
+		flows := query("Logical_Flow", "_uuid").with("priority", b.Priority).with("pipeline", o.Pipeline).with("table_id", o.Number-back)
+		id, _, err := c.find(b.Cookie, flows.of(datapath))
+		if err != nil {
+			return Origin{}, err
+		}
+		if id == "" {
+			continue
+		}
+		eval, err := c.logicalFlow(id, o.Datapath)
+		switch {
+		case errors.Is(err, ErrNone):
+		case err != nil:
+			return Origin{}, err
+		case eval.Stage == stage+"_eval":
+			if strings.Contains(eval.Actions, bit[1]+" = 1;") {
+				o.Match, o.ACL = eval.Match, eval.ACL
+			}
+			return o, nil
+		}
+	}
+	return o, nil
 }
 
 // datapath returns the UUID and the name of the datapath with a tunnel key; empty if there is none.

@@ -221,6 +221,78 @@ func TestOrigin(t *testing.T) {
 	}
 }
 
+// TestEvaluated has rows as OVN 23.06 and later make them: a stage evaluates access control lists, and a flow of another
+// drops what they deny. The list is found by what the packet met in the former.
+func TestEvaluated(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	blue := s.create("Datapath_Binding", "tunnel_key=7", "external_ids:name=blue")
+	row := func(pipeline string, table, priority int, stage, hint, match, actions string) string {
+		columns := []string{"logical_datapath=" + blue, "pipeline=" + pipeline, fmt.Sprintf("table_id=%d", table), fmt.Sprintf("priority=%d", priority),
+			fmt.Sprintf("match=%q", match), fmt.Sprintf("actions=%q", actions), "external_ids:stage-name=" + stage, `external_ids:source="northd.c:6764"`}
+		if hint != "" {
+			columns = append(columns, "external_ids:stage-hint="+hint)
+		}
+		return s.create("Logical_Flow", columns...)
+	}
+	const (
+		dropped = "reg8[16] = 0; reg8[17] = 0; reg8[18] = 0; /* drop */"
+		denies  = "reg8[17] = 1; next;"
+		allows  = "reg8[16] = 1; next;"
+		rule    = "reg0[7] == 1 && (inport == @web && ip4)"
+	)
+	hints := row("ingress", 8, 7, "ls_in_acl_hint", "", "ct.new && !ct.est", "reg0[7] = 1; reg0[9] = 1; next;")
+	deny := row("ingress", 9, 2000, "ls_in_acl_eval", "0a1b2c3d", rule, denies)
+	logged := row("ingress", 9, 2001, "ls_in_acl_eval", "0a1b2c3e", rule, `log(name="no way", severity=info, verdict=drop); `+denies)
+	reject := row("ingress", 9, 2002, "ls_in_acl_eval", "0a1b2c3f", rule, "reg8[18] = 1; next;")
+	pass := row("ingress", 9, 2003, "ls_in_acl_eval", "0a1b2c40", rule, "next;")
+	allow := row("ingress", 9, 2004, "ls_in_acl_eval", "0a1b2c41", rule, allows)
+	invalid := row("ingress", 9, 65532, "ls_in_acl_eval", "", "ct.inv", denies)
+	sample := row("ingress", 10, 1100, "ls_in_acl_sample", "", "ip.proto == 6", "sample(probability=65535,collector_set=1,obs_domain=1,obs_point=1); next;")
+	drops := row("ingress", 11, 1000, "ls_in_acl_action", "", "reg8[17] == 1", dropped)
+	rejects := row("ingress", 11, 1000, "ls_in_acl_action", "", "reg8[18] == 1", "reg8[16] = 0; reg8[17] = 0; reg8[18] = 0; reject { /* eth.dst <-> eth.src; */ outport <-> inport; next; };")
+	fallback := row("ingress", 11, 0, "ls_in_acl_action", "", "1", dropped)
+	afterLB := row("ingress", 20, 2000, "ls_in_acl_after_lb_eval", "0b1b2c3d", rule, denies)
+	afterLBDrops := row("ingress", 22, 1000, "ls_in_acl_after_lb_action", "", "reg8[17] == 1", dropped)
+	out := row("egress", 4, 2000, "ls_out_acl_eval", "0c1b2c3d", `outport == "p" && ip`, denies)
+	outDrops := row("egress", 5, 1000, "ls_out_acl_action", "", "reg8[17] == 1", dropped)
+
+	flow := func(id string, table uint8, priority uint16) Flow {
+		return Flow{Cookie: cookie(t, id), Table: table, Priority: priority, Datapath: 7}
+	}
+	hint := flow(hints, 16, 7)
+	elsewhere := flow(deny, 17, 2000)
+	elsewhere.Datapath = 8
+	in := flow(drops, 19, 1000)
+	for _, tt := range []struct {
+		name   string
+		drop   Flow
+		before []Flow
+		match  string
+		acl    ACL
+	}{
+		{"drop", in, []Flow{hint, flow(deny, 17, 2000), flow(sample, 18, 1100)}, rule, ACL{Hint: "0a1b2c3d", Direction: "from-lport"}},
+		{"drop, logged", in, []Flow{hint, flow(logged, 17, 2001)}, rule, ACL{Hint: "0a1b2c3e", Name: "no way", Direction: "from-lport"}},
+		{"reject", flow(rejects, 19, 1000), []Flow{hint, flow(reject, 17, 2002)}, rule, ACL{Hint: "0a1b2c3f", Direction: "from-lport"}},
+		{"of no list", in, []Flow{hint, flow(invalid, 17, 65532)}, "ct.inv", ACL{Direction: "from-lport"}},
+		{"in the second tier", in, []Flow{hint, flow(pass, 17, 2003), flow(fallback, 19, 0), flow(deny, 17, 2000)}, rule, ACL{Hint: "0a1b2c3d", Direction: "from-lport"}},
+		{"passed on, and dropped by default", flow(fallback, 19, 0), []Flow{hint, flow(pass, 17, 2003)}, "1", ACL{Direction: "from-lport"}},
+		{"the last one did not deny it", in, []Flow{flow(deny, 17, 2000), flow(allow, 17, 2004)}, "reg8[17] == 1", ACL{Direction: "from-lport"}},
+		{"of another datapath", in, []Flow{elsewhere}, "reg8[17] == 1", ACL{Direction: "from-lport"}},
+		{"of another pipeline", in, []Flow{flow(out, 17, 2000)}, "reg8[17] == 1", ACL{Direction: "from-lport"}},
+		{"nothing met before", in, nil, "reg8[17] == 1", ACL{Direction: "from-lport"}},
+		{"a row that is gone", in, []Flow{{Cookie: ^cookie(t, deny), Table: 17, Priority: 2000, Datapath: 7}}, "reg8[17] == 1", ACL{Direction: "from-lport"}},
+		{"after load balancing", flow(afterLBDrops, 30, 1000), []Flow{flow(deny, 17, 2000), flow(afterLB, 28, 2000)}, rule, ACL{Hint: "0b1b2c3d", Direction: "from-lport"}},
+		{"to-lport", flow(outDrops, 47, 1000), []Flow{flow(deny, 17, 2000), flow(out, 46, 2000)}, `outport == "p" && ip`, ACL{Hint: "0c1b2c3d", Direction: "to-lport"}},
+	} {
+		tt.drop.Before = tt.before
+		o, err := s.at("unix").Origin(t.Context(), tt.drop)
+		if err != nil || o.ACL == nil || *o.ACL != tt.acl || o.Match != tt.match || !strings.HasSuffix(o.Stage, "_action") {
+			t.Errorf("%s: %+v, ACL %+v, %v (want %+v, by %s)", tt.name, o, o.ACL, err, tt.acl, tt.match)
+		}
+	}
+}
+
 // TestPortKey asks a real database which logical port has a MAC.
 func TestPortKey(t *testing.T) {
 	t.Parallel()

@@ -76,6 +76,8 @@ type Trace struct {
 	// output failed, or which sent it to a table that only ends it. Where the table had
 	// none for it, Match is empty, Priority 0, and Reason says so.
 	Flow FlowRef
+	// Before are the flows with a cookie that it met before Flow on that bridge, in order.
+	Before []flows.Flow
 	// Reason is why it was dropped, if that was more than the flow's own doing; or what
 	// the switch says of Port.
 	Reason string

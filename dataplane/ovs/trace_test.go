@@ -724,6 +724,53 @@ func TestReadKernelTrace(t *testing.T) {
 	}
 }
 
+// TestBefore has what a packet met on a bridge before the flow that dropped it there: with a cookie, and not ours.
+func TestBefore(t *testing.T) {
+	t.Parallel()
+	const text = `bridge("br-int")
+----------------
+ 0. in_port=tap-a, priority 100, cookie 0x1
+    resubmit(,8)
+ 8. metadata=0x7, priority 50, cookie 0x2
+    ct(table=17,zone=5)
+    drop
+     -> A clone of the packet is forked to recirculate. The forked pipeline will be resumed at table 17.
+
+Final flow: unchanged
+Datapath actions: ct(zone=5),recirc(0x1)
+
+===============================================================================
+recirc(0x1) - resume conntrack with default ct_state=trk|new
+===============================================================================
+
+bridge("br-int")
+----------------
+    thaw
+        Resuming from table 17
+17. ct_state=+new+trk,ip,metadata=0x7, priority 2000, cookie 0x3
+    set_field:0x20000/0x20000->reg8
+    resubmit(,18)
+18. priority 0
+    resubmit(,19)
+19. reg8=0x20000/0x20000,metadata=0x7, priority 1000, cookie 0x4
+    drop
+
+Final flow: unchanged
+Datapath actions: drop
+`
+	tr, err := readTrace(text, dataplane.Snapshot{}, "br-int", 2)
+	if err != nil || tr.Outcome != Dropped || tr.Flow.Flow.Cookie != 4 {
+		t.Fatalf("%+v, %v", tr, err)
+	}
+	got := ""
+	for _, f := range tr.Before {
+		got += fmt.Sprintf("%d:%d:%#x ", f.Table, f.Priority, f.Cookie)
+	}
+	if want := "0:100:0x1 8:50:0x2 17:2000:0x3 "; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // FuzzReadTrace asserts what every outcome must have, whatever the text.
 func FuzzReadTrace(f *testing.F) {
 	names, err := filepath.Glob("testdata/trace/*.txtar")

@@ -523,7 +523,20 @@ func (t *tree) dropped() (Trace, error) {
 	if reason == "" && t.punted {
 		reason = "handed to the controller"
 	}
-	return Trace{Outcome: Dropped, Flow: FlowRef{Bridge: s.bridge, Flow: f}, Reason: reason}, nil
+	return Trace{Outcome: Dropped, Flow: FlowRef{Bridge: s.bridge, Flow: f}, Before: t.before(s), Reason: reason}, nil
+}
+
+// before returns the flows with a cookie that the packet met on a step's bridge before that.
+func (t *tree) before(of *step) (list []flows.Flow) {
+	for _, s := range t.steps {
+		if s == of {
+			break
+		}
+		if s.bridge == of.bridge && s.flow.Cookie != 0 {
+			list = append(list, s.flow)
+		}
+	}
+	return list
 }
 
 // Tables of the Neutron agent's Open vSwitch firewall in which nothing is decided
