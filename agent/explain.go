@@ -31,19 +31,24 @@ func (a *Agent) explain(ctx context.Context, req *dyetracev1.Explain) {
 	if err == nil {
 		asked.Geneve, err = a.geneveOption(ctx, req.Bridge, asked, by)
 	}
+	var ex *dyetracev1.Explanation
+	if err == nil {
+		ex, err = a.explained(ctx, req, asked, by)
+	}
 	if err != nil {
 		a.say(ctx, explanationError(req.Id, err))
 		return
-	}
-	ex, drop, err := a.traced(ctx, req, asked)
-	if err != nil {
-		a.say(ctx, explanationError(req.Id, err))
-		return
-	}
-	if drop != nil {
-		a.name(ctx, ex, *drop, by)
 	}
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Explanation{Explanation: ex}})
+}
+
+// explained is what the flows do with a packet, with OVN's name of the one that drops it.
+func (a *Agent) explained(ctx context.Context, req *dyetracev1.Explain, asked ovs.TraceRequest, by time.Time) (*dyetracev1.Explanation, error) {
+	ex, drop, err := a.traced(ctx, req, asked)
+	if err == nil && drop != nil && !a.name(ctx, ex, *drop, by) {
+		ex = a.again(ctx, req, asked, ex, *drop, by)
+	}
+	return ex, err
 }
 
 // traced has the switch trace a packet when its turn has come. drop is the flow that drops it, if OVN may have a name for that.
@@ -63,6 +68,23 @@ func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain, asked ovs.T
 		drop = a.own(ctx, ex, trace)
 	}
 	return ex, drop, nil
+}
+
+// again traces a packet once more that was dropped by a flow whose row OVN's southbound database has no more. Either OVN has
+// made the row anew and the host follows: the new answer counts. Or ovn-controller has not taken the flow away: whether what
+// it does is still meant, nobody can tell.
+func (a *Agent) again(ctx context.Context, req *dyetracev1.Explain, asked ovs.TraceRequest, ex *dyetracev1.Explanation, gone ovn.Flow, by time.Time) *dyetracev1.Explanation {
+	next, drop, err := a.traced(ctx, req, asked)
+	switch {
+	case err != nil:
+		ex.Unnamed = fmt.Sprintf("%s; tracing it once more: %v", rowGone, err)
+		return ex
+	case drop != nil && drop.Cookie == gone.Cookie && drop.Table == gone.Table && drop.Priority == gone.Priority:
+		next.Unnamed = rowGone
+	case drop != nil && !a.name(ctx, next, *drop, by):
+		next.Unnamed = rowGone
+	}
+	return next
 }
 
 // turn waits until the switch may be asked; done lets the next one ask it.

@@ -62,8 +62,12 @@ func ovnFlow(f flows.Flow) ovn.Flow {
 	return ovn.Flow{Cookie: uint32(f.Cookie), Table: f.Table, Priority: f.Priority, Datapath: datapathOf(f.Match)}
 }
 
-// name says what OVN has a flow for. No switch is held up by who waits for that until then.
-func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.Flow, until time.Time) {
+// rowGone says why it is not known what OVN has a flow for that is of one of its datapaths, but of no row.
+const rowGone = "OVN's southbound database has no row of it any more: ovn-controller here is behind, or does not run"
+
+// name says what OVN has a flow for; false is that it should be OVN's, since it is of a logical datapath, and that the
+// database has no row of it. No switch is held up by who waits for that until then.
+func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.Flow, until time.Time) bool {
 	f := ex.Flow
 	var o ovn.Origin
 	err := a.askOVN(ctx, until, func(ctx context.Context, r ovn.Remote) (err error) {
@@ -71,6 +75,8 @@ func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.F
 		return err
 	})
 	switch {
+	case errors.Is(err, ovn.ErrNone) && drop.Datapath != 0:
+		return false
 	case errors.Is(err, ovn.ErrNone):
 		f.Owner = dyetracev1.FlowOwner_FLOW_OWNER_UNSPECIFIED
 	case err != nil:
@@ -85,6 +91,7 @@ func (a *Agent) name(ctx context.Context, ex *dyetracev1.Explanation, drop ovn.F
 			f.Acl = &dyetracev1.AccessList{Hint: o.ACL.Hint, Name: o.ACL.Name, Direction: o.ACL.Direction}
 		}
 	}
+	return true
 }
 
 // askOVN has the southbound database asked when its turn has come, and waited for until then; zero is namesTimeout.

@@ -270,6 +270,35 @@ func TestOVNReject(t *testing.T) {
 	}
 }
 
+// TestOVNStale has ACLs deleted while a host's ovn-controller does not run, so that their flows go on dropping: these are
+// OVN's still, and no rule's any more. Of one that is logged, its flow tells what it was.
+func TestOVNStale(t *testing.T) {
+	t.Parallel()
+	l := up(t, "--topology", "ovn")
+	for _, tt := range []struct {
+		acl, verdict string
+		code         int
+	}{{"acl-drop", "policy", 1}, {"acl-drop-tcp", "unknown", 3}} {
+		l.must("lab", "break", tt.acl, "front-4")
+		l.must("lab", "break", "ovn-stopped", "hv3")
+		args := []string{"front-1", "front-4", "--scheme", "tcp"}
+		for _, p := range l.check(1, args...).Pairs {
+			if p.Verdict != "policy" {
+				t.Errorf("%s: %v (want policy)", tt.acl, p)
+			}
+		}
+		l.node("central", "ovn-nbctl", "--timeout=30", "--wait=sb", "acl-del", "front", "to-lport")
+		for _, p := range l.check(tt.code, args...).Pairs {
+			if f := p.Flow; p.Verdict != tt.verdict || f == nil || f.Owner != "ovn" || !strings.Contains(p.Cause, "no row of it any more: ovn-controller here is behind") {
+				t.Errorf("%s: %v, flow %+v (want %s, with OVN's flow that is stale)", tt.acl, p, f, tt.verdict)
+			}
+		}
+		l.must("lab", "heal", "ovn-stopped")
+		l.must("lab", "heal", tt.acl)
+		eventually(t, "the flow to go", 20*time.Second, func() bool { return l.dyetrace("check", "front-1", "front-4").code == 0 })
+	}
+}
+
 // TestOVNUnmarked has no port marked with a MAC as Neutron marks them: by none, as plain OVN, where the inventory names
 // ports, and as OVN-Kubernetes does. What becomes of packets that come by Geneve hangs on the logical port that they are for.
 func TestOVNUnmarked(t *testing.T) {

@@ -281,6 +281,9 @@ func (j *judgement) dropped(l *loss) finding {
 	case !l.x.unmatched() && Policy(l.x.Flow, j.instancesBridge(l.last.Host)):
 		f.verdict, f.kind = PolicyDrop, CauseSecurityRule
 		f.cause = fmt.Sprintf("%s: denied by a security rule: %s", f.host, l.x.Flow)
+		if l.x.Unnamed != "" { // its actions alone told
+			f.cause += fmt.Sprintf("; which one is not known: %s", l.x.Unnamed)
+		}
 	case l.x.Unnamed != "" && l.x.Flow.logical():
 		// It may be an ACL's: policy, or a fault, is not for us to guess.
 		f.verdict, f.kind = Unknown, CauseUnexplained
