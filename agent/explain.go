@@ -63,7 +63,7 @@ func (a *Agent) traced(ctx context.Context, req *dyetracev1.Explain, asked ovs.T
 		return nil, nil, err
 	}
 	ex = explanation(req.Id, trace)
-	ex.LogicalCommand = logicalCommand(a.sw.Snapshot(), req, asked)
+	ex.LogicalCommand = logicalCommand(a.sw.Snapshot(), req, asked, trace)
 	if trace.Outcome == ovs.Dropped {
 		drop = a.own(ctx, ex, trace)
 	}

@@ -163,11 +163,11 @@ func datapathOf(match string) uint32 {
 
 // logicalCommand returns what shows the packet's way through OVN's logical network, on its central
 // node: the instance that sends it must be here, where its logical port is known, else empty.
-func logicalCommand(snap dataplane.Snapshot, req *dyetracev1.Explain, t ovs.TraceRequest) string {
+func logicalCommand(snap dataplane.Snapshot, req *dyetracev1.Explain, asked ovs.TraceRequest, t ovs.Trace) string {
 	b, ok := snap.Bridge(req.Bridge)
-	port, found := b.ByOFPort(t.InPort)
+	port, found := b.ByOFPort(asked.InPort)
 	if snap.Southbound.Address == "" || !ok || !found || port.IfaceID == "" {
 		return ""
 	}
-	return fmt.Sprintf("ovn-trace '%s'", t.Logical(port.IfaceID))
+	return asked.LogicalCommand(port.IfaceID, t)
 }

@@ -207,28 +207,29 @@ type check struct {
 }
 
 type pair struct {
-	Src        string   `json:"src"`
-	SrcNetwork string   `json:"src_network"`
-	Dst        string   `json:"dst"`
-	DstNetwork string   `json:"dst_network"`
-	Verdict    string   `json:"verdict"`
-	Segment    *string  `json:"segment"`
-	Host       string   `json:"host"`
-	Cause      string   `json:"cause"`
-	CauseKind  string   `json:"cause_kind"`
-	RTT        int64    `json:"rtt_ns"`
-	Duplicates int      `json:"duplicates"`
-	Samples    []sample `json:"samples"`
-	Probes     int      `json:"probes"`
-	Scheme     string   `json:"scheme"`
-	Reason     string   `json:"scheme_reason"`
-	SrcIP      string   `json:"src_ip"`
-	DstIP      string   `json:"dst_ip"`
-	NoTouch    bool     `json:"no_touch"`
-	Command    string   `json:"command"`
-	Before     string   `json:"before"`
-	Since      string   `json:"since"`
-	Changes    int      `json:"changes"`
+	Src            string   `json:"src"`
+	SrcNetwork     string   `json:"src_network"`
+	Dst            string   `json:"dst"`
+	DstNetwork     string   `json:"dst_network"`
+	Verdict        string   `json:"verdict"`
+	Segment        *string  `json:"segment"`
+	Host           string   `json:"host"`
+	Cause          string   `json:"cause"`
+	CauseKind      string   `json:"cause_kind"`
+	RTT            int64    `json:"rtt_ns"`
+	Duplicates     int      `json:"duplicates"`
+	Samples        []sample `json:"samples"`
+	Probes         int      `json:"probes"`
+	Scheme         string   `json:"scheme"`
+	Reason         string   `json:"scheme_reason"`
+	SrcIP          string   `json:"src_ip"`
+	DstIP          string   `json:"dst_ip"`
+	NoTouch        bool     `json:"no_touch"`
+	Command        string   `json:"command"`
+	LogicalCommand string   `json:"logical_command"`
+	Before         string   `json:"before"`
+	Since          string   `json:"since"`
+	Changes        int      `json:"changes"`
 
 	Loss      *loss     `json:"loss"`
 	Latencies []latency `json:"latencies"`

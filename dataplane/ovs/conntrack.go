@@ -183,6 +183,17 @@ func (r *TraceRequest) assumed() string {
 	return ctNew
 }
 
+// met are the states of a packet where what ofproto/trace printed asked for them: those that it was told, and what is
+// assumed from there on.
+func (r *TraceRequest) met(text string, told []string) []string {
+	n := len(ctZones(text))
+	states := slices.Clone(told[:min(n, len(told))])
+	for len(states) < n {
+		states = append(states, r.assumed())
+	}
+	return states
+}
+
 // state is that of a packet by how it stands to the connections of a zone, and alternative the one that it may as
 // well have had; empty if that is sure, or a guess like any other.
 func (r *TraceRequest) state(s standing) (state, alternative string) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -107,9 +108,26 @@ func matched(match, field string) uint64 {
 	return 0
 }
 
-// Logical returns the packet as ovn-trace(8) has it (ovn-sb(5), Logical_Flow: match), entering by a
+// LogicalCommand returns the command by which OVN's central node shows what its logical network does with the packet,
+// entering by a logical port, with the states of connections that a trace met here. On the host that the trace has it sent to
+// there is one more to meet, where an ACL is.
+func (r TraceRequest) LogicalCommand(port string, t Trace) string {
+	states := t.States
+	if t.Outcome == Tunnelled {
+		states = append(slices.Clone(states), r.assumed())
+	}
+	var b strings.Builder
+	b.WriteString("ovn-trace")
+	for _, state := range states {
+		// It is tracked without being told, and established if nothing is told (ovn-trace(8), --ct).
+		b.WriteString(" --ct=" + strings.TrimPrefix(state, "trk,"))
+	}
+	return b.String() + " '" + r.logical(port) + "'"
+}
+
+// logical returns the packet as ovn-trace(8) has it (ovn-sb(5), Logical_Flow: match), entering by a
 // logical port; ovn-trace finds the datapath by that.
-func (r TraceRequest) Logical(port string) string {
+func (r TraceRequest) logical(port string) string {
 	ip, l4 := "ip4", ""
 	if r.Src.Unmap().Is6() {
 		ip = "ip6"

@@ -102,3 +102,29 @@ func TestGeneveOption(t *testing.T) {
 		}
 	}
 }
+
+// TestLogicalCommand tells ovn-trace the states of connections that a trace met.
+func TestLogicalCommand(t *testing.T) {
+	t.Parallel()
+	request := TraceRequest{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 64, Scheme: stain.TCP, Stain: stain.Stain{Port: 11}}
+	answer := request
+	answer.Reply = true
+	const eth = `inport == "p" && eth.src == 00:00:00:00:00:00 && eth.dst == 00:00:00:00:00:00 && ip4.src == 10.0.0.1 && ip4.dst == 10.0.0.2 && ip.ttl == 64 && ` +
+		`tcp && tcp.src == 11 && tcp.dst == 11 && tcp.flags == `
+	for _, tt := range []struct {
+		r    TraceRequest
+		t    Trace
+		want string
+	}{
+		{request, Trace{Outcome: Dropped}, "ovn-trace '" + eth + "2'"},
+		{request, Trace{Outcome: Dropped, States: []string{ctNew}}, "ovn-trace --ct=new '" + eth + "2'"},
+		{request, Trace{Outcome: Delivered, States: []string{ctNew, ctEst}}, "ovn-trace --ct=new --ct=est '" + eth + "2'"},
+		{request, Trace{Outcome: Tunnelled, States: []string{ctNew}}, "ovn-trace --ct=new --ct=new '" + eth + "2'"},
+		{answer, Trace{Outcome: Tunnelled, States: []string{ctReply}}, "ovn-trace --ct=est,rpl --ct=est,rpl '" + eth + "20'"},
+		{answer, Trace{Outcome: Dropped, States: []string{ctNobody}}, "ovn-trace --ct=inv '" + eth + "20'"},
+	} {
+		if got := strings.Replace(tt.r.LogicalCommand("p", tt.t), "0x14", "20", 1); got != tt.want {
+			t.Errorf("got  %s\nwant %s", got, tt.want)
+		}
+	}
+}

@@ -81,6 +81,8 @@ type Trace struct {
 	// Reason is why it was dropped, if that was more than the flow's own doing; or what
 	// the switch says of Port.
 	Reason string
+	// States are those that connection tracking was taken to find, in order, as --ct-next has them.
+	States []string
 	// Command shows the same on the host.
 	Command string
 }
@@ -127,6 +129,7 @@ func (s *Switch) Trace(ctx context.Context, bridge string, req TraceRequest) (Tr
 		return Trace{}, fmt.Errorf("ovs: trace on %s: %w", bridge, err)
 	}
 	tr.Command = s.command(traceArgs(bridge, flow, &req, walked.states))
+	tr.States = req.met(walked.text, walked.states)
 	if tr.Outcome != Dropped {
 		if other, ok := s.otherwise(ctx, bridge, flow, &req, &walked); ok {
 			return other, nil
