@@ -122,7 +122,7 @@ func (r TraceRequest) LogicalCommand(port string, t Trace) string {
 		// It is tracked without being told, and established if nothing is told (ovn-trace(8), --ct).
 		b.WriteString(" --ct=" + strings.TrimPrefix(state, "trk,"))
 	}
-	return b.String() + " '" + r.logical(port) + "'"
+	return b.String() + " " + quote(r.logical(port))
 }
 
 // logical returns the packet as ovn-trace(8) has it (ovn-sb(5), Logical_Flow: match), entering by a
