@@ -211,9 +211,18 @@ func (f *fabric) name(named map[string]string) {
 	for name, set := range by {
 		if len(set) > 1 {
 			k := f.rack(set)
-			k.Name, k.border = name, true
+			k.Name, k.border = name, f.well(set, k.has)
 		}
 	}
+}
+
+// well says that something passes within a set, or that nothing is known to fail there: else what fails
+// is not its border.
+func (f *fabric) well(set []int, in []bool) bool {
+	within := func(e edges) bool {
+		return slices.ContainsFunc(set, func(h int) bool { return slices.ContainsFunc(e[h], func(to int) bool { return in[to] }) })
+	}
+	return within(f.passedTo) || !within(f.lostTo)
 }
 
 // rack returns the one of these hosts, which are sorted.

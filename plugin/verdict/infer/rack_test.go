@@ -204,6 +204,9 @@ func TestRacks(t *testing.T) {
 		{"one passes", "r1:+++-- r2:++--- o1:--+++ o2:--+++ o3:--+++", "", "what passes between the rack of o2, o3 and the rack of r1, r2 (8); what other hosts send to the rack of r1, r2 (3); ir2 → io1 (1)"},
 		{"two hosts that fail alike", "r1:+---- r2:-+--- o1:--+++ o2:--+++ o3:--+++", "", "network blue on r1 (8), or host r1; network blue on r2 (6), or host r2"},
 		{"two hosts that fail alike, of one rack", "r1:+---- r2:-+--- o1:--+++ o2:--+++ o3:--+++", "r1=A r2=A", "the switch of rack A (r1, r2) (14)"},
+		{"two hosts that fail alike one way, of one rack", "r1:++--- r2:-+--- o1:--+++ o2:--+++ o3:--+++", "r1=A r2=A", "rack A (r1, r2) (12); ir2 → ir1 (2), or ir1, as r2 sends to it, or what is sent to ir1, or the tunnel r2 → r1 for network blue"},
+		{"two hosts that fail, of one rack, each in its own way", "r1:+---- r2:-++++ o1:--+++ o2:--+++ o3:--+++", "r1=A r2=A",
+			"network blue on r1 (8), or host r1; what is sent to ir2 (6), or what of network blue is sent to r2, or what other hosts send to r2"},
 		{"one host", "r1:+---- r2:-++++ o1:-++++ o2:-++++ o3:-++++", "r1=A r2=A", "network blue on r1 (8), or host r1"},
 		{"no host is reached", "r1:+---- r2:-+--- o1:--+-- o2:---+- o3:----+", "r1=A r2=A", "network blue between hosts (20), or all tunnels"},
 		{"racks lose each other", "a1:++--++ a2:++--++ b1:--++++ b2:--++++ c1:++++++ c2:++++++", "",
@@ -306,5 +309,39 @@ func TestRest(t *testing.T) {
 	found, rest := Of(results, nil)
 	if len(found) != most || len(rest) != 7 {
 		t.Errorf("%d findings, %d left over; want %d, 7", len(found), len(rest), most)
+	}
+}
+
+// TestNoRack: where no rack is at fault none is blamed, but where what is explains the same, and is told of
+// so. Of several faults in sparse results, a rack may explain two.
+func TestNoRack(t *testing.T) {
+	t.Parallel()
+	const clouds = 100
+	for faults, most := range map[int]int{1: 0, 2: 1, 3: 1} {
+		for _, unknown := range []int{0, 30, 60} {
+			blamed := 0
+			for seed := range uint64(clouds) {
+				r := rand.New(rand.NewPCG(seed, uint64(unknown+faults)))
+				c := rackCloud(r, 4+r.IntN(7))
+				for len(c.broken) < faults {
+					if f := c.breakable(r); f.c.Rack == nil {
+						c.broken = append(c.broken, f)
+					}
+				}
+				results := slices.DeleteFunc(c.results(r), func(Result) bool { return r.IntN(100) < unknown })
+				found, _ := Of(results, map[uint64]map[string]string{0: nil, 1: c.racks}[seed%2])
+				check(t, results, found)
+				for _, f := range found {
+					told := slices.ContainsFunc(f.Alternatives, func(a Component) bool { return slices.ContainsFunc(c.broken, func(b fault) bool { return b.c == a }) })
+					if f.Component.Rack != nil && !told {
+						blamed++
+						t.Logf("%d unknown, seed %d: %s broken, found %s", unknown, seed, c.words(), words(found))
+					}
+				}
+			}
+			if blamed > most {
+				t.Errorf("%d faults, %d%% unknown: a rack is blamed in %d of %d clouds; want %d at most", faults, unknown, blamed, clouds, most)
+			}
+		}
 	}
 }
