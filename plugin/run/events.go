@@ -19,7 +19,7 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.Before = a })
 		x.patrol.attested(e.Host, true, now)
 	case *dyetracev1.Audited:
-		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
+		x.auditAfter(name, m.GetWindows())
 		x.patrol.attested(e.Host, false, now)
 		h.audits, h.auditing, h.watched = h.audits+1, false, h.auditAsked
 		x.judgeAttested()
@@ -31,7 +31,7 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 		x.samples(e.Host, m, now)
 	case *dyetracev1.Finished:
 		h.finished, h.watched = true, x.since
-		x.audit(name, m.GetWindows(), func(w *verdict.Window, a *verdict.Audit) { w.After = a })
+		x.auditAfter(name, m.GetWindows())
 	case *dyetracev1.Explanation:
 		x.explained(m)
 	case *dyetracev1.Changes:
@@ -45,6 +45,17 @@ func (x *execution) take(e *fleet.Event, now time.Time) {
 	case fleet.Lost:
 		x.gone[name] = fmt.Sprintf("the controller lost %d samples of it", m.Samples)
 	}
+}
+
+// auditAfter takes in what a host attests after probes. A bridge of which it says nothing has no hook any more, whatever it said before.
+func (x *execution) auditAfter(host string, windows []*dyetracev1.HookWindow) {
+	for place, w := range x.hooks {
+		if place.Host == host {
+			w.After = nil
+			x.hooks[place] = w
+		}
+	}
+	x.audit(host, windows, func(w *verdict.Window, a *verdict.Audit) { w.After = a })
 }
 
 func (x *execution) audit(host string, windows []*dyetracev1.HookWindow, set func(*verdict.Window, *verdict.Audit)) {

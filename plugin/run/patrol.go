@@ -335,7 +335,7 @@ func (p *patrol) attested(host int, first bool, now time.Time) {
 		if place.Host != x.ledger.hosts[host] {
 			continue
 		}
-		if a.windows[place.Bridge] = w.After; w.After == nil {
+		if a.windows[place.Bridge] = w.After; first {
 			a.windows[place.Bridge] = w.Before
 		}
 	}

@@ -726,6 +726,36 @@ func TestGone(t *testing.T) {
 	})
 }
 
+// TestUnhooked has a host attest its hooks, and say nothing of one bridge the next time: it is hooked no more, and what was said of it before is over.
+// Of other hosts nothing changes.
+func TestUnhooked(t *testing.T) {
+	t.Parallel()
+	pairs, paths := pathsOf(t, site(t, 4), probed("i0", "i1"))
+	c := newCast(paths)
+	x := newExecution(&testConfig, pace.New(10, 10), c.metrics, slog.New(slog.DiscardHandler), pairs, paths, []uint32{0}, c.options(), stain.Key{1}, time.Hour, time.Now(), c.begin)
+	for host, name := range x.ledger.hosts {
+		for _, m := range []any{&dyetracev1.Ready{Windows: c.windows()}, &dyetracev1.Audited{Windows: c.windows()}} {
+			x.take(&fleet.Event{Host: host, Message: m}, time.Now())
+		}
+		for _, bridge := range []string{"br-int", "br-tun"} {
+			if w := x.hooks[verdict.Place{Host: name, Bridge: bridge}]; w.Before == nil || w.After == nil {
+				t.Fatalf("%s/%s: %+v, want it attested before and after", name, bridge, w)
+			}
+		}
+	}
+	hv2 := slices.Index(x.ledger.hosts, "hv2")
+	for _, m := range []any{&dyetracev1.Audited{Windows: c.windows()[:1]}, &dyetracev1.Finished{Windows: c.windows()[:1]}} {
+		x.take(&fleet.Event{Host: hv2, Message: &dyetracev1.Audited{Windows: c.windows()}}, time.Now())
+		x.take(&fleet.Event{Host: hv2, Message: m}, time.Now())
+		for place, attested := range map[verdict.Place]bool{{Host: "hv2", Bridge: "br-int"}: true, {Host: "hv2", Bridge: "br-tun"}: false, {Host: "hv1", Bridge: "br-tun"}: true} {
+			if w := x.hooks[place]; (w.After != nil) != attested {
+				t.Errorf("%T: %v: attested after: %t, want %t", m, place, w.After != nil, attested)
+			}
+		}
+	}
+	x.release(time.Now())
+}
+
 // TestLost has the controller itself drop samples: what they may have been is unknown.
 func TestLost(t *testing.T) {
 	t.Parallel()
