@@ -313,6 +313,40 @@ func TestOverflow(t *testing.T) {
 	}
 }
 
+// TestNeverEmpty has a packet come for each that is read: Receive returns nevertheless, and the next one goes on
+// where it ended.
+func TestNeverEmpty(t *testing.T) {
+	t.Parallel()
+	const sent = 10 * maxReceive
+	s := sampler(t, "", Options{})
+	var made, read uint32
+	more := func() {
+		if err := feed(s, probe(t, made)); err != nil {
+			t.Fatal(err)
+		}
+		made++
+	}
+	more() // one ahead: what is there when one is read counts, not what comes while it is taken in
+	for calls := 0; read < sent; calls++ {
+		if made < sent {
+			more()
+		}
+		began := read
+		err := s.Receive(func(seen Seen) {
+			if seen.Seq != read {
+				t.Errorf("probe %d came as number %d", seen.Seq, read)
+			}
+			read++
+			if made < sent {
+				more()
+			}
+		})
+		if n := read - began; err != nil || n == 0 || n > maxReceive {
+			t.Fatalf("call %d read %d, %v; want 1 to %d", calls, n, err, maxReceive)
+		}
+	}
+}
+
 // TestDeviceComesAndGoes deletes, remakes and renames a device under the program.
 func TestDeviceComesAndGoes(t *testing.T) {
 	t.Parallel()

@@ -84,15 +84,19 @@ func (s *Seen) parse(b []byte) bool {
 	return true
 }
 
-// Receive blocks until a stained packet was seen, or Close. It calls fn for all that
-// the ring holds, in the order in which they came there, and returns nil. (Where two
+// maxReceive bounds what one Receive reads: where packets come as fast as they are read, the ring is
+// never empty, and whoever counts, sends and paces would not come to it. 512 are a batch of an agent's samples.
+const maxReceive = 512
+
+// Receive blocks until a stained packet was seen, or Close. It calls fn for what the ring
+// holds, 512 of them at the most, in the order in which they came there, and returns nil. (Where two
 // processors send at one time, At can be out of order by the time that the program
 // takes.) fn must not call Close. It returns ErrClosed after Close, and allocates
 // nothing.
 func (s *Sampler) Receive(fn func(Seen)) error {
 	s.rx.Lock()
 	defer s.rx.Unlock()
-	for first := true; first || s.record.Remaining > 0; first = false {
+	for n := 0; n == 0 || n < maxReceive && s.record.Remaining > 0; n++ {
 		switch err := s.reader.ReadInto(&s.record); {
 		case errors.Is(err, os.ErrClosed):
 			return ErrClosed
