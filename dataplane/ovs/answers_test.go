@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,9 @@ func TestTraceAnswers(t *testing.T) {
 					want = fmt.Sprintf(want, datapath)
 				} else {
 					want += datapath
+				}
+				if taken := slices.Equal(tr.States, []string{ctNobody}); taken != (tr.Outcome == Dropped) {
+					t.Errorf("%s: told states %q", what, tr.States)
 				}
 				again, err := readTrace(sandbox.Command(t, "sh", "-c", tr.Command), s.Snapshot(), bridge, 2)
 				if got := format(tr); got != want || err != nil || format(again) != want {

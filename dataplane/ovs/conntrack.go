@@ -269,7 +269,7 @@ func (s *Switch) otherwise(ctx context.Context, bridge, flow string, req *TraceR
 		if err != nil || tr.Outcome != Dropped || d.guessed && !s.met(ctx, tr.Flow.Bridge, invalidFlow(text, tr.Flow.Flow)) {
 			continue
 		}
-		tr.Command = s.command(traceArgs(bridge, flow, req, states))
+		tr.Command, tr.States = s.command(traceArgs(bridge, flow, req, states)), req.met(text, states)
 		return tr, true
 	}
 	return Trace{}, false
