@@ -1,3 +1,3 @@
-// Package pace has its two parts here: a [Pace] has a [Bucket] of tokens for each instance, which a probe takes one of at both
-// of its ends; a [Schedule] is the order in which a patrol goes round its pairs.
+// Package pace says when a probe may go: how many each instance takes part in, how many are under way from a host, whose turn
+// a connection is, and in which order a patrol goes round. It knows nothing of what probes are, sends none, and gets the time as an argument.
 package pace
