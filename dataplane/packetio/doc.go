@@ -17,13 +17,14 @@
 // this machine. The kernel fills a block of the ring and hands it over when it is
 // full, or RetireTimeout after its first frame. A frame bears the time at which it
 // arrived, not that of its block. A frame that finds no room in the ring is
-// dropped and counted; Stats tells.
+// dropped and counted; Stats tells. What Stats has counted as received and Done has not is in the ring
+// still, or in the hands of who reads it.
 //
 //	NIC/TAP ──▶ filter ──▶ [block][block][block]… ──▶ Receive(fn) ──▶ fn(frame, at)
 //	                └▶ not a copy: never seen, not counted
 //
 // # Goroutines
 //
-// The package starts none. Send, Stats and Close may be called from any goroutine
+// The package starts none. Send, Stats, Done and Close may be called from any goroutine
 // at any time, Receive from one at a time.
 package packetio

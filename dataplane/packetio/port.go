@@ -66,8 +66,10 @@ type Port struct {
 	tx     sync.Mutex // guards sender
 	sender sender
 
-	rx   sync.Mutex // guards ring and its place in the blocks
-	ring ring
+	rx     sync.Mutex // guards ring and its place in the blocks, and handed
+	ring   ring
+	handed uint64
+	done   atomic.Uint64 // of handed
 
 	// stats guards the counters, and the receive socket against Close while they
 	// are read: reading them resets the kernel's.
@@ -142,11 +144,13 @@ func (p *Port) Send(frames [][]byte) (sent int, err error) {
 func (p *Port) Receive(fn func(frame []byte, at int64)) error {
 	p.rx.Lock()
 	defer p.rx.Unlock()
+	p.done.Store(p.handed)
 	for {
 		if p.closed.Load() {
 			return ErrClosed
 		}
-		if p.ring.readBlock(fn) {
+		if n, ok := p.ring.readBlock(fn); ok {
+			p.handed += n
 			return nil
 		}
 		if err := p.ring.wait(p.wake); err != nil {
@@ -163,6 +167,10 @@ func (p *Port) Stats() (received, dropped uint64) {
 	p.readStats()
 	return p.received, p.dropped
 }
+
+// Done returns how many of the frames received nobody has to do with any more: Receive has handed
+// them over, and was called again since, so its caller is done with them too.
+func (p *Port) Done() uint64 { return p.done.Load() }
 
 // readStats adds what the kernel counted since it was last asked.
 func (p *Port) readStats() {

@@ -275,6 +275,39 @@ func TestCloseWakesReceive(t *testing.T) {
 	}
 }
 
+// TestDone: a frame is done with when its reader comes for the next one, and not while it is in the ring or at work on it.
+func TestDone(t *testing.T) {
+	t.Parallel()
+	a, b := veth(t)
+	from, to := open(t, a, Options{}), open(t, b, Options{})
+	sendAll(t, from, copyFrames(t, 3))
+	state := func(when string, want uint64) {
+		t.Helper()
+		if received, _ := to.Stats(); received != 3 || to.Done() != want {
+			t.Errorf("%s: %d of %d frames are done with, want %d of 3", when, to.Done(), received, want)
+		}
+	}
+	state("in the ring", 0)
+	for got := uint64(0); got < 3; {
+		before := got
+		if err := to.Receive(func([]byte, int64) {
+			got++
+			state("at work", before)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		state("handed over", before)
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() { to.Receive(nil) })
+	for end := time.Now().Add(10 * time.Second); to.Done() < 3 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	state("the next one is waited for", 3)
+	to.Close()
+	reader.Wait()
+}
+
 // TestCloseUnderLoad closes while both directions work.
 func TestCloseUnderLoad(t *testing.T) {
 	t.Parallel()

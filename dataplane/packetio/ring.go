@@ -64,18 +64,18 @@ func (r *ring) open(ifindex int, o Options) (err error) {
 }
 
 // readBlock hands the frames of the next block to fn and the block back to the
-// kernel. It returns false if the block is still the kernel's.
-func (r *ring) readBlock(fn func(frame []byte, at int64)) bool {
+// kernel, and says how many they were. It returns false if the block is still the kernel's.
+func (r *ring) readBlock(fn func(frame []byte, at int64)) (frames uint64, ok bool) {
 	block := r.mem[r.next*r.size:][:r.size]
 	// struct tpacket_block_desc: version, offset_to_priv, and a union of which
 	// tpacket_hdr_v1 is the only member.
 	header := (*unix.TpacketHdrV1)(unsafe.Pointer(&block[unsafe.Offsetof(unix.TpacketBlockDesc{}.Hdr)]))
 	if atomic.LoadUint32(&header.Block_status)&unix.TP_STATUS_USER == 0 {
-		return false
+		return 0, false
 	}
 	ahead := realtimeAhead()
-	offset := header.Offset_to_first_pkt
-	for range header.Num_pkts {
+	offset, n := header.Offset_to_first_pkt, header.Num_pkts
+	for range n {
 		p := (*unix.Tpacket3Hdr)(unsafe.Pointer(&block[offset]))
 		frame := block[offset+uint32(p.Mac):][:p.Snaplen:p.Snaplen]
 		fn(frame, int64(p.Sec)*int64(time.Second)+int64(p.Nsec)-ahead)
@@ -83,7 +83,7 @@ func (r *ring) readBlock(fn func(frame []byte, at int64)) bool {
 	}
 	atomic.StoreUint32(&header.Block_status, unix.TP_STATUS_KERNEL)
 	r.next = (r.next + 1) % r.blocks
-	return true
+	return uint64(n), true
 }
 
 // wait returns when a block may have been handed over, or wake is readable.
