@@ -55,9 +55,10 @@ func (w Window) unread(where string) doubt {
 }
 
 // unread compares two readings of the counters, the second after the first; empty where they agree.
-// Where more was read than counted they say nothing either: Open vSwitch credits what passed shortly
+// Where somewhat more was read than counted they say nothing either: Open vSwitch credits what passed shortly
 // before a flow changed to the flows of after the change, so a bridge whose flows somebody edits counts
-// too little. Then, as without counters, what the agent knows it lost is all that is known.
+// too little. Then, as without counters, what the agent knows it lost is all that is known. Where it is much
+// more, somebody forges copies, and each may stand for one that got lost.
 func unread(before, after Count) string {
 	least, most := after.missing()
 	leastBefore, mostBefore := before.missing()
@@ -67,6 +68,8 @@ func unread(before, after Count) string {
 		return fmt.Sprintf("copies counted by the hook that never came to the agent: %d", least)
 	case most-least > underWay:
 		return fmt.Sprintf("too many copies (%d) came by while counters were read to tell if one got lost", most-least)
+	case most < -underWay:
+		return fmt.Sprintf("copies that came to the agent and no hook made: %d", -most)
 	}
 	return ""
 }
