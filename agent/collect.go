@@ -21,6 +21,10 @@ const (
 	// take, by far.
 	readBudget = 500_000_000
 	readBurst  = 50_000_000
+	// And beyond that, for each list of samples (gather): so much is read without waiting for what others took. The
+	// burst is what a block takes, by the dearest reckoning.
+	ownBudget = 10_000_000
+	ownBurst  = 5_000_000
 )
 
 // collector turns copies into batches of samples. Each bridge's receive loop
@@ -101,7 +105,8 @@ func (c *collector) batch(g *gather, r *activeRun) *batch {
 	return g.batches[i]
 }
 
-// flush sends what was gathered, and sleeps if reading took too much of the host.
+// flush sends what was gathered, and sleeps if reading took too much of the host. Who reads little does not wait for
+// what others took.
 func (c *collector) flush(g *gather) {
 	for _, x := range g.batches {
 		c.send(g.bridge, x)
@@ -109,6 +114,12 @@ func (c *collector) flush(g *gather) {
 	g.batches = g.batches[:0]
 	cost := g.handled * (copyCost + runCost*len(c.a.runs.snapshot()))
 	g.handled = 0
+	if g.own == nil {
+		g.own = rate.NewLimiter(ownBudget, ownBurst)
+	}
+	if g.own.AllowN(time.Now(), cost) {
+		return
+	}
 	time.Sleep(c.budget.ReserveN(time.Now(), min(cost, readBurst)).Delay())
 }
 
@@ -124,7 +135,8 @@ func (c *collector) send(b *bridge, x *batch) {
 type gather struct {
 	bridge  *bridge
 	batches []*batch
-	handled int // copies since the last flush
+	handled int           // copies since the last flush
+	own     *rate.Limiter // of reading, in ns; nil before the first
 	repeats repeats
 }
 

@@ -30,8 +30,9 @@ func TestReadingIsBounded(t *testing.T) {
 			}
 			c.flush(g)
 		}
-		// 1 µs and 10 times 30 ns each, of which the first 50 ms are free.
-		if took, want := time.Since(begun), 2*(1300*copies-readBurst)*time.Nanosecond; took < want-time.Millisecond || took > want+time.Millisecond {
+		// 1 µs and 10 times 30 ns each, of which the first 55 ms are free.
+		want := time.Duration(1300*copies-readBurst-ownBurst) * time.Second / (readBudget + ownBudget)
+		if took := time.Since(begun); took < want-2*time.Millisecond || took > want+2*time.Millisecond {
 			t.Errorf("%d copies took %v of waiting (want %v)", copies, took, want)
 		}
 		begun = time.Now()
@@ -41,6 +42,19 @@ func TestReadingIsBounded(t *testing.T) {
 		}
 		if c.flush(g); time.Since(begun) != time.Second {
 			t.Errorf("120 copies took %v", time.Since(begun)-time.Second)
+		}
+		// Another reader's debts are not waited for by one that reads little.
+		g.handled = 1_000_000
+		go c.flush(g)
+		synctest.Wait()
+		begun = time.Now()
+		quiet := &gather{bridge: &bridge{}, handled: 1000}
+		if c.flush(quiet); time.Since(begun) != 0 {
+			t.Errorf("beside a flood, 1000 copies took %v", time.Since(begun))
+		}
+		quiet.handled = 100_000
+		if c.flush(quiet); time.Since(begun) < 100*time.Millisecond {
+			t.Errorf("beside a flood, 100,000 copies took %v", time.Since(begun))
 		}
 	})
 }
