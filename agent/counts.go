@@ -65,10 +65,14 @@ func (p pointCount) of() int64 { return int64(p.counted - p.readMax) }
 // tally counts copies that one receive loop has read and not handed on yet.
 type tally [8]uint64
 
-// saw counts a copy.
+// saw counts a copy; what cannot be one is none. That it bears the stain is the hook's to say, which takes more for
+// stained than is a sample: packets with extension headers, say.
 func (t *tally) saw(frame []byte) {
-	if len(frame) > 1 {
-		t[frame[1]&^stain.CopyMark&7]++
+	if len(frame) < 2 {
+		return
+	}
+	if kind := frame[1] &^ stain.CopyMark; int(kind) < len(t) {
+		t[kind]++
 	}
 }
 
@@ -115,13 +119,20 @@ const (
 	countPatience = 20 * time.Millisecond
 	countLateness = 250 * time.Millisecond
 	countLook     = time.Millisecond
+	// ringPatience is how long what is in a dye port's ring is waited for. A full one is read in less, as fast as that may be
+	// (readBudget); a host that needs longer could not hold up its heartbeats either.
+	ringPatience = time.Second
 )
+
+// errLate fails a reading of which it cannot be told what got lost.
+var errLate = fmt.Errorf("copies that have come are not read after %v", ringPatience)
 
 // counter reads the counters of all bridges, for all who ask.
 type counter struct {
 	mu      sync.Mutex
 	begun   atomic.Uint64
-	done    atomic.Uint64 // the last that did not fail
+	done    atomic.Uint64 // the last of all bridges that did not fail, but for copies that came late
+	some    atomic.Uint64 // likewise, of all bridges or of those that had no good one
 	waiting atomic.Int64
 
 	hasty     atomic.Int64 // who waits and has no patience
@@ -168,7 +179,7 @@ func (h *hooks) read(ctx context.Context, all bool, asked uint64) error {
 	c.waiting.Add(-1)
 	defer c.mu.Unlock()
 	switch {
-	case c.done.Load() > asked:
+	case c.done.Load() > asked || !all && c.some.Load() > asked:
 		return nil // begun after we asked, and over
 	case patient && c.hasty.Load() > 0:
 		return errHurry
@@ -181,8 +192,11 @@ func (h *hooks) read(ctx context.Context, all bool, asked uint64) error {
 	}
 	number := c.begun.Add(1)
 	err := h.readAll(ctx, all)
-	if err == nil {
-		c.done.Store(number)
+	if err == nil || errors.Is(err, errLate) { // who reads once more would wait as long
+		c.some.Store(number)
+		if all {
+			c.done.Store(number)
+		}
 	}
 	return err
 }
@@ -220,6 +234,15 @@ func (h *hooks) uncounted(all bool) (todo []*bridge) {
 }
 
 func (h *hooks) countAll(ctx context.Context, todo []*bridge) error {
+	// What is in a ring has passed already: of an epoch's first reading, by which all others go, it need not stay open
+	// whether it was counted. Others do not wait for it.
+	var drained sync.WaitGroup
+	for _, b := range todo {
+		if b.counts.knownOf(b.state.Load().epoch) == nil {
+			drained.Go(func() { b.drain(ctx) })
+		}
+	}
+	drained.Wait()
 	before := make([]counted, len(todo))
 	for i, b := range todo {
 		before[i] = b.beginCount()
@@ -234,7 +257,7 @@ func (h *hooks) countAll(ctx context.Context, todo []*bridge) error {
 	}
 	var failed error
 	for range todo {
-		if err := <-errs; err != nil {
+		if err := <-errs; err != nil && (failed == nil || errors.Is(failed, errLate)) {
 			failed = err
 		}
 	}
@@ -261,7 +284,9 @@ func (b *bridge) count(ctx context.Context, c counted) error {
 		p.counted = told[k]
 		c.points[k] = p
 	}
-	b.counts.await(&c)
+	if err := b.counts.await(&c, b.behind); err != nil {
+		return fmt.Errorf("bridge %s: counters: %w", b.name, err)
+	}
 	if b.state.Load().epoch != c.epoch {
 		return nil // the hook is another one by now: what it counts began anew
 	}
@@ -269,28 +294,74 @@ func (b *bridge) count(ctx context.Context, c counted) error {
 	return nil
 }
 
-// await fills in what was read, once all is that the hook has counted, or after a while.
-func (s *counts) await(c *counted) {
-	known := s.known
-	patience := countLateness
-	if known == nil || known.epoch != c.epoch {
-		known, patience = nil, countPatience
+// behind returns what tells if some of the copies are still to be read that have come up to now.
+func (b *bridge) behind() func() bool {
+	port := b.port.Load()
+	if port == nil {
+		return func() bool { return false }
+	}
+	received, _ := port.Stats()
+	return func() bool { return port.Done() < received && b.port.Load() == port } // with another port begins another epoch
+}
+
+// drain returns when all copies are read that have come up to now, or false if that takes too long.
+func (b *bridge) drain(ctx context.Context) bool {
+	behind := b.behind()
+	for end := time.Now().Add(ringPatience); behind(); time.Sleep(countLook) {
+		if ctx.Err() != nil || time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// catchUp returns when all that has come up to now is on its way to the controller. What takes too long counts as lost.
+func (b *bridge) catchUp(ctx context.Context) {
+	if !b.drain(ctx) {
+		b.log.Warn("samples count as lost", "err", errLate)
+		b.lost.Add(1)
+	}
+}
+
+// knownOf is known, if that is of an epoch.
+func (s *counts) knownOf(epoch uint64) *counted {
+	if s.known == nil || s.known.epoch != epoch {
+		return nil
+	}
+	return s.known
+}
+
+// await fills in what was read, once all is that the hook has counted, or after a while: then what is missing is not
+// in the ring (behind) any more.
+func (s *counts) await(c *counted, behind func() func() bool) error {
+	known, patience := s.knownOf(c.epoch), countLateness
+	if known == nil {
+		patience = countPatience
 	}
 	var soon *counted
+	var late func() bool
 	for began := time.Now(); ; time.Sleep(countLook) {
+		waited := time.Since(began)
+		if late == nil && waited > countPatience { // by then all is in the ring
+			late = behind()
+		}
+		read := late != nil && !late()
 		for k, p := range c.points {
 			p.readMax = s.of(k)
 			c.points[k] = p
 		}
-		waited := time.Since(began)
-		if soon == nil && waited > countPatience {
+		if soon == nil && read {
 			soon = &counted{epoch: c.epoch, points: maps.Clone(c.points)}
 		}
-		if whole := known != nil && c.whole(known); whole || waited > patience {
+		whole := known != nil && c.whole(known)
+		switch {
+		case whole || read && waited > patience:
 			if known != nil {
 				s.lost(soon, whole)
 			}
-			return
+			return nil
+		case waited > ringPatience:
+			return errLate
 		}
 	}
 }

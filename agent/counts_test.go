@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -9,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 )
 
 // deafen has a device lose all that comes in by it before anybody sees it, as a security agent's XDP
@@ -133,5 +137,81 @@ func TestCounters(t *testing.T) {
 	h.restored(epoch)
 	if w := audit(false); len(w.Counts) == 0 || w.Epoch == before.Epoch {
 		t.Errorf("a new hook is attested as %v", w)
+	}
+}
+
+// sleepy is a host without a hook yet, and how long its reader of the dye port sleeps when it next meets a copy.
+func sleepy(t *testing.T) (h *host, sleep *atomic.Int64) {
+	h, sleep = prepareHost(t), new(atomic.Int64)
+	sink := h.a.hooks.sink
+	h.a.hooks.sink = func(b *bridge, frame []byte, atNs int64) {
+		time.Sleep(time.Duration(sleep.Swap(0)))
+		sink(b, frame, atNs)
+	}
+	return h, sleep
+}
+
+// TestFirstReadingAwaitsTheRing: copies that lie in the ring at the first reading of an epoch do not stand for as many that
+// get lost later.
+func TestFirstReadingAwaitsTheRing(t *testing.T) {
+	t.Parallel()
+	h, sleep := sleepy(t)
+	h.install().keep()
+	const kind = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE
+	const probes = 3
+	h.begin(1, 2*probes, deadline)
+	sleep.Store(int64(150 * time.Millisecond))
+	h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, 0, probes)
+	before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
+	h.await("the probes", func() bool { n, _ := h.seen(1, kind, dyetracev1.Scheme_SCHEME_ICMP); return n == probes })
+	after := func() (least, most int64) {
+		return unread(t, before, windowOf(h.a.hooks.audit(t.Context(), true), h.bridge), kind)
+	}
+	h.await("nothing to come by", func() bool { least, most := after(); return least == most })
+	if least, most := after(); least != 0 || most != 0 {
+		t.Errorf("nothing got lost, and %d to %d copies are missing", least, most)
+	}
+	hear := deafen(t, h.hooked().dye.Name)
+	h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, probes, 2*probes)
+	h.await("the counters", func() bool { least, most := after(); return least == 2*probes && most == 2*probes })
+	hear()
+}
+
+// uncounting is a switch that never has counters.
+type uncounting struct{ Switch }
+
+func (uncounting) Settle(context.Context, string) error { return ovs.ErrUncounted }
+
+// TestAuditAwaitsTheRing: where there are no counters either, a run is not over before its samples, or some are known to be lost.
+func TestAuditAwaitsTheRing(t *testing.T) {
+	t.Parallel()
+	h, sleep := sleepy(t)
+	h.a.hooks.sw = uncounting{h.a.sw}
+	h.install().keep()
+	const probes = 3
+	h.begin(1, 2*probes, deadline)
+	for _, tt := range []struct {
+		sleep time.Duration
+		lost  uint64
+	}{{150 * time.Millisecond, 0}, {ringPatience + time.Second, 1}} {
+		before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
+		if len(before.Counts) > 0 {
+			t.Fatalf("counted %v: the test tests nothing", before.Counts)
+		}
+		sleep.Store(int64(tt.sleep))
+		h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, 0, probes)
+		h.await("the copies", func() bool {
+			received, _ := h.hooked().port.Load().Stats()
+			return sleep.Load() == 0 && received > h.hooked().port.Load().Done()
+		})
+		begun := time.Now()
+		after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
+		if took := time.Since(begun); after.Lost-before.Lost != tt.lost || took < min(tt.sleep, ringPatience)-100*time.Millisecond {
+			t.Errorf("the reader slept for %v, and the audit took %v and knows of %d lost samples, want %d", tt.sleep, took, after.Lost-before.Lost, tt.lost)
+		}
+		h.await("the reader", func() bool {
+			received, _ := h.hooked().port.Load().Stats()
+			return received == h.hooked().port.Load().Done()
+		})
 	}
 }

@@ -267,6 +267,9 @@ func (h *hooks) audit(ctx context.Context, after bool) []*dyetracev1.HookWindow 
 	var counting sync.WaitGroup
 	if after { // what the switch is waited for takes as long as looking does
 		counting.Go(func() { err = h.count(ctx, true) })
+		for _, b := range h.all() {
+			counting.Go(func() { b.catchUp(ctx) })
+		}
 	}
 	h.look(ctx, true)
 	counting.Wait()

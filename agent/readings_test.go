@@ -178,6 +178,49 @@ func TestStaleCounts(t *testing.T) {
 	}
 }
 
+// TestSomeAreNotAll: a reading of those bridges that had none is not one of all for who asked before it began.
+func TestSomeAreNotAll(t *testing.T) {
+	t.Parallel()
+	r := &rhythm{}
+	h, b := counting(r)
+	if err := h.count(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	asked := h.counter.begun.Load()
+	other := newBridge("br1", r, h.taps, stain.Default(), time.Minute, 1, h.log)
+	other.state.Store(&bridgeState{hook: dyetracev1.HookState_HOOK_STATE_LIVE, epoch: 1})
+	h.bridges["br1"] = other
+	for range 2 { // the second has nothing to do
+		if err := h.read(t.Context(), false, asked); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w := b.window(asked); len(w.Counts) != 0 || len(other.window(asked).Counts) == 0 || r.settled.Load() != 2 {
+		t.Fatalf("%d readings, and of the bridge that had a good one there is %v: the test tests nothing", r.settled.Load(), w)
+	}
+	if err := h.read(t.Context(), true, asked); err != nil {
+		t.Fatal(err)
+	}
+	if w := b.window(asked); len(w.Counts) == 0 {
+		t.Errorf("all were asked for, and a bridge is attested as %v", w)
+	}
+}
+
+// TestTally: what no hook can have sent counts as no copy.
+func TestTally(t *testing.T) {
+	t.Parallel()
+	var read tally
+	for _, frame := range [][]byte{
+		{stain.CopyDst, byte(stain.FromTunnel)}, {stain.CopyDst, byte(stain.FromTunnel) | stain.CopyMark},
+		{stain.CopyDst, byte(stain.FromTunnel) | 8}, {stain.CopyDst, byte(stain.FromTunnel) | 0x40 | stain.CopyMark}, {stain.CopyDst}, nil,
+	} {
+		read.saw(frame)
+	}
+	if want := (tally{stain.FromTunnel: 2}); read != want {
+		t.Errorf("counted %v, want %v", read, want)
+	}
+}
+
 // TestCountsAreAwaited: copies that are read late are not missing, for as long as it is known how many got lost before; those
 // that never come are, after a while.
 func TestCountsAreAwaited(t *testing.T) {
@@ -203,7 +246,7 @@ func TestCountsAreAwaited(t *testing.T) {
 			s.read[k].Add(100)
 			first := reading(107) // 7 got lost long ago
 			if tt.known {
-				s.await(first)
+				s.await(first, nothing)
 				s.take(first)
 			}
 			second := reading(111)
@@ -211,12 +254,65 @@ func TestCountsAreAwaited(t *testing.T) {
 				time.AfterFunc(tt.late, func() { s.read[k].Add(4) })
 			}
 			began := time.Now()
-			s.await(second)
+			s.await(second, nothing)
 			if took := time.Since(began); took != tt.took {
 				t.Errorf("%s: waited %v, want %v", tt.name, took, tt.took)
 			}
 			if missing := second.points[k].of() - 7; missing != tt.want {
 				t.Errorf("%s: %d copies are missing, want %d", tt.name, missing, tt.want)
+			}
+			synctest.Wait()
+		})
+	}
+}
+
+// nothing is a ring that is empty.
+func nothing() func() bool { return func() bool { return false } }
+
+// TestTheRingIsAwaited: what is in the dye port's ring is not missing, however long its reader sleeps; where it does for too long, there
+// is no reading.
+func TestTheRingIsAwaited(t *testing.T) {
+	t.Parallel()
+	const k = stain.FromInstance
+	for _, tt := range []struct {
+		name  string
+		late  time.Duration // until copies are read; 0 is never
+		known bool          // how many got lost before
+		want  error
+		took  time.Duration
+	}{
+		{"the first reading", 120*time.Millisecond - countLook/2, false, nil, 120 * time.Millisecond},
+		{"one that knows", 120*time.Millisecond - countLook/2, true, nil, 120 * time.Millisecond},
+		{"one that knows, and had else been over", countLateness + 50*time.Millisecond - countLook/2, true, nil, countLateness + 50*time.Millisecond},
+		{"never", 0, false, errLate, ringPatience + countLook},
+		{"never, and it knows", 0, true, errLate, ringPatience + countLook},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var s counts
+			var empty atomic.Bool
+			behind := func() func() bool { return func() bool { return !empty.Load() } }
+			s.read[k].Add(100)
+			if tt.known {
+				first := newReading(1, k, 107, s.of(k))
+				if err := s.await(first, nothing); err != nil {
+					t.Fatal(err)
+				}
+				s.take(first)
+			}
+			second := newReading(1, k, 110, s.of(k))
+			if tt.late > 0 {
+				time.AfterFunc(tt.late, func() {
+					s.read[k].Add(3)
+					empty.Store(true)
+				})
+			}
+			began := time.Now()
+			err := s.await(second, behind)
+			if took := time.Since(began); took != tt.took || !errors.Is(err, tt.want) {
+				t.Errorf("%s: waited %v: %v; want %v: %v", tt.name, took, err, tt.took, tt.want)
+			}
+			if missing := second.points[k].of() - 7; err == nil && missing != 0 {
+				t.Errorf("%s: %d copies are missing that were in the ring", tt.name, missing)
 			}
 			synctest.Wait()
 		})
@@ -240,7 +336,7 @@ func TestLostCopiesAreAwaitedOnce(t *testing.T) {
 		}
 		reading := func() (took time.Duration, missing int64) {
 			c, began := newReading(1, k, counted.Load(), s.of(k)), time.Now()
-			s.await(c)
+			s.await(c, nothing)
 			s.take(c)
 			return time.Since(began), c.points[k].of()
 		}
