@@ -179,7 +179,13 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 		next.arms, next.unarmed = b.arms, b.unarmed
 		next.dye, next.table, next.mark, next.kinds = b.dye, b.hook.Table, b.hook.Mark.String(), kindsOf(b.hook, next.absent == "")
 	case errors.Is(ctx.Err(), context.Canceled):
-		return // we were told to stop, which says nothing about the bridge; that time is up does
+		// We were told to stop, which says nothing about the bridge; that time is up does. What was found or done until then stays.
+		if changed {
+			next = old
+			next.epoch, next.gaps = old.after()
+			b.state.Store(&next)
+		}
+		return
 	case refused(err):
 		next.hook, next.reason = dyetracev1.HookState_HOOK_STATE_REFUSED, err.Error()
 	default:
@@ -192,11 +198,11 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 	// A switch that did not answer in time told nothing: whether the hook was away the next look will see.
 	slow := errors.Is(err, context.DeadlineExceeded)
 	gap := changed || (old.hook == dyetracev1.HookState_HOOK_STATE_LIVE && err != nil && !slow)
-	if gap || tapped {
+	switch {
+	case gap:
+		next.epoch, next.gaps = old.after()
+	case tapped:
 		next.epoch++
-	}
-	if gap && old.hook == dyetracev1.HookState_HOOK_STATE_LIVE {
-		next.gaps++
 	}
 	if err != nil && next.reason != old.reason {
 		b.log.Warn("hook is not live", "state", next.hook, "reason", next.reason)
@@ -205,6 +211,14 @@ func (b *bridge) reconcile(ctx context.Context, found dataplane.Bridge, attest b
 		b.log.Info("hook installed", "table", b.hook.Table, "mark", b.hook.Mark, "dye", b.dye.Name, "epoch", next.epoch)
 	}
 	b.state.Store(&next)
+}
+
+// after returns epoch and gaps after a gap.
+func (s *bridgeState) after() (epoch, gaps uint64) {
+	if s.hook == dyetracev1.HookState_HOOK_STATE_LIVE {
+		return s.epoch + 1, s.gaps + 1
+	}
+	return s.epoch + 1, s.gaps
 }
 
 // refused reports whether err is a verdict on the bridge rather than a failure

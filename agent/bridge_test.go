@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane"
+	"github.com/dyetrace/dyetrace/dataplane/ovs"
 	"github.com/dyetrace/dyetrace/flows"
 )
 
@@ -45,11 +48,40 @@ type reads struct {
 	all  atomic.Int32 // of those, of all flows
 	slow atomic.Bool
 	was  atomic.Pointer[[]flows.Flow] // what the next reading has, whatever there is by then
+
+	// What becomes of the next reading of all flows, of the next wait for the datapath, and of watches; nil is nothing.
+	dumping, settling atomic.Pointer[func() error]
+	blind             atomic.Bool
+}
+
+// mishap is what is to go wrong at once, and not again.
+func mishap(p *atomic.Pointer[func() error]) error {
+	if f := p.Swap(nil); f != nil {
+		return (*f)()
+	}
+	return nil
+}
+
+func (r *reads) Settle(ctx context.Context, bridge string) error {
+	if err := mishap(&r.settling); err != nil {
+		return err
+	}
+	return r.Switch.Settle(ctx, bridge)
+}
+
+func (r *reads) Watch(ctx context.Context, bridge string) (*ovs.Watch, error) {
+	if r.blind.Load() {
+		return nil, errTest
+	}
+	return r.Switch.Watch(ctx, bridge)
 }
 
 func (r *reads) DumpFlows(ctx context.Context, bridge string) ([]flows.Flow, error) {
 	r.n.Add(1)
 	r.all.Add(1)
+	if err := mishap(&r.dumping); err != nil {
+		return nil, err
+	}
 	return r.Switch.DumpFlows(ctx, bridge)
 }
 
@@ -71,6 +103,7 @@ func (h *host) readBy() (*bridge, *reads) {
 	defer b.mu.Unlock()
 	r := &reads{Switch: b.sw}
 	b.sw = r
+	b.disturbed.Or(0) // the watch, which takes no lock, is told of r by that
 	return b, r
 }
 
@@ -148,5 +181,108 @@ func TestLookForAll(t *testing.T) {
 	b.look(t.Context(), asked, true)
 	if ours, err := counted.DumpOurs(t.Context(), h.bridge); err != nil || len(ours) > 0 {
 		t.Errorf("%d flows of ours on a bridge that was left, %v", len(ours), err)
+	}
+}
+
+// TestDoubtIsKept: a flow that the watch told of and that may be in the hook's way is looked for until it was, whatever becomes of the
+// first who does.
+func TestDoubtIsKept(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b, sw := h.readBy()
+	h.await("the watch", func() bool { return b.watched.Load() != nil })
+	const shadow = "table=0,priority=65535,tcp"
+	for _, tt := range []struct {
+		name string
+		err  error
+	}{
+		{"cancelled", context.Canceled},
+		{"out of time", context.DeadlineExceeded},
+		{"failed", errTest},
+	} {
+		if w := h.attest(); !w.Live {
+			t.Fatalf("%s: attested %v at the beginning", tt.name, w)
+		}
+		h.ofctl("add-flow", h.bridge, shadow+",actions=NORMAL")
+		ctx, cancel := context.WithCancel(t.Context())
+		reading := false
+		fail := func() error {
+			if reading = true; errors.Is(tt.err, context.Canceled) {
+				cancel()
+			}
+			return tt.err
+		}
+		sw.dumping.Store(&fail)
+		h.a.hooks.look(ctx, true)
+		cancel()
+		if !reading {
+			t.Errorf("%s: not all flows were read: the test tests nothing", tt.name)
+		}
+		h.a.hooks.look(t.Context(), false) // nobody is to be told anything
+		if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
+			t.Errorf("%s: attested %v with a flow in the way", tt.name, w)
+		}
+		h.ofctl("--strict", "del-flows", h.bridge, shadow)
+	}
+}
+
+// TestWatchEnded: what happened when a watch had ended is looked for by the next who attests.
+func TestWatchEnded(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b, sw := h.readBy()
+	h.await("the watch", func() bool { return b.watched.Load() != nil })
+	if w := h.attest(); !w.Live {
+		t.Fatalf("attested %v at the beginning", w)
+	}
+	sw.blind.Store(true)
+	b.watched.Load().Stop()
+	h.await("the end of the watch", func() bool { return b.watched.Load() == nil && disturbances(b.disturbed.Load()).has(flows.Doubtful) })
+	h.ofctl("add-flow", h.bridge, "table=0,priority=65535,tcp,actions=NORMAL")
+	if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
+		t.Errorf("attested %v with a flow in the way", w)
+	}
+}
+
+// TestRepairOfOneWhoLeft: a hook that was put back counts from nought, though who put it back was told to stop before it was live.
+func TestRepairOfOneWhoLeft(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	_, sw := h.readBy()
+	before, was := h.attest(), h.state()
+	h.ofctl("del-flows", h.bridge, "cookie=0x4479655400000000/0xffffffff00000000")
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := func() error { cancel(); return context.Canceled }
+	sw.settling.Store(&stop)
+	h.a.hooks.look(ctx, true)
+	if n, want := len(h.ours()), len(h.hooked().want); n != want || sw.settling.Load() != nil {
+		t.Fatalf("%d flows are back (want %d): the test tests nothing", n, want)
+	}
+	if s := h.state(); s.epoch != was.epoch+1 || s.gaps != was.gaps+1 || s.hook != was.hook {
+		t.Errorf("put back, and told to stop: %v; it was %v", s, was)
+	}
+	if after := h.attest(); !before.Live || !after.Live || after.Epoch == before.Epoch {
+		t.Errorf("attested %v before and %v after", before, after)
+	}
+}
+
+// TestNoLongerHooked: a bridge that was let go is attested not to be live, until it is hooked again.
+func TestNoLongerHooked(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	before := h.attest()
+	configure := func(bridge string) {
+		h.a.hooks.mu.Lock()
+		defer h.a.hooks.mu.Unlock()
+		h.a.hooks.only = []string{bridge}
+	}
+	configure("another")
+	want := fmt.Sprintf("%v", &dyetracev1.HookWindow{Bridge: h.bridge, Reason: "no longer hooked", Epoch: before.Epoch})
+	if all := h.a.hooks.audit(t.Context(), true); len(all) != 1 || all[0].String() != want {
+		t.Errorf("let go, and attested %v, want %v", all, want)
+	}
+	configure(h.bridge)
+	if all := h.a.hooks.audit(t.Context(), true); len(all) != 1 || !all[0].Live || all[0].Epoch <= before.Epoch {
+		t.Errorf("hooked again, and attested %v; it was %v", all, before)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -237,14 +238,18 @@ func (h *hooks) live(name, host string) (*bridge, *bridgeState, error) {
 }
 
 func (h *hooks) all() []*bridge {
+	all, _ := h.known()
+	return all
+}
+
+// known returns all bridges that are hooked, sorted, and the epochs of those that were and are no longer.
+func (h *hooks) known() (all []*bridge, left map[string]uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := make([]*bridge, 0, len(h.bridges))
-	for _, b := range h.bridges {
-		all = append(all, b)
-	}
-	slices.SortFunc(all, func(a, b *bridge) int { return strings.Compare(a.name, b.name) })
-	return all
+	all = slices.SortedFunc(maps.Values(h.bridges), func(a, b *bridge) int { return strings.Compare(a.name, b.name) })
+	left = maps.Clone(h.epochs)
+	maps.DeleteFunc(left, func(name string, _ uint64) bool { return h.bridges[name] != nil })
+	return all, left
 }
 
 // countAnswers counts the armed ports of all bridges.
@@ -282,14 +287,19 @@ func (h *hooks) audit(ctx context.Context, after bool) []*dyetracev1.HookWindow 
 	if after {
 		h.taps.catchUp(ctx)
 	}
+	all, left := h.known()
 	var windows []*dyetracev1.HookWindow
-	for _, b := range h.all() {
+	for name, epoch := range left {
+		windows = append(windows, &dyetracev1.HookWindow{Bridge: name, Reason: "no longer hooked", Epoch: epoch})
+	}
+	for _, b := range all {
 		w := b.window(asked)
 		if w.Live && len(w.Counts) == 0 && !errors.Is(err, ovs.ErrUncounted) {
 			w.Uncounted = cmp.Or(reason(err), "another reading of them has failed, or the hook is another one by now")
 		}
 		windows = append(windows, w)
 	}
+	slices.SortFunc(windows, func(a, b *dyetracev1.HookWindow) int { return strings.Compare(a.Bridge, b.Bridge) })
 	return windows
 }
 

@@ -57,6 +57,8 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	// was asked for is true of what is read beside it.
 	ours := b.ours(ctx, now)
 	disturbed, watched := b.settled(ctx)
+	unsettled := disturbed
+	defer func() { b.disturbed.Or(uint32(unsettled)) }() // unless what was told is settled, the next look has to
 	told, db := b.told.Load(), b.sw.Snapshot().Database
 	reread := !placed || !same && (!watched || b.shadowed(want)) || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest || !same, now)
 	have, err := ours()
@@ -79,6 +81,7 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 			return changed, err
 		}
 	}
+	unsettled = 0 // all that it takes was read; if there is no place for the hook now, the next look reads all
 	if switchd := b.sw.Snapshot().Switchd; wiped || disturbed.has(flows.Taken) {
 		changed = true
 		if switchd == b.switchd { // else the switch lost all flows, which is nobody's will
@@ -151,12 +154,13 @@ func (b *bridge) quiet(now time.Time) bool {
 func (b *bridge) stale(d disturbances, watched, attest bool, now time.Time) bool {
 	since := now.Sub(b.read)
 	switch {
+	case d.has(flows.Doubtful) && (attest || since >= rereadShare*b.reading):
+		return true
+	case d.has(flows.Doubtful):
 	case !watched:
 		return since >= rereadEvery
-	case !d.has(flows.Doubtful):
+	default:
 		return since >= rereadWatched
-	case attest || since >= rereadShare*b.reading:
-		return true
 	}
 	// Not lost: the next one who asks reads, and else the timer sees to it.
 	b.disturbed.Or(1 << flows.Doubtful)

@@ -93,10 +93,13 @@ func (b *bridge) disturb(d flows.Disturbance) {
 	}
 }
 
-// settled takes what the watch has told of up to now, and tells whether there is a watch.
+// settled takes what the watch has told of up to now, and tells whether there is a watch. Of one that ended meanwhile it
+// is not known what it would have told.
 func (b *bridge) settled(ctx context.Context) (d disturbances, watched bool) {
 	if w := b.watched.Load(); w != nil {
-		watched = w.Barrier(ctx) == nil
+		if watched = w.Barrier(ctx) == nil; !watched {
+			d = 1 << flows.Doubtful
+		}
 	}
-	return disturbances(b.disturbed.Swap(0)), watched
+	return d | disturbances(b.disturbed.Swap(0)), watched
 }
