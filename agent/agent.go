@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -71,8 +72,12 @@ func New(ctx context.Context, cfg Config, version string, reg prometheus.Registe
 	transport := &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, DisableCompression: true,
 		// A controller host that vanished without a word is noticed by this.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second}}
-	a.client = dyetracev1connect.NewAgentServiceClient(&http.Client{Transport: transport}, strings.TrimSuffix(cfg.Controller, "/"))
+	a.client = newClient(&http.Client{Transport: transport}, cfg.Controller)
 	return a, nil
+}
+
+func newClient(c *http.Client, controller string) dyetracev1connect.AgentServiceClient {
+	return dyetracev1connect.NewAgentServiceClient(c, strings.TrimSuffix(controller, "/"), connect.WithReadMaxBytes(maxMessage))
 }
 
 // assemble puts an agent together that has no way to a controller.

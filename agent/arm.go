@@ -30,8 +30,13 @@ type portKey struct{ bridge, port string }
 // arm puts in place what the controller asked for, all of it or nothing, and answers
 // when it is there.
 func (a *Agent) arm(ctx context.Context, req *dyetracev1.Arm) {
+	a.sayArmed(ctx, req, a.tryArm(ctx, req))
+}
+
+// sayArmed answers req: with err, if it is not nil.
+func (a *Agent) sayArmed(ctx context.Context, req *dyetracev1.Arm, err error) {
 	m := &dyetracev1.Armed{Run: req.Run, Id: req.Id}
-	if err := a.tryArm(ctx, req); err != nil {
+	if err != nil {
 		m.Error = err.Error()
 		a.metrics.refused.Inc()
 		a.log.Warn("arm refused", "run", req.Run, "err", err)

@@ -33,8 +33,7 @@ type entry struct {
 // inject sends the probes that the controller asked for and tells which left.
 func (a *Agent) inject(ctx context.Context, req *dyetracev1.Inject) {
 	if err := checkInject(req); err != nil {
-		a.log.Warn("inject refused", "run", req.Run, "err", err)
-		a.say(ctx, injected(failAll(req, err.Error())))
+		a.refuseInject(ctx, req, err)
 		return
 	}
 	run := a.runs.get(req.Run)
@@ -54,6 +53,11 @@ func (a *Agent) inject(ctx context.Context, req *dyetracev1.Inject) {
 		}
 		a.say(ctx, injected(a.injectBatch(run, req, entries, from, to)))
 	}
+}
+
+func (a *Agent) refuseInject(ctx context.Context, req *dyetracev1.Inject, err error) {
+	a.log.Warn("inject refused", "run", req.Run, "err", err)
+	a.say(ctx, injected(failAll(req, err.Error())))
 }
 
 // checkInject refuses columns that do not fit each other; the error names the column.
@@ -171,7 +175,11 @@ func (a *Agent) send(res *dyetracev1.Injected, out *outgoing, settle time.Durati
 		return
 	}
 	if settle > 0 {
-		a.open.add(out.probes, settle) // before they leave: an answer can be back before Send is
+		if err := a.open.add(out.probes, settle); err != nil { // before they leave: an answer can be back before Send is
+			failed(res, out.probes, err.Error())
+			*out = outgoing{}
+			return
+		}
 	}
 	at := a.now()
 	sent, err := out.port.Send(out.frames)
@@ -181,14 +189,19 @@ func (a *Agent) send(res *dyetracev1.Injected, out *outgoing, settle time.Durati
 		res.Index = append(res.Index, p.index)
 		res.AtNs = append(res.AtNs, uint64(at))
 	}
-	for _, p := range out.probes[sent:] {
-		reason := "the dye port took no more frames"
-		if err != nil {
-			reason = "dye port: " + err.Error()
-		}
+	reason := "the dye port took no more frames"
+	if err != nil {
+		reason = "dye port: " + err.Error()
+	}
+	failed(res, out.probes[sent:], reason)
+	*out = outgoing{}
+}
+
+// failed notes probes that did not leave.
+func failed(res *dyetracev1.Injected, probes []openProbe, reason string) {
+	for _, p := range probes {
 		res.Failures = append(res.Failures, &dyetracev1.InjectFailure{Index: p.index, Reason: reason})
 	}
-	*out = outgoing{}
 }
 
 func probe(run *activeRun, req *dyetracev1.Inject, i int) stain.Probe {

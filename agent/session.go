@@ -274,7 +274,7 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	explain, explore := make(chan struct{}, maxExplain), make(chan struct{}, maxUnderlay)
+	lanes := newLanes(a.log)
 	for {
 		m, err := st.Receive()
 		if err != nil {
@@ -286,31 +286,39 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 				a.log.Warn("run refused", "err", err)
 				continue // no Ready: the controller sees that this host takes no part
 			}
-			wg.Go(func() { a.ready(ctx, m.Prepare.Run) })
+			if !lanes.prepare.try(&wg, 1, func() { a.ready(ctx, m.Prepare.Run) }) {
+				a.runs.remove(m.Prepare.Run)
+				lanes.unanswered("prepare")
+			}
 		case *dyetracev1.SessionResponse_Inject:
-			wg.Go(func() { a.inject(ctx, m.Inject) })
+			if !lanes.inject.try(&wg, held(m.Inject, m.Inject.Ports), func() { a.inject(ctx, m.Inject) }) {
+				a.refuseInject(ctx, m.Inject, errBusy)
+			}
 		case *dyetracev1.SessionResponse_Withdraw:
 			a.open.end(m.Withdraw.Run, m.Withdraw.Index) // not beside it: what follows counts on it
 		case *dyetracev1.SessionResponse_Arm:
-			wg.Go(func() { a.arm(ctx, m.Arm) })
+			if !lanes.arm.try(&wg, held(m.Arm, m.Arm.Answers, m.Arm.WithholdAt), func() { a.arm(ctx, m.Arm) }) {
+				a.sayArmed(ctx, m.Arm, errBusy)
+			}
 		case *dyetracev1.SessionResponse_Audit:
-			wg.Go(func() { a.attest(ctx, m.Audit) })
+			if !lanes.audit.try(&wg, 1, func() { a.attest(ctx, m.Audit) }) {
+				lanes.unanswered("audit")
+			}
 		case *dyetracev1.SessionResponse_Finish:
-			wg.Go(func() { a.finish(ctx, m.Finish.Run) })
+			if !lanes.finish.try(&wg, 1, func() { a.finish(ctx, m.Finish.Run) }) {
+				a.end(m.Finish.Run)
+				lanes.unanswered("finish")
+			}
 		case *dyetracev1.SessionResponse_Refresh:
-			wg.Go(func() { a.refresh(ctx, m.Refresh.Id) })
+			if !lanes.refresh.try(&wg, 1, func() { a.refresh(ctx, m.Refresh.Id) }) {
+				lanes.unanswered("refresh")
+			}
 		case *dyetracev1.SessionResponse_Explain:
-			select {
-			case explain <- struct{}{}:
-				wg.Go(func() { a.explain(ctx, m.Explain); <-explain })
-			default:
+			if !lanes.explain.try(&wg, 1, func() { a.explain(ctx, m.Explain) }) {
 				a.say(ctx, explanationError(m.Explain.Id, fmt.Errorf("%d explanations are under way on this host, no more are taken", maxExplain)))
 			}
 		case *dyetracev1.SessionResponse_ProbeUnderlay:
-			select {
-			case explore <- struct{}{}:
-				wg.Go(func() { a.probeUnderlay(ctx, m.ProbeUnderlay); <-explore })
-			default:
+			if !lanes.explore.try(&wg, 1, func() { a.probeUnderlay(ctx, m.ProbeUnderlay) }) {
 				a.say(ctx, underlayError(m.ProbeUnderlay.Id, fmt.Errorf("%d underlay probes are under way on this host, no more are taken", maxUnderlay)))
 			}
 		case *dyetracev1.SessionResponse_StreamUnderlay:
@@ -365,12 +373,18 @@ func (a *Agent) attest(ctx context.Context, m *dyetracev1.Audit) {
 
 func (a *Agent) finish(ctx context.Context, run uint64) {
 	windows := a.hooks.audit(ctx, true)
-	armed := a.runs.remove(run)
-	a.hooks.taps.finish(run, monotonic())
+	armed := a.end(run)
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Finished{
 		Finished: &dyetracev1.Finished{Run: run, Windows: windows},
 	}})
 	if armed {
 		a.hooks.reconcile(ctx) // else the next audit does it
 	}
+}
+
+// end forgets a run, and tells whether it had armed ports.
+func (a *Agent) end(run uint64) (armed bool) {
+	armed = a.runs.remove(run)
+	a.hooks.taps.finish(run, monotonic())
+	return armed
 }

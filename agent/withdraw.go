@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,6 +18,14 @@ type openProbe struct {
 	probe  stain.Probe
 }
 
+const (
+	// maxSettle is the longest that a probe is open here. Controllers ask for a second by default, and 20 s at the most.
+	maxSettle = time.Minute
+	// maxOpen bounds the probes whose time is not up, answered or not: what an agent sends in 13 s at its default rate. From
+	// one host a controller has some tens under way.
+	maxOpen = 1 << 18
+)
+
 type probeKey struct {
 	run   uint64
 	index uint32
@@ -31,6 +40,7 @@ type openProbes struct {
 	mu     sync.Mutex
 	probes map[probeKey]openProbe
 	timers map[*time.Timer]struct{}
+	timed  int // probes that timers are about, answered or not
 	closed bool
 }
 
@@ -38,27 +48,34 @@ func newOpenProbes(log *slog.Logger) *openProbes {
 	return &openProbes{log: log, probes: make(map[probeKey]openProbe), timers: make(map[*time.Timer]struct{})}
 }
 
-// add takes note of probes that are about to leave, to be withdrawn after settle.
-func (o *openProbes) add(probes []openProbe, settle time.Duration) {
+// add takes note of probes that are about to leave, to be withdrawn after settle, or maxSettle if that is less. Where it
+// has no room for them it says why they may not leave.
+func (o *openProbes) add(probes []openProbe, settle time.Duration) error {
 	keys := make([]probeKey, len(probes))
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
-		return
+		return nil
 	}
+	if o.timed+len(probes) > maxOpen {
+		return fmt.Errorf("%d probes of this host wait to be withdrawn, no more are sent", o.timed)
+	}
+	o.timed += len(probes)
 	for i, p := range probes {
 		keys[i] = probeKey{p.run, p.index}
 		o.probes[keys[i]] = p
 	}
 	var timer *time.Timer
-	timer = time.AfterFunc(settle, func() {
+	timer = time.AfterFunc(min(settle, maxSettle), func() {
 		o.mu.Lock()
 		delete(o.timers, timer)
+		o.timed -= len(keys)
 		due := o.take(keys)
 		o.mu.Unlock()
 		o.withdraw(due)
 	})
 	o.timers[timer] = struct{}{}
+	return nil
 }
 
 // answered says that an answer left by the bridge where the probe entered, and so

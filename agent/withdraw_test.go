@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"log/slog"
+	"math"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -53,4 +56,40 @@ func TestWithdraw(t *testing.T) {
 	if !h.settled() {
 		t.Error("a probe that was withdrawn is open still")
 	}
+}
+
+// What is kept of probes that left is bounded in time, and in number whether they are answered or not.
+func TestOpenIsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := newOpenProbes(slog.New(slog.DiscardHandler))
+		b := &bridge{}
+		batch := func(run uint64) []openProbe {
+			list := make([]openProbe, maxOpen/4)
+			for i := range list {
+				list[i] = openProbe{run: run, index: uint32(i), bridge: b}
+			}
+			return list
+		}
+		for run := range uint64(4) {
+			if err := o.add(batch(run), math.MaxUint32*time.Millisecond); err != nil {
+				t.Fatalf("batch %d: %v", run, err)
+			}
+		}
+		for i := range uint32(maxOpen / 4) {
+			o.answered(0, i, b)
+		}
+		if err := o.add([]openProbe{{run: 9, bridge: b}}, time.Second); err == nil || len(o.probes) != 3*maxOpen/4 {
+			t.Errorf("one more than %d: %v; %d are open", maxOpen, err, len(o.probes))
+		}
+		time.Sleep(maxSettle)
+		synctest.Wait()
+		if len(o.probes) != 0 || len(o.timers) != 0 || o.timed != 0 {
+			t.Errorf("%d probes are open after %v, %d timers for %d", len(o.probes), maxSettle, len(o.timers), o.timed)
+		}
+		if err := o.add(batch(5), time.Second); err != nil {
+			t.Errorf("when there is room again: %v", err)
+		}
+		o.close()
+	})
 }
