@@ -97,7 +97,7 @@ func assemble(cfg Config, version string, sw Switch, reg prometheus.Registerer, 
 	a.hooks.tell = func(m *dyetracev1.Changes) {
 		a.outbox.offer(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Changes{Changes: m}})
 	}
-	a.echo = newEcho(cfg.UnderlayPort, a.log)
+	a.echo = newEcho(cfg.UnderlayPort, cfg.UnderlayRate, a.log)
 	a.metrics = newMetrics(reg, a.hooks, a.echo)
 	collect := newCollector(a)
 	a.hooks.sink, a.hooks.done = collect.copy, func(b *bridge) { collect.flush(&b.gather) }

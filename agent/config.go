@@ -32,6 +32,7 @@ type Config struct {
 	Metrics    string        `koanf:"metrics"`
 
 	UnderlayPort int `koanf:"underlay_port"`
+	UnderlayRate int `koanf:"underlay_rate"`
 }
 
 // Bounds of configured values, each with its reason.
@@ -63,6 +64,7 @@ func DefaultConfig() Config {
 		SampleRate: 100_000,
 
 		UnderlayPort: DefaultUnderlayPort,
+		UnderlayRate: 10_000, // the most that a controller's run.underlay_rate may be
 	}
 }
 
@@ -125,6 +127,9 @@ func (c Config) Validate() error {
 	}
 	if c.UnderlayPort < 0 || c.UnderlayPort > 65535 {
 		bad("underlay_port: %d is no UDP port (want 1 to 65535, the same on all hosts if you can; 0 switches underlay probes off)", c.UnderlayPort)
+	}
+	if c.UnderlayRate < 1 || c.UnderlayRate > maxRate {
+		bad("underlay_rate: %d is out of range (want 1 to %d packets a second; underlay_port: 0 switches underlay probes off)", c.UnderlayRate, maxRate)
 	}
 	if !strings.HasPrefix(c.OVSDB, "unix:") && !strings.HasPrefix(c.OVSDB, "tcp:") {
 		bad("ovsdb: %q is no OVSDB address (want unix:PATH or tcp:HOST:PORT)", c.OVSDB)

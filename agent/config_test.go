@@ -43,6 +43,8 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"short lease", good + "lease: 1s\n", []string{"lease", "10s"}},
 		{"broken lease", good + "lease: 10500ms\n", []string{"lease", "whole seconds"}},
 		{"rate 0", good + "rate: 0\n", []string{"rate", "1 to"}},
+		{"underlay rate 0", good + "underlay_rate: 0\n", []string{"underlay_rate: 0", "1 to 1000000", "underlay_port: 0"}},
+		{"underlay rate", good + "underlay_rate: 1000001\n", []string{"underlay_rate: 1000001"}},
 		{"nameless bridge", good + "bridges: ['']\n", []string{"bridges[0]"}},
 		{"all at once", "controller: x\nlease: 1s\n", []string{"controller", "tls", "lease"}},
 	} {

@@ -9,10 +9,6 @@ import (
 	"github.com/dyetrace/dyetrace/dataplane/underlay"
 )
 
-// maxExtra bounds what a controller may have this host send beyond its streams' own rates, in datagrams a
-// second: some 10 Mbit/s of small ones.
-const maxExtra = 10_000
-
 // stream has the host send these streams and no others; nil is none. It returns what is to be told of those
 // that cannot be.
 func (a *Agent) stream(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.UnderlayCounts) {
@@ -33,7 +29,7 @@ func (a *Agent) stream(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.Under
 			failed = append(failed, &dyetracev1.UnderlayCounts{Set: m.Set, Target: uint32(i), Error: err})
 		}
 	}
-	err := e.streams.Set(*key, m.GetSet(), targets, float64(min(m.GetExtra(), maxExtra)))
+	err := e.streams.Set(*key, m.GetSet(), targets, float64(m.GetExtra()))
 	var bad *underlay.TargetError
 	for _, err := range joined(err) {
 		if errors.As(err, &bad) {

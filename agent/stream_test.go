@@ -14,7 +14,7 @@ import (
 // What cannot be streamed is told, target by target, and tried again; the others are.
 func TestStream(t *testing.T) {
 	t.Parallel()
-	a := &Agent{cfg: Config{Host: "hv1"}, echo: newEcho(7443, slog.New(slog.DiscardHandler))}
+	a := &Agent{cfg: Config{Host: "hv1"}, echo: newEcho(7443, 10_000, slog.New(slog.DiscardHandler))}
 	t.Cleanup(func() { a.stream(nil) })
 	to := func(src string, size uint32) *dyetracev1.UnderlayTarget {
 		dst := netip.MustParseAddr("127.0.0.1").As16()

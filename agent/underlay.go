@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane"
@@ -24,6 +25,8 @@ const (
 	// has up to 128 sockets, and sends bursts of up to 200 kB.
 	maxUnderlay      = 64
 	parallelUnderlay = 4
+	// maxWeight is more than that of the largest datagram (underlay.Weight).
+	maxWeight = 64
 	// recallPatience is how long what came is waited for to be read before it is told of. The controller
 	// waits a little longer for the answer.
 	recallPatience = 800 * time.Millisecond
@@ -37,6 +40,7 @@ type echo struct {
 	responder *underlay.Responder // nil: switched off
 	streams   *underlay.Streams
 	slots     chan struct{}
+	pace      *rate.Limiter // of exchanges
 	sent      atomic.Uint64
 
 	mu      sync.Mutex
@@ -65,8 +69,10 @@ func (t tunnelEnds) outer(inner uint8) uint8 {
 	return uint8(fixed) &^ 3
 }
 
-func newEcho(port int, log *slog.Logger) *echo {
-	e := &echo{slots: make(chan struct{}, parallelUnderlay), streams: underlay.NewStreams()}
+// newEcho returns the part of a host that answers at a port, and sends so many packets a second in streams, and as many in exchanges.
+func newEcho(port, most int, log *slog.Logger) *echo {
+	e := &echo{slots: make(chan struct{}, parallelUnderlay), streams: underlay.NewStreams(float64(most)),
+		pace: rate.NewLimiter(rate.Limit(most), max(most, maxWeight))}
 	if port != 0 {
 		e.responder = underlay.NewResponder(uint16(port), log)
 	}
@@ -274,7 +280,7 @@ func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*d
 	}
 	x := underlay.Exchange{
 		Src: src, Dst: dst, Port: uint16(req.Port), ToS: tos, SourcePorts: int(req.SourcePorts), Repeats: int(req.Repeats),
-		Wait: time.Duration(req.WaitMs) * time.Millisecond, FindMTU: req.FindMtu, Session: req.Session,
+		Wait: time.Duration(req.WaitMs) * time.Millisecond, FindMTU: req.FindMtu, Session: req.Session, Pace: e.pace,
 	}
 	for _, s := range req.Sizes {
 		x.Sizes = append(x.Sizes, int(s))

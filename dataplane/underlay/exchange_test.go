@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // arrived counts source ports by what the responder has seen of their smallest size.
@@ -470,5 +471,24 @@ func TestNoticesDrops(t *testing.T) {
 	l.mu.Unlock()
 	if now := overflowed(l.fd); noticed == 0 || noticed != now {
 		t.Errorf("noticed %d drops of %d", noticed, now)
+	}
+}
+
+// TestPaced holds an exchange back to what the host may send, and ends it where that would take too long.
+func TestPaced(t *testing.T) {
+	t.Parallel()
+	const most, sent = 50, 12
+	e := Exchange{Dst: netip.MustParseAddr("127.0.0.1"), Port: 1, Sizes: []int{1600}, SourcePorts: 1, Repeats: sent, Wait: time.Millisecond,
+		Pace: rate.NewLimiter(most, 4)} // each of them weighs 2
+	began := time.Now()
+	r, err := Probe(t.Context(), testKey, e)
+	if took, least := time.Since(began), (2*sent-4)*time.Second/most; err != nil || r.Sent != sent || took < least {
+		t.Errorf("%d were sent in %v, %v; want %d in %v at the least", r.Sent, took, err, sent, least)
+	}
+	e.Pace = rate.NewLimiter(0.001, 4)
+	ctx, cancel := context.WithTimeout(t.Context(), MaxExchange)
+	defer cancel()
+	if r, err := Probe(ctx, testKey, e); err == nil || !strings.Contains(err.Error(), "underlay_rate") || r.Sent != 2 {
+		t.Errorf("%d were sent, %v; want 2, and an error that names underlay_rate", r.Sent, err)
 	}
 }

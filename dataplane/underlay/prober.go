@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -58,6 +59,8 @@ type Exchange struct {
 	FindMTU bool
 	// Session names it in its datagrams.
 	Session uint64
+	// Pace is waited for before each datagram, by its [Weight]; nil is no bound.
+	Pace *rate.Limiter
 }
 
 // Serial numbers the questions of an exchange.
@@ -255,7 +258,22 @@ func (p *prober) sendAll(ctx context.Context, n int, question func(int) (port in
 				return err
 			}
 		}
-		p.send(question(i))
+		port, serial, size := question(i)
+		if err := p.pace(ctx, size); err != nil {
+			return err
+		}
+		p.send(port, serial, size)
+	}
+	return nil
+}
+
+// pace waits until one more datagram may be sent.
+func (p *prober) pace(ctx context.Context, size int) error {
+	if p.Pace == nil {
+		return nil
+	}
+	if err := p.Pace.WaitN(ctx, int(Weight(size))); err != nil {
+		return fmt.Errorf("this host has sent as much as it may (underlay_rate): %w", err)
 	}
 	return nil
 }

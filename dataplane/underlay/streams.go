@@ -49,6 +49,9 @@ type Target struct {
 // MinStreamSize is of the smallest packet that a stream to dst may have, bytes of IP packet.
 func MinStreamSize(dst netip.Addr) int { return headers(dst) + StreamSize }
 
+// Weight is as how many packets one of so many bytes counts where a rate is bounded: one for each 1,500 begun.
+func Weight(size int) float64 { return float64((size + 1499) / 1500) }
+
 // maxStreamRate bounds the rates of one stream.
 const maxStreamRate = 1000
 
@@ -106,6 +109,7 @@ type StreamCounters struct {
 // Streams are those that this host sends. Its methods may be called from many goroutines.
 type Streams struct {
 	start time.Time
+	most  float64 // packets a second, by their weight
 
 	mu       sync.Mutex
 	looked   time.Time     // when it was looked last what came
@@ -114,6 +118,7 @@ type Streams struct {
 	codec    *Codec
 	set      uint64
 	extra    float64 // questions a second at the pace of suspicion, of all streams together
+	asked    float64 // the targets' rates together, by weight
 	live     []*liveStream
 	groups   map[groupKey]*group
 	counters StreamCounters
@@ -151,14 +156,16 @@ type group struct {
 	socket int                    // where its first is in poll
 }
 
-// NewStreams returns none.
-func NewStreams() *Streams {
-	return &Streams{start: time.Now(), groups: map[groupKey]*group{}, changed: make(chan struct{}, 1), in: make([]byte, 65536)}
+// NewStreams returns none. most bounds what all of them send a second, packets by their [Weight]: whoever asks for more
+// does not get it.
+func NewStreams(most float64) *Streams {
+	return &Streams{start: time.Now(), most: most, groups: map[groupKey]*group{}, changed: make(chan struct{}, 1), in: make([]byte, 65536)}
 }
 
 // Set has streams sent to these targets and no others, under a key. Those that there are already go on.
 // set is what reports name it by. extra is how many questions a second may be sent in all beyond the targets'
-// rates. The error joins a [TargetError] for each target that is not tried; the others are.
+// rates; it is cut to what the bound leaves. The error joins a [TargetError] for each target that is not tried, as where the
+// rates pass the bound; the others are.
 func (s *Streams) Set(key Key, set uint64, targets []Target, extra float64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,13 +177,18 @@ func (s *Streams) Set(key Key, set uint64, targets []Target, extra float64) erro
 		}
 	}
 	s.set = set
-	s.key, s.codec, s.extra, s.groups, s.live = key, NewCodec(key), extra, map[groupKey]*group{}, nil
+	s.key, s.codec, s.asked, s.groups, s.live = key, NewCodec(key), 0, map[groupKey]*group{}, nil
 	var errs []error
 	for i := range targets {
 		if err := s.add(i, &targets[i], old, before, now); err != nil {
 			errs = append(errs, &TargetError{i, err})
 		}
 	}
+	heaviest := 1.0
+	for _, l := range s.live {
+		heaviest = max(heaviest, Weight(l.Size))
+	}
+	s.extra = min(extra, (s.most-s.asked)/heaviest)
 	for _, g := range old {
 		g.close()
 	}
@@ -217,6 +229,10 @@ func (s *Streams) add(i int, t *Target, old map[groupKey]*group, before map[Targ
 	if len(s.live) >= maxTargets {
 		return fmt.Errorf("one of more than %d", maxTargets)
 	}
+	rate := t.Rate * Weight(t.Size)
+	if s.asked+rate > s.most {
+		return fmt.Errorf("rate_milli: %g a second, with which this host's streams would send %g, want at most %g (underlay_rate)", rate, s.asked+rate, s.most)
+	}
 	src := t.Src
 	if !src.IsValid() {
 		var err error
@@ -245,6 +261,7 @@ func (s *Streams) add(i int, t *Target, old map[groupKey]*group, before map[Targ
 		l = &liveStream{session: rand.Uint64() | 1, group: g, stream: newStream(streamPorts), due: now.Add(rand.N(gap)), told: now}
 	}
 	l.Target, l.index, l.silent = *t, i, false // who asks anew is told anew
+	s.asked += rate
 	g.of[l.session] = l
 	s.live = append(s.live, l)
 	return nil

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,7 +30,7 @@ type streaming struct {
 
 func (w world) stream(rate float64, at ...netip.Addr) *streaming {
 	w.t.Helper()
-	s := &streaming{w: w, streams: NewStreams(), ports: map[uint16]*Count{}}
+	s := &streaming{w: w, streams: NewStreams(10_000), ports: map[uint16]*Count{}}
 	var targets []Target
 	for _, dst := range at {
 		targets = append(targets, Target{Dst: dst, Port: testPort, ToS: 0xb8, Size: max(128, MinStreamSize(dst)), Rate: rate, Suspect: maxStreamRate})
@@ -344,7 +346,7 @@ func TestStreamsFaultsOfOurs(t *testing.T) {
 // TestReadInTurns has answers come while sockets are read, one after the other: that to question 90, at the last
 // socket, is read before the one to 16 at the first, though it came later, and knows that 16 came there.
 func TestReadInTurns(t *testing.T) {
-	s := NewStreams()
+	s := NewStreams(10_000)
 	l := &liveStream{group: &group{}, stream: newStream(streamPorts)}
 	s.live = []*liveStream{l}
 	for i := range 100 {
@@ -426,6 +428,76 @@ func TestStreamsSet(t *testing.T) {
 	w.as("a", func() { err = s.streams.Set(Key{1}, 3, []Target{one}, 0) })
 	if err != nil || session() == before {
 		t.Errorf("with another key: %v, another stream: %v", err, session() != before)
+	}
+}
+
+// TestStreamsBound asks for streams whose rates pass the host's bound: those that do are not sent, and the error says so; what
+// may be sent beyond the rates is cut.
+func TestStreamsBound(t *testing.T) {
+	local := netip.MustParseAddr("127.0.0.1")
+	to := func(n, size int, rate float64) (list []Target) {
+		for i := range n {
+			list = append(list, Target{Dst: local, Port: uint16(1 + i), Size: size, Rate: rate, Suspect: 1000})
+		}
+		return list
+	}
+	for _, tt := range []struct {
+		name        string
+		most        float64
+		targets     []Target
+		extra       float64
+		live        int
+		allowed     float64
+		firstFailed string
+	}{
+		{"within", 1000, to(4, 128, 200), 200, 4, 200, ""},
+		{"less for suspicion", 1000, to(4, 128, 200), 500, 4, 200, ""},
+		{"the third", 1000, to(3, 128, 400), 500, 2, 200,
+			"targets[2]: rate_milli: 400 a second, with which this host's streams would send 1200, want at most 1000 (underlay_rate)"},
+		{"large ones", 1000, to(3, 9000, 80), 500, 2, 40. / 6,
+			"targets[2]: rate_milli: 480 a second, with which this host's streams would send 1440, want at most 1000 (underlay_rate)"},
+		// Half of a budget of 10,000, each rate rounded up to the next thousandth, and as much for suspicion.
+		{"all that a controller may ask", 10_000, to(maxTargets, 144, 1.221), 5000, maxTargets, 10_000 - maxTargets*1.221, ""},
+		{"a flood", 10_000, to(maxTargets, 128, 1000), 1e6, 10, 0,
+			"targets[10]: rate_milli: 1000 a second, with which this host's streams would send 11000, want at most 10000 (underlay_rate)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := NewStreams(tt.most)
+			defer func() { _ = s.Set(testKey, 0, nil, 0) }()
+			for range 2 { // the second one counts none of the first
+				err := s.Set(testKey, 1, tt.targets, tt.extra)
+				if got, _, _ := strings.Cut(fmt.Sprint(err), "\n"); err != nil && got != tt.firstFailed || err == nil && tt.firstFailed != "" {
+					t.Errorf("Set: %s\nwant %s", got, tt.firstFailed)
+				}
+				if len(s.live) != tt.live || math.Abs(s.extra-tt.allowed) > 1e-6 {
+					t.Errorf("%d streams and %g beyond their rates, want %d and %g", len(s.live), s.extra, tt.live, tt.allowed)
+				}
+			}
+		})
+	}
+}
+
+// TestStreamsSendNoMore measures what a host sends that is asked for a flood.
+func TestStreamsSendNoMore(t *testing.T) {
+	t.Parallel()
+	const most = 500
+	s := NewStreams(most)
+	var targets []Target
+	for i := range 100 {
+		targets = append(targets, Target{Dst: netip.MustParseAddr("127.0.0.1"), Port: uint16(1 + i), Size: 128, Rate: 250, Suspect: 1000})
+	}
+	began := time.Now()
+	if err := s.Set(testKey, 1, targets, 1e6); err == nil {
+		t.Error("100 streams of 250 a second are taken")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := s.Run(ctx, func(StreamReport) {}); err != nil {
+		t.Fatal(err)
+	}
+	c := s.Counters()
+	if n, limit := c.Sent+c.Refused, most*time.Since(began).Seconds()+most*lag.Seconds(); n == 0 || float64(n) > limit {
+		t.Errorf("%d were sent, want 1 to %g", n, limit)
 	}
 }
 
