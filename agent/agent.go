@@ -114,6 +114,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	swDone := make(chan error, 1)
 	go func() { swDone <- a.sw.Run(swctx) }()
 
+	a.hooks.note()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.hooks.run(gctx) })
 	g.Go(func() error { return a.dial(gctx) })

@@ -55,6 +55,9 @@ type hooks struct {
 	// a new one, or a run could take it for the one of before.
 	epochs   map[string]uint64
 	reported map[string]string // last state logged or sent, by bridge
+	left     map[string]leftover
+	// leftoverWait is that constant, but in tests.
+	leftoverWait time.Duration
 }
 
 func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *hooks {
@@ -67,6 +70,8 @@ func newHooks(sw Switch, only []string, lease time.Duration, log *slog.Logger) *
 		bridges:  make(map[string]*bridge),
 		epochs:   make(map[string]uint64),
 		reported: make(map[string]string),
+
+		leftoverWait: leftoverWait,
 	}
 }
 
@@ -102,6 +107,7 @@ func (h *hooks) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		h.reconcile(ctx)
+		h.sweep(ctx)
 		if switched {
 			h.wake() // ports came or went, maybe; the hooks are as they were
 		}
@@ -168,10 +174,7 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 	if h.stain == nil {
 		return nil
 	}
-	want := dataplane.Hookable(snap)
-	if len(h.only) > 0 {
-		want = slices.DeleteFunc(want, func(n string) bool { return !slices.Contains(h.only, n) })
-	}
+	want := h.wanted(snap)
 	for name, b := range h.bridges {
 		if slices.Contains(want, name) {
 			continue
@@ -198,6 +201,15 @@ func (h *hooks) follow(ctx context.Context, snap dataplane.Snapshot) []*bridge {
 		all = append(all, b)
 	}
 	return all
+}
+
+// wanted returns the names of the bridges that are to be hooked.
+func (h *hooks) wanted(snap dataplane.Snapshot) []string {
+	want := dataplane.Hookable(snap)
+	if len(h.only) == 0 {
+		return want
+	}
+	return slices.DeleteFunc(want, func(n string) bool { return !slices.Contains(h.only, n) })
 }
 
 // forget drops a bridge that is no longer kept. Caller holds mu.
@@ -380,16 +392,20 @@ func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
 	return m
 }
 
-// remove takes everything of ours off the host.
+// remove takes everything of ours off the host, with what agents before this one left.
 func (h *hooks) remove(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var errs []error
+	left := h.leftovers(h.sw.Snapshot())
 	for _, b := range h.bridges {
 		errs = append(errs, b.remove(ctx))
 		h.forget(b)
 	}
 	h.stain = nil
 	h.taps.close()
+	for _, b := range left {
+		errs = append(errs, h.discard(ctx, b))
+	}
 	return errors.Join(errs...)
 }

@@ -562,3 +562,27 @@ func BenchmarkReceive(b *testing.B) {
 		})
 	}
 }
+
+// TestBound: who has a device open is known, as is that nobody has.
+func TestBound(t *testing.T) {
+	t.Parallel()
+	a, b := veth(t)
+	want := func(when, name string, want bool) {
+		t.Helper()
+		if got, err := Bound(name); got != want || err != nil {
+			t.Errorf("%s: Bound(%s) = %t, %v; want %t", when, name, got, err, want)
+		}
+	}
+	want("nobody has it", a, false)
+	p, err := Open(a, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("open", a, true)
+	want("the other one is", b, false)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want("closed", a, false)
+	want("no device", "nosuchdevice", false)
+}

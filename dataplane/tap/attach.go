@@ -3,6 +3,7 @@ package tap
 import (
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -160,6 +161,19 @@ func clsactQdisc(ifindex int) netlink.Qdisc {
 		},
 		QdiscType: "clsact",
 	}
+}
+
+// RemoveLeftovers takes off the device of that name what an agent may have left there that was killed. That nothing is there,
+// or no such device, is no error. No Sampler may be attached to it.
+func RemoveLeftovers(ifname string) error {
+	ifi, err := net.InterfaceByName(ifname)
+	if err != nil {
+		return nil
+	}
+	if err := removeLeftovers(ifi.Index); err != nil {
+		return fmt.Errorf("tap: %s: %w", ifname, err)
+	}
+	return nil
 }
 
 // removeLeftovers removes our filter, whichever process added it.

@@ -443,6 +443,20 @@ func TestKilled(t *testing.T) {
 			t.Errorf("left: %s", out)
 		}
 	})
+	t.Run("clsact, removed by one who attaches nowhere", func(t *testing.T) {
+		t.Parallel()
+		w := newTap(t)
+		killHolder(t, "clsact", w.name)
+		sandbox.Command(t, "tc", "filter", "add", "dev", w.name, "egress", "protocol", "ip", "prio", "7", "u32", "match", "u32", "1", "0xffffffff", "at", "12", "classid", "1:1") // another's
+		for _, name := range []string{w.name, w.name, "nosuchdevice"} {
+			if err := RemoveLeftovers(name); err != nil {
+				t.Error(err)
+			}
+		}
+		if out := egress(t, w); strings.Contains(out, filterName) || !strings.Contains(out, "u32") {
+			t.Errorf("there is: %s", out)
+		}
+	})
 }
 
 func egress(t testing.TB, w *wire) string {
