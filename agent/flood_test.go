@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -147,6 +148,56 @@ func TestReplay(t *testing.T) {
 	}
 	if rejected := h.a.rejectedCount.Load(); rejected < replayed {
 		t.Errorf("%d were rejected, of %d at two points", rejected, replayed)
+	}
+}
+
+// Guests that are sent stained packets faster than the agent may read them take no more than half a processor of it, and what was
+// read is sent.
+func TestFloodAtTap(t *testing.T) {
+	t.Parallel()
+	h := newHost(t).keep()
+	for run := range uint64(maxRuns) {
+		h.begin(run+1, 1000, 10*deadline)
+	}
+	flooding := newFlood(t, h).tap(t, h)
+	sampler := h.a.hooks.taps.sampler
+	begun, handed, cost := time.Now(), h.a.hooks.taps.handed.Load(), time.Duration(copyCost+runCost*maxRuns)
+	for time.Since(begun) < time.Second {
+		flooding()
+	}
+	read := time.Duration(h.a.hooks.taps.handed.Load() - handed)
+	took := time.Since(begun)
+	stats, err := sampler.Stats()
+	t.Logf("%d of %d were read in %v, %d had no room: %v", read, stats.Received, took, stats.Lost, err)
+	// The burst, what was being read when the time was up, and some.
+	if most := took*6/10 + readBurst + batchSize*cost; read*cost > most {
+		t.Errorf("%d were read in %v, which takes %v; want %v at the most", read, took, read*cost, most)
+	}
+	if stats.Lost > 0 && read < 4*batchSize {
+		t.Errorf("%d are on their way to the controller after %v, while the ring was full", read, took)
+	}
+}
+
+// tap returns what sends the flood once to the second guest, as the switch does.
+func (f *flood) tap(t testing.TB, h *host) func() {
+	t.Helper()
+	dev, err := net.InterfaceByName(h.guests[1].tap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: dev.Index}); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		for _, frame := range f.frames {
+			binary.BigEndian.PutUint32(frame[14+20+4:], f.token())
+			_, _ = unix.Write(fd, frame) // a queue that is full has it dropped
+		}
 	}
 }
 
