@@ -244,6 +244,26 @@ func TestWatchEnded(t *testing.T) {
 	}
 }
 
+// TestWatchEndedUntold: a watch that ended before it told of what it saw, and before anybody knows, vouches for nothing.
+func TestWatchEndedUntold(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	b, _ := h.readBy()
+	h.await("the watch", func() bool { return b.watched.Load() != nil })
+	if w := h.attest(); !w.Live {
+		t.Fatalf("attested %v at the beginning", w)
+	}
+	told := b.told.Load()
+	b.news.mu.Lock() // it tells the news first
+	defer b.news.mu.Unlock()
+	h.ofctl("add-flow", h.bridge, "table=0,priority=65535,tcp,actions=NORMAL")
+	h.await("a change that is being told", func() bool { return b.told.Load() > told })
+	b.watched.Load().Stop()
+	if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
+		t.Errorf("attested %v with a flow in the way", w)
+	}
+}
+
 // TestRepairOfOneWhoLeft: a hook that was put back counts from nought, though who put it back was told to stop before it was live.
 func TestRepairOfOneWhoLeft(t *testing.T) {
 	t.Parallel()
