@@ -117,6 +117,7 @@ const (
 	// (packetio.Options.RetireTimeout), or on its way there. Where it is known how many got lost before, and more are
 	// missing, they are waited for longer: mostly it is this process that has not had its turn.
 	countPatience = 20 * time.Millisecond
+	countArrival  = 15 * time.Millisecond // what has come by then an awake reader has read before countPatience is over
 	countLateness = 250 * time.Millisecond
 	countLook     = time.Millisecond
 	// ringPatience is how long what is in a dye port's ring is waited for. A full one is read in less, as fast as that may be
@@ -238,7 +239,7 @@ func (h *hooks) countAll(ctx context.Context, todo []*bridge) error {
 	// whether it was counted. Others do not wait for it.
 	var drained sync.WaitGroup
 	for _, b := range todo {
-		if b.counts.knownOf(b.state.Load().epoch) == nil {
+		if last := b.counts.last.Load(); last == nil || last.epoch != b.state.Load().epoch {
 			drained.Go(func() { b.drain(ctx) })
 		}
 	}
@@ -342,7 +343,7 @@ func (s *counts) await(c *counted, behind func() func() bool) error {
 	var late func() bool
 	for began := time.Now(); ; time.Sleep(countLook) {
 		waited := time.Since(began)
-		if late == nil && waited > countPatience { // by then all is in the ring
+		if late == nil && waited > countArrival {
 			late = behind()
 		}
 		read := late != nil && !late()
@@ -350,7 +351,7 @@ func (s *counts) await(c *counted, behind func() func() bool) error {
 			p.readMax = s.of(k)
 			c.points[k] = p
 		}
-		if soon == nil && read {
+		if soon == nil && read && waited > countPatience {
 			soon = &counted{epoch: c.epoch, points: maps.Clone(c.points)}
 		}
 		whole := known != nil && c.whole(known)
