@@ -310,6 +310,9 @@ func (c *continuous) follow(now time.Time) {
 	}
 	for i := range fresh {
 		if c.patrol != nil && !samePath(fresh[i], c.paths[i]) {
+			if !samePoints(fresh[i], c.paths[i]) {
+				c.pairs[i].rtts = recent{} // those of another way
+			}
 			c.outdate(i, now)
 		}
 	}

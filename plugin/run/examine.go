@@ -84,8 +84,6 @@ type underExam struct {
 
 // outdate has a pair be examined since what it was judged by is not what is there.
 func (c *continuous) outdate(i int, now time.Time) {
-	p := &c.pairs[i]
-	p.rtts = recent{}
 	c.suspect(i, now)
 	c.giveUp(i, now)
 }

@@ -128,15 +128,20 @@ func named(r *dyetracev1.PairResult) naming {
 	return n
 }
 
+// samePoints says that two paths of a pair pass the same points, from the same port to the same port.
+func samePoints(a, b *plan.Path) bool {
+	return a != nil && b != nil && a.From.Host == b.From.Host && a.To.Host == b.To.Host && a.From.OFPort == b.From.OFPort && a.To.OFPort == b.To.OFPort &&
+		slices.Equal(a.Points, b.Points)
+}
+
 // samePath says that two paths of a pair are probed and judged in the same way.
 func samePath(a, b *plan.Path) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	same := a.From.Host == b.From.Host && a.To.Host == b.To.Host && a.From.OFPort == b.From.OFPort && a.To.OFPort == b.To.OFPort &&
-		a.From.Absent == b.From.Absent && a.To.Absent == b.To.Absent && a.From.Blind == b.From.Blind && a.To.Blind == b.To.Blind &&
+	same := a.From.Absent == b.From.Absent && a.To.Absent == b.To.Absent && a.From.Blind == b.From.Blind && a.To.Blind == b.To.Blind &&
 		a.From.LinkDown == b.From.LinkDown && a.To.LinkDown == b.To.LinkDown && a.Inject == b.Inject &&
 		a.From.Confirmed == b.From.Confirmed && a.To.Confirmed == b.To.Confirmed &&
 		a.SrcMAC == b.SrcMAC && a.DstMAC == b.DstMAC && a.Src == b.Src && a.Dst == b.Dst && (a.Blocked == nil) == (b.Blocked == nil)
-	return same && slices.Equal(a.Points, b.Points)
+	return same && samePoints(a, b)
 }

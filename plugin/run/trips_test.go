@@ -1,11 +1,13 @@
 package run
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 )
 
@@ -72,6 +74,43 @@ func TestWaitFor(t *testing.T) {
 		if times(1, 0, s.took, 3); c.wait() != s.wait {
 			t.Errorf("after %v, any probe is waited for %v, want %v", s.took, c.wait(), s.wait)
 		}
+	}
+}
+
+// TestTripsOfAnotherWay: how long probes took is known as long as they pass the same points, though the guest's link goes down, and
+// forgotten where they may take another way.
+func TestTripsOfAnotherWay(t *testing.T) {
+	t.Parallel()
+	linkDown := func(h *inventory.Host) {
+		for _, e := range h.Endpoints {
+			if e.Port == "tap1" {
+				e.LinkState = "down"
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		snap *inventory.Snapshot
+		kept bool
+	}{{"link down", siteOf(t, 4, linkDown), true}, {"another port", portsMoved(t, 4, "hv2"), false}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 4))
+			w.auto, w.delivers = true, "tap1"
+			_, _, c := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 12*time.Second, func() {
+				time.Sleep(10 * time.Second)
+				w.change(func(w *town) {
+					w.snap = tt.snap
+					w.lost = func(pair string, p *plan.Path, point int) bool {
+						return strings.HasSuffix(pair, " i1") && p.Points[point].Direction == plan.Reply
+					}
+				})
+			})
+			for i, p := range c.job.pairs {
+				if kept := c.pairs[i].rtts.last != nil; p.Dst.Name == "i1" && kept != tt.kept {
+					t.Errorf("%s: how long probes of %v took is known: %t, want %t", tt.name, p, kept, tt.kept)
+				}
+			}
+		})
 	}
 }
 
