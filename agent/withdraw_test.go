@@ -64,6 +64,11 @@ func TestOpenIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOpenProbes(slog.New(slog.DiscardHandler))
 		b := &bridge{}
+		open := func() (probes, timers, timed int) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			return len(o.probes), len(o.timers), o.timed
+		}
 		batch := func(run uint64) []openProbe {
 			list := make([]openProbe, maxOpen/4)
 			for i := range list {
@@ -79,13 +84,14 @@ func TestOpenIsBounded(t *testing.T) {
 		for i := range uint32(maxOpen / 4) {
 			o.answered(0, i, b)
 		}
-		if err := o.add([]openProbe{{run: 9, bridge: b}}, time.Second); err == nil || len(o.probes) != 3*maxOpen/4 {
-			t.Errorf("one more than %d: %v; %d are open", maxOpen, err, len(o.probes))
+		err := o.add([]openProbe{{run: 9, bridge: b}}, time.Second)
+		if probes, _, _ := open(); err == nil || probes != 3*maxOpen/4 {
+			t.Errorf("one more than %d: %v; %d are open", maxOpen, err, probes)
 		}
 		time.Sleep(maxSettle)
 		synctest.Wait()
-		if len(o.probes) != 0 || len(o.timers) != 0 || o.timed != 0 {
-			t.Errorf("%d probes are open after %v, %d timers for %d", len(o.probes), maxSettle, len(o.timers), o.timed)
+		if probes, timers, timed := open(); probes != 0 || timers != 0 || timed != 0 {
+			t.Errorf("%d probes are open after %v, %d timers for %d", probes, maxSettle, timers, timed)
 		}
 		if err := o.add(batch(5), time.Second); err != nil {
 			t.Errorf("when there is room again: %v", err)
