@@ -531,6 +531,7 @@ func TestReload(t *testing.T) {
 	}
 	all := labInventory()
 	less := all[:strings.LastIndex(all, "  - ")]
+	eventually(t, "ten instances", func() bool { return instances() == 10 }) // who answers hears signals
 	hup(less)
 	eventually(t, "nine instances", func() bool { return instances() == 9 })
 	hup(all)
