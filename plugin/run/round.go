@@ -65,7 +65,7 @@ func (c *continuous) goRound(now time.Time) {
 	var may, rest []uint32
 	burst := float64(c.r.cfg.PerInstanceBurst)
 	full, few := max(1, pace.PatrolShare*burst), max(1, testShare*burst)
-	// An instance whose tokens its examinations have taken is probed less often until it has them again, and not not at all: it may fall silent.
+	// An instance whose tokens its examinations have taken is probed less often until it has them again. Not at all would be wrong: it may fall silent.
 	rich := func(instance int) float64 {
 		if at := r.probed[instance]; !at.IsZero() && now.Sub(at) > leanSlots*r.slot {
 			return few
