@@ -107,6 +107,22 @@ func (h *host) readBy() (*bridge, *reads) {
 	return b, r
 }
 
+// whileWatched has something done while one watch goes on, and done again if the switch ended that meanwhile: then all flows are
+// read, beside our own, for another reason.
+func (h *host) whileWatched(do func()) {
+	h.t.Helper()
+	b := h.hooked()
+	h.await("a watch that goes on", func() bool {
+		w := b.watched.Load()
+		if w == nil {
+			return false
+		}
+		h.attest() // that it has begun is reason as well
+		do()
+		return w.Barrier(h.t.Context()) == nil && b.watched.Load() == w
+	})
+}
+
 // TestSlowSwitch: a hook that could not be read in time is not attested, but was there all the time, if it was.
 func TestSlowSwitch(t *testing.T) {
 	t.Parallel()
@@ -161,16 +177,18 @@ func TestLookForAll(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	b, counted := h.readBy()
-	h.await("the watch", func() bool { return b.watched.Load() != nil })
-	h.attest() // that the watch has begun is reason to read all flows, beside our own
 	for want := range int32(3) {
-		counted.n.Store(0)
-		asked := time.Now()
-		for range 1 + want {
-			b.look(t.Context(), asked, true)
-			b.look(t.Context(), asked, false)
-		}
-		if n := counted.n.Load(); n != 1 {
+		var n int32
+		h.whileWatched(func() {
+			counted.n.Store(0)
+			asked := time.Now()
+			for range 1 + want {
+				b.look(t.Context(), asked, true)
+				b.look(t.Context(), asked, false)
+			}
+			n = counted.n.Load()
+		})
+		if n != 1 {
 			t.Errorf("flows were read %d times for %d who asked at one time (want once)", n, 2+2*want)
 		}
 	}
@@ -236,8 +254,13 @@ func TestWatchEnded(t *testing.T) {
 		t.Fatalf("attested %v at the beginning", w)
 	}
 	sw.blind.Store(true)
-	b.watched.Load().Stop()
-	h.await("the end of the watch", func() bool { return b.watched.Load() == nil && disturbances(b.disturbed.Load()).has(flows.Doubtful) })
+	h.await("the end of the watch", func() bool {
+		w := b.watched.Load()
+		if w != nil {
+			w.Stop()
+		}
+		return w == nil && disturbances(b.disturbed.Load()).has(flows.Doubtful)
+	})
 	h.ofctl("add-flow", h.bridge, "table=0,priority=65535,tcp,actions=NORMAL")
 	if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
 		t.Errorf("attested %v with a flow in the way", w)
@@ -249,19 +272,30 @@ func TestWatchEndedUntold(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	b, _ := h.readBy()
-	h.await("the watch", func() bool { return b.watched.Load() != nil })
-	if w := h.attest(); !w.Live {
-		t.Fatalf("attested %v at the beginning", w)
-	}
-	told := b.told.Load()
-	b.news.mu.Lock() // it tells the news first
-	defer b.news.mu.Unlock()
-	h.ofctl("add-flow", h.bridge, "table=0,priority=65535,tcp,actions=NORMAL")
-	h.await("a change that is being told", func() bool { return b.told.Load() > told })
-	b.watched.Load().Stop()
-	if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
-		t.Errorf("attested %v with a flow in the way", w)
-	}
+	const shadow = "table=0,priority=65535,tcp"
+	h.await("a watch that ends in the middle", func() bool {
+		watch := b.watched.Load()
+		if watch == nil {
+			return false
+		}
+		if w := h.attest(); !w.Live {
+			t.Fatalf("attested %v at the beginning", w)
+		}
+		told := b.told.Load()
+		b.news.mu.Lock() // it tells the news first
+		defer b.news.mu.Unlock()
+		h.ofctl("add-flow", h.bridge, shadow+",actions=NORMAL")
+		h.await("a change that is being told", func() bool { return b.told.Load() > told || b.watched.Load() != watch })
+		if b.watched.Load() != watch { // the switch ended it
+			h.ofctl("--strict", "del-flows", h.bridge, shadow)
+			return false
+		}
+		watch.Stop()
+		if w := h.attest(); w.Live || !strings.Contains(w.Reason, flows.ErrShadowed.Error()) {
+			t.Errorf("attested %v with a flow in the way", w)
+		}
+		return true
+	})
 }
 
 // TestRepairOfOneWhoLeft: a hook that was put back counts from nought, though who put it back was told to stop before it was live.

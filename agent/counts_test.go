@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -81,7 +82,7 @@ func TestCounters(t *testing.T) {
 	audit := func(after bool) *dyetracev1.HookWindow {
 		return windowOf(h.a.hooks.audit(t.Context(), after), h.bridge)
 	}
-	h.begin(1, 10*probes, deadline)
+	h.begin(1, 10*probes, 10*deadline)
 	before := audit(false)
 	h.inject(1, dyetracev1.Scheme_SCHEME_TCP, false, 0, probes)
 	// Once all probes are seen, some of their answers may be on their way still.
@@ -98,7 +99,7 @@ func TestCounters(t *testing.T) {
 		t.Errorf("nothing got lost, and %d to %d copies are missing", least, most)
 	}
 	h.a.runs.remove(1) // what comes now is nobody's
-	h.begin(2, 10*probes, deadline)
+	h.begin(2, 10*probes, 10*deadline)
 	if said := h.arm(&dyetracev1.Arm{Run: 2, Answers: []*dyetracev1.PortRef{h.port(1)}}); said != "" {
 		t.Fatal(said)
 	}
@@ -140,29 +141,55 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// sleepy is a host without a hook yet, and how long its reader of the dye port sleeps when it next meets a copy.
-func sleepy(t *testing.T) (h *host, sleep *atomic.Int64) {
-	h, sleep = prepareHost(t), new(atomic.Int64)
+// sleep is for how long a reader sleeps that is waited for; after overslept nobody may have waited for it any more.
+const sleep, overslept = 150 * time.Millisecond, ringPatience * 8 / 10
+
+// sleepy is a host without a hook yet, and what has its reader of the dye port fall asleep over the next copy, until it is woken.
+func sleepy(t *testing.T) (h *host, tire func() (asleep func() bool, wake func())) {
+	h = prepareHost(t)
+	var night atomic.Pointer[chan struct{}]
 	sink := h.a.hooks.sink
 	h.a.hooks.sink = func(b *bridge, frame []byte, atNs int64) {
-		time.Sleep(time.Duration(sleep.Swap(0)))
+		if n := night.Swap(nil); n != nil {
+			<-*n
+		}
 		sink(b, frame, atNs)
 	}
-	return h, sleep
+	return h, func() (asleep func() bool, wake func()) {
+		n := make(chan struct{})
+		wake = sync.OnceFunc(func() { close(n) })
+		t.Cleanup(wake)
+		night.Store(&n)
+		return func() bool { return night.Load() == nil }, wake
+	}
 }
 
 // TestFirstReadingAwaitsTheRing: copies that lie in the ring at the first reading of an epoch do not stand for as many that
 // get lost later.
 func TestFirstReadingAwaitsTheRing(t *testing.T) {
 	t.Parallel()
-	h, sleep := sleepy(t)
+	h, tire := sleepy(t)
 	h.install().keep()
 	const kind = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE
 	const probes = 3
-	h.begin(1, 2*probes, deadline)
-	sleep.Store(int64(150 * time.Millisecond))
-	h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, 0, probes)
-	before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
+	h.begin(1, 2*probes, 10*deadline)
+	var before *dyetracev1.HookWindow
+	h.await("a reader that is woken while it is waited for", func() bool {
+		asleep, wake := tire()
+		h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, 0, probes)
+		h.await("the copies", asleep)
+		began := time.Now()
+		time.AfterFunc(sleep, wake)
+		before = windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
+		if time.Since(began) < overslept {
+			return true
+		}
+		wake()
+		epoch := h.state().epoch // in another one is another first reading
+		h.ofctl("del-flows", h.bridge, "table=253")
+		h.restored(epoch)
+		return false
+	})
 	h.await("the probes", func() bool { n, _ := h.seen(1, kind, dyetracev1.Scheme_SCHEME_ICMP); return n == probes })
 	after := func() (least, most int64) {
 		return unread(t, before, windowOf(h.a.hooks.audit(t.Context(), true), h.bridge), kind)
@@ -185,33 +212,43 @@ func (uncounting) Settle(context.Context, string) error { return ovs.ErrUncounte
 // TestAuditAwaitsTheRing: where there are no counters either, a run is not over before its samples, or some are known to be lost.
 func TestAuditAwaitsTheRing(t *testing.T) {
 	t.Parallel()
-	h, sleep := sleepy(t)
+	h, tire := sleepy(t)
 	h.a.hooks.sw = uncounting{h.a.sw}
 	h.install().keep()
 	const probes = 3
-	h.begin(1, 2*probes, deadline)
-	for _, tt := range []struct {
-		sleep time.Duration
-		lost  uint64
-	}{{150 * time.Millisecond, 0}, {ringPatience + time.Second, 1}} {
+	h.begin(1, 2*probes, 10*deadline)
+	// round says what an audit knows of lost samples, and whether the reader was woken before it was over, and in time.
+	round := func(wakes bool) (lost uint64, woken, inTime bool) {
 		before := windowOf(h.a.hooks.audit(t.Context(), false), h.bridge)
 		if len(before.Counts) > 0 {
 			t.Fatalf("counted %v: the test tests nothing", before.Counts)
 		}
-		sleep.Store(int64(tt.sleep))
+		asleep, wake := tire()
 		h.inject(1, dyetracev1.Scheme_SCHEME_ICMP, false, 0, probes)
-		h.await("the copies", func() bool {
-			received, _ := h.hooked().port.Load().Stats()
-			return sleep.Load() == 0 && received > h.hooked().port.Load().Done()
-		})
-		begun := time.Now()
-		after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
-		if took := time.Since(begun); after.Lost-before.Lost != tt.lost || took < min(tt.sleep, ringPatience)-100*time.Millisecond {
-			t.Errorf("the reader slept for %v, and the audit took %v and knows of %d lost samples, want %d", tt.sleep, took, after.Lost-before.Lost, tt.lost)
+		h.await("the copies", asleep)
+		began := time.Now()
+		var awake atomic.Bool
+		if wakes {
+			time.AfterFunc(sleep, func() { awake.Store(true); wake() })
 		}
+		after := windowOf(h.a.hooks.audit(t.Context(), true), h.bridge)
+		woken, inTime = awake.Load(), time.Since(began) < overslept
+		wake()
 		h.await("the reader", func() bool {
 			received, _ := h.hooked().port.Load().Stats()
 			return received == h.hooked().port.Load().Done()
 		})
+		return after.Lost - before.Lost, woken, inTime
+	}
+	for _, wakes := range []bool{true, false} {
+		var lost uint64
+		var woken bool
+		h.await("a reader that is woken while it is waited for, if it is", func() (inTime bool) {
+			lost, woken, inTime = round(wakes)
+			return inTime || !wakes
+		})
+		if wakes && (lost != 0 || !woken) || !wakes && lost == 0 {
+			t.Errorf("a reader that is woken: %t; the audit was over after that: %t, and knows of %d lost samples", wakes, woken, lost)
+		}
 	}
 }

@@ -139,7 +139,7 @@ func (a *Agent) traceRequest(req *dyetracev1.Explain) (ovs.TraceRequest, error) 
 		InPort: in,
 		SrcMAC: stain.MACFromUint64(req.SrcMac), DstMAC: stain.MACFromUint64(req.DstMac),
 		Src: addrAt(req.SrcIp, 0), Dst: addrAt(req.DstIp, 0), TTL: uint8(req.Ttl),
-		TunID: req.TunId, Reply: req.Reply, Scheme: schemeOf(req.Scheme), Stain: a.hooks.currentStain(),
+		TunID: req.TunId, Reply: req.Reply, Scheme: schemeOf(req.Scheme), Flags: uint8(req.TcpFlags), Stain: a.hooks.currentStain(),
 	}
 	if req.TunSrc != 0 {
 		t.TunSrc, t.TunDst = ipv4(req.TunSrc), ipv4(req.TunDst)

@@ -43,12 +43,12 @@ func (h *host) furnish() (zone uint32) {
 	h.ofctl("add-flow", br, "cookie=0x12,priority=0,actions=NORMAL")
 	var l net.Listener
 	var c net.Conn
-	inNamespace(t, h.guests[1].ns, func() (err error) {
+	sandbox.Within(t, h.guests[1].ns, func() (err error) {
 		l, err = net.Listen("tcp4", h.guests[1].ip.String()+":80")
 		return err
 	})
 	t.Cleanup(func() { l.Close() })
-	inNamespace(t, h.guests[0].ns, func() (err error) {
+	sandbox.Within(t, h.guests[0].ns, func() (err error) {
 		c, err = net.DialTimeout("tcp4", l.Addr().String(), deadline)
 		return err
 	})

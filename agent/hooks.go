@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/dataplane"
 	"github.com/dyetrace/dyetrace/dataplane/ovs"
@@ -386,6 +388,7 @@ func bridgeMessage(b *bridge, found dataplane.Bridge) *dyetracev1.Bridge {
 		if p.IsTunnel() {
 			m.Tunnels = append(m.Tunnels, &dyetracev1.Tunnel{
 				Port: p.Name, Ofport: uint32(p.OFPort), Type: p.Type, RemoteIp: p.RemoteIP, LocalIp: p.LocalIP,
+				Tos: p.ToS, MayFragment: proto.Bool(p.Fragments),
 			})
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/vishvananda/netns"
 	"golang.org/x/net/bpf"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -219,6 +217,21 @@ func (h *host) listen(ctx context.Context) {
 	}
 }
 
+// heard returns when listen has taken in all that is on its way to the controller now.
+func (h *host) heard() {
+	h.t.Helper()
+	last := &dyetracev1.Armed{Id: uint64(number.Add(1))}
+	h.await("room for one more", func() bool {
+		return h.a.outbox.offer(&dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_Armed{Armed: last}})
+	})
+	h.await("all that was sent", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		_, ok := h.armed[last.Id]
+		return ok
+	})
+}
+
 // await polls for what has no event to wait for.
 func (h *host) await(what string, done func() bool) {
 	h.t.Helper()
@@ -306,7 +319,7 @@ func (h *host) capture() <-chan []byte {
 	t := h.t
 	t.Helper()
 	var port *packetio.Port
-	inNamespace(t, h.guests[1].ns, func() (err error) {
+	sandbox.Within(t, h.guests[1].ns, func() (err error) {
 		port, err = packetio.Open("eth0", packetio.Options{Filter: []bpf.Instruction{bpf.RetConstant{Val: 1 << 18}}})
 		return err
 	})
@@ -325,27 +338,6 @@ func (h *host) capture() <-chan []byte {
 		reader.Wait()
 	})
 	return frames
-}
-
-// inNamespace calls fn on a thread of a network namespace.
-func inNamespace(t testing.TB, name string, fn func() error) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		ns, err := netns.GetFromName(name)
-		if err == nil {
-			err = netns.Set(ns)
-			ns.Close()
-		}
-		if err == nil {
-			err = fn()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
 }
 
 // stainedToken returns the token of a frame that has the marks of a probe, or what withdraws

@@ -157,10 +157,16 @@ func TestNotLeftBehind(t *testing.T) {
 			} else {
 				other.killed()
 			}
-			h.a.hooks.leftoverWait = 200 * time.Millisecond
+			wait := func(d time.Duration) {
+				h.a.hooks.mu.Lock()
+				defer h.a.hooks.mu.Unlock()
+				h.a.hooks.leftoverWait = d
+			}
+			wait(time.Minute) // more than it takes to take it over
 			end := h.live()
 			defer end()
 			other.install()
+			wait(200 * time.Millisecond)
 			before := other.attest()
 			for range 50 {
 				h.a.hooks.poke()

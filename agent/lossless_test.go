@@ -12,6 +12,7 @@ import (
 
 	udp "golang.org/x/net/ipv4"
 
+	"github.com/dyetrace/dyetrace/internal/sandbox"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -35,11 +36,11 @@ func newTenants(h *host) *tenants {
 	t.Helper()
 	p := &tenants{wake: make(chan struct{}, 1)}
 	var in, out *net.UDPConn
-	inNamespace(t, b.ns, func() (err error) {
+	sandbox.Within(t, b.ns, func() (err error) {
 		in, err = net.ListenUDP("udp4", &net.UDPAddr{IP: b.ip.AsSlice(), Port: 7})
 		return err
 	})
-	inNamespace(t, a.ns, func() (err error) {
+	sandbox.Within(t, a.ns, func() (err error) {
 		out, err = net.DialUDP("udp4", nil, in.LocalAddr().(*net.UDPAddr))
 		return err
 	})

@@ -219,13 +219,20 @@ func TestLiveOnceSettled(t *testing.T) {
 	}
 	resume := sync.OnceFunc(func() { sandbox.Command(t, "ovs-appctl", "revalidator/resume") })
 	defer resume()
-	for i, attest := range []bool{true, true, false} { // from the second on, all flows are there
+	look := func(attest bool) (all bool) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		h.a.hooks.look(ctx, attest)
 		cancel()
-		want := len(h.hooked().want)
-		if s := h.state(); s.hook == dyetracev1.HookState_HOOK_STATE_LIVE || len(h.ours()) != want {
-			t.Errorf("look %d: %d flows (want %d), and the datapath has not seen them: hook %v", i, len(h.ours()), want, s.hook)
+		have, want := len(h.ours()), len(h.hooked().want)
+		if s := h.state(); s.hook == dyetracev1.HookState_HOOK_STATE_LIVE {
+			t.Errorf("%d flows (want %d), and the datapath has not seen them: hook %v", have, want, s.hook)
+		}
+		return have == want && want > 0
+	}
+	h.await("all flows", func() bool { return look(true) })
+	for _, attest := range []bool{true, false} {
+		if !look(attest) {
+			t.Errorf("attest %t: not all flows are there any more", attest)
 		}
 	}
 	f.token = h.tokens(unseen)

@@ -198,4 +198,5 @@ func (b *batch) add(r *activeRun, index uint32, c *stain.Copy, atNs int64) {
 	m.Reply = append(m.Reply, c.Reply)
 	m.NoReply = append(m.NoReply, c.NoReply)
 	m.Scheme = append(m.Scheme, dyetracev1.Scheme(c.Scheme))
+	m.TcpFlags = append(m.TcpFlags, uint32(c.Flags))
 }

@@ -109,7 +109,7 @@ func TestBatch(t *testing.T) {
 	b := newBatch(1, "br-int")
 	a, c := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
 	b.add(runs.get(1), 3, &stain.Copy{Kind: stain.FromTunnel, Scheme: stain.ICMP, InPort: 7, TunSrc: [4]byte{192, 0, 2, 1}, TunID: 9, Src: a, Dst: c, TTL: 63, NoReply: true}, 5)
-	b.add(runs.get(1), 4, &stain.Copy{Kind: stain.ToInstance, Scheme: stain.TCP, Src: c, Dst: a, TTL: 64, Reply: true}, -1)
+	b.add(runs.get(1), 4, &stain.Copy{Kind: stain.ToInstance, Scheme: stain.TCP, Src: c, Dst: a, TTL: 64, Reply: true, Flags: 0x12}, -1)
 	key := runs.get(1).key
 	want := &dyetracev1.Samples{
 		Run: 1, Bridges: []string{"br-int"}, Index: []uint32{3, 4}, Bridge: []uint32{0, 0},
@@ -117,6 +117,7 @@ func TestBatch(t *testing.T) {
 		AtNs: []uint64{5, 0}, AddrTag: []uint64{stain.AddrTag(key, a, c), stain.AddrTag(key, c, a)}, Ttl: []uint32{63, 64},
 		InPort: []uint32{7, 0}, TunSrc: []uint32{0xc0000201, 0}, TunId: []uint32{9, 0}, Reply: []bool{false, true},
 		NoReply: []bool{true, false}, Scheme: []dyetracev1.Scheme{dyetracev1.Scheme_SCHEME_ICMP, dyetracev1.Scheme_SCHEME_TCP},
+		TcpFlags: []uint32{0, 0x12},
 	}
 	if !proto.Equal(b.msg, want) {
 		t.Errorf("samples %v, want %v", b.msg, want)

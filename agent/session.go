@@ -319,7 +319,7 @@ func (a *Agent) read(ctx context.Context, st stream) error {
 			}
 		case *dyetracev1.SessionResponse_ProbeUnderlay:
 			if !lanes.explore.try(&wg, 1, func() { a.probeUnderlay(ctx, m.ProbeUnderlay) }) {
-				a.say(ctx, underlayError(m.ProbeUnderlay.Id, fmt.Errorf("%d underlay probes are under way on this host, no more are taken", maxUnderlay)))
+				a.say(ctx, underlayError(m.ProbeUnderlay.Id, fmt.Errorf("%d underlay probes are under way on this host, no more are taken: %w", maxUnderlay, errUnderlayBusy)))
 			}
 		case *dyetracev1.SessionResponse_StreamUnderlay:
 			for _, m := range a.stream(m.StreamUnderlay) {

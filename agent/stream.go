@@ -12,6 +12,13 @@ import (
 // stream has the host send these streams and no others; nil is none. It returns what is to be told of those
 // that cannot be.
 func (a *Agent) stream(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.UnderlayCounts) {
+	a.echo.setting.Lock()
+	defer a.echo.setting.Unlock()
+	return a.setStreams(m)
+}
+
+// setStreams does the work of stream. Whoever calls it holds setting.
+func (a *Agent) setStreams(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.UnderlayCounts) {
 	e := a.echo
 	e.mu.Lock()
 	key := e.key
@@ -48,12 +55,32 @@ func (a *Agent) stream(m *dyetracev1.StreamUnderlay) (failed []*dyetracev1.Under
 // streamAgain tries again what could not be had before: an address may be there by now. Streams that go are not
 // touched.
 func (a *Agent) streamAgain(now time.Time) {
-	a.echo.mu.Lock()
-	m := a.echo.asked
-	due := m != nil && now.Sub(a.echo.tried) >= lookAgain
-	a.echo.mu.Unlock()
-	if due {
-		a.stream(m) // why it cannot be has been told
+	if m := a.echo.due(now); m != nil {
+		a.tryAgain(m)
+	}
+}
+
+// due is what was asked for and could not be had in full, if it is time to try it again; else nil.
+func (e *echo) due(now time.Time) *dyetracev1.StreamUnderlay {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now.Sub(e.tried) < lookAgain {
+		return nil
+	}
+	return e.asked
+}
+
+// tryAgain tries again what was due, unless other streams have been asked for since: the controller passes over what it is told of
+// an older set, and does not ask for the newer one again.
+func (a *Agent) tryAgain(m *dyetracev1.StreamUnderlay) {
+	e := a.echo
+	e.setting.Lock()
+	defer e.setting.Unlock()
+	e.mu.Lock()
+	outdated := e.asked != m
+	e.mu.Unlock()
+	if !outdated {
+		a.setStreams(m) // why it cannot be has been told
 	}
 }
 
@@ -71,7 +98,10 @@ func (e *echo) target(m *dyetracev1.UnderlayTarget) underlay.Target {
 		Src: addr16(m.GetSrcIp()), Dst: addr16(m.GetDstIp()), Port: uint16(m.GetPort()), Size: int(m.GetSize()),
 		Rate: float64(m.GetRateMilli()) / 1000, Suspect: float64(m.GetSuspectRateMilli()) / 1000,
 	}
-	tunnel := e.tunnel(t.Src, t.Dst)
+	tunnel, err := e.tunnel(m.GetTunnel(), t.Src, t.Dst)
+	if err != nil { // it is gone, which the controller is about to hear
+		tunnel, _ = e.tunnel("", t.Src, t.Dst)
+	}
 	if !t.Src.IsValid() {
 		t.Src = tunnel.local
 	}

@@ -45,7 +45,16 @@ func TestStream(t *testing.T) {
 	if a.echo.tried == tried || a.echo.asked == nil {
 		t.Error("not tried again")
 	}
+	due := a.echo.due(a.echo.tried.Add(lookAgain))
+	if due != ask {
+		t.Errorf("due is %v, want what was asked for", due)
+	}
 	if failed := a.stream(&dyetracev1.StreamUnderlay{Set: 6, Targets: ask.Targets[:1]}); len(failed) != 0 || a.echo.asked != nil {
 		t.Errorf("of what can be: %v", failed)
+	}
+	tried = a.echo.tried
+	a.tryAgain(due)
+	if a.echo.tried != tried || a.echo.asked != nil {
+		t.Error("an older set took the newer one's place, since it was due when that came")
 	}
 }

@@ -53,36 +53,13 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	if same && !attest && b.quiet(now) {
 		return false, b.renew(ctx, now)
 	}
-	// The watch's barrier and the switch take as long as each other. If nothing was told up to the barrier, all that
-	// was asked for is true of what is read beside it.
-	ours := b.ours(ctx, now)
-	disturbed, watched := b.settled(ctx)
-	unsettled := disturbed
-	defer func() { b.disturbed.Or(uint32(unsettled)) }() // unless what was told is settled, the next look has to
-	told, db := b.told.Load(), b.sw.Snapshot().Database
-	reread := !placed || !same && (!watched || b.shadowed(want)) || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest || !same, now)
-	have, err := ours()
-	if reread || disturbed != 0 {
-		have, err = b.dump(ctx, reread, now)
-	}
+	seen, err := b.inspect(ctx, placed, same, want, attest, now)
+	// What passed while the switch was away may have waited, or found no room.
+	changed = changed || seen.restarted && found.DatapathType == "netdev"
 	if err != nil {
 		return changed, err
 	}
-	// What is answered now is so by a switch that runs, and what passed meanwhile may have waited, or found no room.
-	if db != b.db || db != b.sw.Snapshot().Database {
-		changed = changed || found.DatapathType == "netdev"
-		b.db = db
-	}
-	was := b.hook
-	wiped := disturbed.has(flows.Wiped) || b.want != nil && !b.agrees(have)
-	if wiped && !reread && (disturbed.has(flows.Doubtful) || !watched) {
-		reread = true // another's flow may sit where one of ours was
-		if have, err = b.dump(ctx, reread, now); err != nil {
-			return changed, err
-		}
-	}
-	unsettled = 0 // all that it takes was read; if there is no place for the hook now, the next look reads all
-	if switchd := b.sw.Snapshot().Switchd; wiped || disturbed.has(flows.Taken) {
+	if switchd := b.sw.Snapshot().Switchd; seen.touched {
 		changed = true
 		if switchd == b.switchd { // else the switch lost all flows, which is nobody's will
 			b.fight.wiped(now)
@@ -91,19 +68,67 @@ func (b *bridge) sync(ctx context.Context, found dataplane.Bridge, want arms, at
 	}
 	if err := b.fight.err(now); err != nil {
 		time.AfterFunc(b.fight.held(now), b.poke)
-		return true, errors.Join(err, b.clear(ctx, have))
+		return true, errors.Join(err, b.clear(ctx, seen.have))
 	}
-	aimed, err := b.aim(ctx, have, ports, want, reread, told)
+	was := b.hook
+	aimed, err := b.aim(ctx, seen.have, ports, want, seen.reread, seen.told)
 	changed = changed || aimed
 	if err != nil {
 		return changed, err
 	}
-	if !changed && (reread || !same) {
+	if !changed && (seen.reread || !same) {
 		if err := b.credit(ctx, was); err != nil {
 			return changed, err
 		}
 	}
-	return changed, b.install(ctx, have, now)
+	return changed, b.install(ctx, seen.have, now)
+}
+
+// sighting is what inspect has found.
+type sighting struct {
+	have   []flows.Flow // all of the bridge's if reread is true, else ours
+	reread bool
+	told   uint64 // how many changes the watch had told of before these flows were read
+	// touched says that flows of ours are gone or altered, or that others had taken their place.
+	touched bool
+	// restarted says that the switch may have been away since the last look: the connection to its database is another.
+	restarted bool
+}
+
+// inspect reads the bridge's flows, as many as it takes: placed says that the hook's place is known and still the same, same that the
+// arms are to be as they are. Caller holds mu.
+func (b *bridge) inspect(ctx context.Context, placed, same bool, want arms, attest bool, now time.Time) (s sighting, err error) {
+	// The watch's barrier and the switch take as long as each other. If nothing was told up to the barrier, all that
+	// was asked for is true of what is read beside it.
+	ours := b.ours(ctx, now)
+	disturbed, watched := b.settled(ctx)
+	unsettled := disturbed
+	defer func() { b.disturbed.Or(uint32(unsettled)) }() // unless what was told is settled, the next look has to
+	s.told = b.told.Load()
+	db := b.sw.Snapshot().Database
+	s.reread = !placed || !same && (!watched || b.shadowed(want)) || disturbed.has(flows.Taken) || b.stale(disturbed, watched, attest || !same, now)
+	s.have, err = ours()
+	if s.reread || disturbed != 0 {
+		s.have, err = b.dump(ctx, s.reread, now)
+	}
+	if err != nil {
+		return s, err
+	}
+	// What is answered now is so by a switch that runs.
+	if db != b.db || db != b.sw.Snapshot().Database {
+		s.restarted = true
+		b.db = db
+	}
+	wiped := disturbed.has(flows.Wiped) || b.want != nil && !b.agrees(s.have)
+	if wiped && !s.reread && (disturbed.has(flows.Doubtful) || !watched) {
+		s.reread = true // another's flow may sit where one of ours was
+		if s.have, err = b.dump(ctx, true, now); err != nil {
+			return s, err
+		}
+	}
+	s.touched = wiped || disturbed.has(flows.Taken)
+	unsettled = 0 // all that it takes was read; if there is no place for the hook now, the next look reads all
+	return s, nil
 }
 
 // aim decides what we want of the bridge from its flows, all of them if reread is true; changed says that this is a change in more than its arms,

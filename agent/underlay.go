@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -43,6 +44,7 @@ type echo struct {
 	pace      *rate.Limiter // of exchanges
 	sent      atomic.Uint64
 
+	setting sync.Mutex // held while streams are set, and with them what is to be tried again; taken before mu
 	mu      sync.Mutex
 	key     *underlay.Key
 	tunnels []tunnelEnds
@@ -52,8 +54,9 @@ type echo struct {
 	tried   time.Time
 }
 
-// tunnelEnds are a tunnel port's addresses; zero where it has none.
+// tunnelEnds are a tunnel port's name and addresses; zero where it has none.
 type tunnelEnds struct {
+	port          string
 	local, remote netip.Addr
 	tos           string // dataplane.Port.ToS
 	fragments     bool
@@ -120,7 +123,7 @@ func endsOf(snap dataplane.Snapshot) []tunnelEnds {
 			}
 			local, _ := netip.ParseAddr(p.LocalIP) // the zero Addr for none, or "flow"
 			remote, _ := netip.ParseAddr(p.RemoteIP)
-			ends = append(ends, tunnelEnds{local.Unmap(), remote.Unmap(), p.ToS, p.Fragments})
+			ends = append(ends, tunnelEnds{p.Name, local.Unmap(), remote.Unmap(), p.ToS, p.Fragments})
 		}
 	}
 	return ends
@@ -227,9 +230,13 @@ func mtus(snap dataplane.Snapshot, endpoints []*dyetracev1.Endpoint) []uint32 {
 // probeUnderlay answers what UDP does between a tunnel address of this host and one of another, or
 // what of another host's exchange came here.
 func (a *Agent) probeUnderlay(ctx context.Context, req *dyetracev1.ProbeUnderlay) {
-	ctx, cancel := context.WithTimeout(ctx, underlay.MaxExchange)
+	within := underlay.MaxExchange
+	if n := req.WithinMs; n > 0 {
+		within = min(within, time.Duration(n)*time.Millisecond)
+	}
+	timed, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	m, err := a.exchange(ctx, req)
+	m, err := a.exchange(timed, req, within/2)
 	if err != nil {
 		a.say(ctx, underlayError(req.Id, err))
 		return
@@ -238,13 +245,36 @@ func (a *Agent) probeUnderlay(ctx context.Context, req *dyetracev1.ProbeUnderlay
 	a.say(ctx, &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_UnderlayReport{UnderlayReport: m}})
 }
 
+// errUnderlayBusy says that an exchange was not begun, for want of room.
+var errUnderlayBusy = errors.New("other exchanges of this host take its time")
+
 func underlayError(id uint64, err error) *dyetracev1.SessionRequest {
 	return &dyetracev1.SessionRequest{Message: &dyetracev1.SessionRequest_UnderlayReport{
-		UnderlayReport: &dyetracev1.UnderlayReport{Id: id, Error: err.Error()},
+		UnderlayReport: &dyetracev1.UnderlayReport{Id: id, Error: err.Error(), Busy: errors.Is(err, errUnderlayBusy)},
 	}}
 }
 
-func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*dyetracev1.UnderlayReport, error) {
+// turn takes a slot as soon as there is one; who waits for longer than patience is not served.
+func (e *echo) turn(ctx context.Context, patience time.Duration) error {
+	select {
+	case e.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case e.slots <- struct{}{}:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("%d are being made, none of which ended within %v: %w", parallelUnderlay, patience, errUnderlayBusy)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// exchange makes one, or tells of another host's. One that has to wait for others for longer than patience is not begun.
+func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay, patience time.Duration) (*dyetracev1.UnderlayReport, error) {
 	e := a.echo
 	src, dst := addr16(req.SrcIp), addr16(req.DstIp)
 	switch {
@@ -260,8 +290,11 @@ func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*d
 	}
 	e.mu.Lock()
 	key := e.key
-	t := e.tunnel(src, dst)
+	t, err := e.tunnel(req.Tunnel, src, dst)
 	e.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("probe underlay: %w", err)
+	}
 	if !src.IsValid() {
 		src = t.local
 	}
@@ -272,12 +305,10 @@ func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*d
 	if key == nil {
 		return nil, fmt.Errorf("%s has no key for underlay probes yet", a.cfg.Host)
 	}
-	select {
-	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := e.turn(ctx, patience); err != nil {
+		return nil, fmt.Errorf("probe underlay on %s: %w", a.cfg.Host, err)
 	}
+	defer func() { <-e.slots }()
 	x := underlay.Exchange{
 		Src: src, Dst: dst, Port: uint16(req.Port), ToS: tos, SourcePorts: int(req.SourcePorts), Repeats: int(req.Repeats),
 		Wait: time.Duration(req.WaitMs) * time.Millisecond, FindMTU: req.FindMtu, Session: req.Session, Pace: e.pace,
@@ -295,18 +326,26 @@ func (a *Agent) exchange(ctx context.Context, req *dyetracev1.ProbeUnderlay) (*d
 	return m, nil
 }
 
-// tunnel is the one between two addresses, or from any to dst if src is not given; one without a
-// remote address, which flows steer, is second best. The zero value where there is none.
-func (e *echo) tunnel(src, dst netip.Addr) (best tunnelEnds) {
+// tunnel is the one by that port, or if none is named the first between two addresses, or from any to dst if src is not
+// given; one without a remote address, which flows steer, is second best, and where there is none it is the zero value.
+// One that is named must lead there: what another does to its packets tells nothing of it.
+func (e *echo) tunnel(port string, src, dst netip.Addr) (best tunnelEnds, err error) {
+	found := port == ""
 	for _, t := range e.tunnels {
+		if port != "" && t.port != port {
+			continue
+		}
 		switch fits := !src.IsValid() || !t.local.IsValid() || t.local == src; {
 		case fits && t.remote == dst:
-			return t
+			return t, nil
 		case fits && !t.remote.IsValid() && (!t.local.IsValid() || t.local.Is4() == dst.Is4()):
-			best = t
+			best, found = t, true
 		}
 	}
-	return best
+	if !found {
+		return best, fmt.Errorf("no tunnel port %s leads to %s (any more)", port, dst)
+	}
+	return best, nil
 }
 
 func (e *echo) recall(session uint64, asker, at netip.Addr) *dyetracev1.UnderlayReport {

@@ -139,7 +139,7 @@ func TestKeepalivesUnderFeed(t *testing.T) {
 	t.Parallel()
 	ours, peer := place(t)
 	table := rib.New(rib.Options{})
-	w := speakInto(t, LearnInto(table), ours, 65000, Peer{Address: peer(1), AS: 65001, Passive: true, HoldTime: holdTime})
+	w := speakInto(t, LearnInto(table), ours, 65000, Peer{Address: peer(1), AS: 65001, Passive: true, HoldTime: shortHold})
 	r := dialRaw(t, peer(1), ours)
 	r.establish(slices.Concat(capEVPN, cap65001)...)
 	w.established(peer(1))
@@ -148,7 +148,7 @@ func TestKeepalivesUnderFeed(t *testing.T) {
 	go func() {
 		defer close(silence)
 		for {
-			r.SetReadDeadline(time.Now().Add(holdTime)) // as the hold timer of a real speaker
+			r.SetReadDeadline(time.Now().Add(shortHold)) // as the hold timer of a real speaker
 			k, body := r.next()
 			if k != typeKeepalive {
 				if k == typeNotification {
@@ -163,7 +163,7 @@ func TestKeepalivesUnderFeed(t *testing.T) {
 	rounds := [][]byte{macUpdates(0, n, 80, 1, false), macUpdates(0, n, 80, 2, false), macUpdates(0, n, 80, 0, true)}
 	r.SetWriteDeadline(time.Now().Add(patience))
 	told := 0
-	for began := time.Now(); time.Since(began) < 2*holdTime+time.Second; told += 3 {
+	for began := time.Now(); time.Since(began) < 2*shortHold+time.Second; told += 3 {
 		for _, all := range rounds {
 			if _, err := r.Write(all); err != nil {
 				t.Fatalf("after %d rounds: %v; %v", told, err, w.status(peer(1)).LastError)
@@ -177,7 +177,7 @@ func TestKeepalivesUnderFeed(t *testing.T) {
 	eventually(t, "all routes", func() bool { return f.Routes() == n && f.Stats().Updates == uint64((told+1)*n/80) })
 	select {
 	case <-silence:
-		t.Errorf("no keepalive in %v, after %d", holdTime, heard)
+		t.Errorf("no keepalive in %v, after %d", shortHold, heard)
 	default:
 	}
 	if s := w.status(peer(1)); s.Flaps != 0 || s.State != Established {

@@ -25,6 +25,8 @@ type Copy struct {
 	Token uint32
 	// Reply tells the guest's answer from the probe.
 	Reply bool
+	// Flags are those of its TCP header as it entered the bridge (byte 13), 0 in scheme icmp.
+	Flags uint8
 	// Close tells the RST that withdraws a probe from the probe; never with Reply,
 	// nor in scheme icmp.
 	Close bool
@@ -102,6 +104,10 @@ func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 	if err != nil {
 		return err
 	}
+	var flags uint8
+	if scheme == TCP {
+		flags = p.payload[tcpFlags]
+	}
 	*c = Copy{
 		Kind:    kind,
 		Scheme:  scheme,
@@ -113,6 +119,7 @@ func (s Stain) ParseCopy(frame []byte, c *Copy) error {
 		TTL:     p.ttl,
 		Token:   token,
 		Reply:   m == answer,
+		Flags:   flags,
 		Close:   m == withdrawal,
 		NoReply: frame[1]&CopyMark == 0,
 	}
@@ -220,7 +227,7 @@ func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
 		return 0, 0, errPorts
 	}
 	seq, ack := binary.BigEndian.Uint32(tcp[4:]), binary.BigEndian.Uint32(tcp[8:])
-	switch tcp[13] & (flagFIN | flagSYN | flagRST | flagACK) {
+	switch tcp[tcpFlags] & (flagFIN | flagSYN | flagRST | flagACK) {
 	case flagSYN:
 		return seq, question, nil
 	case flagRST:
@@ -233,8 +240,8 @@ func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
 
 // AppendCopy appends the frame that a hook would send for c, as ParseCopy reads
 // it: the reference that the flows of a hook are tested against, and a source of
-// samples where there is no switch. An answer over TCP is a RST|ACK. The bits of
-// TunID above 24 are left out. On error b is returned as it was.
+// samples where there is no switch. An answer over TCP is a RST|ACK, whatever Flags
+// says. The bits of TunID above 24 are left out. On error b is returned as it was.
 func (s Stain) AppendCopy(b []byte, c Copy) ([]byte, error) {
 	src, dst := c.Src.Unmap(), c.Dst.Unmap()
 	switch {

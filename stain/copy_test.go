@@ -19,12 +19,13 @@ func goodCopy() Copy {
 	return Copy{
 		Kind: FromTunnel, Scheme: TCP, InPort: 0x1234, TunSrc: [4]byte{172, 16, 0, 9}, TunID: 0xabcdef,
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 63, Token: 0xdeadbeef,
+		Flags: flagSYN,
 	}
 }
 
 // echoCopy makes a copy of scheme icmp of one of scheme tcp.
 func echoCopy(c Copy) Copy {
-	c.Scheme = ICMP
+	c.Scheme, c.Flags = ICMP, 0
 	return c
 }
 
@@ -80,7 +81,7 @@ const (
 
 func TestParseCopyGolden(t *testing.T) {
 	t.Parallel()
-	reply := Copy{Kind: FromInstance, Scheme: TCP, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true}
+	reply := Copy{Kind: FromInstance, Scheme: TCP, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true, Flags: flagRST | flagACK}
 	reply6 := reply
 	reply6.Src, reply6.Dst = goodCopy6().Dst, goodCopy6().Src
 	noReply := echoCopy(goodCopy())
@@ -199,6 +200,9 @@ func TestParseCopy(t *testing.T) {
 		if tt.want == nil {
 			want = goodCopy()
 		}
+		if tt.name == "ECE and CWR" {
+			want.Flags |= 0xc0
+		}
 		if err := Default().ParseCopy(frame, &got); !errors.Is(err, tt.want) || got != want {
 			t.Errorf("%s: ParseCopy = %+v, %v; want %+v, %v", tt.name, got, err, want, tt.want)
 		}
@@ -310,7 +314,7 @@ var mapped = netip.MustParseAddr("::ffff:10.0.0.1").AsSlice()
 func TestParseCopyOptions(t *testing.T) {
 	t.Parallel()
 	s, want := Default(), goodCopy()
-	want.Reply = true
+	want.Reply, want.Flags = true, flagSYN|flagACK
 	var parts []gopacket.SerializableLayer
 	for _, part := range wantTCP(s, want.Src, want.Dst, want.TTL, layers.TCP{
 		Ack: want.Token + 1, SYN: true, ACK: true,
@@ -331,13 +335,28 @@ func TestParseCopyOptions(t *testing.T) {
 
 func drawCopy(t *rapid.T) Copy {
 	scheme, reply, addr := drawScheme(t), rapid.Bool().Draw(t, "reply"), drawAddr(t)
-	return Copy{
+	c := Copy{
 		Kind: Kind(rapid.Uint8Range(1, 4).Draw(t, "kind")), Scheme: scheme, InPort: rapid.Uint16().Draw(t, "inPort"),
 		TunSrc: addr4(t).As4(), TunID: rapid.Uint32Max(1<<24-1).Draw(t, "tunID"),
 		Src: addr.Draw(t, "src"), Dst: addr.Draw(t, "dst"), TTL: rapid.Uint8().Draw(t, "ttl"),
 		Token: rapid.Uint32().Draw(t, "token"), Reply: reply,
 		Close: scheme == TCP && !reply && rapid.Bool().Draw(t, "close"), NoReply: rapid.Bool().Draw(t, "noReply"),
 	}
+	c.Flags = builtFlags(c)
+	return c
+}
+
+// builtFlags are those of the packet that AppendCopy makes for a copy.
+func builtFlags(c Copy) uint8 {
+	switch {
+	case c.Scheme != TCP:
+		return 0
+	case c.Reply:
+		return flagRST | flagACK
+	case c.Close:
+		return flagRST
+	}
+	return flagSYN
 }
 
 func TestCopyRoundTrip(t *testing.T) {
@@ -416,8 +435,9 @@ func FuzzParseCopy(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var back Copy
-		if err := s.ParseCopy(again, &back); err != nil || back != c {
+		back, built := Copy{}, c
+		built.Flags = builtFlags(c)
+		if err := s.ParseCopy(again, &back); err != nil || back != built {
 			t.Fatalf("%+v comes back as %+v, %v", c, back, err)
 		}
 		agree(t, s, frame, c)
@@ -448,6 +468,7 @@ func agree(t *testing.T, s Stain, frame []byte, c Copy) {
 		want.Scheme = TCP
 		stained = stained && tcp.SYN != tcp.RST && !tcp.FIN && tcp.SrcPort == 11 && tcp.DstPort == 11
 		want.Token, want.Reply, want.Close = tcp.Seq, tcp.ACK, tcp.RST && !tcp.ACK
+		want.Flags = tcp.Contents[13]
 		switch {
 		case want.Reply:
 			want.Token = tcp.Ack - 1

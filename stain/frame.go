@@ -45,14 +45,15 @@ const MaxFrame = 128
 
 // Sizes of headers in bytes, and the numbers in them.
 const (
-	ethLen  = 14
-	vlanLen = 4
-	mplsLen = 4
-	ipv4Len = 20
-	ipv6Len = 40
-	tcpLen  = 20
-	icmpLen = 8 // of an echo, without data
-	echoLen = icmpLen + 8
+	ethLen   = 14
+	vlanLen  = 4
+	mplsLen  = 4
+	ipv4Len  = 20
+	ipv6Len  = 40
+	tcpLen   = 20
+	tcpFlags = 13 // its place in the header
+	icmpLen  = 8  // of an echo, without data
+	echoLen  = icmpLen + 8
 
 	typeIPv4 = 0x0800
 	typeIPv6 = 0x86dd

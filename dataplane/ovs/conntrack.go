@@ -51,8 +51,8 @@ const (
 // connections are those of the zones that were listed.
 type connections struct {
 	listed bool
-	// kernel says that the table is the kernel's: it forgets a connection as soon as a RST answers it, and keeps one whose
-	// answer it took for invalid (nf_conntrack_tcp_packet of nf_conntrack_proto_tcp.c).
+	// kernel says that the table is the kernel's: it forgets a connection as soon as a RST answers it (nf_conntrack_tcp_packet of
+	// nf_conntrack_proto_tcp.c). Both keep one whose answer they took for invalid.
 	kernel bool
 	lines  []string
 }
@@ -118,7 +118,7 @@ func (c connections) of(r *TraceRequest, zone int) standing {
 			switch {
 			case !r.Reply && (state == nil || state[1] != "ESTABLISHED"):
 				continue
-			case c.kernel && r.Reply && state != nil && state[1] == "SYN_SENT":
+			case r.Reply && state != nil && state[1] == "SYN_SENT":
 				return untold // it has not come yet, or was invalid
 			case r.Reply && r.Scheme == stain.ICMP && m[1] == "orig":
 				continue // begun by an echo request of who answers now, and no matter of this answer

@@ -36,7 +36,8 @@ func TestStanding(t *testing.T) {
 		{"its answer, in a zone where nobody asked", []string{probed}, stain.ICMP, six, true, 1, false, stranger},
 		{"a SYN after one that is half-open", []string{syn}, stain.TCP, four, false, 2, false, stranger},
 		{"a SYN into a connection", []string{open}, stain.TCP, four, false, 2, false, sender},
-		{"what answers a SYN", []string{syn}, stain.TCP, four, true, 2, false, answerer},
+		{"what answers a SYN, or does not fit it", []string{syn}, stain.TCP, four, true, 2, false, untold},
+		{"what answers in a connection", []string{open}, stain.TCP, four, true, 2, false, answerer},
 		{"what answers a SYN, beside another connection", []string{elsewhen}, stain.TCP, four, true, 2, false, stranger},
 		// The kernel's table.
 		{"what answers a SYN that the kernel has not seen answered", []string{syn}, stain.TCP, four, true, 2, true, untold},

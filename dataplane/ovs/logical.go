@@ -133,10 +133,8 @@ func (r TraceRequest) logical(port string) string {
 		ip = "ip6"
 	}
 	switch {
-	case r.Scheme == stain.TCP && r.Reply:
-		l4 = fmt.Sprintf("tcp && tcp.src == %[1]d && tcp.dst == %[1]d && tcp.flags == 0x14", r.Stain.Port)
 	case r.Scheme == stain.TCP:
-		l4 = fmt.Sprintf("tcp && tcp.src == %[1]d && tcp.dst == %[1]d && tcp.flags == 2", r.Stain.Port)
+		l4 = fmt.Sprintf("tcp && tcp.src == %[1]d && tcp.dst == %[1]d && tcp.flags == %#[2]x", r.Stain.Port, r.flags())
 	case ip == "ip6":
 		l4 = fmt.Sprintf("icmp6.type == %d", map[bool]int{false: 128, true: 129}[r.Reply])
 	default:

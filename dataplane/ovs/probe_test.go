@@ -149,8 +149,8 @@ func TestProbe(t *testing.T) {
 	for i := range uint32(probes + 1) {
 		token := st.tokens.At(i)
 		want := []stain.Copy{
-			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inA, Src: a, Dst: b, TTL: 64, Token: token},
-			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inB, Src: b, Dst: a, TTL: 64, Token: token, Reply: true},
+			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inA, Src: a, Dst: b, TTL: 64, Token: token, Flags: 0x02},
+			{Kind: stain.FromInstance, Scheme: stain.TCP, InPort: st.inB, Src: b, Dst: a, TTL: 64, Token: token, Reply: true, Flags: 0x14},
 		}
 		var copies []stain.Copy
 		for _, s := range got[i] {

@@ -28,11 +28,13 @@ type TraceRequest struct {
 	TunID          uint32
 	// Geneve is OVN's option, tun_metadata0; 0 where there is none, or it is not known.
 	Geneve uint32
-	// Reply asks about the guest's answer (RST, echo reply) rather than the probe (SYN,
-	// echo request).
+	// Reply asks about the guest's answer (RST, SYN-ACK, echo reply) rather than the probe
+	// (SYN, echo request).
 	Reply  bool
 	Scheme stain.Scheme
-	Stain  stain.Stain
+	// Flags are byte 13 of its TCP header; 0 is not known: SYN, or RST|ACK of an answer.
+	Flags uint8
+	Stain stain.Stain
 }
 
 // Outcome is the fate of a traced packet on this host. The numbers are those of the
@@ -168,14 +170,11 @@ func (r TraceRequest) flow() (string, error) {
 func (r TraceRequest) payload(ipv6 bool) (string, error) {
 	switch {
 	case r.Scheme == stain.TCP:
-		flags, proto := "syn", "tcp"
-		if r.Reply {
-			flags = "rst|ack"
-		}
+		proto := "tcp"
 		if ipv6 {
 			proto = "tcp6"
 		}
-		return fmt.Sprintf("%s,tp_src=%d,tp_dst=%d,tcp_flags=%s", proto, r.Stain.Port, r.Stain.Port, flags), nil
+		return fmt.Sprintf("%s,tp_src=%d,tp_dst=%d,tcp_flags=%s", proto, r.Stain.Port, r.Stain.Port, flagNames(r.flags())), nil
 	case r.Scheme != stain.ICMP:
 		return "", fmt.Errorf("scheme %v: %w, want tcp or icmp", r.Scheme, stain.ErrUnsupported)
 	case ipv6 && r.Reply:
@@ -186,6 +185,35 @@ func (r TraceRequest) payload(ipv6 bool) (string, error) {
 		return "icmp,icmp_type=0,icmp_code=0", nil
 	}
 	return "icmp,icmp_type=8,icmp_code=0", nil
+}
+
+// Flags of TCP (RFC 9293, section 3.1).
+const (
+	tcpSYN = 0x02
+	tcpRST = 0x04
+	tcpACK = 0x10
+)
+
+// flags are those of the packet's TCP header, assumed where they are not known.
+func (r TraceRequest) flags() uint8 {
+	switch {
+	case r.Flags != 0:
+		return r.Flags
+	case r.Reply:
+		return tcpRST | tcpACK
+	}
+	return tcpSYN
+}
+
+// flagNames returns flags as ovs-fields(7) has them, such as rst|ack.
+func flagNames(flags uint8) string {
+	var names []string
+	for i, name := range []string{"fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"} {
+		if flags>>i&1 == 1 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, "|")
 }
 
 // tunnelField returns the field of an outer address, if there is one.

@@ -175,6 +175,7 @@ type traceCase struct {
 	bare         bool // the tunnel's addresses are not known
 	reply        bool
 	icmp         bool
+	flags        uint8
 	again        bool // one like it is in testdata
 	want         string
 }
@@ -259,7 +260,7 @@ func (c traceCase) request() TraceRequest {
 	r := TraceRequest{
 		InPort: c.in, SrcMAC: mac("fa:16:3e:00:00:01"), DstMAC: mac("fa:16:3e:00:00:02"),
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr(c.dst), TTL: 64,
-		TunID: c.tunID, Reply: c.reply, Scheme: stain.TCP, Stain: stain.Default(),
+		TunID: c.tunID, Reply: c.reply, Scheme: stain.TCP, Flags: c.flags, Stain: stain.Default(),
 	}
 	if c.icmp {
 		r.Scheme = stain.ICMP
@@ -337,6 +338,28 @@ func TestTrace(t *testing.T) {
 	}
 	if n := counted(); n != packets {
 		t.Errorf("tracing was counted: %d packets of our flows, were %d", n, packets)
+	}
+}
+
+// TestTraceFlags has flows go by what sort of an answer it is.
+func TestTraceFlags(t *testing.T) {
+	s := traceHost(t)
+	for _, ip := range []string{"tcp,nw_dst=10.0.0.13", "tcp6,ipv6_dst=fd00::13"} {
+		addFlows(t, "br-int", "cookie=0xaaaa000000000001,table=72,priority=99,ct_state=+est+trk,tcp_flags=+syn+ack,"+ip+" actions=drop\n")
+	}
+	dropped := func(ip string) string {
+		return "dropped by br-int: cookie=0xaaaa000000000001, table=72, priority=99,ct_state=+est+trk," + ip + ",tcp_flags=+syn+ack actions=drop"
+	}
+	for _, c := range []traceCase{
+		{name: "SYN|ACK", flags: 0x12, dst: "10.0.0.13", want: dropped("tcp,nw_dst=10.0.0.13")},
+		{name: "with CWR", flags: 0x92, dst: "10.0.0.13", want: dropped("tcp,nw_dst=10.0.0.13")},
+		{name: "RST|ACK", flags: 0x14, dst: "10.0.0.13", want: "delivered tap-b"},
+		{name: "not known", dst: "10.0.0.13", want: "delivered tap-b"},
+		{name: "SYN|ACK over IPv6", flags: 0x12, src: "fd00::1", dst: "fd00::13", want: dropped("tcp6,ipv6_dst=fd00::13")},
+		{name: "RST|ACK over IPv6", flags: 0x14, src: "fd00::1", dst: "fd00::13", want: "delivered tap-b"},
+	} {
+		c.bridge, c.in, c.reply, c.again = "br-int", 2, true, true
+		checkTrace(t, s, c)
 	}
 }
 

@@ -111,6 +111,9 @@ func TestStained(t *testing.T) {
 			t.Errorf("%s: (-want +got):\n%s", tt.name, diff)
 		}
 		want := stain.Copy{Kind: stain.ToInstance, Scheme: tt.want.Scheme, Src: tt.want.Src, Dst: tt.want.Dst, TTL: 63, Token: token, Reply: tt.reply, Close: tt.close}
+		if want.Scheme == stain.TCP {
+			want.Flags = tt.want.Flags
+		}
 		if diff := cmp.Diff(want, got[0].Copy(), sameAddr); diff != "" {
 			t.Errorf("%s: as a copy (-want +got):\n%s", tt.name, diff)
 		}
@@ -221,6 +224,15 @@ func TestBuiltIsSeen(t *testing.T) {
 			t.Skip("no address of a packet")
 		}
 		want.Close = want.Scheme == stain.TCP && !want.Reply && rapid.Bool().Draw(t, "close")
+		switch {
+		case want.Scheme != stain.TCP:
+		case want.Reply:
+			want.Flags = 0x14
+		case want.Close:
+			want.Flags = 0x04
+		default:
+			want.Flags = 0x02
+		}
 		frame, err := stain.Default().AppendCopy(nil, want)
 		if err != nil {
 			t.Fatal(err)

@@ -48,6 +48,9 @@ const (
 // and there is no in-port or tunnel.
 func (s Seen) Copy() stain.Copy {
 	c := stain.Copy{Kind: stain.ToInstance, Scheme: s.Scheme, Src: s.Src, Dst: s.Dst, TTL: s.TTL, Token: s.Seq}
+	if s.Scheme == stain.TCP {
+		c.Flags = s.Flags
+	}
 	switch {
 	case s.Scheme == stain.ICMP:
 		c.Reply = s.Flags == echoReply || s.Flags == echoReplyV6

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,6 +158,46 @@ func TestExchange(t *testing.T) {
 				}
 				if _, r := w.probe(v.dst, nil); r.Passes != 1400 {
 					t.Errorf("%d bytes pass, want 1400", r.Passes)
+				}
+			})
+			t.Run("nothing told by size", func(t *testing.T) {
+				w := w.sub(t)
+				w.responder()
+				for _, router := range []string{"r", "s"} {
+					w.drop(router, v.large)
+					// Each passes by itself, and most of them do not as a rung is sent.
+					for _, rule := range []string{"limit rate 40/second burst 1 packets accept", "drop"} {
+						w.in(router, "nft", "add rule inet test forward udp dport 7443 meta length 200-1400 "+rule)
+					}
+				}
+				e, r := w.probe(v.dst, nil)
+				rounds := 2 * e.SourcePorts * e.Repeats
+				// A search takes four steps at the most, and another to make sure.
+				if most := rounds + searches*(4*rungs+1)*rungRepeats; r.Sent > most {
+					t.Errorf("%d packets sent, want %d at the most", r.Sent, most)
+				}
+			})
+			t.Run("large passes alone", func(t *testing.T) {
+				w := w.sub(t)
+				w.responder()
+				for _, router := range []string{"r", "s"} {
+					w.drop(router, v.large+" quota until 6100 bytes") // the four of the rounds
+				}
+				_, r := w.probe(v.dst, func(e *Exchange) { e.SourcePorts = 1 })
+				if large := r.Cells[1]; large.Sent != 5 || large.Answered != 1 || large.RTT <= 0 || r.Passes != 0 {
+					t.Errorf("large ones %+v, %d bytes pass; want the fifth answered, and no search", large, r.Passes)
+				}
+			})
+			t.Run("by the port that loses nothing", func(t *testing.T) {
+				w := w.sub(t)
+				w.responder()
+				for _, router := range []string{"r", "s"} {
+					w.drop(router, v.large)
+				}
+				w.in("s", "nft", "insert rule inet test forward udp dport 7443 numgen inc mod 16 > 0 drop")
+				if e, r := w.probe(v.dst, nil); r.Passes != 1400 {
+					all, _ := answered(e, r, 0)
+					t.Errorf("%d bytes pass, want 1400; %d source ports lose nothing", r.Passes, all)
 				}
 			})
 			t.Run("narrow link that tells", func(t *testing.T) {
@@ -490,5 +531,45 @@ func TestPaced(t *testing.T) {
 	defer cancel()
 	if r, err := Probe(ctx, testKey, e); err == nil || !strings.Contains(err.Error(), "underlay_rate") || r.Sent != 2 {
 		t.Errorf("%d were sent, %v; want 2, and an error that names underlay_rate", r.Sent, err)
+	}
+}
+
+// TestSearchGivenUp has the search for a size find no time: what was found out before is told.
+func TestSearchGivenUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.responder()
+	for _, router := range []string{"r", "s"} {
+		w.drop(router, "ip daddr 10.9.0.2 ip length > 1400")
+	}
+	e := Exchange{Dst: hostB, Port: testPort, Sizes: []int{128, 1500}, SourcePorts: 1, Repeats: 2, Wait: 100 * time.Millisecond, FindMTU: true, Session: 7}
+	e.Pace = rate.NewLimiter(0.001, 2*e.Repeats) // the rounds, and no more
+	ctx, cancel := context.WithTimeout(t.Context(), MaxExchange)
+	defer cancel()
+	w.as("a", func() {
+		r, err := Probe(ctx, testKey, e)
+		if err != nil || r.Passes != 0 || r.Sent != 2*e.Repeats || r.Cells[0].Answered != e.Repeats || r.Cells[1].Answered != 0 {
+			t.Errorf("%+v, %v; want the small ones answered, and no size", r, err)
+		}
+	})
+}
+
+// TestCannotSend has a host without a way to the other, and one without the address that it is to send from: that is told as
+// what refuses, of no packet, by as many source ports as were asked for.
+func TestCannotSend(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.ip("a", "route del "+hostB.String())
+	w.ip("a", "addr del "+hostA6.String()+"/128 dev lo")
+	for _, tt := range []struct {
+		src, dst netip.Addr
+		want     syscall.Errno
+	}{{netip.Addr{}, hostB, unix.ENETUNREACH}, {hostA, hostB, unix.ENETUNREACH}, {hostA6, hostB6, unix.EADDRNOTAVAIL}} {
+		w.as("a", func() {
+			r, err := Probe(t.Context(), testKey, Exchange{Src: tt.src, Dst: tt.dst, Port: testPort, Sizes: []int{128, 1500}, SourcePorts: 3, Repeats: 2, Wait: time.Second, Session: 7})
+			if err != nil || r.Sent != 0 || len(r.SourcePorts) != 3 || len(r.Cells) != 6 || len(r.Refusals) != 1 || r.Refusals[0].Errno != tt.want {
+				t.Errorf("from %s to %s: %+v, %v; want nothing sent, and %v", tt.src, tt.dst, r, err, tt.want)
+			}
+		})
 	}
 }

@@ -31,13 +31,16 @@ const (
 	rungs = 12
 	// rungRepeats is how often each is sent: one answer is enough, and a loss must not be taken for a bound.
 	rungRepeats = 3
+	// searches is how often the largest size is looked for: a stall takes one search, and where a second shows that it was lost
+	// by chance as well, no size tells what passes.
+	searches = 2
 	// Bounds of an Exchange.
 	maxSizes, maxSourcePorts, maxRepeats = 4, 128, 64
 	maxWait                              = 5 * time.Second
 )
 
 // MaxExchange is how long an exchange may last, with what waits for its turn: all rounds, the wait after them, and
-// the search for a size take 2 s where nothing holds them up. Whoever calls Probe must end it then, since a
+// the search for a size take 2 s where packets do not take long, and nothing holds them up. Whoever calls Probe must end it then, since a
 // responder answers for no exchange if its socket had no room within this time.
 const MaxExchange = 10 * time.Second
 
@@ -49,13 +52,15 @@ type Exchange struct {
 	Port uint16
 	ToS  uint8
 	// Sizes of whole IP packets, ascending. Each is sent from each of SourcePorts ports, Repeats times; but the others
-	// than the first not before anything was answered, and only while they were not. As long as nothing was,
+	// than the first not before anything was answered, and only while they were not. Where FindMTU begins, the last is sent from
+	// one port once more, by itself, or a few times. As long as nothing was,
 	// the first goes from each port once, and from a few of them Repeats times.
 	Sizes                []int
 	SourcePorts, Repeats int
 	// Wait is how long answers are waited for after the last round.
 	Wait time.Duration
-	// FindMTU has the largest size that is answered looked for, if the first is and the last never.
+	// FindMTU has the largest size that is answered looked for, if the first is and the last never, by a source port
+	// whose packets of the first all were. The search ends with the time of Probe's ctx.
 	FindMTU bool
 	// Session names it in its datagrams.
 	Session uint64
@@ -118,7 +123,7 @@ type Report struct {
 	// Cells are by source port and size: number source port * sizes + size.
 	Cells    []Cell
 	Refusals []Refusal
-	// Passes is the largest size that was answered, where that was looked for.
+	// Passes is the largest size that was answered, where that was looked for; 0 where it was not found.
 	Passes int
 	// ToSSeen is what the questions had when they came, of the last answer.
 	ToSSeen uint8
@@ -143,6 +148,7 @@ type prober struct {
 	rung    uint32
 	ladder  []int
 	fastest time.Duration
+	latest  time.Duration // of the last answer
 	out, in []byte
 }
 
@@ -159,13 +165,15 @@ func Probe(ctx context.Context, key Key, e Exchange) (Report, error) {
 	p.rung = e.Serial(e.Repeats, 0, 0)
 	defer p.close()
 	if err := p.sockets(); err != nil {
-		return Report{}, err
+		return p.barred(err)
 	}
-	err := p.rounds(ctx)
-	if err == nil && e.FindMTU {
-		err = p.climb(ctx)
+	if err := p.rounds(ctx); err != nil || !e.FindMTU {
+		return p.report, err
 	}
-	return p.report, err
+	if err := p.climb(ctx); err != nil && ctx.Err() == context.Canceled {
+		return p.report, err
+	}
+	return p.report, nil // a search that takes too long is given up
 }
 
 // sockets makes a socket for each source port. The kernel chooses the ports: at random, so that they
@@ -197,6 +205,22 @@ func (p *prober) sockets() error {
 		p.report.SourcePorts = append(p.report.SourcePorts, at.Port())
 	}
 	return nil
+}
+
+// barred tells of a host that has no way to the other, or not the address that it should have: nothing was sent, since it cannot be.
+// Any other error is one of ours.
+func (p *prober) barred(err error) (Report, error) {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return Report{}, err
+	}
+	switch errno {
+	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN, unix.EADDRNOTAVAIL:
+		p.refused(Refusal{Errno: errno, Size: p.Sizes[0], Count: 1})
+		p.report.SourcePorts = make([]uint16, p.Exchange.SourcePorts)
+		return p.report, nil
+	}
+	return Report{}, err
 }
 
 func (p *prober) close() {
@@ -313,26 +337,35 @@ func (p *prober) send(port int, serial uint32, size int) {
 	}
 }
 
-// collect takes in what comes until enough has, or time is up.
+// collect takes in what comes until enough has, or time is up. What came while this process stood still came in time.
 func (p *prober) collect(ctx context.Context, wait time.Duration, enough func() bool) error {
 	for end := time.Now().Add(wait); ; {
 		left := time.Until(end)
-		if err := ctx.Err(); err != nil || left <= 0 || enough() {
+		if err := ctx.Err(); err != nil || enough() {
 			return err
 		}
-		// In slices: a ctx that ends has no file descriptor.
-		n, err := unix.Poll(p.poll, int(min(left, 50*time.Millisecond).Milliseconds())+1)
-		if err != nil || n == 0 {
-			continue // interrupted, or nothing yet
+		ms := 0
+		if left > 0 { // in slices: a ctx that ends has no file descriptor
+			ms = int(min(left, 50*time.Millisecond).Milliseconds()) + 1
 		}
-		for port := range p.poll {
-			switch events := p.poll[port].Revents; {
-			case events&unix.POLLERR != 0:
-				p.complaints(port)
-				fallthrough
-			case events&unix.POLLIN != 0:
-				p.receive(port)
-			}
+		if n, err := unix.Poll(p.poll, ms); n > 0 && err == nil {
+			p.readAll()
+		}
+		if left <= 0 {
+			return nil
+		}
+	}
+}
+
+// readAll takes in what waits at the ports that poll(2) tells of.
+func (p *prober) readAll() {
+	for port := range p.poll {
+		switch events := p.poll[port].Revents; {
+		case events&unix.POLLERR != 0:
+			p.complaints(port)
+			fallthrough
+		case events&unix.POLLIN != 0:
+			p.receive(port)
 		}
 	}
 }
@@ -351,6 +384,7 @@ func (p *prober) receive(port int) {
 		p.answered[d.Serial] = true
 		p.report.ToSSeen = d.ToS
 		rtt := time.Since(p.start) - time.Duration(d.SentNs)
+		p.latest = rtt
 		if p.fastest == 0 || rtt < p.fastest {
 			p.fastest = rtt
 		}
@@ -401,47 +435,64 @@ func (p *prober) refused(r Refusal) {
 	}
 }
 
-// climb looks for the largest size that is answered, where the smallest is from some port and the
-// largest from none.
+// climb looks for the largest size that is answered, where the smallest is from some port and the largest from none.
 func (p *prober) climb(ctx context.Context) error {
+	port, whole := p.passage()
+	if port < 0 {
+		return nil
+	}
+	if came, err := p.alone(ctx, port); err != nil || came || !whole {
+		return err
+	}
+	return p.search(ctx, port)
+}
+
+// passage is the first port whose packets of the smallest size were all answered, which whole says, or else the first of which some
+// were: one that loses small packets as well would lose a rung by chance. It is -1 where there is no size to be looked for.
+func (p *prober) passage() (port int, whole bool) {
 	port, last := -1, len(p.Sizes)-1
 	for i := range p.SourcePorts {
 		if p.report.Cells[i*len(p.Sizes)+last].Answered > 0 {
+			return -1, false
+		}
+		if c := p.report.Cells[i*len(p.Sizes)]; !whole && c.Answered > 0 && (port < 0 || c.Answered == c.Sent) {
+			port, whole = i, c.Answered == c.Sent
+		}
+	}
+	if last == 0 {
+		return -1, false
+	}
+	return port, whole
+}
+
+// alone tries the largest size by itself, and says whether it came: of many packets at once those may be lost for which there is no
+// room, and these are the large ones.
+func (p *prober) alone(ctx context.Context, port int) (came bool, err error) {
+	last, before := len(p.Sizes)-1, p.report.Sent
+	answered, err := p.try(ctx, port, p.Sizes[last:], p.Wait/rungRepeats)
+	if err != nil {
+		return false, err
+	}
+	c := &p.report.Cells[port*len(p.Sizes)+last]
+	c.Sent += p.report.Sent - before
+	if !answered(0) {
+		return false, nil
+	}
+	c.Answered, c.RTT = 1, p.latest
+	return true, nil
+}
+
+// search looks for the largest size that passes between the smallest, which does, and the largest, which does not.
+func (p *prober) search(ctx context.Context, port int) error {
+	passes, largest := p.Sizes[0], p.Sizes[len(p.Sizes)-1]
+	for range searches {
+		most, lost, err := p.narrow(ctx, port, passes, largest)
+		if err != nil {
+			return err
+		}
+		if lost == largest { // which has been tried often enough
+			p.report.Passes = most
 			return nil
-		}
-		if port < 0 && p.report.Cells[i*len(p.Sizes)].Answered > 0 {
-			port = i
-		}
-	}
-	if port < 0 || last == 0 {
-		return nil
-	}
-	passes, lost := p.Sizes[0], p.Sizes[last]
-	for {
-		for lost-passes > 1 {
-			steps := min(rungs, lost-passes-1)
-			var sizes []int
-			for i := range steps {
-				sizes = append(sizes, passes+(lost-passes)*(i+1)/(steps+1))
-			}
-			// Four round trips, and no less than a host that is busy takes.
-			came, err := p.try(ctx, port, sizes, min(p.Wait, 4*p.fastest+firstGap))
-			if err != nil {
-				return err
-			}
-			for i, size := range sizes {
-				if came(i) {
-					passes = size
-				}
-			}
-			for i := steps - 1; i >= 0; i-- {
-				if sizes[i] > passes {
-					lost = sizes[i]
-				}
-			}
-		}
-		if lost == p.Sizes[last] {
-			break
 		}
 		// A stall may have taken all of a rung. What the search has come to counts if it is lost again.
 		came, err := p.try(ctx, port, []int{lost}, p.Wait/rungRepeats)
@@ -449,12 +500,39 @@ func (p *prober) climb(ctx context.Context) error {
 			return err
 		}
 		if !came(0) {
-			break
+			p.report.Passes = most
+			return nil
 		}
-		passes, lost = lost, p.Sizes[last]
+		passes = lost
 	}
-	p.report.Passes = passes
 	return nil
+}
+
+// narrow brings two sizes, of which one passes and the other is lost, next to each other.
+func (p *prober) narrow(ctx context.Context, port, passes, lost int) (int, int, error) {
+	for lost-passes > 1 {
+		steps := min(rungs, lost-passes-1)
+		var sizes []int
+		for i := range steps {
+			sizes = append(sizes, passes+(lost-passes)*(i+1)/(steps+1))
+		}
+		// Four round trips, and no less than a host that is busy takes.
+		came, err := p.try(ctx, port, sizes, min(p.Wait, 4*p.fastest+firstGap))
+		if err != nil {
+			return 0, 0, err
+		}
+		for i, size := range sizes {
+			if came(i) {
+				passes = size
+			}
+		}
+		for i := steps - 1; i >= 0; i-- {
+			if sizes[i] > passes {
+				lost = sizes[i]
+			}
+		}
+	}
+	return passes, lost, nil
 }
 
 // try sends packets of sizes, ascending, rungRepeats times or until the last was answered, and waits

@@ -8,13 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"github.com/dyetrace/dyetrace/internal/sandbox"
 )
@@ -128,25 +125,7 @@ func (w world) sub(t testing.TB) world { return world{t, w.id} }
 // as runs f on a thread in a node's network.
 func (w world) as(node string, f func()) {
 	w.t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before, err := netns.Get()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer before.Close()
-	there, err := netns.GetFromName(w.ns(node))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		w.t.Fatal(err)
-	}
-	f()
-	if err := netns.Set(before); err != nil {
-		panic(err) // no test could go on by this thread
-	}
+	sandbox.Within(w.t, w.ns(node), func() error { f(); return nil })
 }
 
 const testPort = 7443
@@ -168,7 +147,7 @@ func (w world) responder() *Responder {
 func (w world) probe(dst netip.Addr, change func(*Exchange)) (Exchange, Report) {
 	w.t.Helper()
 	e := Exchange{Dst: dst, Port: testPort, ToS: 0xb8, Sizes: []int{128, 1500}, SourcePorts: 32, Repeats: 4,
-		Wait: 400 * time.Millisecond, FindMTU: true, Session: rand.Uint64()}
+		Wait: time.Second, FindMTU: true, Session: rand.Uint64()}
 	if change != nil {
 		change(&e)
 	}

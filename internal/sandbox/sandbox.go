@@ -1,16 +1,19 @@
 package sandbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,15 +80,23 @@ func furnish() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// Command runs a program, fails the test if it fails, and returns what it printed.
+// Command runs a program, fails the test if it fails, and returns what it printed; of a list that was cut short, the next one.
 func Command(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	for {
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		}
+		if !bytes.Contains(out, []byte(interrupted)) {
+			return string(out)
+		}
 	}
-	return string(out)
 }
+
+// interrupted is what ip(8) and tc(8) say of a list that may not be whole, since something changed while the kernel told it (NLM_F_DUMP_INTR
+// of linux/netlink.h).
+const interrupted = "Dump was interrupted and may be inconsistent"
 
 // Version is the last word of the first line that a program of Open vSwitch says of itself, such as "3.1.0".
 func Version(cmd *exec.Cmd) (string, error) {
@@ -99,4 +110,37 @@ func Version(cmd *exec.Cmd) (string, error) {
 		return "", fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
 	}
 	return words[len(words)-1], nil
+}
+
+// Within calls fn on a thread that is in a network namespace meanwhile, and fails the test with the error that it returns. The
+// thread does not end by that: with it would all processes that it has begun with Pdeathsig, for other tests as well (prctl(2)).
+func Within(t testing.TB, namespace string, fn func() error) {
+	t.Helper()
+	if err := within(namespace, fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func within(namespace string, fn func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	there, err := netns.GetFromName(namespace)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", namespace, err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		return fmt.Errorf("network namespace %s: %w", namespace, err)
+	}
+	defer func() { // even if fn ends the test
+		if err := netns.Set(home); err != nil {
+			panic(err) // no test could go on by this thread
+		}
+	}()
+	return fn()
 }

@@ -2097,7 +2097,10 @@ type Samples struct {
 	// reply is seen proves nothing then.
 	NoReply []bool `protobuf:"varint,13,rep,packed,name=no_reply,json=noReply,proto3" json:"no_reply,omitempty"`
 	// How the packet is stained; one of another scheme than the probe's is a forgery.
-	Scheme        []Scheme `protobuf:"varint,14,rep,packed,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	Scheme []Scheme `protobuf:"varint,14,rep,packed,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
+	// Flags of its TCP header (byte 13) as seen, 0 where it has none: a guest's answer may be
+	// RST|ACK or SYN|ACK. Empty from an agent that does not tell them.
+	TcpFlags      []uint32 `protobuf:"varint,50,rep,packed,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2230,6 +2233,13 @@ func (x *Samples) GetScheme() []Scheme {
 	return nil
 }
 
+func (x *Samples) GetTcpFlags() []uint32 {
+	if x != nil {
+		return x.TcpFlags
+	}
+	return nil
+}
+
 // Finish ends a run at an agent, which forgets it after answering.
 type Finish struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2347,7 +2357,7 @@ type Explain struct {
 	TunId  uint32 `protobuf:"varint,10,opt,name=tun_id,json=tunId,proto3" json:"tun_id,omitempty"`
 	TunSrc uint32 `protobuf:"fixed32,11,opt,name=tun_src,json=tunSrc,proto3" json:"tun_src,omitempty"`
 	TunDst uint32 `protobuf:"fixed32,12,opt,name=tun_dst,json=tunDst,proto3" json:"tun_dst,omitempty"`
-	// The guest's answer (RST, echo reply) rather than the probe (SYN, echo request).
+	// The guest's answer (RST, SYN-ACK, echo reply) rather than the probe (SYN, echo request).
 	Reply bool `protobuf:"varint,13,opt,name=reply,proto3" json:"reply,omitempty"`
 	// 0 is SCHEME_TCP.
 	Scheme Scheme `protobuf:"varint,14,opt,name=scheme,proto3,enum=dyetrace.v1.Scheme" json:"scheme,omitempty"`
@@ -2355,8 +2365,11 @@ type Explain struct {
 	// names of a flow, is waited for as long as that allows.
 	WithinMs uint32 `protobuf:"varint,15,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
 	// 16 bytes each, as Inject.src_ip: of a tunnel over IPv6, in place of tun_src and tun_dst.
-	TunSrcIp      []byte `protobuf:"bytes,50,opt,name=tun_src_ip,json=tunSrcIp,proto3" json:"tun_src_ip,omitempty"`
-	TunDstIp      []byte `protobuf:"bytes,51,opt,name=tun_dst_ip,json=tunDstIp,proto3" json:"tun_dst_ip,omitempty"`
+	TunSrcIp []byte `protobuf:"bytes,50,opt,name=tun_src_ip,json=tunSrcIp,proto3" json:"tun_src_ip,omitempty"`
+	TunDstIp []byte `protobuf:"bytes,51,opt,name=tun_dst_ip,json=tunDstIp,proto3" json:"tun_dst_ip,omitempty"`
+	// Flags of its TCP header (byte 13); 0 where they are not known: SYN is assumed of a probe, RST|ACK
+	// of an answer, as by an agent that does not know this field.
+	TcpFlags      uint32 `protobuf:"varint,52,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2508,6 +2521,13 @@ func (x *Explain) GetTunDstIp() []byte {
 		return x.TunDstIp
 	}
 	return nil
+}
+
+func (x *Explain) GetTcpFlags() uint32 {
+	if x != nil {
+		return x.TcpFlags
+	}
+	return 0
 }
 
 // Explanation answers Explain.
@@ -2760,7 +2780,14 @@ type ProbeUnderlay struct {
 	// How long after the last one answers are waited for.
 	WaitMs uint32 `protobuf:"varint,11,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	// If the smallest size is answered and the largest never is, look for the largest that is.
-	FindMtu       bool `protobuf:"varint,12,opt,name=find_mtu,json=findMtu,proto3" json:"find_mtu,omitempty"`
+	FindMtu bool `protobuf:"varint,12,opt,name=find_mtu,json=findMtu,proto3" json:"find_mtu,omitempty"`
+	// Name of the host's tunnel port whose packets the datagrams are to be like, by ToS; it is this one of which
+	// UnderlayReport.may_fragment tells. If the host has none of that name to dst_ip it sends nothing. Where it is
+	// empty, and by an agent that does not know the field, the first port between the two addresses is taken.
+	Tunnel string `protobuf:"bytes,14,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// The answer is sent within this time; what cannot begin in half of it is answered as busy. 0, and by an agent that
+	// does not know the field: 10 s.
+	WithinMs      uint32 `protobuf:"varint,15,opt,name=within_ms,json=withinMs,proto3" json:"within_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2886,6 +2913,20 @@ func (x *ProbeUnderlay) GetFindMtu() bool {
 	return false
 }
 
+func (x *ProbeUnderlay) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
+	}
+	return ""
+}
+
+func (x *ProbeUnderlay) GetWithinMs() uint32 {
+	if x != nil {
+		return x.WithinMs
+	}
+	return 0
+}
+
 // UnderlayReport answers ProbeUnderlay.
 type UnderlayReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2904,11 +2945,11 @@ type UnderlayReport struct {
 	RttNs []uint64 `protobuf:"varint,8,rep,packed,name=rtt_ns,json=rttNs,proto3" json:"rtt_ns,omitempty"`
 	// What came back instead of answers: ICMP errors, and the host's own refusals to send.
 	Errors []*UnderlayError `protobuf:"bytes,9,rep,name=errors,proto3" json:"errors,omitempty"`
-	// The largest size that was answered, where it was looked for; else 0.
+	// The largest size that was answered, where it was looked for and found in time; else 0.
 	Passes uint32 `protobuf:"varint,10,opt,name=passes,proto3" json:"passes,omitempty"`
 	// ToS that the questions had as they came to the other host, of the last answer.
 	TosSeen uint32 `protobuf:"varint,11,opt,name=tos_seen,json=tosSeen,proto3" json:"tos_seen,omitempty"`
-	// The tunnel port between the two lets packets be fragmented (options:df_default=false).
+	// The tunnel port lets packets be fragmented (options:df_default=false).
 	MayFragment bool `protobuf:"varint,12,opt,name=may_fragment,json=mayFragment,proto3" json:"may_fragment,omitempty"`
 	// recall: serial numbers that came, bit serial%8 of byte serial/8. Empty: none of that
 	// session did.
@@ -2927,7 +2968,9 @@ type UnderlayReport struct {
 	// recall, where nothing of the session came: how long ago an authentic datagram of another session from src_ip
 	// came to dst_ip, nanoseconds; 0 is never, or not told. One that came after the session's were sent shows that
 	// not everything is lost.
-	FromAskerNs   uint64 `protobuf:"varint,19,opt,name=from_asker_ns,json=fromAskerNs,proto3" json:"from_asker_ns,omitempty"`
+	FromAskerNs uint64 `protobuf:"varint,19,opt,name=from_asker_ns,json=fromAskerNs,proto3" json:"from_asker_ns,omitempty"`
+	// With an error: nothing was sent, since other exchanges had to be made first. Asking again may help.
+	Busy          bool `protobuf:"varint,20,opt,name=busy,proto3" json:"busy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3095,6 +3138,13 @@ func (x *UnderlayReport) GetFromAskerNs() uint64 {
 	return 0
 }
 
+func (x *UnderlayReport) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
 // StreamUnderlay has an agent send slow, endless streams of UDP datagrams to other agents, between the
 // tunnel addresses of their hosts, and count what becomes of them (package dataplane/underlay): these
 // streams and no others, until it says otherwise or the session ends. It is sent only to agents of which
@@ -3174,6 +3224,7 @@ type UnderlayTarget struct {
 	// Datagrams in 1,000 seconds, and for a while after one was lost.
 	RateMilli        uint32 `protobuf:"varint,6,opt,name=rate_milli,json=rateMilli,proto3" json:"rate_milli,omitempty"`
 	SuspectRateMilli uint32 `protobuf:"varint,7,opt,name=suspect_rate_milli,json=suspectRateMilli,proto3" json:"suspect_rate_milli,omitempty"`
+	Tunnel           string `protobuf:"bytes,8,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -3255,6 +3306,13 @@ func (x *UnderlayTarget) GetSuspectRateMilli() uint32 {
 		return x.SuspectRateMilli
 	}
 	return 0
+}
+
+func (x *UnderlayTarget) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
+	}
+	return ""
 }
 
 // UnderlayCounts tells what became of the datagrams of one stream since the last one, or since it began.
@@ -3534,7 +3592,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1f\n" +
 	"\vport_absent\x18\x03 \x01(\bR\n" +
-	"portAbsent\"\xf8\x02\n" +
+	"portAbsent\"\x95\x03\n" +
 	"\aSamples\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x18\n" +
 	"\abridges\x18\x02 \x03(\tR\abridges\x12\x14\n" +
@@ -3550,12 +3608,13 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x06tun_id\x18\v \x03(\rR\x05tunId\x12\x14\n" +
 	"\x05reply\x18\f \x03(\bR\x05reply\x12\x19\n" +
 	"\bno_reply\x18\r \x03(\bR\anoReply\x12+\n" +
-	"\x06scheme\x18\x0e \x03(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\"\x1a\n" +
+	"\x06scheme\x18\x0e \x03(\x0e2\x13.dyetrace.v1.SchemeR\x06scheme\x12\x1b\n" +
+	"\ttcp_flags\x182 \x03(\rR\btcpFlags\"\x1a\n" +
 	"\x06Finish\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\"O\n" +
 	"\bFinished\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x121\n" +
-	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xb5\x03\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.dyetrace.v1.HookWindowR\awindows\"\xd2\x03\n" +
 	"\aExplain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x12\n" +
@@ -3576,7 +3635,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"tun_src_ip\x182 \x01(\fR\btunSrcIp\x12\x1c\n" +
 	"\n" +
-	"tun_dst_ip\x183 \x01(\fR\btunDstIp\"\x81\x03\n" +
+	"tun_dst_ip\x183 \x01(\fR\btunDstIp\x12\x1b\n" +
+	"\ttcp_flags\x184 \x01(\rR\btcpFlags\"\x81\x03\n" +
 	"\vExplanation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12.\n" +
@@ -3595,7 +3655,7 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12#\n" +
 	"\rtunnel_remote\x18\x02 \x01(\tR\ftunnelRemote\x12\x1b\n" +
 	"\ttunnel_id\x18\x03 \x01(\rR\btunnelId\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xc9\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xfe\x02\n" +
 	"\rProbeUnderlay\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x16\n" +
@@ -3610,7 +3670,9 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\arepeats\x18\n" +
 	" \x01(\rR\arepeats\x12\x17\n" +
 	"\await_ms\x18\v \x01(\rR\x06waitMs\x12\x19\n" +
-	"\bfind_mtu\x18\f \x01(\bR\afindMtu\"\x9a\x04\n" +
+	"\bfind_mtu\x18\f \x01(\bR\afindMtu\x12\x16\n" +
+	"\x06tunnel\x18\x0e \x01(\tR\x06tunnel\x12\x1b\n" +
+	"\twithin_ms\x18\x0f \x01(\rR\bwithinMs\"\xae\x04\n" +
 	"\x0eUnderlayReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x15\n" +
@@ -3631,11 +3693,12 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\tlistening\x18\x10 \x01(\bR\tlistening\x12\x18\n" +
 	"\aproblem\x18\x11 \x01(\tR\aproblem\x12\x10\n" +
 	"\x03tos\x18\x12 \x01(\rR\x03tos\x12\"\n" +
-	"\rfrom_asker_ns\x18\x13 \x01(\x04R\vfromAskerNs\"o\n" +
+	"\rfrom_asker_ns\x18\x13 \x01(\x04R\vfromAskerNs\x12\x12\n" +
+	"\x04busy\x18\x14 \x01(\bR\x04busy\"o\n" +
 	"\x0eStreamUnderlay\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\x04R\x03set\x125\n" +
 	"\atargets\x18\x02 \x03(\v2\x1b.dyetrace.v1.UnderlayTargetR\atargets\x12\x14\n" +
-	"\x05extra\x18\x03 \x01(\rR\x05extra\"\xc5\x01\n" +
+	"\x05extra\x18\x03 \x01(\rR\x05extra\"\xdd\x01\n" +
 	"\x0eUnderlayTarget\x12\x15\n" +
 	"\x06src_ip\x18\x01 \x01(\fR\x05srcIp\x12\x15\n" +
 	"\x06dst_ip\x18\x02 \x01(\fR\x05dstIp\x12\x12\n" +
@@ -3644,7 +3707,8 @@ const file_dyetrace_v1_agent_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\rR\x04size\x12\x1d\n" +
 	"\n" +
 	"rate_milli\x18\x06 \x01(\rR\trateMilli\x12,\n" +
-	"\x12suspect_rate_milli\x18\a \x01(\rR\x10suspectRateMilli\"\xad\x02\n" +
+	"\x12suspect_rate_milli\x18\a \x01(\rR\x10suspectRateMilli\x12\x16\n" +
+	"\x06tunnel\x18\b \x01(\tR\x06tunnel\"\xad\x02\n" +
 	"\x0eUnderlayCounts\x12\x10\n" +
 	"\x03set\x18\x01 \x01(\x04R\x03set\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\rR\x06target\x12\x14\n" +

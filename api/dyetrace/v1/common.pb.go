@@ -671,8 +671,13 @@ type Tunnel struct {
 	// "gre", "vxlan", "geneve".
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// Empty or "flow" where flows choose it.
-	RemoteIp      string `protobuf:"bytes,4,opt,name=remote_ip,json=remoteIp,proto3" json:"remote_ip,omitempty"`
-	LocalIp       string `protobuf:"bytes,5,opt,name=local_ip,json=localIp,proto3" json:"local_ip,omitempty"`
+	RemoteIp string `protobuf:"bytes,4,opt,name=remote_ip,json=remoteIp,proto3" json:"remote_ip,omitempty"`
+	LocalIp  string `protobuf:"bytes,5,opt,name=local_ip,json=localIp,proto3" json:"local_ip,omitempty"`
+	// options:tos, as it is set: a number, "inherit", or empty.
+	Tos string `protobuf:"bytes,6,opt,name=tos,proto3" json:"tos,omitempty"`
+	// options:df_default=false: its packets may be fragmented on the way. Absent from an agent that does not
+	// tell.
+	MayFragment   *bool `protobuf:"varint,7,opt,name=may_fragment,json=mayFragment,proto3,oneof" json:"may_fragment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -740,6 +745,20 @@ func (x *Tunnel) GetLocalIp() string {
 		return x.LocalIp
 	}
 	return ""
+}
+
+func (x *Tunnel) GetTos() string {
+	if x != nil {
+		return x.Tos
+	}
+	return ""
+}
+
+func (x *Tunnel) GetMayFragment() bool {
+	if x != nil && x.MayFragment != nil {
+		return *x.MayFragment
+	}
+	return false
 }
 
 // Endpoint is the network element nearest to an instance: a port of a bridge.
@@ -1493,13 +1512,16 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\aheld_ms\x18\x12 \x01(\rR\x06heldMs\"Q\n" +
 	"\vAbsentPoint\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.dyetrace.v1.PointKindR\x04kind\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x80\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xcb\x01\n" +
 	"\x06Tunnel\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\tR\x04port\x12\x16\n" +
 	"\x06ofport\x18\x02 \x01(\rR\x06ofport\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\tR\x04type\x12\x1b\n" +
 	"\tremote_ip\x18\x04 \x01(\tR\bremoteIp\x12\x19\n" +
-	"\blocal_ip\x18\x05 \x01(\tR\alocalIp\"\xb8\x01\n" +
+	"\blocal_ip\x18\x05 \x01(\tR\alocalIp\x12\x10\n" +
+	"\x03tos\x18\x06 \x01(\tR\x03tos\x12&\n" +
+	"\fmay_fragment\x18\a \x01(\bH\x00R\vmayFragment\x88\x01\x01B\x0f\n" +
+	"\r_may_fragment\"\xb8\x01\n" +
 	"\bEndpoint\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
@@ -1647,6 +1669,7 @@ func file_dyetrace_v1_common_proto_init() {
 	if File_dyetrace_v1_common_proto != nil {
 		return
 	}
+	file_dyetrace_v1_common_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -359,7 +359,7 @@ const (
 	CauseKind_CAUSE_KIND_GUEST_DOWN CauseKind = 18
 	// Somebody else answers for the address.
 	CauseKind_CAUSE_KIND_IMPOSTOR CauseKind = 19
-	// An agent was not connected.
+	// An agent was not connected, or did not tell what would have decided.
 	CauseKind_CAUSE_KIND_AGENT CauseKind = 40
 	// A hook was not there all the time, or cannot be.
 	CauseKind_CAUSE_KIND_HOOK CauseKind = 41
@@ -1330,10 +1330,11 @@ type Finding struct {
 	Other    *InstanceRef `protobuf:"bytes,7,opt,name=other,proto3" json:"other,omitempty"`
 	Flow     *FlowRef     `protobuf:"bytes,8,opt,name=flow,proto3" json:"flow,omitempty"`
 	// Verdict and cause that most of its pairs have, and the command that shows it.
-	Verdict   Verdict   `protobuf:"varint,9,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
-	CauseKind CauseKind `protobuf:"varint,10,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
-	Cause     string    `protobuf:"bytes,11,opt,name=cause,proto3" json:"cause,omitempty"`
-	Command   string    `protobuf:"bytes,12,opt,name=command,proto3" json:"command,omitempty"`
+	Verdict     Verdict   `protobuf:"varint,9,opt,name=verdict,proto3,enum=dyetrace.v1.Verdict" json:"verdict,omitempty"`
+	CauseKind   CauseKind `protobuf:"varint,10,opt,name=cause_kind,json=causeKind,proto3,enum=dyetrace.v1.CauseKind" json:"cause_kind,omitempty"`
+	Cause       string    `protobuf:"bytes,11,opt,name=cause,proto3" json:"cause,omitempty"`
+	Command     string    `protobuf:"bytes,12,opt,name=command,proto3" json:"command,omitempty"`
+	CommandHost string    `protobuf:"bytes,40,opt,name=command_host,json=commandHost,proto3" json:"command_host,omitempty"`
 	// Pairs that it explains, and no finding before it does.
 	Pairs []*PairRef `protobuf:"bytes,13,rep,name=pairs,proto3" json:"pairs,omitempty"`
 	// Packets that passed it, or should have, of both ways of all pairs judged.
@@ -1460,6 +1461,13 @@ func (x *Finding) GetCause() string {
 func (x *Finding) GetCommand() string {
 	if x != nil {
 		return x.Command
+	}
+	return ""
+}
+
+func (x *Finding) GetCommandHost() string {
+	if x != nil {
+		return x.CommandHost
 	}
 	return ""
 }
@@ -1661,9 +1669,14 @@ type PairResult struct {
 	Samples []*Sample `protobuf:"bytes,8,rep,name=samples,proto3" json:"samples,omitempty"`
 	// Probes spent on the pair, the judged one included.
 	Probes uint32 `protobuf:"varint,9,opt,name=probes,proto3" json:"probes,omitempty"`
-	// Flow that dropped it, where known, and the command that shows it.
+	// Flow that dropped it, where known, and the command that shows what is wrong: there is one wherever something is.
 	Flow    *FlowRef `protobuf:"bytes,10,opt,name=flow,proto3" json:"flow,omitempty"`
 	Command string   `protobuf:"bytes,11,opt,name=command,proto3" json:"command,omitempty"`
+	// Host where it is to be typed; empty where that is no matter, since it is one of dyetrace's own.
+	CommandHost string `protobuf:"bytes,40,opt,name=command_host,json=commandHost,proto3" json:"command_host,omitempty"`
+	// Command that shows what the flows of a host do with the packet, where command shows another thing, and that host.
+	TraceCommand string `protobuf:"bytes,41,opt,name=trace_command,json=traceCommand,proto3" json:"trace_command,omitempty"`
+	TraceHost    string `protobuf:"bytes,42,opt,name=trace_host,json=traceHost,proto3" json:"trace_host,omitempty"`
 	// Samples beyond the first of one probe at one point; a loop or a copy in the
 	// network, or a hook that was passed twice.
 	Duplicates uint32 `protobuf:"varint,12,opt,name=duplicates,proto3" json:"duplicates,omitempty"`
@@ -1685,7 +1698,8 @@ type PairResult struct {
 	// What the sequential test says; absent where one probe was enough.
 	Loss *PairLoss `protobuf:"bytes,18,opt,name=loss,proto3" json:"loss,omitempty"`
 	// Of all probes that arrived, in the order of the path; absent where they were not
-	// measured.
+	// measured. As GetRun has a continuous run that goes on, of those of the last 10 minutes,
+	// the last 1000 at the most.
 	Latencies []*Latency `protobuf:"bytes,19,rep,name=latencies,proto3" json:"latencies,omitempty"`
 	// In a continuous run: since when the verdict and its cause are so, what the verdict
 	// was before, and how often they changed.
@@ -1799,6 +1813,27 @@ func (x *PairResult) GetFlow() *FlowRef {
 func (x *PairResult) GetCommand() string {
 	if x != nil {
 		return x.Command
+	}
+	return ""
+}
+
+func (x *PairResult) GetCommandHost() string {
+	if x != nil {
+		return x.CommandHost
+	}
+	return ""
+}
+
+func (x *PairResult) GetTraceCommand() string {
+	if x != nil {
+		return x.TraceCommand
+	}
+	return ""
+}
+
+func (x *PairResult) GetTraceHost() string {
+	if x != nil {
+		return x.TraceHost
 	}
 	return ""
 }
@@ -2273,7 +2308,9 @@ type UnderlayCheck struct {
 	Forward string `protobuf:"bytes,11,opt,name=forward,proto3" json:"forward,omitempty"`
 	Reply   string `protobuf:"bytes,12,opt,name=reply,proto3" json:"reply,omitempty"`
 	// Why nothing could be found out; the rest may be empty then.
-	Error         string `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	// Tunnel port of src_host whose packets they were like, where that was said.
+	Tunnel        string `protobuf:"bytes,14,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2395,6 +2432,13 @@ func (x *UnderlayCheck) GetReply() string {
 func (x *UnderlayCheck) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *UnderlayCheck) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
 	}
 	return ""
 }
@@ -5056,7 +5100,10 @@ type ProbeUnderlayRequest struct {
 	// 0 is 32; at most 128.
 	SourcePorts uint32 `protobuf:"varint,7,opt,name=source_ports,json=sourcePorts,proto3" json:"source_ports,omitempty"`
 	// How often each size is sent from each source port; 0 is 4; at most 64.
-	Repeats       uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	Repeats uint32 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// Name of the tunnel port of src_host whose packets they are to be like, by ToS and size; empty is the one
+	// that adds most to a packet.
+	Tunnel        string `protobuf:"bytes,9,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5145,6 +5192,13 @@ func (x *ProbeUnderlayRequest) GetRepeats() uint32 {
 		return x.Repeats
 	}
 	return 0
+}
+
+func (x *ProbeUnderlayRequest) GetTunnel() string {
+	if x != nil {
+		return x.Tunnel
+	}
+	return ""
 }
 
 type ProbeUnderlayResponse struct {
@@ -5238,7 +5292,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	" \x03(\v2\x14.dyetrace.v1.FindingR\bfindings\x120\n" +
 	"\x06losses\x18\r \x03(\v2\x18.dyetrace.v1.SegmentLossR\x06losses\x12\x16\n" +
 	"\x06probes\x18\x0e \x01(\x04R\x06probes\x129\n" +
-	"\vtransitions\x18\x0f \x03(\v2\x17.dyetrace.v1.PairResultR\vtransitions\"\x91\x05\n" +
+	"\vtransitions\x18\x0f \x03(\v2\x17.dyetrace.v1.PairResultR\vtransitions\"\xb4\x05\n" +
 	"\aFinding\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.dyetrace.v1.FindingKindR\x04kind\x12\x18\n" +
 	"\asummary\x18\x02 \x01(\tR\asummary\x12\x12\n" +
@@ -5253,7 +5307,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"cause_kind\x18\n" +
 	" \x01(\x0e2\x16.dyetrace.v1.CauseKindR\tcauseKind\x12\x14\n" +
 	"\x05cause\x18\v \x01(\tR\x05cause\x12\x18\n" +
-	"\acommand\x18\f \x01(\tR\acommand\x12*\n" +
+	"\acommand\x18\f \x01(\tR\acommand\x12!\n" +
+	"\fcommand_host\x18( \x01(\tR\vcommandHost\x12*\n" +
 	"\x05pairs\x18\r \x03(\v2\x14.dyetrace.v1.PairRefR\x05pairs\x12\x16\n" +
 	"\x06passed\x18\x0e \x01(\rR\x06passed\x12\"\n" +
 	"\falternatives\x18\x0f \x03(\tR\falternatives\x12\x12\n" +
@@ -5270,7 +5325,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06faulty\x18\x02 \x01(\rR\x06faulty\x12\x16\n" +
 	"\x06silent\x18\x03 \x01(\rR\x06silent\x12\x16\n" +
 	"\x06policy\x18\x04 \x01(\rR\x06policy\x12\x18\n" +
-	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xbc\a\n" +
+	"\aunknown\x18\x05 \x01(\rR\aunknown\"\xa3\b\n" +
 	"\n" +
 	"PairResult\x12*\n" +
 	"\x03src\x18\x01 \x01(\v2\x18.dyetrace.v1.InstanceRefR\x03src\x12*\n" +
@@ -5284,7 +5339,11 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x06probes\x18\t \x01(\rR\x06probes\x12(\n" +
 	"\x04flow\x18\n" +
 	" \x01(\v2\x14.dyetrace.v1.FlowRefR\x04flow\x12\x18\n" +
-	"\acommand\x18\v \x01(\tR\acommand\x12\x1e\n" +
+	"\acommand\x18\v \x01(\tR\acommand\x12!\n" +
+	"\fcommand_host\x18( \x01(\tR\vcommandHost\x12#\n" +
+	"\rtrace_command\x18) \x01(\tR\ftraceCommand\x12\x1d\n" +
+	"\n" +
+	"trace_host\x18* \x01(\tR\ttraceHost\x12\x1e\n" +
 	"\n" +
 	"duplicates\x18\f \x01(\rR\n" +
 	"duplicates\x12+\n" +
@@ -5332,7 +5391,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x05pairs\x18\a \x01(\rR\x05pairs\x120\n" +
 	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\bunderlay\x18\xb4\x01 \x01(\bR\bunderlay\x12\"\n" +
-	"\fsource_ports\x18\xb5\x01 \x03(\rR\vsourcePorts\"\xf7\x02\n" +
+	"\fsource_ports\x18\xb5\x01 \x03(\rR\vsourcePorts\"\x8f\x03\n" +
 	"\rUnderlayCheck\x12\x19\n" +
 	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
 	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
@@ -5347,7 +5406,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	" \x03(\v2\x1a.dyetrace.v1.UnderlayErrorR\x06errors\x12\x18\n" +
 	"\aforward\x18\v \x01(\tR\aforward\x12\x14\n" +
 	"\x05reply\x18\f \x01(\tR\x05reply\x12\x14\n" +
-	"\x05error\x18\r \x01(\tR\x05error\"\xa6\x01\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12\x16\n" +
+	"\x06tunnel\x18\x0e \x01(\tR\x06tunnel\"\xa6\x01\n" +
 	"\fUnderlaySize\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\rR\x05bytes\x12\x1f\n" +
 	"\vsource_port\x18\x02 \x03(\rR\n" +
@@ -5550,7 +5610,7 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"lastUpdate\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x14 \x01(\tR\tlastError\x12>\n" +
-	"\rlast_error_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt\"\xdd\x01\n" +
+	"\rlast_error_at\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt\"\xf5\x01\n" +
 	"\x14ProbeUnderlayRequest\x12\x19\n" +
 	"\bsrc_host\x18\x01 \x01(\tR\asrcHost\x12\x19\n" +
 	"\bdst_host\x18\x02 \x01(\tR\adstHost\x12\x15\n" +
@@ -5559,7 +5619,8 @@ const file_dyetrace_v1_controller_proto_rawDesc = "" +
 	"\x03tos\x18\x05 \x01(\rR\x03tos\x12\x12\n" +
 	"\x04size\x18\x06 \x01(\rR\x04size\x12!\n" +
 	"\fsource_ports\x18\a \x01(\rR\vsourcePorts\x12\x18\n" +
-	"\arepeats\x18\b \x01(\rR\arepeats\"I\n" +
+	"\arepeats\x18\b \x01(\rR\arepeats\x12\x16\n" +
+	"\x06tunnel\x18\t \x01(\tR\x06tunnel\"I\n" +
 	"\x15ProbeUnderlayResponse\x120\n" +
 	"\x05check\x18\x01 \x01(\v2\x1a.dyetrace.v1.UnderlayCheckR\x05check*\x84\x01\n" +
 	"\bRunState\x12\x19\n" +
