@@ -136,7 +136,7 @@ func TestHello(t *testing.T) {
 // TestSessions has agents that fall silent, and come again while they are still there.
 func TestSessions(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *Config) { c.Heartbeat = 100 * time.Millisecond })
+	w := newWorld(t, nil)
 	w.start()
 	user := w.user()
 	host := func(name string) *dyetracev1.Host {
@@ -392,7 +392,7 @@ func TestHostile(t *testing.T) {
 // TestMetrics looks at what is exported after a run, and at the health check.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *Config) { c.Metrics = "127.0.0.1:0" })
+	w := newWorld(t, func(c *Config) { c.Metrics = "127.0.0.1:0"; unhurried(c) })
 	w.start()
 	addr := w.controller.scrapes.Addr().String()
 	w.agents4()

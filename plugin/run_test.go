@@ -26,7 +26,7 @@ const labPairs = 58
 func TestRunHealthy(t *testing.T) {
 	t.Parallel()
 	// The pace that users get: the lab's run need not wait for it.
-	w := newWorld(t, func(c *Config) { c.Run = DefaultConfig().Run })
+	w := newWorld(t, func(c *Config) { c.Run = DefaultConfig().Run; unhurried(c) })
 	w.start()
 	w.agents4()
 	got := w.check(all(), 0)
@@ -92,6 +92,8 @@ func TestRunFaults(t *testing.T) {
 		probes  uint32
 		cause   dyetracev1.CauseKind
 		segment string // kinds, from → to
+		// arrives: some of its probes do, so that more are sent if one is late.
+		arrives bool
 	}{
 		{
 			name: "lost in the tunnel", rule: at(pair, 2, gone),
@@ -107,14 +109,14 @@ func TestRunFaults(t *testing.T) {
 		},
 		{
 			name: "nobody explains", rule: at(pair, 4, gone),
-			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 6, cause: dyetracev1.CauseKind_CAUSE_KIND_UNEXPLAINED,
+			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 8, cause: dyetracev1.CauseKind_CAUSE_KIND_UNEXPLAINED,
 		},
 		{
-			name: "one sample missed", rule: at(pair, 3, unseen),
+			name: "one sample missed", rule: at(pair, 3, unseen), arrives: true,
 			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 1, cause: dyetracev1.CauseKind_CAUSE_KIND_SAMPLES,
 		},
 		{
-			name: "first probe lost",
+			name: "first probe lost", arrives: true,
 			rule: func(s sighting) fate {
 				if s.pair.String() == pair && s.attempt == 0 && s.index == 5 {
 					return gone
@@ -136,7 +138,7 @@ func TestRunFaults(t *testing.T) {
 			verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, probes: 6, cause: dyetracev1.CauseKind_CAUSE_KIND_HOOK,
 		},
 		{
-			name: "port absent",
+			name: "port absent", arrives: true, // what it is answered
 			agents: func(all map[string]*scripted) {
 				a := all["hv1"]
 				a.onInject = func(m *dyetracev1.Inject) bool {
@@ -151,14 +153,19 @@ func TestRunFaults(t *testing.T) {
 			verdict: dyetracev1.Verdict_VERDICT_FAULTY, probes: 1, cause: dyetracev1.CauseKind_CAUSE_KIND_PORT,
 		},
 		{
-			name: "seen twice", rule: at(pair, 2, twice),
+			name: "seen twice", rule: at(pair, 2, twice), arrives: true,
 			verdict: dyetracev1.Verdict_VERDICT_HEALTHY, probes: 1, cause: dyetracev1.CauseKind_CAUSE_KIND_DUPLICATE,
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, func(c *Config) { c.Run.Settle, c.Run.Patience = 50*time.Millisecond, 0 })
+			w := newWorld(t, func(c *Config) {
+				if tt.arrives {
+					unhurried(c)
+				}
+				c.Run.Patience = 0
+			})
 			w.start()
 			if tt.rule != nil {
 				w.rule(tt.rule)
@@ -346,6 +353,68 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestContinuousLatencies reads a continuous run, of which agents tell how long its probes take: none of that is told with verdicts.
+func TestContinuousLatencies(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate = 100 })
+	w.start()
+	w.agents4()
+	user := w.user()
+	res, err := user.StartRun(t.Context(), connect.NewRequest(&dyetracev1.StartRunRequest{
+		Scope: all(), Options: &dyetracev1.ProbeOptions{Scheme: dyetracev1.Scheme_SCHEME_TCP, Continuous: true},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := res.Msg.Run.Id
+	got, err := w.watch(t.Context(), user, id, func(g *watched) bool { return len(g.pairs) == labPairs })
+	if !errors.Is(err, errStop) {
+		t.Fatal(err)
+	}
+	for _, p := range got.pairs {
+		if len(p.Latencies) > 0 {
+			t.Errorf("%s was told with latencies: %v", nameOf(p), p.Latencies)
+		}
+	}
+	read := func() []*dyetracev1.PairResult {
+		run, err := user.GetRun(t.Context(), connect.NewRequest(&dyetracev1.GetRunRequest{Id: id}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return run.Msg.Pairs
+	}
+	var pairs []*dyetracev1.PairResult
+	eventually(t, "two probes of each pair", func() bool {
+		pairs = read()
+		few := func(l *dyetracev1.Latency) bool { return l.Samples < 2 }
+		return !slices.ContainsFunc(pairs, func(p *dyetracev1.PairResult) bool {
+			return len(p.Latencies) == 0 || slices.ContainsFunc(p.Latencies, few)
+		})
+	})
+	for _, p := range pairs {
+		kinds := map[dyetracev1.LatencyKind]int{}
+		for _, l := range p.Latencies {
+			kinds[l.Kind]++
+			// Agents of this world see a packet 40 µs after it was at the point before, however far away that is.
+			if least := l.Kind != dyetracev1.LatencyKind_LATENCY_KIND_TUNNEL; l.P50Ns > l.P99Ns || l.P99Ns > l.MaxNs || least && l.MaxNs < 40_000 || l.Samples < 2 {
+				t.Errorf("%s: %v", nameOf(p), l)
+			}
+		}
+		if rtt := p.Latencies[0]; rtt.Kind != dyetracev1.LatencyKind_LATENCY_KIND_RTT || rtt.MaxNs != p.RttNs ||
+			kinds[dyetracev1.LatencyKind_LATENCY_KIND_SWITCH] == 0 && kinds[dyetracev1.LatencyKind_LATENCY_KIND_TUNNEL] > 0 || kinds[dyetracev1.LatencyKind_LATENCY_KIND_GUEST] != 1 {
+			t.Errorf("%s: %v, want a round trip of %d ns, and its parts", nameOf(p), p.Latencies, p.RttNs)
+		}
+	}
+	if _, err := user.CancelRun(t.Context(), connect.NewRequest(&dyetracev1.CancelRunRequest{Id: id})); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range read() {
+		if len(p.Latencies) > 0 {
+			t.Errorf("%s of a run that is over: %v", nameOf(p), p.Latencies)
+		}
+	}
+}
+
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Run.PerInstanceRate, c.Run.PerInstanceBurst = 0.001, 1 })
@@ -384,7 +453,7 @@ func TestCancel(t *testing.T) {
 		t.Errorf("%d verdicts, counts %v", len(got.pairs), got.last.Counts)
 	}
 	for range labHosts {
-		<-finished // every agent is told
+		await(t, "every agent to be told", finished)
 	}
 	for _, tt := range []struct {
 		what string
@@ -421,7 +490,7 @@ func TestResume(t *testing.T) {
 		}
 		return false
 	})
-	<-stopped
+	await(t, "the controller's end", stopped)
 	if err != nil || before.last.GetState() != dyetracev1.RunState_RUN_STATE_INTERRUPTED {
 		t.Fatalf("watcher of the run that was interrupted: %v, %v", before.last, err)
 	}
@@ -512,7 +581,7 @@ func checkUntouched(t *testing.T, name string, p *dyetracev1.PairResult) {
 // on the same store: what is left is probed as was asked for.
 func TestResumeOptions(t *testing.T) {
 	t.Parallel()
-	w := newWorldOf(t, dualInventory(), probingUntouched, nil)
+	w := newWorldOf(t, dualInventory(), probingUntouched, unhurried)
 	stop := w.start()
 	for _, host := range labHosts {
 		a := w.agent(host)
@@ -535,7 +604,7 @@ func TestResumeOptions(t *testing.T) {
 		}
 		return false
 	})
-	<-stopped
+	await(t, "the controller's end", stopped)
 	if err != nil || before.last.GetState() != dyetracev1.RunState_RUN_STATE_INTERRUPTED || len(before.pairs) != dualPairs/2 {
 		t.Fatalf("the run that was interrupted: %v with %d verdicts, %v", before.last, len(before.pairs), err)
 	}
@@ -574,7 +643,7 @@ func TestResumeOptions(t *testing.T) {
 // TestRunRefused has one agent that cannot withhold: nothing is sent to or from its guests.
 func TestRunRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorldOf(t, dualInventory(), probingUntouched, nil)
+	w := newWorldOf(t, dualInventory(), probingUntouched, unhurried)
 	w.start()
 	for _, host := range labHosts {
 		a := w.agent(host)
@@ -623,11 +692,18 @@ func TestManyRuns(t *testing.T) {
 	want := []uint32{labPairs, 1, 2, 26, labPairs, labPairs, labPairs, labPairs}
 	done := make(chan *watched, len(scopes))
 	for _, s := range scopes {
-		go func() { done <- w.check(s, 0) }()
+		go func() {
+			var got *watched // nil if check fails the test, which ends this goroutine
+			defer func() { done <- got }()
+			got = w.check(s, 0)
+		}()
 	}
 	var totals []uint32
 	for range scopes {
 		got := <-done
+		if got == nil {
+			continue
+		}
 		if got.last.Counts.Healthy != got.last.Total {
 			t.Errorf("%v: %v", got.last.Scope, got.last.Counts)
 		}

@@ -32,7 +32,6 @@ func TestTungstenVerdict(t *testing.T) {
 			addr := fmt.Sprintf("127.%d.%d.%d", 128+os.Getpid()>>8&63, os.Getpid()&255, 78+i)
 			port := teacher.StartTungsten(t, addr)
 			w := newWorld(t, func(c *Config) {
-				c.Run.Settle = 50 * time.Millisecond
 				c.BGP = &bgp.Config{
 					RouterID: "10.0.0.9", AS: 64512, Networks: []bgp.Network{{VNI: tt.vni, RTs: []string{"64512:8000001"}}},
 					Peers: []bgp.Peer{{Address: addr, Port: port, AS: 64512, Families: []string{"evpn", "vpnv4"}}},

@@ -115,6 +115,9 @@ func newWorldOf(t testing.TB, instances string, probing plan.Options, change fun
 	return w
 }
 
+// unhurried has runs wait for what is late on a busy machine, and not probe again: the probes of a pair can be counted.
+func unhurried(c *Config) { c.Run.Settle, c.Run.Patience = 2*time.Second, 6*time.Second }
+
 var labHosts = []string{"hv1", "hv2", "hv3", "hv4"}
 
 func labInventory() string {
@@ -313,6 +316,17 @@ func eventually(t testing.TB, what string, so func() bool) {
 			t.Fatalf("not so after 15 s: %s", what)
 		}
 	}
+}
+
+// await returns what comes by a channel, or fails the test after a minute.
+func await[T any](t testing.TB, what string, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(time.Minute):
+		t.Fatalf("waited a minute for %s", what)
+	}
+	return v
 }
 
 // dial runs the agent's session.

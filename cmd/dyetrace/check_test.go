@@ -210,6 +210,7 @@ func TestProbeFlags(t *testing.T) {
 		{"--loss --max-loss 0.5", &dyetracev1.ProbeOptions{Loss: true, MaxLoss: 0.005}, "done, --loss --max-loss 0.5)"},
 		{"--rate 0.5", &dyetracev1.ProbeOptions{Rate: 0.5}, "done, --rate 0.5)"},
 		{"--max-loss 5", &dyetracev1.ProbeOptions{MaxLoss: 0.05}, "done, --max-loss 5)"},
+		{"--max-loss 1.25", &dyetracev1.ProbeOptions{MaxLoss: 0.0125}, "done, --max-loss 1.25)"},
 		{"--ip 6 --no-touch", &dyetracev1.ProbeOptions{IpVersion: dyetracev1.IPVersion_IP_VERSION_6, NoTouch: true}, "done, --ip 6 --no-touch)"},
 	} {
 		t.Run("check "+tt.flags, func(t *testing.T) {

@@ -116,7 +116,8 @@ func newLabTruthCmd() *cobra.Command {
 		Long: `Truth says what all breaks in force do together to probes of a scheme over an IP version: for which
 pairs, which sampling point is the last to see them, which the first to miss them, and what the probe
 comes to. Pairs that have the version and are not named are healthy. With a kind of break it says what
-that alone would do, and breaks nothing.
+that alone would do, and breaks nothing. With -o json it also says what each break changed: the host, the
+port, and the flows that are new or gone.
 
 With --try it has the guests send each other packets of that sort, without a stain, and names the pairs
 that fare otherwise than the truth on all breaks in force says. It exits with 1 if there are any.`,
@@ -188,24 +189,45 @@ func tryTruth(cmd *cobra.Command, l *lab.Lab, traffic lab.Traffic, args []string
 }
 
 func printTruth(w io.Writer, t lab.Truth) {
-	if len(t.Fates)+len(t.Unseen) == 0 {
+	if len(t.Fates)+len(t.Unseen)+len(t.Losses)+len(t.Maybe)+len(t.Large) == 0 {
 		fmt.Fprintf(w, "%s: every pair is whole\n", t.Traffic)
 		return
 	}
 	fmt.Fprintf(w, "%s:\n", t.Traffic)
+	for _, f := range t.Fates {
+		printFate(w, f, f.Outcome)
+	}
+	printReaches(w, t.Unseen, "seen everywhere; the answer dies between the last switch and the guest")
+	for _, l := range t.Losses {
+		share := fmt.Sprintf("%g %% of its probes, by chance", float64(l.PerMille)/10)
+		if l.PerMille == 0 {
+			share = "some of its probes, the more the more packets there are"
+		}
+		printFate(w, l.Fate, l.Outcome+", "+share)
+	}
+	for _, f := range t.Maybe {
+		printFate(w, f, "maybe; nobody chose what in a packet tells whether it is hit")
+	}
+	for _, f := range t.Large {
+		printFate(w, f, "probes pass; packets as large as guests may send do not")
+	}
+}
+
+// printFate says of which pairs what dies, and where.
+func printFate(w io.Writer, f lab.Fate, what string) {
 	point := func(p *lab.Point) string {
 		if p == nil {
 			return "nowhere"
 		}
 		return fmt.Sprintf("%s %s %s (%s)", p.Host, p.Bridge, p.Kind, p.Way)
 	}
-	for _, f := range t.Fates {
-		fmt.Fprintf(w, "  %s → %s: %s\n    last seen      %s\n    first missing  %s\n",
-			strings.Join(f.Src, ", "), strings.Join(f.Dst, ", "), f.Outcome, point(f.LastSeen), point(&f.FirstMissing))
-	}
-	for _, r := range t.Unseen {
-		fmt.Fprintf(w, "  %s → %s\n    seen everywhere; the answer dies between the last switch and the guest\n",
-			strings.Join(r.Src, ", "), strings.Join(r.Dst, ", "))
+	fmt.Fprintf(w, "  %s → %s: %s\n    last seen      %s\n    first missing  %s\n",
+		strings.Join(f.Src, ", "), strings.Join(f.Dst, ", "), what, point(f.LastSeen), point(&f.FirstMissing))
+}
+
+func printReaches(w io.Writer, all []lab.Reach, what string) {
+	for _, r := range all {
+		fmt.Fprintf(w, "  %s → %s\n    %s\n", strings.Join(r.Src, ", "), strings.Join(r.Dst, ", "), what)
 	}
 }
 

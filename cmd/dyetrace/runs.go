@@ -83,6 +83,9 @@ func newRunCmd() *cobra.Command {
 A run that the controller's end interrupted is gone on with by --resume: verdicts that had fallen
 stay, only the other pairs are probed.
 
+Of a continuous run that goes on it shows how long packets took in the last 10 minutes, by part of
+their way: of pairs that are drawn, with -v the round trip of healthy ones, with -o json of all.
+
 Exit codes are those of check, for the run shown. --cancel exits 0 once the run is cancelled.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -73,6 +73,7 @@ Exit codes: 0 nothing was lost; 1 something was; 2 the question makes no sense; 
 	f := cmd.Flags()
 	f.StringVar(&ask.SrcIp, "src-ip", "", "tunnel `ADDRESS` of the first host (default: the one of the tunnel)")
 	f.StringVar(&ask.DstIp, "dst-ip", "", "tunnel `ADDRESS` of the second host (default: its first)")
+	f.StringVar(&ask.Tunnel, "tunnel", "", "tunnel `PORT` of the first host whose packets to be like (default: the one that adds most to a packet)")
 	f.Uint32Var(&ask.Size, "size", 0, "`BYTES` of the large IP packets (default: what the instances' MTU makes of the largest tunnel)")
 	f.Uint32Var(&ask.SourcePorts, "ports", 0, "`NUMBER` of source ports, at most 128 (default 32)")
 	f.Uint32Var(&ask.Repeats, "repeats", 0, "send the small packets so `MANY` times from each port, at most 64 (default 4)")

@@ -42,7 +42,9 @@ func (l *Lab) TruthOf(t Traffic, kind, target string) (Truth, error) {
 	if err != nil {
 		return Truth{}, err
 	}
-	return truthOf(l.base, t, []breakage{b}), nil
+	truth := truthOf(l.base, t, []breakage{b})
+	truth.Changes, err = l.changes([]breakage{b})
+	return truth, err
 }
 
 // Truth returns what all breaks in force do together to traffic.
@@ -52,7 +54,12 @@ func (l *Lab) Truth(t Traffic) (Truth, error) {
 		return Truth{}, err
 	}
 	all, err := l.breakages(broken)
-	return truthOf(l.base, t, all), err
+	if err != nil {
+		return Truth{}, err
+	}
+	truth := truthOf(l.base, t, all)
+	truth.Changes, err = l.changes(all)
+	return truth, err
 }
 
 // Broken returns the breaks in force, the oldest first.

@@ -150,6 +150,7 @@ func testBreaks(t *testing.T, l *Lab) {
 				t.Errorf("broken: %+v, want target %s", broken, kind.Default)
 			}
 			checkTruth(t, l)
+			checkChange(t, l, kind)
 			fates, others := 0, 0
 			for _, traffic := range allTraffic() {
 				truth, err := l.Truth(traffic)
@@ -176,6 +177,45 @@ func testBreaks(t *testing.T, l *Lab) {
 				t.Errorf("heal did not restore everything (-before +after):\n%s", diff)
 			}
 		})
+	}
+}
+
+// checkChange wants a break to have changed what it says: flows that are new are on the bridge, those that are gone are
+// not, and a port that leads to a guest or to another bridge is the host's.
+func checkChange(t *testing.T, l *Lab, kind BreakKind) {
+	t.Helper()
+	truth, err := l.Truth(TCP4)
+	if err != nil || len(truth.Changes) != 1 {
+		t.Fatalf("Truth = %+v, %v, want one change", truth.Changes, err)
+	}
+	c := truth.Changes[0]
+	if kind.edit != nil && len(c.Flows)+len(c.Gone) == 0 {
+		t.Errorf("it changes flows, and says of none")
+	}
+	for _, list := range []struct {
+		flows []ChangedFlow
+		there bool
+	}{{c.Flows, true}, {c.Gone, false}} {
+		for _, f := range list.flows {
+			match := strings.Trim(fmt.Sprintf("table=%d,%s", f.Table, f.Match), ",")
+			out, err := l.Exec(t.Context(), c.Host, "ovs-ofctl", "--no-stats", "--strict", "dump-flows", c.Bridge, match)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if there := regexp.MustCompile(fmt.Sprintf(`\bpriority=%d\b`, f.Priority)).Match(out); there != list.there {
+				t.Errorf("%+v of %s on %s: it is there: %t\n%s", f, c.Bridge, c.Host, there, out)
+			}
+		}
+	}
+	if c.Port == "" {
+		return
+	}
+	out, err := l.Exec(t.Context(), c.Host, "ovs-vsctl", "--columns=name", "--bare", "list", "Port")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gone := kind.Cause == CausePort; slices.Contains(strings.Fields(string(out)), c.Port) == gone {
+		t.Errorf("%s has port %s: %t", c.Host, c.Port, !gone)
 	}
 }
 
@@ -209,13 +249,19 @@ func checkFate(t *testing.T, l *Lab, traffic Traffic, f Fate) {
 	hosts := slices.Compact([]string{f.LastSeen.Host, f.FirstMissing.Host})
 	before := counters(t, l, hosts)
 	burst(t, l, traffic, overlay.Pair{Src: src, Dst: dst}, packets)
-	after := counters(t, l, hosts)
+	var after map[string]int
 	rose := func(p Point) int {
 		n := 0
 		for _, port := range portsInto(l, p, src, dst) {
 			n += after[p.Host+" "+port] - before[p.Host+" "+port]
 		}
 		return n
+	}
+	for end := time.Now().Add(healPatience); ; { // a switch that stands still counts later
+		after = counters(t, l, hosts)
+		if rose(*f.LastSeen) >= packets/2 || time.Now().After(end) {
+			break
+		}
 	}
 	if n := rose(*f.LastSeen); n < packets/2 {
 		t.Errorf("%s to %s, %v: %d of %d came to %+v, the last point seen", src.Name, dst.Name, traffic, n, packets, *f.LastSeen)
@@ -312,22 +358,32 @@ func TestLossIsByChance(t *testing.T) {
 		if _, err := l.Break(t.Context(), "underlay-loss", fmt.Sprintf("hv2:hv4:%g", percent)); err != nil {
 			t.Fatal(err)
 		}
-		// It exits with 1 if an answer is missing.
-		out, _ := l.Exec(t.Context(), "green-2", "ping", "-q", "-c", fmt.Sprint(sent), "-i", "0.002", "-W", "0.2", "10.0.2.14")
-		m := regexp.MustCompile(`(\d+) received`).FindSubmatch(out)
-		if m == nil {
-			t.Fatalf("ping says %s", out)
+		mean := sent * percent / 100
+		slack := 5 * math.Sqrt(mean*(1-percent/100)) // five standard deviations: one run in two million fails by chance
+		lost := pingLoses(t, l, sent)
+		for try := 1; lost-mean > slack && try < 3; try++ { // switches that stand still lose some, too
+			lost = pingLoses(t, l, sent)
 		}
-		received, _ := strconv.Atoi(string(m[1]))
-		lost, mean := float64(sent-received), sent*percent/100
-		// Five standard deviations: one run in two million fails by chance.
-		if slack := 5 * math.Sqrt(mean*(1-percent/100)); math.Abs(lost-mean) > slack {
+		if math.Abs(lost-mean) > slack {
 			t.Errorf("%g %%: %v of %d lost; want %v, give or take %.0f", percent, lost, sent, mean, slack)
 		}
 		if _, err := l.Heal(t.Context(), "underlay-loss"); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// pingLoses counts the echoes that are not answered, of so many from green-2 to green-4.
+func pingLoses(t *testing.T, l *Lab, sent int) float64 {
+	t.Helper()
+	// It exits with 1 if an answer is missing.
+	out, _ := l.Exec(t.Context(), "green-2", "ping", "-q", "-c", fmt.Sprint(sent), "-i", "0.002", "-W", "0.2", "10.0.2.14")
+	m := regexp.MustCompile(`(\d+) received`).FindSubmatch(out)
+	if m == nil {
+		t.Fatalf("ping says %s", out)
+	}
+	received, _ := strconv.Atoi(string(m[1]))
+	return float64(sent - received)
 }
 
 // TestBreaksTogether has many breaks in force at once and heals them in a random order.

@@ -20,6 +20,9 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		dies:  func(t target, l leg) segment { return diesIf(t.between(l) && t.encapOf(l) == t.encap, onWire) },
 		apply: func(_ workshop, t target) []step { return setRemote(t, unusedAddress(t.hosts[1].VTEP)) },
 		heal:  func(_ workshop, t target) []step { return setRemote(t, t.hosts[1].VTEP.Addr()) },
+		changed: func(_ workshop, t target) Change {
+			return Change{Host: t.host(), Port: overlay.TunnelName(t.encap, t.hosts[1])}
+		},
 	},
 	{
 		Name: "drop-flow", Form: "SRC:DST", Default: "blue-1:blue-3", Cause: CauseFlow,
@@ -44,10 +47,11 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 	},
 	{
 		Name: "flow-misdirected", Form: "INSTANCE", Default: "blue-2", Cause: CauseMisdirected,
-		Help: "the flows of the instance's br-int hand what is for it to another guest's tap",
-		dies: func(t target, l leg) segment { return diesIf(l.to == t.instance(), atDelivery) },
-		at:   onIntegration(func(t target) string { return t.instance().Host }),
-		edit: misdirect,
+		Help:    "the flows of the instance's br-int hand what is for it to another guest's tap",
+		dies:    func(t target, l leg) segment { return diesIf(l.to == t.instance(), atDelivery) },
+		at:      onIntegration(func(t target) string { return t.instance().Host }),
+		edit:    misdirect,
+		changed: func(_ workshop, t target) Change { return Change{Instead: besides(t).Name} },
 	},
 	{
 		Name: "drop-tun", Form: "HOST:NETWORK", Default: "hv3:green", Cause: CauseFlow,
@@ -89,6 +93,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 			n, _ := t.spec.Network(t.instance().Network)
 			return []step{guestIP(t, guestAddresses(n, t.instance(), "eth0")+guestNeighbours(t.spec, n, "eth0"))} // IPv6 addresses and routes went with the link
 		},
+		changed: atTap,
 	},
 	{
 		Name: "guest-firewall", Form: "INSTANCE", Default: "green-2", Cause: CauseGuest, anywhere: true,
@@ -102,6 +107,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		heal: func(_ workshop, t target) []step {
 			return []step{nft(t.instance().Name, "inet", "lab-firewall", "")}
 		},
+		changed: atTap,
 	},
 	{
 		Name: "duplicate-mac", Form: "INSTANCE:INSTANCE", Default: "blue-3:blue-4", Cause: CauseGuest,
@@ -115,6 +121,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 			n, _ := t.spec.Network(t.instance().Network)
 			return []step{guestIP(t, "link set eth0 address "+t.instance().MAC.String()+"\n"+guestNeighbours(t.spec, n, "eth0"))}
 		},
+		changed: atTap,
 	},
 	{
 		Name: "tap-off", Form: "INSTANCE", Default: "green-3", Cause: CausePort,
@@ -128,7 +135,8 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		apply: func(_ workshop, t target) []step {
 			return []step{vsctl(t.instance().Host, "--if-exists", "del-port", overlay.Integration, t.instance().Tap())}
 		},
-		heal: replugTap,
+		heal:    replugTap,
+		changed: atTap,
 	},
 	{
 		Name: "patch-gone", Form: "HOST", Default: "hv4", Cause: CausePort,
@@ -147,6 +155,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 			tx.patch(overlay.Integration, overlay.PatchTun, overlay.PatchInt)
 			return samePort(t.host(), overlay.PatchTun, w.ports(t.host()).PatchTun, tx)
 		},
+		changed: func(_ workshop, t target) Change { return Change{Host: t.host(), Port: overlay.PatchTun} },
 	},
 	{
 		Name: "underlay-down", Form: "HOST", Default: "hv2", Cause: CauseUnderlay, anywhere: true,
@@ -201,7 +210,8 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		Help:  "one of the two ways from the host's rack to others is a black hole; what goes by it is told by addresses, protocol and ports",
 		dies:  func(target, leg) segment { return unharmed },
 		maybe: func(t target, l leg) bool { return t.leavesRack(l) },
-		apply: func(w workshop, t target) []step { return spineDrops(w, t, "counter drop") },
+		// Not ARP: what goes the other way would not find the leaf any more, a while later.
+		apply: func(w workshop, t target) []step { return spineDrops(w, t, "meta protocol ip counter drop") },
 		heal:  func(w workshop, t target) []step { return spineDrops(w, t, "") },
 	},
 	{
@@ -271,6 +281,7 @@ var breakKinds = slices.Concat(lossKinds, []BreakKind{
 		heal: func(_ workshop, t target) []step {
 			return []step{nft(t.instance().Name, "inet", "lab-drops-tcp", "")}
 		},
+		changed: atTap,
 	},
 	{
 		Name: "tos-cleared", Form: "INSTANCE", Default: "blue-2", Cause: CauseNone, anywhere: true,
@@ -397,15 +408,20 @@ func rulesOf(t target, p overlay.Ports) func(flow) bool {
 	}
 }
 
+// besides is another instance of the target's host, the first.
+func besides(t target) overlay.Instance {
+	for _, i := range t.spec.On(t.instance().Host) {
+		if i != t.instance() {
+			return i
+		}
+	}
+	return overlay.Instance{}
+}
+
 // misdirect has the flows that deliver IP to an instance deliver it to another of its host: table 82
 // what comes from elsewhere, table 94 answers of its own host. ARP from elsewhere reaches it still.
 func misdirect(t target, p overlay.Ports, flows []flow) []flow {
-	own, other := p.Taps[t.instance().Name], 0
-	for _, i := range t.spec.On(t.instance().Host) {
-		if i != t.instance() && other == 0 {
-			other = p.Taps[i.Name]
-		}
-	}
+	own, other := p.Taps[t.instance().Name], p.Taps[besides(t).Name]
 	for n, f := range flows {
 		if f.Table == 82 || f.Table == 94 {
 			actions := strings.Split(f.Actions, ",")

@@ -56,6 +56,8 @@ type BreakKind struct {
 	edit func(t target, p overlay.Ports, flows []flow) []flow
 	// apply and heal are for all others: commands that may be run twice.
 	apply, heal func(w workshop, t target) []step
+	// changed is what of hosts it changes besides the flows that edit does; nil is nothing.
+	changed func(w workshop, t target) Change
 
 	// moves says that the break moves the target's instance to its first host, which follows has
 	// all hypervisors know or not; such breaks are done by turnMove.

@@ -113,6 +113,7 @@ var ovnBreakKinds = []BreakKind{
 		Help:  "the host's ovn-controller hangs with flows that send what is for the instance to a hypervisor where it is not",
 		dies:  func(t target, l leg) segment { return diesIf(t.sends(l) && l.to == t.instance(), onWire) },
 		apply: staleChassis, heal: freshChassis,
+		changed: func(_ workshop, t target) Change { return Change{Host: t.host()} },
 	},
 	{
 		Name: "ovn-stopped", Form: "HOST", Default: "hv2", Topology: withOVN, Cause: CauseNone,
@@ -131,6 +132,10 @@ var ovnBreakKinds = []BreakKind{
 		},
 		heal: func(_ workshop, t target) []step {
 			return []step{{where: t.src().Host, argv: []string{"ovs-ofctl", "del-flows", overlay.Integration, "cookie=" + foreignCookie + "/-1"}}}
+		},
+		changed: func(w workshop, t target) Change {
+			in := fmt.Sprintf("in_port=%d", w.ports(t.src().Host).Taps[t.src().Name])
+			return Change{Host: t.src().Host, Bridge: overlay.Integration, Flows: changedFlows(foreignDrops(t, in))}
 		},
 	},
 }

@@ -103,11 +103,12 @@ type Truth struct {
 	// Losses are pairs of which a share of the probes die, of those that nothing kills for certain.
 	Losses []Loss `json:"losses"`
 	// Maybe are pairs of which nobody knows whether they are hit: it is told by something in their
-	// packets that nobody chose. If they are, these die between the hosts.
-	Maybe []Reach `json:"maybe"`
-	// Large are pairs whose packets die between the hosts, there or back, if they are as large as
-	// guests may send.
-	Large []Reach `json:"large"`
+	// packets that nobody chose. If they are, these die there: a pair has one for each way.
+	Maybe []Fate `json:"maybe"`
+	// Large are pairs whose packets die there if they are as large as guests may send.
+	Large []Fate `json:"large"`
+	// Changes are what was done to the lab, in the order of Causes; none of a lab that is not up.
+	Changes []Change `json:"changes"`
 }
 
 // Loss is a fate that some probes of its pairs have.
@@ -245,7 +246,7 @@ func probe(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) ending
 // truthOf works out what breaks do together to every pair that would reach each other, wherever
 // they move instances to.
 func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
-	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}, Losses: []Loss{}, Maybe: []Reach{}, Large: []Reach{}}
+	t := Truth{Traffic: traffic, Causes: []string{}, Fates: []Fate{}, Unseen: []Reach{}, Losses: []Loss{}, Maybe: []Fate{}, Large: []Fate{}, Changes: []Change{}}
 	for _, b := range breaks {
 		t.Causes = append(t.Causes, b.kind.Cause)
 	}
@@ -261,16 +262,12 @@ func truthOf(s *overlay.Spec, traffic Traffic, breaks []breakage) Truth {
 			t.Losses = append(t.Losses, losses(s, traffic, p, breaks)...)
 		}
 		for _, b := range breaks {
-			if either(b.kind.maybe, b.target, traffic, p) {
-				t.Maybe = addReach(t.Maybe, p)
-			}
-			if either(b.kind.large, b.target, traffic, p) {
-				t.Large = addReach(t.Large, p)
-			}
+			t.Maybe = addEach(t.Maybe, s, traffic, p, b.kind.maybe, b.target)
+			t.Large = addEach(t.Large, s, traffic, p, b.kind.large, b.target)
 		}
 	}
 	t.Fates, t.Unseen = mergeFates(t.Fates), mergeReaches(t.Unseen)
-	t.Maybe, t.Large = mergeReaches(t.Maybe), mergeReaches(t.Large)
+	t.Maybe, t.Large = mergeFates(t.Maybe), mergeFates(t.Large)
 	return t
 }
 
@@ -300,9 +297,28 @@ func losses(s *overlay.Spec, t Traffic, p overlay.Pair, breaks []breakage) []Los
 	return all
 }
 
-// either says whether a packet of a pair is hit, there or back.
-func either(hits func(target, leg) bool, t target, traffic Traffic, p overlay.Pair) bool {
-	return hits != nil && (hits(t, leg{Traffic: traffic, from: p.Src, to: p.Dst}) || hits(t, leg{Traffic: traffic, from: p.Dst, to: p.Src, answer: true}))
+// addEach adds where packets of a pair die between the hosts, there and back, if they are hit.
+func addEach(fates []Fate, s *overlay.Spec, traffic Traffic, p overlay.Pair, hits func(target, leg) bool, t target) []Fate {
+	if hits == nil {
+		return fates
+	}
+	request, answer := legs(s, traffic, p)
+	there, _ := request.points(unharmed)
+	back, _ := answer.points(unharmed)
+	path := append(slices.Clone(there), back...)
+	for _, l := range []leg{request, answer} {
+		if !hits(t, l) {
+			continue
+		}
+		_, passed := l.points(onWire)
+		if l.answer {
+			passed += len(there)
+		}
+		if passed > 0 && passed < len(path) {
+			fates = addFate(fates, p, ending{&path[passed-1], &path[passed], Faulty})
+		}
+	}
+	return fates
 }
 
 // addFate adds a pair to the fates, one for each source.
@@ -310,6 +326,9 @@ func addFate(fates []Fate, p overlay.Pair, o ending) []Fate {
 	fate := Fate{[]string{p.Src.Name}, []string{p.Dst.Name}, o.last, *o.missing, o.outcome}
 	for i, f := range fates {
 		if f.Src[0] == p.Src.Name && sameEnd(f, fate) {
+			if slices.Contains(f.Dst, p.Dst.Name) {
+				return fates // by two breaks
+			}
 			fates[i].Dst = append(f.Dst, p.Dst.Name)
 			return fates
 		}
@@ -370,8 +389,6 @@ func (t Truth) Failing(src, dst string) bool {
 }
 
 // Maybes returns whether nobody knows if guests of a pair get an answer from each other.
-func (t Truth) Maybes(src, dst string) bool { return reached(t.Maybe, src, dst) }
-
-func reached(reaches []Reach, src, dst string) bool {
-	return slices.ContainsFunc(reaches, func(r Reach) bool { return slices.Contains(r.Src, src) && slices.Contains(r.Dst, dst) })
+func (t Truth) Maybes(src, dst string) bool {
+	return slices.ContainsFunc(t.Maybe, func(f Fate) bool { return slices.Contains(f.Src, src) && slices.Contains(f.Dst, dst) })
 }

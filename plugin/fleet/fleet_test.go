@@ -133,7 +133,7 @@ func samples(run uint64, n int) *dyetracev1.Samples {
 	m.Index, m.Bridge, m.Kind = make([]uint32, n), make([]uint32, n), make([]dyetracev1.PointKind, n)
 	m.AtNs, m.AddrTag, m.Ttl, m.InPort = make([]uint64, n), make([]uint64, n), make([]uint32, n), make([]uint32, n)
 	m.TunSrc, m.TunId, m.Reply = make([]uint32, n), make([]uint32, n), make([]bool, n)
-	m.NoReply, m.Scheme = make([]bool, n), make([]dyetracev1.Scheme, n)
+	m.NoReply, m.Scheme, m.TcpFlags = make([]bool, n), make([]dyetracev1.Scheme, n), make([]uint32, n)
 	for i := range m.Kind {
 		m.Kind[i], m.Scheme[i] = dyetracev1.PointKind_POINT_KIND_FROM_INSTANCE, dyetracev1.Scheme_SCHEME_TCP
 	}
@@ -421,6 +421,8 @@ func TestCheckSamples(t *testing.T) {
 		{"tun_id", "columns", func(m *dyetracev1.Samples) { m.TunId = nil }},
 		{"reply", "columns", func(m *dyetracev1.Samples) { m.Reply = nil }},
 		{"no_reply", "columns", func(m *dyetracev1.Samples) { m.NoReply = nil }},
+		{"tcp_flags of an agent that tells none", "", func(m *dyetracev1.Samples) { m.TcpFlags = nil }},
+		{"tcp_flags", "columns", func(m *dyetracev1.Samples) { m.TcpFlags = m.TcpFlags[1:] }},
 		{"scheme", "columns", func(m *dyetracev1.Samples) { m.Scheme = m.Scheme[:1] }},
 		{"no such scheme", "scheme", func(m *dyetracev1.Samples) { m.Scheme[0] = 3 }},
 		{"scheme unspecified", "scheme", func(m *dyetracev1.Samples) { m.Scheme[1] = 0 }},

@@ -18,6 +18,9 @@ func checkSamples(m *dyetracev1.Samples, total uint32) string {
 			return "columns"
 		}
 	}
+	if l := len(m.GetTcpFlags()); l != n && l != 0 { // agents from before there was this column
+		return "columns"
+	}
 	for _, i := range m.GetIndex() {
 		if i >= total {
 			return "index"

@@ -37,6 +37,8 @@ type StreamTarget struct {
 	ToS uint8
 	// Size is bytes of IP packet.
 	Size int
+	// Tunnel is the sending host's tunnel port that this is; empty where it is to choose.
+	Tunnel string
 }
 
 // StreamCount is what became of a stream's datagrams since the last one.
@@ -156,7 +158,7 @@ func (st *streams) plan(f *Fleet) {
 		for _, t := range targets {
 			rate, suspect := st.rates(asks[t.From], answers[t.To])
 			dst := t.Dst.As16()
-			p := &dyetracev1.UnderlayTarget{DstIp: dst[:], Port: uint32(t.Port), Tos: uint32(t.ToS), Size: uint32(t.Size),
+			p := &dyetracev1.UnderlayTarget{DstIp: dst[:], Port: uint32(t.Port), Tos: uint32(t.ToS), Size: uint32(t.Size), Tunnel: t.Tunnel,
 				RateMilli: uint32(math.Ceil(1000 * rate)), SuspectRateMilli: uint32(math.Ceil(1000 * suspect))}
 			if t.Src.IsValid() {
 				src := t.Src.As16()

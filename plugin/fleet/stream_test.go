@@ -42,6 +42,12 @@ func streamTo(from, to string) StreamTarget {
 func TestStreamShared(t *testing.T) {
 	f, agents := crew("hv1", "hv2")
 	one, two := f.Stream(2000), f.Stream(2000)
+	like := streamTo("hv1", "hv2")
+	like.Tunnel = "vxlan-2"
+	one.Set([]StreamTarget{like})
+	if m := agents["hv1"].told(); len(m.GetTargets()) != 1 || m.Targets[0].Tunnel != "vxlan-2" {
+		t.Errorf("hv1 was told %v, want packets like those of a tunnel", m)
+	}
 	one.Set([]StreamTarget{streamTo("hv1", "hv2")})
 	first := agents["hv1"].told()
 	if len(first.GetTargets()) != 1 || first.Targets[0].RateMilli != 200_000 || first.Targets[0].SuspectRateMilli != 1_000_000 || first.Extra != 1000 {

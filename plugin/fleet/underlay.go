@@ -163,6 +163,7 @@ func (f *Fleet) visit(ctx context.Context, v visit) {
 	at := v.at.As16()
 	r, err := f.ProbeUnderlay(ctx, v.from, &dyetracev1.ProbeUnderlay{
 		Session: rand.Uint64() | 1, DstIp: at[:], Port: v.port, Sizes: []uint32{128}, SourcePorts: 3, Repeats: 2, WaitMs: 1000,
+		WithinMs: uint32((acquaintTimeout / 2).Milliseconds()),
 	})
 	if err != nil || r.GetError() != "" {
 		return // nothing was found out: those who asked are at fault

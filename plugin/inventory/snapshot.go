@@ -98,6 +98,30 @@ type Tunnel struct {
 	// Local and Remote are zero where not set; a tunnel without Remote takes packets from
 	// anywhere and is steered by flows (remote_ip=flow).
 	Local, Remote netip.Addr
+	// ToS is options:tos as it is set, empty where it is not or the agent does not tell.
+	ToS string
+	// Fragments is whether its packets may be fragmented on the way, as far as the agent tells.
+	Fragments Told
+}
+
+// Told is what an agent says of something, if it does.
+type Told uint8
+
+// What it may say.
+const (
+	NotTold Told = iota
+	No
+	Yes
+)
+
+func told(b *bool) Told {
+	switch {
+	case b == nil:
+		return NotTold
+	case *b:
+		return Yes
+	}
+	return No
 }
 
 func tunnels(bridges []*dyetracev1.Bridge) (all []Tunnel, vteps []netip.Addr) {
@@ -105,7 +129,10 @@ func tunnels(bridges []*dyetracev1.Bridge) (all []Tunnel, vteps []netip.Addr) {
 		for _, t := range b.GetTunnels() {
 			local, _ := netip.ParseAddr(t.GetLocalIp()) // empty and "flow" are no address
 			remote, _ := netip.ParseAddr(t.GetRemoteIp())
-			all = append(all, Tunnel{b.GetName(), t.GetPort(), t.GetOfport(), t.GetType(), local, remote})
+			all = append(all, Tunnel{
+				Bridge: b.GetName(), Port: t.GetPort(), OFPort: t.GetOfport(), Type: t.GetType(), Local: local, Remote: remote,
+				ToS: t.GetTos(), Fragments: told(t.MayFragment),
+			})
 			if local.IsValid() && !slices.Contains(vteps, local) {
 				vteps = append(vteps, local)
 			}

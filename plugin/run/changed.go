@@ -29,6 +29,8 @@ const (
 	// what it owes by that is not sent later, so its round pauses there for 0.4 s at the default pace. The pace of
 	// all runs holds for them as for all.
 	owed = 4
+	// renewAfter is how long after an examination there is another one of a pair that is not healthy, where changes name it.
+	renewAfter = 2 * time.Second
 	// certain is how much a change concerns a pair of which it is known that its way is another one; a
 	// flow's match concerns it the more, the more fields name it.
 	certain = 100
@@ -68,9 +70,19 @@ func (c *continuous) changed(host string, m *dyetracev1.Changes) {
 		if p := &c.pairs[i]; sure > shared && p.exam != 0 && now.Sub(c.exams[p.exam].began) >= longExam && now.Sub(p.outdated) >= recheckAfter {
 			c.suspect(i, now)
 			c.giveUp(i, now)
+		} else if sure > shared {
+			c.renew(p, now)
 		}
 	}
 	c.hurry(about)
+}
+
+// renew has a pair that is not healthy be examined anew, since its cause may be another one by now: a network controller changes its
+// flows in steps.
+func (c *continuous) renew(p *standing, now time.Time) {
+	if p.renewed = true; p.exam == 0 && !p.again.IsZero() && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+		p.again = earliest(p.again, latest(now, p.found.Add(max(renewAfter, p.lasted))))
+	}
 }
 
 // hurry has pairs be next in the round, those first that are concerned most; and those that are named as soon as may be.

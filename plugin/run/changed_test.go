@@ -1,6 +1,7 @@
 package run
 
 import (
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -122,6 +123,40 @@ func TestContinuousChangeNames(t *testing.T) {
 	})
 }
 
+// TestContinuousChangesInSteps has flows change twice, so that a pair is lost elsewhere after it was named: that is told some seconds
+// after, and not when pairs that are not healthy are examined anyway.
+func TestContinuousChangesInSteps(t *testing.T) {
+	t.Parallel()
+	for _, between := range []time.Duration{500 * time.Millisecond, 3 * time.Second} { // while it is examined, and after
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, site(t, 12))
+			const broke = 8 * time.Second
+			all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 20*time.Second, func() {
+				lostFrom := func(hop int) {
+					w.change(func(w *town) {
+						w.lost = func(pair string, _ *plan.Path, point int) bool { return pair == "i0 i5" && point >= hop }
+					})
+					w.tell("hv1", "ip,nw_src=10.0.1.1,nw_dst=10.0.1.6")
+				}
+				time.Sleep(broke)
+				lostFrom(2)
+				time.Sleep(between)
+				lostFrom(1)
+			})
+			var where []string
+			at := time.Duration(0)
+			for _, a := range all[132:] {
+				if a.r.GetSrc().GetName() == "i0" && a.r.GetDst().GetName() == "i5" {
+					where, at = append(where, fmt.Sprint(a.r.GetSegment().GetFrom().GetKind())), a.at-broke-between
+				}
+			}
+			if want := []string{"POINT_KIND_TO_TUNNEL", "POINT_KIND_FROM_INSTANCE"}; !slices.Equal(where, want) || at > renewAfter+3*time.Second {
+				t.Errorf("changed again after %v: lost after %v, the last told %v later; want %v, within %v", between, where, at, want, renewAfter+3*time.Second)
+			}
+		})
+	}
+}
+
 // TestContinuousChangeOfTested breaks a pair by a flow that names it while it is tested how much it loses, which it lost before: that test
 // is given up, since no patrol looks at the pair as long as it goes on.
 func TestContinuousChangeOfTested(t *testing.T) {
@@ -201,16 +236,19 @@ func TestContinuousLossStays(t *testing.T) {
 			return pair == "i0 i1" && time.Since(began) < over && random.IntN(2) == 0
 		}
 		all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, over+time.Minute, func() {})
-		back, healed := 0, time.Duration(0)
+		back, healed, healthy := 0, time.Duration(0), false
 		for _, a := range all[56:] {
-			if a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY && a.r.Src.Name == "i0" && a.r.Dst.Name == "i1" {
+			if a.r.Src.Name != "i0" || a.r.Dst.Name != "i1" {
+				continue
+			}
+			if healthy = a.r.Verdict == dyetracev1.Verdict_VERDICT_HEALTHY; healthy {
 				if back++; a.at > over && healed == 0 {
 					healed = a.at - over
 				}
 			}
 		}
-		if back > 4 || healed <= 0 || healed > 15*time.Second {
-			t.Errorf("healthy %d times, at last %v after it was over; want hardly more than once, and within 15s", back, healed)
+		if back > 4 || !healthy || healed > 20*time.Second { // it may have been so by chance when it was over
+			t.Errorf("healthy %d times, in the end %t, at last %v after it was over; want hardly more than once, and within 20s", back, healthy, healed)
 		}
 	})
 }

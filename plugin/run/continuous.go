@@ -29,6 +29,9 @@ const (
 	// started anew, is over mostly, so it is no matter that others took the last examination long. It is doubled each
 	// time, up to recheckAfter.
 	unseenAfter = 2 * time.Second
+	// forgottenAfter is when a pair is tried by tcp again for the first time that is healthy by icmp only: connection tracking may remember
+	// a probe until then. From one time to the next it is never longer than untriedAtMost, unless examinations take long.
+	forgottenAfter, untriedAtMost = time.Minute, 16 * time.Minute
 	// largeEvery is how often healthy pairs are examined where large packets are to be tried, all at one time: an
 	// exchange tells of all pairs of two hosts. No probe of a patrol tells of large ones.
 	largeEvery = 30 * time.Second
@@ -76,6 +79,7 @@ type continuous struct {
 	streaming streaming
 	ways      *ways
 	trips     trips
+	times     *latencyBook
 
 	exams   map[uint64]*underExam
 	begun   uint64        // exams, so far
@@ -130,8 +134,10 @@ func newContinuous(r *Runner, j job, log *slog.Logger, f *feed, now time.Time) *
 		r: r, log: log, job: j, test: j.options.test, own: pace.New(rate, 2), feed: f,
 		pairs: make([]standing, len(j.pairs)), paths: make([]*plan.Path, len(j.pairs)), pools: newPools(j.options.test),
 		results: make(chan examined), vague: map[string]time.Time{}, exams: map[uint64]*underExam{}, ways: newWays(),
+		trips: newTrips(), times: newLatencyBook(j.pairs, now),
 	}
 	c.job.lost, c.job.options.between = batch{}, c.ways
+	f.time(c.times)
 	if r.stream != nil {
 		c.streaming = streaming{streams: r.stream(), errors: map[string]string{}, silences: map[[2]string]*silence{}}
 	}
@@ -325,6 +331,7 @@ func (c *continuous) follow(now time.Time) {
 	for i, s := range seq {
 		back[i] = index[s]
 	}
+	c.times.follow(x, back)
 	c.next = newPatrol(x, now, func(m meeting) { m.pair = back[m.pair]; c.told(m) })
 	c.next.paths, c.next.index = fresh, back
 	c.next.waits = func(pair int) time.Duration { return c.waitFor(back[pair]) }
@@ -378,7 +385,7 @@ func (c *continuous) told(m meeting) {
 	if !m.late {
 		p.flying = false
 	}
-	healthy := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	healthy, arrives := p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY, c.arrives(p.base)
 	switch {
 	case m.outcome == met && !m.late:
 		c.trip(m.pair, m.rtt, m.took)
@@ -390,9 +397,9 @@ func (c *continuous) told(m meeting) {
 		default:
 			c.count(m, false, now)
 		}
-	case healthy && (m.outcome == missed || m.outcome == unable) && p.exam != 0 && c.exams[p.exam].began.After(m.sent):
+	case arrives && (m.outcome == missed || m.outcome == unable) && p.exam != 0 && c.exams[p.exam].began.After(m.sent):
 		// It was under way when the pair began to be examined, for what else is known.
-	case healthy && (m.outcome == missed || m.outcome == unable):
+	case arrives && (m.outcome == missed || m.outcome == unable):
 		if p.met == nil && !p.suspect {
 			p.met = m.prior
 		}
@@ -411,6 +418,11 @@ func (c *continuous) told(m meeting) {
 			p.pending = append(p.pending, m)
 		}
 	}
+}
+
+// arrives says that of a pair what is small arrives, by its last examination: what a patrol loses is news then.
+func (c *continuous) arrives(r *dyetracev1.PairResult) bool {
+	return r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY || c.byLarge(r)
 }
 
 // byLarge says that a pair is not healthy by what large packets did, or by what is not known of them.

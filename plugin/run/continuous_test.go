@@ -33,6 +33,8 @@ type town struct {
 	// on its way to the other host.
 	lose  func(pair string, scheme stain.Scheme, n int) bool
 	count map[string]int
+	// refuse says that no probe of a scheme can be sent.
+	refuse func(stain.Scheme) bool
 	// refresh is what has hosts tell how they are; nil is that the book is right.
 	refresh func()
 	// auto has schemes be chosen; else all goes by tcp.
@@ -152,6 +154,10 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 	for i, number := range m.Index {
 		if v.fates[number]++; v.fates[number] > 1 || number >= v.spec.Total {
 			panic(fmt.Sprintf("number %d comes twice, or is none", number))
+		}
+		if v.t.refuse != nil && v.t.refuse(stain.Scheme(m.Scheme)) {
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: "no buffer space available"})
+			continue
 		}
 		v.t.sent++
 		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, 0)
@@ -470,6 +476,52 @@ func TestContinuousChance(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestContinuousByEcho has no probe by tcp be sent at first, so that all is healthy by icmp, and breaks tcp alone then, which echoes do not show: tcp
+// is tried again when that may be over, and it is named.
+func TestContinuousByEcho(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, site(t, 2))
+		w.auto, w.refuse = true, func(s stain.Scheme) bool { return s == stain.TCP }
+		const broke = 20 * time.Second
+		all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{}, 2*time.Minute, func() {
+			time.Sleep(broke)
+			w.change(func(w *town) {
+				w.refuse = nil
+				w.lose = func(_ string, s stain.Scheme, _ int) bool { return s == stain.TCP }
+			})
+		})
+		if len(all) != 4 {
+			t.Fatalf("told %v; want two pairs, and that they are faulty", all)
+		}
+		for _, a := range all[:2] {
+			if a.r.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY || a.r.GetScheme() != dyetracev1.Scheme_SCHEME_ICMP {
+				t.Errorf("%v by %v: %s; want it healthy by icmp: not the case that this is about", a.r.GetVerdict(), a.r.GetScheme(), a.r.GetSchemeReason())
+			}
+		}
+		for _, a := range all[2:] {
+			if a.r.GetVerdict() != faulty || a.r.GetScheme() != dyetracev1.Scheme_SCHEME_TCP || a.at < broke || a.at > forgottenAfter+2*recheckAfter {
+				t.Errorf("%v: %v by %v: %s", a.at, a.r.GetVerdict(), a.r.GetScheme(), a.r.GetCause())
+			}
+		}
+	})
+}
+
+// TestByTCPAgain has a pair be healthy by icmp only for long, as one is whose guest does not answer tcp: it is examined ever less often.
+func TestByTCPAgain(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1e9, 0) // a multiple of recheckAfter since the beginning of time
+	for _, tt := range []struct{ since, lasted, want time.Duration }{
+		{0, 0, forgottenAfter}, {forgottenAfter / 4, 0, forgottenAfter}, {time.Minute, 0, 2 * time.Minute}, {3 * time.Minute, 0, 6 * time.Minute},
+		{time.Hour, 0, untriedAtMost}, {0, 10 * time.Second, forgottenAfter}, {0, time.Minute, recheckTimes * time.Minute}, {time.Hour, time.Hour, recheckTimes * time.Hour},
+	} {
+		p := &standing{echoes: now.Add(-tt.since), lasted: tt.lasted}
+		if got := p.byTCPAgain(now).Sub(now); got != tt.want+recheckAfter {
+			t.Errorf("by icmp only for %v, the last time examined for %v: again in %v, want %v", tt.since, tt.lasted, got, tt.want+recheckAfter)
+		}
 	}
 }
 

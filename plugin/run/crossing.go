@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/sequential"
 )
@@ -215,18 +214,6 @@ func (p *pool) blaming() bool {
 	return p.blames && p.guard.Alarm
 }
 
-// words are what a crossing loses, as a cause.
-func (x *crossing) words(lost, probes int, i sequential.Interval) string {
-	end := func(host string, a netip.Addr) string {
-		if !a.IsValid() {
-			return host
-		}
-		return fmt.Sprintf("%s (%s)", host, a)
-	}
-	return fmt.Sprintf("the underlay loses %.2g %% (%.2g-%.2g %%, 95 %%) of %d UDP packets from %s to %s",
-		100*float64(lost)/float64(max(1, probes)), 100*i.Low, 100*i.High, probes, end(x.from, x.src), end(x.to, x.dst))
-}
-
 // net is the pool of what lies under the tunnels from one host to another.
 func (ps *pools) net(pair int, from, to *plan.Expected) *pool {
 	p := ps.get("net "+from.Host+" "+to.Host, pair, func() *pool {
@@ -256,15 +243,4 @@ func (ps *pools) crossed(from, to string, src, dst netip.Addr, trials []trial, n
 		}
 	}
 	return changed
-}
-
-// segmentOf is the segment between two points.
-func segmentOf(from, to *plan.Expected) *dyetracev1.Segment {
-	if from == nil || to == nil {
-		return nil
-	}
-	point := func(e *plan.Expected) *dyetracev1.Point {
-		return &dyetracev1.Point{Host: e.Host, Bridge: e.Bridge, Kind: dyetracev1.PointKind(e.Kind)}
-	}
-	return &dyetracev1.Segment{From: point(from), To: point(to), Direction: dyetracev1.Direction(from.Direction)}
 }

@@ -333,7 +333,7 @@ func TestStreamTargets(t *testing.T) {
 	asks := map[string]int{}
 	for _, x := range targets {
 		asks[x.From]++
-		if "10.1.0."+x.To[2:] != x.Dst.String() || "10.1.0."+x.From[2:] != x.Src.String() || x.Port != 7443 || x.ToS != 0x5c || x.Size != 128 {
+		if "10.1.0."+x.To[2:] != x.Dst.String() || "10.1.0."+x.From[2:] != x.Src.String() || x.Port != 7443 || x.ToS != 0x5c || x.Size != 128 || x.Tunnel != "gre0" {
 			t.Errorf("%+v", x)
 		}
 	}

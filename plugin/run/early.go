@@ -283,7 +283,7 @@ func (x *execution) inquire(q question) {
 func (x *execution) foreknown(q question, f *foresight) {
 	q.explanation = f.explanation
 	r := x.judgeWith(&q, nil)
-	if r.Verdict == verdict.Unknown || r.Passed || f.explanation.Error != "" {
+	if r.Verdict == verdict.Unknown || r.MayBeRemembered || f.explanation.Error != "" {
 		q.explanation = nil
 		x.asking = append(x.asking, q)
 		return
@@ -291,8 +291,9 @@ func (x *execution) foreknown(q question, f *foresight) {
 	x.told(q, r)
 }
 
-// sameNeed says that one answer does for both.
+// sameNeed says that one answer does for both: it is about a packet as it came to a host, however far it was seen there.
 func sameNeed(a, b verdict.NeedExplain) bool {
 	a.Decides, b.Decides = false, false
+	a.Point, b.Point = 0, 0
 	return a == b
 }

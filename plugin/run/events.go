@@ -179,6 +179,7 @@ func (x *execution) evidence(track int) verdict.Evidence {
 func (x *execution) evidenceUntil(track int, until time.Time) verdict.Evidence {
 	e := x.ledger.evidence(track)
 	e.Gone, e.Enough, e.Patience = x.gone, x.enough(track), x.patienceFor(x.layout.pair(track))
+	e.Explains = x.explains(track)
 	e.Trip = x.options.trips[x.seq[x.layout.pair(track)]]
 	x.quiet(track, &e, until)
 	if x.ledger.tests[track] != nil {
@@ -209,14 +210,7 @@ func (x *execution) conclude(pair int) {
 	x.judged[pair] = true
 	x.loud(pair)
 	x.leaveOff(pair)
-	if x.mtu != nil {
-		if e := x.mtu[pair].exchange; e != nil && e.step != done {
-			e.held = append(e.held, heldPair{pair, r})
-			return
-		}
-		r = x.withMTU(pair, r)
-	}
-	x.emit(pair, r)
+	x.emitWithMTU(pair, r)
 }
 
 // emit hands the verdict on a pair to the writer.

@@ -36,13 +36,13 @@ func (c *continuous) examine(ctx context.Context, now time.Time) {
 		case p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_SILENT:
 			met[uint32(i)] = &prior{scheme: stain.Scheme(p.base.GetScheme()), unheard: true} // as the last examination found
 		}
-		if p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY { // else it is long ago
-			trips[uint32(i)] = p.rtts.slowest()
+		if c.arrives(p.base) { // else it is long ago
+			trips[uint32(i)] = c.roundTrip(i)
 		}
 		if n := leastOf(p.base); n > 1 {
 			least[uint32(i)] = n
 		}
-		p.exam, p.suspect, p.met = c.begun+1, false, nil
+		p.exam, p.suspect, p.met, p.renewed = c.begun+1, false, nil, false
 		due = append(due, i)
 	}
 	if len(due) == 0 {
@@ -211,12 +211,20 @@ func (c *continuous) takeExam(e examined, now time.Time) {
 	c.getting = e.getting
 	for _, i := range e.pairs {
 		p := &c.pairs[i]
-		if p.exam == e.exam {
-			p.exam = 0
+		if p.exam != e.exam {
+			continue // it was told of, and is looked at again by what it took itself, or is outdated
 		}
-		if p.exam == 0 && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
-			p.again = now.Add(p.recheckIn(e.took))
+		p.exam = 0
+		if p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
+			p.recheck(e.took, now)
 		}
+	}
+}
+
+// recheck has a pair that is not healthy be examined again in time: took is how long the last one took, as far as it was about the pair.
+func (p *standing) recheck(took time.Duration, now time.Time) {
+	if p.again = now.Add(p.recheckIn(took)); p.renewed {
+		p.again = earliest(p.again, p.found.Add(max(renewAfter, took)))
 	}
 }
 
@@ -226,6 +234,16 @@ func (p *standing) recheckIn(took time.Duration) time.Duration {
 		return max(min(recheckAfter, unseenAfter<<(p.unseen-1)), took)
 	}
 	return max(recheckAfter, recheckTimes*took)
+}
+
+// byTCPAgain is when a pair is examined again that is healthy by icmp only, though tcp was tried: the patrol sends it echoes, and nothing else
+// would show a fault of tcp alone. What kept tcp from being judged is over soon, mostly; a guest that does not answer tcp goes on with
+// that, and a fleet may have thousands of them. So it is the later the longer it has been so already; and where many wait for each other's
+// probes, and are not on patrol meanwhile, that is no more than a fifth of their time. Those that are due in the same recheckAfter are one
+// examination: many small ones would keep what is suspect from having one.
+func (p *standing) byTCPAgain(now time.Time) time.Time {
+	in := max(within(2*now.Sub(p.echoes), forgottenAfter, untriedAtMost), recheckTimes*p.lasted)
+	return now.Add(in).Truncate(recheckAfter).Add(recheckAfter)
 }
 
 // found is the verdict of an examination on a pair.
@@ -241,16 +259,24 @@ func (c *continuous) found(i int, exam uint64, r *dyetracev1.PairResult, now tim
 	if healthy && p.base.GetVerdict() != dyetracev1.Verdict_VERDICT_HEALTHY {
 		p.sound = now // what was lost before is no news, and no sign of a little loss
 	}
-	p.base = r
-	p.examinedIn(r)
+	p.base, p.found, p.lasted = r, now, now.Sub(under.began)
+	c.examinedIn(i, r)
 	if p.unseen++; r.GetVerdict() != dyetracev1.Verdict_VERDICT_UNKNOWN {
 		p.unseen = 0
 	}
+	switch byEcho := healthy && c.job.options.scheme == 0 && r.GetScheme() == dyetracev1.Scheme_SCHEME_ICMP; {
+	case !byEcho:
+		p.echoes = time.Time{}
+	case p.echoes.IsZero():
+		p.echoes = now
+	}
 	switch {
 	case !healthy:
-		p.again = now.Add(p.recheckIn(0))
+		p.recheck(p.lasted, now)
 	case c.job.options.mtu:
 		p.again = now.Truncate(largeEvery).Add(largeEvery)
+	case !p.echoes.IsZero():
+		p.again = p.byTCPAgain(now)
 	default:
 		p.again = time.Time{}
 	}

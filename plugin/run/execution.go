@@ -164,6 +164,7 @@ type question struct {
 	ask     *dyetracev1.Explain
 	since   time.Time
 	decides bool
+	again   int // how often the track was asked about before
 	// explanation is the answer, where the track waits for an underlay probe as well.
 	explanation *verdict.Explanation
 }
@@ -329,6 +330,13 @@ func (x *execution) step(now time.Time) (wake time.Time) {
 
 func earliest(a, b time.Time) time.Time {
 	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
 		return a
 	}
 	return b

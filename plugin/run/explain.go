@@ -8,6 +8,9 @@ import (
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 )
 
+// mostAgain is how often a track is asked about anew, since what was seen last of it is elsewhere by the time of the answer.
+const mostAgain = 2
+
 // close waits for the second audits, if any pair does; the agents were told to finish.
 func (x *execution) close(now time.Time) (wake time.Time) {
 	wake = x.since.Add(x.answers)
@@ -58,18 +61,10 @@ func (x *execution) judgePair(pair int) {
 		}
 		r := verdict.Judge(x.evidence(track))
 		x.results[track] = &r
-		if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides && !x.foresees(track, *r.Need) { // what only embellishes a note
-			continue
+		if q, ok := x.question(track, r); ok {
+			p.questions++
+			asked = append(asked, q)
 		}
-		host := slices.Index(x.ledger.hosts, r.Need.Host)
-		if host < 0 || x.host[host].gone {
-			continue
-		}
-		p.questions++
-		asked = append(asked, question{
-			track: track, host: host, point: r.Need.Point, first: r,
-			ask: r.Need.Proto(0), decides: r.Need.Decides,
-		})
 	}
 	if p.questions == 0 {
 		x.conclude(pair)
@@ -77,6 +72,31 @@ func (x *execution) judgePair(pair int) {
 	for _, q := range asked {
 		x.inquire(q)
 	}
+}
+
+// question is what a verdict on a track wants explained; ok is false if that is nothing, or nobody can be asked, or it
+// would only embellish a note.
+func (x *execution) question(track int, r verdict.Result) (q question, ok bool) {
+	if r.Need == nil || x.layout.scheme(track) > 0 && !r.Need.Decides && !x.foresees(track, *r.Need) {
+		return question{}, false
+	}
+	host := slices.Index(x.ledger.hosts, r.Need.Host)
+	if host < 0 || x.host[host].gone {
+		return question{}, false
+	}
+	return question{track: track, host: host, point: r.Need.Point, first: r, ask: r.Need.Proto(0), decides: r.Need.Decides}, true
+}
+
+// asksAgain says that the answer to a question is of no use any more, and another was put: what was seen last is elsewhere by
+// now.
+func (x *execution) asksAgain(q *question, r verdict.Result) bool {
+	next, ok := x.question(q.track, r)
+	if !ok || q.again == mostAgain {
+		return false
+	}
+	next.again = q.again + 1
+	x.inquire(next)
+	return true
 }
 
 // answer ends a question about a track: r is the verdict on it.
@@ -164,6 +184,9 @@ func (x *execution) explained(m *dyetracev1.Explanation) {
 
 // told ends a question by a verdict, unless that wants to know more of the network between two hosts.
 func (x *execution) told(q question, r verdict.Result) {
+	if x.asksAgain(&q, r) {
+		return
+	}
 	if r.NeedUnderlay == nil {
 		x.answer(q.track, r)
 		return

@@ -24,6 +24,7 @@ type feed struct {
 	base    int                      // verdicts forgotten before those
 	// current are the verdicts that stand, by pair; nil where each falls once.
 	current map[string]*dyetracev1.PairResult
+	times   *latencyBook // of a continuous run under way
 	ended   bool
 	found   int           // how often findings changed
 	news    atomic.Bool   // verdicts, since what they have in common was looked at
@@ -54,6 +55,23 @@ func (f *feed) continuous() {
 	f.current = map[string]*dyetracev1.PairResult{}
 	for _, r := range f.results {
 		f.current[pairKey(r)] = r
+	}
+}
+
+// time shows, to who reads a continuous run, how long its probes take.
+func (f *feed) time(b *latencyBook) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.times = b
+}
+
+// latest has verdicts of a continuous run under way say how long probes take.
+func (f *feed) latest(results []*dyetracev1.PairResult) {
+	f.mu.Lock()
+	times := f.times
+	f.mu.Unlock()
+	if times != nil {
+		times.fill(results)
 	}
 }
 

@@ -43,6 +43,10 @@ type ledger struct {
 	failures map[uint32]string             // by probe: why it did not leave
 	doubles  map[uint32][]verdict.Sample   // by probe: second and later samples of a point
 	strays   map[uint32][]verdict.Sighting // by probe: samples off the way
+	// timed, of a patrol, is told how long the legs of a probe that arrived took, negative where that is not known; nil
+	// has tests count them.
+	timed  func(track int, took []time.Duration)
+	timing []time.Duration
 }
 
 // track is one way to probe a pair: along a path, by a scheme.
@@ -102,6 +106,7 @@ type slot struct {
 	tunID  uint32
 	inPort uint32
 	ttl    uint8
+	flags  uint8 // of TCP, 0 where they are not known
 	seen   bool
 	// noReply: see verdict.Sample.
 	noReply bool
@@ -342,21 +347,37 @@ func (l *ledger) look(number uint32) {
 	if t == nil || !l.arrived(number) {
 		return
 	}
-	at := func(point int) (int64, bool) {
-		s := &l.slots[int(p.slot)+point]
-		return int64(s.atNs), s.seen
-	}
-	for i := range t.legs {
-		if d, ok := t.legs[i].Leg.Of(at); ok {
-			t.legs[i].Digest.Add(d)
-		}
-	}
+	l.time(number)
 	if number < uint32(hardAttempts*len(l.tracks)) {
 		return
 	}
 	t.arrived++
 	t.came = number + 1
 	l.forget(number)
+}
+
+// time counts how long the legs of a tested probe took, or tells it.
+func (l *ledger) time(number uint32) {
+	p, track := &l.probes[number], l.of(number)
+	at := func(point int) (int64, bool) {
+		s := &l.slots[int(p.slot)+point]
+		return int64(s.atNs), s.seen
+	}
+	took := l.timing[:0]
+	for i, m := range l.tests[track].legs {
+		d, ok := m.Leg.Of(at)
+		switch {
+		case l.timed == nil && ok:
+			l.tests[track].legs[i].Digest.Add(d)
+		case ok:
+			took = append(took, max(d, 0))
+		default:
+			took = append(took, -1)
+		}
+	}
+	if l.timing = took; l.timed != nil {
+		l.timed(track, took)
+	}
 }
 
 // rtt returns the round trip of a tested probe, 0 where its ends were not seen.
@@ -465,6 +486,9 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 			atNs: m.AtNs[i], tunSrc: m.TunSrc[i], tunID: m.TunId[i], inPort: m.InPort[i],
 			ttl: uint8(min(m.Ttl[i], 255)), seen: true, noReply: m.NoReply[i],
 		}
+		if len(m.TcpFlags) > 0 {
+			s.flags = uint8(m.TcpFlags[i])
+		}
 		at := &l.slots[int(p.slot)+k]
 		if at.seen {
 			if d := l.doubles[number]; len(d) < maxOdd {
@@ -491,7 +515,7 @@ func (l *ledger) see(host int, bridge int32, m *dyetracev1.Samples, i int) fate 
 
 func (s *slot) sample(point int) verdict.Sample {
 	return verdict.Sample{
-		Point: point, AtNs: int64(s.atNs), TTL: s.ttl, InPort: s.inPort,
+		Point: point, AtNs: int64(s.atNs), TTL: s.ttl, Flags: s.flags, InPort: s.inPort,
 		TunSrc: verdict.Addr4(s.tunSrc), TunID: s.tunID, NoReply: s.noReply,
 	}
 }
@@ -510,6 +534,16 @@ func (l *ledger) arrived(number uint32) bool {
 		}
 	}
 	return false
+}
+
+// shown says that a probe was seen anywhere on its way.
+func (l *ledger) shown(number uint32) bool {
+	p := &l.probes[number]
+	if p.state == unsent || p.forgotten {
+		return p.forgotten
+	}
+	from, to := l.span(l.of(number))
+	return slices.ContainsFunc(l.slots[int(p.slot):int(p.slot)+to-from], func(s slot) bool { return s.seen })
 }
 
 // evidence returns what is known of the attempts of a track. The hooks and who is gone are for the

@@ -40,6 +40,7 @@ func (r *Runner) Get(ctx context.Context, id string) (*dyetracev1.Run, []*dyetra
 	if a := r.look(run); a != nil {
 		p := a.feed.since(0)
 		if p.run.GetOptions().GetContinuous() {
+			a.feed.latest(p.results)
 			p.run.Transitions, err = r.cfg.Store.Transitions(ctx, p.run.GetId(), shownTransitions)
 		}
 		return p.run, p.results, err

@@ -138,7 +138,7 @@ func (x *execution) lateness(track int) time.Duration {
 func (x *execution) judgeSoFar(e verdict.Evidence) verdict.Result {
 	r := verdict.Judge(e)
 	if n := r.NeedUnderlay; n != nil {
-		if made := x.exchanges[exchangeKey{n.From, n.To, n.Dst, n.Large, false}]; made != nil && made.step == done {
+		if made := x.made(n, false); made != nil && made.step == done {
 			e.Underlay = made.result
 			r = verdict.Judge(e)
 		}
@@ -314,6 +314,9 @@ func (x *execution) quiet(track int, e *verdict.Evidence, until time.Time) {
 		return
 	}
 	now := time.Now()
+	if since, is := x.hushed(x.layout.pair(track)); is {
+		e.Hushed = max(0, until.Sub(since))
+	}
 	kept, i := e.Attempts[:0], 0
 	x.ledger.each(track, func(number uint32) {
 		p := &x.ledger.probes[number]

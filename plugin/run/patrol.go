@@ -75,7 +75,8 @@ type meeting struct {
 	waited time.Duration
 	// rtt is the round trip of one that arrived, 0 where it was not seen.
 	rtt time.Duration
-	// took is how long it was from when it was sent until the last that was seen of one that arrived was known.
+	// took is how long it was from when it was known to have left until the last that was seen of one that arrived was: it is waited
+	// for from then on.
 	took time.Duration
 	// late: it was told of as missed before.
 	late bool
@@ -129,8 +130,7 @@ func (p *patrol) send(track int) bool {
 	return ok
 }
 
-// launched takes in that an agent is told to send a probe; what it waited for before tells nothing of how
-// long probes take.
+// launched takes in that an agent is told to send a probe: one that is lost is so since then.
 func (p *patrol) launched(number uint32, now time.Time) {
 	if p != nil {
 		p.sentAt[number] = now
@@ -225,7 +225,10 @@ func (p *patrol) met(track int, number uint32) {
 	m := meeting{pair: x.layout.pair(track), sent: sent, last: -1, next: -1}
 	switch {
 	case x.ledger.arrived(number):
-		m.outcome, m.rtt, m.took = met, x.ledger.rtt(number), x.begun.Add(probe.heard).Sub(sent)
+		m.outcome, m.rtt = met, x.ledger.rtt(number)
+		if probe.state == left { // and not known before that it had
+			m.took = probe.heard - probe.sent
+		}
 		x.ledger.look(number)
 	case probe.state == left:
 		probe.looked = true
@@ -362,6 +365,7 @@ func (p *patrol) settled(l lostProbe, now time.Time) bool {
 	at := x.ledger.attempt(l.number)
 	if x.ledger.arrived(l.number) { // late, since its sample was
 		m.outcome = met
+		x.ledger.time(l.number)
 	} else {
 		e := verdict.Evidence{Path: x.ledger.path(l.track), Scheme: x.ledger.tracks[l.track].scheme, Attempts: []verdict.Attempt{at}, Hooks: hooks, Gone: x.gone}
 		if last, next, proven := verdict.LostAt(e); proven {

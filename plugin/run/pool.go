@@ -11,6 +11,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/sequential"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -40,8 +41,9 @@ type pool struct {
 	// blames says that the pairs which pass are faulty while the alarm is raised: they all pass the
 	// very part. What passes a host as a whole is only reported.
 	blames bool
-	// where the probes of a pair were lost, for its own pool
+	// where most of the probes of a pair were lost, for its own pool, and how many in each place
 	lostFrom, lostTo *plan.Expected
+	places           map[place]int
 	// net is what the agents' streams show, where that and no pair's probe is what the guard sees.
 	net *crossing
 }
@@ -174,10 +176,40 @@ func (ps *pools) feed(pair int, path *plan.Path, steps []step, isLost bool, last
 	}
 	own := ps.own(pair)
 	if isLost {
-		own.lostFrom, own.lostTo = &path.Points[last], &path.Points[next]
+		own.lostAt(&path.Points[last], &path.Points[next])
 	}
 	add(own, isLost)
 	return changed
+}
+
+// place is between two points of a path, however often that is planned anew.
+type place struct{ from, to spot }
+
+type spot struct {
+	host, bridge string
+	kind         stain.Kind
+	direction    plan.Direction
+}
+
+func placeOf(from, to *plan.Expected) place {
+	at := func(p *plan.Expected) spot {
+		if p == nil {
+			return spot{}
+		}
+		return spot{p.Host, p.Bridge, p.Kind, p.Direction}
+	}
+	return place{at(from), at(to)}
+}
+
+// lostAt counts where a probe of a pair is lost, in its own pool.
+func (p *pool) lostAt(from, to *plan.Expected) {
+	if p.guard.Lost == 0 || p.places == nil { // what was before is over
+		p.places = map[place]int{}
+	}
+	at := placeOf(from, to)
+	if p.places[at]++; p.places[at] >= p.places[placeOf(p.lostFrom, p.lostTo)] {
+		p.lostFrom, p.lostTo = from, to
+	}
 }
 
 // over takes in that the underlay on a part of ways loses no more: what pairs that pass it lost there is over,
@@ -212,7 +244,7 @@ func (p *pool) loss() *dyetracev1.SegmentLoss {
 	i := sequential.Loss(probes, lost)
 	from, to := p.ends()
 	return &dyetracev1.SegmentLoss{
-		Segment: segmentOf(from, to), Host: p.host, Probes: uint64(probes), Lost: uint64(lost),
+		Segment: verdict.SegmentBetween(from, to), Host: p.host, Probes: uint64(probes), Lost: uint64(lost),
 		Low: i.Low, High: i.High, Pairs: uint32(len(p.pairs)), Since: timestamppb.New(p.since),
 		Underlay: p.net != nil, SourcePorts: ports,
 	}
@@ -220,33 +252,10 @@ func (p *pool) loss() *dyetracev1.SegmentLoss {
 
 // verdict is that on a healthy pair that passes a pool whose alarm is raised, between these points.
 func (p *pool) verdict(base *dyetracev1.PairResult, test sequential.Plan, from, to *plan.Expected) *dyetracev1.PairResult {
-	probes, lost, _ := p.figures()
-	i := sequential.Loss(probes, lost)
-	segment := segmentOf(from, to)
-	r := &dyetracev1.PairResult{
-		Src: base.Src, Dst: base.Dst, Verdict: dyetracev1.Verdict_VERDICT_FAULTY, Segment: segment, RttNs: base.RttNs,
-		Samples: base.Samples, Probes: base.Probes, Scheme: base.Scheme, SchemeReason: base.SchemeReason, SrcIp: base.SrcIp, DstIp: base.DstIp,
-		NoTouch: base.NoTouch, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_LOSS,
-		Loss: &dyetracev1.PairLoss{
-			Probes: uint32(probes), Lost: uint32(lost), Low: i.Low, High: i.High, Underlay: p.net != nil,
-			Decision: dyetracev1.LossDecision_LOSS_DECISION_ABOVE, Allowed: test.P0, TooMuch: test.P1, Segment: segment,
-		},
+	s := verdict.Shared{Pairs: len(p.pairs), Test: test, From: from, To: to}
+	s.Probes, s.Lost, _ = p.figures()
+	if x := p.net; x != nil {
+		s.Under = &verdict.Ends{From: x.from, To: x.to, Src: x.src, Dst: x.dst}
 	}
-	if from != nil {
-		r.Host = from.Host
-	}
-	if p.net != nil {
-		r.Cause = p.net.words(lost, probes, i)
-		return r
-	}
-	whose := ""
-	if n := len(p.pairs); n > 1 {
-		whose = fmt.Sprintf(" of %d pairs", n)
-	}
-	r.Cause = fmt.Sprintf("loses %.2g %% (%.2g-%.2g %%, 95 %%) of %d probes%s", 100*float64(lost)/float64(max(1, probes)),
-		100*i.Low, 100*i.High, probes, whose)
-	if from != nil {
-		r.Cause += fmt.Sprintf(" between %s and %s", from, to)
-	}
-	return r
+	return s.Judge(base)
 }

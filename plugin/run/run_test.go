@@ -119,6 +119,8 @@ type cast struct {
 	drops   bool                     // agents drop samples of their own
 	// underlay is what a host says when it is asked for an exchange; nil is nothing.
 	underlay func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport
+	// exchange is how long one takes.
+	exchange time.Duration
 
 	mu       sync.Mutex
 	began    time.Time
@@ -429,15 +431,30 @@ func (c *cast) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) uint64 {
 	}
 	r := answer(name, m)
 	r.Id = id
-	c.put(host, r)
+	if c.exchange > 0 && !m.GetRecall() {
+		time.AfterFunc(c.exchange, func() { c.put(host, r) })
+	} else {
+		c.put(host, r)
+	}
 	return id
 }
 
 func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
+	id := c.number()
+	c.explained(host, id)
+	return id
+}
+
+// number is that of an explanation, or an exchange.
+func (c *cast) number() uint64 {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.asked++
-	id := uint64(c.asked)
-	c.mu.Unlock()
+	return uint64(c.asked)
+}
+
+// explained answers what becomes of a packet.
+func (c *cast) explained(host int, id uint64) {
 	if !c.mute["explain "+c.spec.Hosts[host]] {
 		x := &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60}}
 		if c.explain != nil {
@@ -446,7 +463,6 @@ func (c *cast) Explain(host int, _ *dyetracev1.Explain) uint64 {
 		x.Id = id
 		c.put(host, x)
 	}
-	return id
 }
 
 func (c *cast) Wake() <-chan struct{} { return c.wake }
@@ -675,6 +691,81 @@ func TestExplainWindow(t *testing.T) {
 	})
 }
 
+// tardy are agents of which the first that is asked what becomes of a packet takes longer than the probes do, and by then
+// the first probes of all turn out to have come further.
+type tardy struct {
+	*cast
+	asked bool
+}
+
+func (a *tardy) Explain(host int, m *dyetracev1.Explain) uint64 {
+	if a.asked {
+		return a.cast.Explain(host, m)
+	}
+	a.asked = true
+	id := a.number()
+	time.AfterFunc(900*time.Millisecond, func() {
+		a.mu.Lock()
+		a.lost = func(s shot) bool { return s.point > 2 }
+		first := make([]uint32, len(a.tracks))
+		for i := range first {
+			first[i] = uint32(i)
+		}
+		a.mu.Unlock()
+		for h, s := range a.see(first) {
+			if h != host {
+				a.put(h, s)
+			}
+		}
+		a.explained(host, id)
+	})
+	return id
+}
+
+// TestExplainedTooEarly has a probe be seen on another host while the first is asked what becomes of it: who is
+// asked next says why it is lost.
+func TestExplainedTooEarly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := between(t, explorable(t, 2), "hv1", "hv2")
+		c := newCast(paths)
+		c.lost = func(s shot) bool { return s.point > 1 }
+		c.plays = &tardy{cast: c}
+		c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: &dyetracev1.FlowRef{Bridge: "br-tun", Table: 60}}
+		results, _, _ := play(t.Context(), testConfig, c, pairs, time.Minute)
+		if len(results) == 0 {
+			t.Fatal("no results")
+		}
+		for _, r := range results {
+			if r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_FLOW || r.GetHost() != "hv2" {
+				t.Errorf("%v at %s, %v: %s; want a flow of hv2", r.GetVerdict(), r.GetHost(), r.GetCauseKind(), r.GetCause())
+			}
+		}
+	})
+}
+
+// TestNobodySaw has one probe of a pair be lost, as may be by chance, and others be seen by nobody, not even where they began: they do not
+// bear it out.
+func TestNobodySaw(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pairs, paths := between(t, explorable(t, 2), "hv1", "hv2")
+		c := newCast(paths)
+		c.lost = func(s shot) bool { return s.attempt > 0 || s.point > 1 }
+		c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: "10.1.0.2"}
+		c.underlay = underlayOf(func(uint32) bool { return false })
+		results, _, _ := play(t.Context(), testConfig, c, pairs, time.Minute)
+		if len(results) == 0 {
+			t.Fatal("no results")
+		}
+		for _, r := range results {
+			if r.GetVerdict() != dyetracev1.Verdict_VERDICT_UNKNOWN || r.GetProbes() < hardAttempts {
+				t.Errorf("%v after %d probes: %s; want unknown after %d and more", r.GetVerdict(), r.GetProbes(), r.GetCause(), hardAttempts)
+			}
+		}
+	})
+}
+
 // TestInterrupt ends a run in its middle: what was judged is handed over, agents are told.
 func TestInterrupt(t *testing.T) {
 	t.Parallel()
@@ -789,6 +880,12 @@ func TestLedger(t *testing.T) {
 	if f := l.see(0, bridge(hv1, 0), hv1, 0); f != forged {
 		t.Errorf("a sample of a probe that was not sent: %d", f)
 	}
+	hv1.TcpFlags = make([]uint32, len(hv1.Index))
+	for i, reply := range hv1.Reply {
+		if hv1.TcpFlags[i] = 0x02; reply {
+			hv1.TcpFlags[i] = 0x12
+		}
+	}
 	l.ask(number)
 	if l.leave(number+1) || !l.leave(number) || l.leave(number) {
 		t.Error("only a probe that was asked for leaves, once")
@@ -831,6 +928,18 @@ func TestLedger(t *testing.T) {
 	e := l.evidence(0)
 	if len(e.Attempts) != 1 || len(e.Attempts[0].Seen) != 8+maxOdd || len(e.Attempts[0].Stray) != 2 || !e.Attempts[0].Injected {
 		t.Errorf("evidence = %+v", e.Attempts)
+	}
+	for _, s := range e.Attempts[0].Seen { // hv2 tells none
+		pt, want := e.Path.Points[s.Point], uint8(0)
+		switch {
+		case pt.Host == "hv1" && pt.Direction == plan.Reply:
+			want = 0x12
+		case pt.Host == "hv1":
+			want = 0x02
+		}
+		if s.Flags != want {
+			t.Errorf("flags at %s are %#x, want %#x", &pt, s.Flags, want)
+		}
 	}
 	if r := verdict.Judge(e); r.Verdict != verdict.Healthy {
 		t.Errorf("verdict = %v, %s", r.Verdict, r.Cause)

@@ -147,7 +147,7 @@ func (c *continuous) heedSilences(now time.Time) (wake time.Time) {
 			c.signed = true
 			c.suspectBetween(s, s.since, now, func(p *standing) bool {
 				examined := p.exam != 0 && c.exams[p.exam].began.After(s.since) // for what a patrol met
-				return !examined && p.base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+				return !examined && c.arrives(p.base)
 			})
 		}
 	}
@@ -176,7 +176,7 @@ func (c *continuous) suspectBetween(s *silence, since, now time.Time, of func(*s
 		taken[l.Dst]++
 		begun++
 		c.suspect(i, since)
-		if c.pairs[i].base.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY {
+		if c.arrives(c.pairs[i].base) {
 			c.giveUp(i, now) // one that began before, and tests how much is lost
 		}
 	}

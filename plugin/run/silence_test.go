@@ -11,6 +11,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/fleet"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/pace"
 	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/stain"
@@ -357,22 +358,63 @@ func TestSilenceDue(t *testing.T) {
 	}
 }
 
+// standingStill is a continuous run of all pairs that nobody runs.
+func standingStill(t *testing.T, snap *inventory.Snapshot, opts *dyetracev1.ProbeOptions) (*continuous, []plan.Path) {
+	t.Helper()
+	w := newTown(t, snap)
+	cfg := testConfig
+	cfg.Fleet, cfg.Book, cfg.Log = w, w, slog.New(slog.DiscardHandler)
+	pairs, paths := pathsOf(t, snap, allPairs)
+	opts.Continuous = true
+	j := job{pairs: pairs, options: optionsFromProto(opts), continuous: true}
+	for i := range pairs {
+		j.seq = append(j.seq, uint32(i))
+	}
+	return newContinuous(New(cfg), j, cfg.Log, newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}}, nil), time.Now()), paths
+}
+
+// TestSilenceOfLarge has a stream fall silent between two hosts of whose pairs it is not known what becomes of large packets: they are examined
+// for it as healthy ones are, and what began before is given up. Those that are faulty are not.
+func TestSilenceOfLarge(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		base *dyetracev1.PairResult
+		want bool
+	}{
+		{&dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_HEALTHY}, true},
+		{&dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_UNSEEN, RttNs: 1}, true},
+		{&dyetracev1.PairResult{Verdict: faulty, CauseKind: kindMTU, RttNs: 1}, true},
+		{&dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_UNSEEN}, false},
+		{&dyetracev1.PairResult{Verdict: faulty, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_FLOW}, false},
+	} {
+		c, paths := standingStill(t, streamable(t, 2), &dyetracev1.ProbeOptions{Mtu: true})
+		c.streaming.silences = map[[2]string]*silence{}
+		now, stopped := time.Now(), false
+		c.exams[1] = &underExam{began: now.Add(-time.Minute), stop: func() { stopped = true }, open: 1}
+		for i := range c.pairs {
+			c.paths[i], c.pairs[i].suspect, c.pairs[i].base = &paths[i], false, tt.base
+		}
+		c.pairs[0].exam = 1
+		c.hears(&fleet.StreamTarget{From: "hv1", To: "hv2"}, &fleet.StreamCount{Silent: 9, SilentFor: 40 * time.Millisecond}, now)
+		c.heedSilences(now.Add(signsWithin))
+		for i := range c.pairs {
+			if p := &c.pairs[i]; p.suspect != tt.want {
+				t.Errorf("%v: pair %d is suspect: %t, want %t", tt.base, i, p.suspect, tt.want)
+			}
+		}
+		if stopped != tt.want {
+			t.Errorf("%v: the examination before is given up: %t, want %t", tt.base, stopped, tt.want)
+		}
+	}
+}
+
 // TestSuspectBetween has many pairs pass between two hosts: so many are examined at once as their instances have tokens
 // for, and the others are next in the round.
 func TestSuspectBetween(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		snap := streamable(t, 80)
-		w := newTown(t, snap)
-		cfg := testConfig
-		cfg.Fleet, cfg.Book, cfg.Log = w, w, slog.New(slog.DiscardHandler)
-		r := New(cfg)
-		pairs, paths := pathsOf(t, snap, allPairs)
-		j := job{pairs: pairs, options: optionsFromProto(&dyetracev1.ProbeOptions{Continuous: true}), continuous: true}
-		for i := range pairs {
-			j.seq = append(j.seq, uint32(i))
-		}
-		f := newFeed(&dyetracev1.Run{Counts: &dyetracev1.Counts{}}, nil)
-		c := newContinuous(r, j, cfg.Log, f, time.Now())
+		c, paths := standingStill(t, snap, &dyetracev1.ProbeOptions{})
+		r, pairs, cfg := c.r, c.job.pairs, testConfig
 		crossing := 0
 		for i := range c.pairs {
 			c.paths[i] = &paths[i]

@@ -22,26 +22,55 @@ type simPlace struct {
 type simOwn struct {
 	kind       string
 	host       int
-	bridge     string // where it is of one
+	bridge     string // where it is of one; empty is all of the host's
 	from, to   time.Duration
 	share      float64
 	delay      time.Duration
+	noticed    bool // by the agent
 	breaksHost bool // packets through the host are lost meanwhile, in truth
+	times      int  // that hooks are taken away, evenly from one time to the other; 0 is not at all
 }
 
 func (o *simOwn) during(at time.Duration) bool { return at >= o.from && at < o.to }
+
+// at says whether it strikes a bridge.
+func (o *simOwn) at(p simPlace) bool {
+	return o.host == p.host && (o.bridge == "" || o.bridge == p.bridge)
+}
+
+// away says whether the hook is away, and gone how often it was taken away or put back until then.
+func (o *simOwn) away(at time.Duration) (away bool, gone uint64) {
+	each := (o.to - o.from) / time.Duration(max(1, o.times))
+	for n := range o.times {
+		from := o.from + time.Duration(n)*each
+		to := from + each/2
+		if o.times == 1 {
+			to = o.to
+		}
+		away = away || at >= from && at < to
+		if at >= from {
+			gone++
+		}
+		if at >= to {
+			gone++
+		}
+	}
+	return away, gone
+}
 
 // simAgents are the agents of a simulated cloud: they answer the controller as the contract has it.
 type simAgents struct {
 	c      *simCloud
 	chance *rand.Rand
-	own    []*simOwn
-	spec   fleet.Spec
-	hosts  []int // of the spec's
-	wake   chan struct{}
-	began  time.Time
+	// lateChance is for datagrams that are late.
+	lateChance *rand.Rand
+	own        []*simOwn
+	spec       fleet.Spec
+	hosts      []int // of the spec's
+	wake       chan struct{}
+	began      time.Time
 
-	mu      sync.Mutex
+	mu      *sync.Mutex // the cloud's: packets of one run are under way while the agents of the next one send
 	events  []fleet.Event
 	closed  bool
 	id      uint64
@@ -54,14 +83,17 @@ type simAgents struct {
 	probes  int
 	conns   map[[2]string]uint32 // by instances: the last probe by tcp between them
 	ended   map[uint32]bool      // withdrawn
+	// withheld are probes that no guest of a host will see, touched those that one did which was to see none.
+	withheld map[int]map[uint32]bool
+	touched  []uint32
 }
 
 func newSimAgents(c *simCloud, chance *rand.Rand, own []*simOwn) *simAgents {
 	return &simAgents{
-		c: c, chance: chance, own: own, wake: make(chan struct{}, 1), armed: map[string]bool{},
+		c: c, mu: c.mu, chance: chance, lateChance: rand.New(rand.NewPCG(1, 2)), own: own, wake: make(chan struct{}, 1), armed: map[string]bool{},
 		counted: map[simPlace]map[stain.Kind]uint64{}, read: map[simPlace]map[stain.Kind]uint64{},
 		lost: map[simPlace]uint64{}, epoch: map[simPlace]uint64{}, passed: map[uint64]*dyetracev1.UnderlayReport{},
-		conns: map[[2]string]uint32{}, ended: map[uint32]bool{},
+		conns: map[[2]string]uint32{}, ended: map[uint32]bool{}, withheld: map[int]map[uint32]bool{},
 	}
 }
 
@@ -76,8 +108,8 @@ func (a *simAgents) begin(s fleet.Spec) agents {
 			if o.host == h && o.kind == "agent killed" {
 				time.AfterFunc(o.from, func() { a.put(i, fleet.Gone{Reason: "its connection broke"}) })
 			}
-			if o.host == h && o.kind == "controller drops samples" {
-				time.AfterFunc(o.from, func() { a.put(i, fleet.Lost{Samples: 3}) })
+			if o.host == h && (o.kind == "agent stopped" || o.kind == "agent cut off") {
+				time.AfterFunc(o.from+3*time.Second, func() { a.put(i, fleet.Gone{Reason: "no heartbeat for 3s"}) })
 			}
 		}
 	}
@@ -97,6 +129,13 @@ func (a *simAgents) tell(host int, m any) {
 	if a.closed {
 		return
 	}
+	if s, is := m.(*dyetracev1.Samples); is {
+		for _, o := range a.own {
+			if o.host == a.hosts[host] && o.kind == "controller drops samples" && o.during(a.since()) && a.chance.Float64() < o.share {
+				m = fleet.Lost{Samples: len(s.Index)}
+			}
+		}
+	}
 	a.events = append(a.events, fleet.Event{Host: host, Message: m})
 	select {
 	case a.wake <- struct{}{}:
@@ -112,9 +151,9 @@ func (a *simAgents) later(host int, m any) {
 			continue
 		}
 		switch {
-		case o.kind == "agent killed" && at >= o.from:
+		case (o.kind == "agent killed" || o.kind == "agent stopped") && at >= o.from:
 			return
-		case o.kind == "agent stalls" && o.during(at):
+		case (o.kind == "agent stalls" || o.kind == "agent starved") && o.during(at):
 			at = o.to
 		case o.kind == "agent slow":
 			at += o.delay
@@ -123,27 +162,70 @@ func (a *simAgents) later(host int, m any) {
 	time.AfterFunc(at-a.since(), func() { a.put(host, m) })
 }
 
-// hooked says that a bridge's hook is there at a time; epochs count how often it was not.
-func (a *simAgents) hooked(p simPlace, at time.Duration) bool {
+// asked has an agent do what it is asked for: now, when it goes on, or never.
+func (a *simAgents) asked(host int, do func()) {
+	at, wait := a.since(), time.Duration(0)
 	for _, o := range a.own {
-		if (o.kind == "hook wiped" && o.host == p.host && o.bridge == p.bridge || o.kind == "vswitchd restarted" && o.host == p.host) && o.during(at) {
-			return false
+		if o.host != a.hosts[host] {
+			continue
+		}
+		switch {
+		case (o.kind == "agent killed" || o.kind == "agent stopped" || o.kind == "agent cut off") && at >= o.from:
+			return
+		case (o.kind == "agent stalls" || o.kind == "agent starved") && o.during(at):
+			wait = max(wait, o.to-at)
 		}
 	}
-	return true
+	if wait == 0 {
+		do()
+		return
+	}
+	time.AfterFunc(wait, do)
+}
+
+// number is one for a question.
+func (a *simAgents) number() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.id++
+	return a.id
+}
+
+// hooked says that a bridge's hook is there at a time; epochs count how often it was not.
+func (a *simAgents) hooked(p simPlace, at time.Duration) bool {
+	return !slices.ContainsFunc(a.own, func(o *simOwn) bool {
+		away, _ := o.away(at)
+		return away && o.at(p)
+	})
 }
 
 func (a *simAgents) epochOf(p simPlace, at time.Duration) uint64 {
 	e := uint64(1)
 	for _, o := range a.own {
-		if (o.kind == "hook wiped" && o.host == p.host && o.bridge == p.bridge || o.kind == "vswitchd restarted" && o.host == p.host) && at >= o.from {
-			e++
+		if o.at(p) {
+			_, gone := o.away(at)
+			e += gone
+		}
+		if o.kind == "dye port down" && o.noticed && o.at(p) {
+			if at >= o.from {
+				e++
+			}
 			if at >= o.to {
 				e++
 			}
 		}
 	}
 	return e
+}
+
+// dyeDown says that a bridge's dye port is down: what is written to it is refused, and copies for it are lost.
+func (a *simAgents) dyeDown(p simPlace, at time.Duration) (down, noticed bool) {
+	for _, o := range a.own {
+		if o.kind == "dye port down" && o.at(p) && o.during(at) {
+			return true, o.noticed
+		}
+	}
+	return false, false
 }
 
 // windows are audits of a host's hooks.
@@ -158,6 +240,9 @@ func (a *simAgents) windows(h int) []*dyetracev1.HookWindow {
 		if !w.Live {
 			w.Reason = "wiped"
 		}
+		if down, noticed := a.dyeDown(p, at); down && noticed {
+			w.Live, w.Reason = false, "its dye port is down"
+		}
 		for _, k := range []stain.Kind{stain.FromInstance, stain.FromTunnel, stain.ToTunnel} {
 			// The counters stand some copies behind or before what was read, and by a number that means nothing.
 			w.Counts = append(w.Counts, &dyetracev1.PointCount{Kind: dyetracev1.PointKind(k), Counted: 1000 + a.counted[p][k], ReadMin: 40 + a.read[p][k], ReadMax: 40 + a.read[p][k]})
@@ -171,7 +256,7 @@ func (a *simAgents) guest(ip []byte) *simGuest {
 	var b [16]byte
 	copy(b[:], ip)
 	addr := netip.AddrFrom16(b).Unmap()
-	i := slices.IndexFunc(a.c.guests, func(g *simGuest) bool { return g.ip == addr })
+	i := slices.IndexFunc(a.c.guests, func(g *simGuest) bool { return a.c.addr(g) == addr })
 	if i < 0 {
 		panic("no guest has " + addr.String())
 	}
@@ -179,15 +264,24 @@ func (a *simAgents) guest(ip []byte) *simGuest {
 }
 
 func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
+	a.asked(host, func() { a.inject(host, m) })
+}
+
+func (a *simAgents) inject(host int, m *dyetracev1.Inject) {
 	left := &dyetracev1.Injected{}
-	all := make([]*dyetracev1.Samples, len(a.hosts))
-	for i := range all {
-		all[i] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
-	}
+	all := a.samplesOfAll()
 	a.mu.Lock()
 	at := a.since()
 	for i, number := range m.Index {
 		from, to := a.guest(m.SrcIp[16*i:16*i+16]), a.guest(m.DstIp[16*i:16*i+16])
+		if down, noticed := a.dyeDown(simPlace{from.host, "br-int"}, at); down {
+			why := "dye port: network is down"
+			if noticed {
+				why = "the hook on bridge br-int is not live: its dye port is down"
+			}
+			left.Failures = append(left.Failures, &dyetracev1.InjectFailure{Index: number, Reason: why})
+			continue
+		}
 		a.probes++
 		left.Index, left.AtNs = append(left.Index, number), append(left.AtNs, uint64(at))
 		if !a.hooked(simPlace{from.host, "br-int"}, at) {
@@ -196,8 +290,11 @@ func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
 		scheme := stain.Scheme(m.Scheme)
 		there, back, answered := a.c.probe(from, to, scheme, a.chance)
 		if a.brokenFor(from, to, at) {
-			there = simTrip{seen: there.seen[:1]}
+			there = simTrip{seen: there.seen[:min(1, len(there.seen))]}
 			answered = false
+		}
+		if a.c.noTouch && there.arrived() && !a.withheld[to.host][number] {
+			a.touched = append(a.touched, number)
 		}
 		if a.c.late != nil || a.c.lateGuest != nil {
 			a.sampleLate(number, from, to, scheme, there, back, answered)
@@ -207,13 +304,38 @@ func (a *simAgents) Inject(host int, m *dyetracev1.Inject) {
 		if answered {
 			// An answer without the ToS is known by its ports where the guest's port was armed (tcp), by the
 			// request where it passed the hook (icmp).
-			known := !a.c.mute[to.name] || scheme == stain.ICMP || a.armed[to.name]
+			known := a.c.reflects(to, scheme) || scheme == stain.ICMP || a.armed[to.name]
 			a.sample(all, number, to, from, scheme, back.seen, known)
+			if scheme == stain.TCP && a.c.open[to.name] && !back.arrived() {
+				a.again(number, from, to)
+			}
 		}
 	}
 	a.mu.Unlock()
 	a.later(host, left)
 	a.show(all)
+}
+
+// again has a guest repeat a SYN-ACK to which nobody said anything.
+func (a *simAgents) again(number uint32, from, to *simGuest) {
+	time.AfterFunc(time.Second, func() {
+		a.mu.Lock()
+		all := a.samplesOfAll()
+		if !a.ended[number] {
+			back := a.c.leg(&simPacket{from: to, to: from, answer: true, scheme: stain.TCP}, a.chance)
+			a.sample(all, number, to, from, stain.TCP, back.seen, a.armed[to.name])
+		}
+		a.mu.Unlock()
+		a.show(all)
+	})
+}
+
+func (a *simAgents) samplesOfAll() []*dyetracev1.Samples {
+	all := make([]*dyetracev1.Samples, len(a.hosts))
+	for i := range all {
+		all[i] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
+	}
+	return all
 }
 
 // show has the controller hear of samples.
@@ -243,17 +365,14 @@ func (a *simAgents) sampleLate(number uint32, from, to *simGuest, scheme stain.S
 	at := func(d time.Duration, src, dst *simGuest, answer bool, seen []simSighting) {
 		time.AfterFunc(d, func() {
 			a.mu.Lock()
-			all := make([]*dyetracev1.Samples, len(a.hosts))
-			for i := range all {
-				all[i] = &dyetracev1.Samples{Bridges: []string{"br-int", "br-tun"}}
-			}
+			all := a.samplesOfAll()
 			// Connection tracking takes no answer to what was withdrawn, or followed by another SYN. Hooks see what
 			// it drops before it does.
 			if answer && scheme == stain.TCP && (a.ended[number] || a.conns[key] != number) {
 				seen = seen[:min(len(seen), 1)]
 				a.ended[number] = true
 			}
-			known := !answer || !a.c.mute[to.name] || scheme == stain.ICMP || a.armed[to.name]
+			known := !answer || a.c.reflects(to, scheme) || scheme == stain.ICMP || a.armed[to.name]
 			a.sample(all, number, src, dst, scheme, seen, known)
 			a.mu.Unlock()
 			a.show(all)
@@ -282,12 +401,14 @@ func (a *simAgents) sampleLate(number uint32, from, to *simGuest, scheme stain.S
 	}
 }
 
-func (a *simAgents) Withdraw(_ int, m *dyetracev1.Withdraw) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, number := range m.Index {
-		a.ended[number] = true
-	}
+func (a *simAgents) Withdraw(host int, m *dyetracev1.Withdraw) {
+	a.asked(host, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, number := range m.Index {
+			a.ended[number] = true
+		}
+	})
 }
 
 // brokenFor says that a fault of ours has the network itself lose packets.
@@ -312,9 +433,9 @@ func (a *simAgents) sample(all []*dyetracev1.Samples, number uint32, from, to *s
 			continue
 		}
 		p := simPlace{s.host, s.bridge}
-		copies := 1
+		copies := max(1, s.copies)
 		if a.chance.IntN(2000) == 0 {
-			copies = 2
+			copies++
 		}
 		for range copies {
 			if !a.told(p, s.kind) {
@@ -325,7 +446,7 @@ func (a *simAgents) sample(all []*dyetracev1.Samples, number uint32, from, to *s
 			m.Bridge = append(m.Bridge, uint32(slices.Index(m.Bridges, s.bridge)))
 			m.Kind = append(m.Kind, dyetracev1.PointKind(s.kind))
 			m.AtNs = append(m.AtNs, uint64(at)+uint64(s.host)*1e12+uint64(20_000*n))
-			m.AddrTag = append(m.AddrTag, stain.AddrTag(a.spec.Key, from.ip, to.ip))
+			m.AddrTag = append(m.AddrTag, stain.AddrTag(a.spec.Key, a.c.addr(from), a.c.addr(to)))
 			m.Ttl = append(m.Ttl, 64)
 			m.InPort = append(m.InPort, s.inPort)
 			src := uint32(0)
@@ -350,8 +471,11 @@ func (a *simAgents) told(p simPlace, kind stain.Kind) bool {
 	}
 	for _, o := range a.own {
 		switch {
-		case o.host != p.host || o.bridge != "" && o.bridge != p.bridge || !o.during(a.since()) || a.chance.Float64() >= o.share:
-		case o.kind == "samples lost":
+		case !o.at(p) || !o.during(a.since()):
+		case o.kind == "dye port down" && kind != stain.ToInstance:
+			return false
+		case a.chance.Float64() >= o.share:
+		case o.kind == "samples lost" || o.kind == "agent starved":
 			if kind != stain.ToInstance {
 				a.read[p][kind]++
 			}
@@ -368,45 +492,66 @@ func (a *simAgents) told(p simPlace, kind stain.Kind) bool {
 }
 
 func (a *simAgents) Arm(host int, m *dyetracev1.Arm) uint64 {
-	a.mu.Lock()
-	a.id++
-	id := a.id
-	for _, p := range m.Answers {
-		a.armed[p.Port[len("tap-"):]] = true
-	}
-	a.mu.Unlock()
-	a.later(host, &dyetracev1.Armed{Id: id})
+	id := a.number()
+	a.asked(host, func() {
+		a.mu.Lock()
+		h := a.hosts[host]
+		for _, p := range m.Answers {
+			a.armed[p.Port[len("tap-"):]] = true
+		}
+		if a.withheld[h] == nil {
+			a.withheld[h] = map[uint32]bool{}
+		}
+		for _, number := range m.Withhold {
+			a.withheld[h][number] = true
+		}
+		a.mu.Unlock()
+		a.later(host, &dyetracev1.Armed{Id: id})
+	})
 	return id
 }
 
 func (a *simAgents) Audit(host int, _ bool) {
-	a.later(host, &dyetracev1.Audited{Windows: a.windows(a.hosts[host])})
+	a.asked(host, func() { a.later(host, &dyetracev1.Audited{Windows: a.windows(a.hosts[host])}) })
 }
 
 // Finish is answered after all that the agent has seen: what it may still be told is on its way by then.
 func (a *simAgents) Finish(host int) {
-	time.AfterFunc(2*time.Millisecond, func() {
-		a.later(host, &dyetracev1.Finished{Windows: a.windows(a.hosts[host])})
+	a.asked(host, func() {
+		time.AfterFunc(2*time.Millisecond, func() {
+			a.later(host, &dyetracev1.Finished{Windows: a.windows(a.hosts[host])})
+		})
 	})
 }
 
 func (a *simAgents) ProbeUnderlay(host int, m *dyetracev1.ProbeUnderlay) uint64 {
-	a.mu.Lock()
-	a.id++
-	id := a.id
-	var r *dyetracev1.UnderlayReport
-	if m.GetRecall() {
-		r = &dyetracev1.UnderlayReport{Listening: true, FromOthersNs: uint64(time.Second)}
-		if p := a.passed[m.GetSession()]; p != nil {
-			r.Seen = p.Seen
+	id := a.number()
+	a.asked(host, func() {
+		a.mu.Lock()
+		var r *dyetracev1.UnderlayReport
+		switch {
+		case a.refuses("no exchanges", host):
+			r = &dyetracev1.UnderlayReport{Error: "too much to do"}
+		case m.GetRecall():
+			r = &dyetracev1.UnderlayReport{Listening: true, FromOthersNs: uint64(time.Second)}
+			if p := a.passed[m.GetSession()]; p != nil {
+				r.Seen = p.Seen
+			}
+		default:
+			r = a.exchange(a.hosts[host], m)
 		}
-	} else {
-		r = a.exchange(a.hosts[host], m)
-	}
-	r.Id = id
-	a.mu.Unlock()
-	a.later(host, r)
+		r.Id = id
+		a.mu.Unlock()
+		a.later(host, r)
+	})
 	return id
+}
+
+// refuses says that a host can answer no questions of a sort. Caller holds mu.
+func (a *simAgents) refuses(kind string, host int) bool {
+	return slices.ContainsFunc(a.own, func(o *simOwn) bool {
+		return o.kind == kind && o.host == a.hosts[host] && a.chance.Float64() < o.share
+	})
 }
 
 // exchange sends UDP between two hosts, and back. Caller holds mu.
@@ -432,7 +577,7 @@ func (a *simAgents) exchange(h int, m *dyetracev1.ProbeUnderlay) *dyetracev1.Und
 				serial := (int(n)*ports+p)*sizes + s
 				seen[serial/8] |= 1 << (serial % 8)
 				some = true
-				if a.datagram(g, h, p, bytes) {
+				if a.datagram(g, h, p, bytes) && a.inTime(h, g, m.GetWaitMs()) {
 					answered++
 				}
 			}
@@ -448,38 +593,48 @@ func (a *simAgents) exchange(h int, m *dyetracev1.ProbeUnderlay) *dyetracev1.Und
 	return r
 }
 
+// inTime says that an answer comes while the agent waits for it.
+func (a *simAgents) inTime(h, g int, waitMs uint32) bool {
+	return a.c.late == nil || a.c.late(h, g)+a.c.late(g, h) < time.Duration(waitMs)*time.Millisecond
+}
+
 // datagram says whether one arrives. Caller holds mu.
 func (a *simAgents) datagram(from, to, port int, bytes uint32) bool {
+	chance := a.chance
 	if a.c.late != nil && a.c.late(from, to) > 0 {
-		return false // it comes after the agent has stopped waiting for it
+		chance = a.lateChance
 	}
 	for _, f := range a.c.faults {
 		switch {
-		case f.udp != nil && f.udp(from, to), f.large != nil && bytes > 1400 && f.large(from, to):
+		case f.udp != nil && f.udp(from, to), f.large != nil && int(bytes) > f.most && f.large(from, to):
 			return false
 		case f.dark != nil && f.dark(from, to) == spine(from, to, port+2):
 			return false
-		case f.share > 0 && f.loses(&simPacket{from: &simGuest{host: from}, to: &simGuest{host: to}}) && a.chance.Float64() < f.share:
+		case f.loses != nil && f.loses(from, to) && f.drops(chance):
 			return false
 		}
 	}
-	return a.chance.Float64() >= a.c.loss
+	return chance.Float64() >= a.c.loss
 }
 
 // Explain has a host say what its flows do with a packet: no chance, no guest, and no other host.
 func (a *simAgents) Explain(host int, m *dyetracev1.Explain) uint64 {
-	a.mu.Lock()
-	a.id++
-	x := a.trace(a.hosts[host], m)
-	x.Id = a.id
-	id := a.id
-	a.mu.Unlock()
-	a.later(host, x)
+	id := a.number()
+	a.asked(host, func() {
+		a.mu.Lock()
+		x := a.trace(a.hosts[host], m)
+		if a.refuses("no explanations", host) {
+			x = &dyetracev1.Explanation{Error: "ovs-appctl: timeout"}
+		}
+		x.Id = id
+		a.mu.Unlock()
+		a.later(host, x)
+	})
 	return id
 }
 
 func (a *simAgents) trace(h int, m *dyetracev1.Explain) *dyetracev1.Explanation {
-	p := &simPacket{a.guest(m.GetSrcIp()), a.guest(m.GetDstIp()), m.GetReply(), stain.Scheme(max(m.GetScheme(), 1))}
+	p := &simPacket{from: a.guest(m.GetSrcIp()), to: a.guest(m.GetDstIp()), answer: m.GetReply(), scheme: stain.Scheme(max(m.GetScheme(), 1))}
 	dropped := func(f *simFault) *dyetracev1.Explanation {
 		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DROPPED, Flow: f.flow}
 	}
@@ -493,18 +648,20 @@ func (a *simAgents) trace(h int, m *dyetracev1.Explain) *dyetracev1.Explanation 
 		}
 		return nil
 	}
-	if p.from.host == h && p.to.host != h {
+	leaves := p.from.host == h && (m.GetBridge() == "br-int" || p.to.host != h)
+	to, _ := a.c.sent(p)
+	if f, _ := a.c.keeps(p); leaves && f != nil {
+		if f := dies(stageOut); f != nil {
+			return dropped(f)
+		}
+		return &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_DELIVERED, Port: "tap-other"}
+	}
+	if leaves && to != h {
 		if f := dies(stageOut, stagePatchOut, stageTunnel); f != nil {
 			return dropped(f)
 		}
-		to, key, remote := p.to.host, simKeys[p.to.net], ""
+		key, remote := simKeys[p.to.net], "10.1.0.254"
 		for _, f := range a.c.faults {
-			if f.sends != nil && remote == "" {
-				if where, ok := f.sends(p); ok {
-					to = where
-					remote = "10.1.0.254"
-				}
-			}
 			if f.key != nil {
 				if k, ok := f.key(p, h); ok {
 					key = k

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type simGuest struct {
 	host   int
 	ofport uint32
 	ip     netip.Addr
+	ip6    netip.Addr
 	mac    stain.MAC
 }
 
@@ -37,6 +39,11 @@ var (
 	simEncap = []string{"gre", "vxlan"}
 	simKeys  = []uint32{1001, 1002}
 )
+
+// simRack is the rack of a host: there are two, with two hosts each.
+func simRack(h int) int { return h / 2 }
+
+const simMTU = 1450
 
 func simHost(h int) string     { return fmt.Sprintf("hv%d", h+1) }
 func simVTEP(h int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, 0, byte(h + 1)}) }
@@ -100,6 +107,7 @@ type simPacket struct {
 	from, to *simGuest
 	answer   bool
 	scheme   stain.Scheme
+	copies   int // that are sent, 0 is one
 }
 
 // simSighting is a packet that comes to a place where a hook could see it.
@@ -112,6 +120,7 @@ type simSighting struct {
 	tunID  uint32
 	stray  bool // beside its way
 	answer bool
+	copies int // that come by
 }
 
 // place draws it as a verdict's segment does.
@@ -129,12 +138,16 @@ type simTrip struct {
 	fault *simFault // that killed it; nil where it arrived, or chance did
 	lost  bool      // by chance
 	at    simStage  // where it died
+	// copies are those that arrived.
+	copies int
 }
 
 func (t *simTrip) arrived() bool { return t.fault == nil && !t.lost }
 
 // simCloud is hosts, guests and faults.
 type simCloud struct {
+	// mu guards what packets under way change, of whichever run: random, and what faults and bursts remember.
+	mu     *sync.Mutex
 	random *rand.Rand
 	guests []*simGuest
 	faults []*simFault
@@ -150,17 +163,34 @@ type simCloud struct {
 	// guest takes to answer; both nil is that nothing takes long.
 	late      func(from, to int) time.Duration
 	lateGuest func(g *simGuest) time.Duration
-	// mute are guests that clear the ToS of what they answer.
-	mute map[string]bool
+	// mute are guests that clear the ToS of what they answer, open those that take connections at the probed port: no ToS
+	// is reflected in what they say to that, and it is said again if the sender says nothing to it.
+	mute, open map[string]bool
+	// six says that probes go over IPv6, noTouch that no guest gets one.
+	six, noTouch bool
+}
+
+// addr is the address at which a guest is probed.
+func (c *simCloud) addr(g *simGuest) netip.Addr {
+	if c.six {
+		return g.ip6
+	}
+	return g.ip
+}
+
+// reflects says that a guest's answers bear the ToS of the question.
+func (c *simCloud) reflects(g *simGuest, scheme stain.Scheme) bool {
+	return !c.mute[g.name] && !(scheme == stain.TCP && c.open[g.name])
 }
 
 // leg sends a packet on its way. chance is nil where nothing is left to it.
 func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
+	t.copies = max(p.copies, 1)
 	see := func(h int, bridge string, kind stain.Kind, inPort uint32, stray bool) *simSighting {
 		if c.gone != nil && c.gone(h, bridge, kind) {
 			return &simSighting{}
 		}
-		t.seen = append(t.seen, simSighting{host: h, bridge: bridge, kind: kind, inPort: inPort, stray: stray, answer: p.answer})
+		t.seen = append(t.seen, simSighting{host: h, bridge: bridge, kind: kind, inPort: inPort, stray: stray, answer: p.answer, copies: t.copies})
 		return &t.seen[len(t.seen)-1]
 	}
 	die := func(s simStage) bool {
@@ -180,21 +210,24 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 	if die(stageOut) {
 		return t
 	}
-	if h != g {
+	if f, other := c.keeps(p); f != nil {
+		if c.shown[h] {
+			see(h, "br-int", stain.ToInstance, other.ofport, true)
+		}
+		t.fault, t.at = f, stageOut
+		return t
+	}
+	to, by := c.sent(p)
+	if h != to {
 		if die(stagePatchOut) {
 			return t
 		}
-		see(h, "br-tun", stain.ToTunnel, simPatch, false)
+		see(h, "br-tun", stain.ToTunnel, simPatch, h == g)
 		if die(stageTunnel) {
 			return t
 		}
-		to, key, by := g, simKeys[p.to.net], (*simFault)(nil)
+		key := simKeys[p.to.net]
 		for _, f := range c.faults {
-			if f.sends != nil && by == nil {
-				if where, ok := f.sends(p); ok {
-					to, by = where, f
-				}
-			}
 			if f.key != nil {
 				if k, ok := f.key(p, h); ok {
 					key = k
@@ -205,7 +238,7 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 			t.fault, t.at = by, stageWire
 			return t
 		}
-		wired := &simPacket{p.from, &simGuest{name: p.to.name, host: to, net: p.to.net}, p.answer, p.scheme}
+		wired := &simPacket{p.from, &simGuest{name: p.to.name, host: to, net: p.to.net}, p.answer, p.scheme, p.copies}
 		if to == g {
 			wired = p
 		}
@@ -217,7 +250,7 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 				}
 				return t
 			}
-			if share := f.share; share > 0 && f.loses(wired) && chance != nil && chance.Float64() < share {
+			if chance != nil && f.loses != nil && f.loses(h, to) && f.drops(chance) {
 				t.lost, t.at = true, stageWire
 				return t
 			}
@@ -233,6 +266,11 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 					t.fault = by
 				}
 				return t
+			}
+		}
+		for _, f := range c.faults {
+			if f.twice != nil && f.twice(h, to) {
+				t.copies *= 2
 			}
 		}
 		s := see(to, "br-tun", stain.FromTunnel, simTunnel(h, p.to.net), by != nil)
@@ -278,13 +316,37 @@ func (c *simCloud) leg(p *simPacket, chance *rand.Rand) (t simTrip) {
 	return t
 }
 
-// probe sends a request, and its answer if the guest gives one.
+// keeps says that the sender's switch hands a packet to a port of its own, whose it is not.
+func (c *simCloud) keeps(p *simPacket) (by *simFault, other *simGuest) {
+	for _, f := range c.faults {
+		if f.keeps != nil {
+			if other := f.keeps(p); other != nil {
+				return f, other
+			}
+		}
+	}
+	return nil, nil
+}
+
+// sent is the host that a packet is sent to, -1 for none, and by which fault if that is not the receiver's.
+func (c *simCloud) sent(p *simPacket) (to int, by *simFault) {
+	for _, f := range c.faults {
+		if f.sends != nil {
+			if to, ok := f.sends(p); ok {
+				return to, f
+			}
+		}
+	}
+	return p.to.host, nil
+}
+
+// probe sends a request, and its answer if the guest gets it and gives one.
 func (c *simCloud) probe(from, to *simGuest, scheme stain.Scheme, chance *rand.Rand) (there, back simTrip, answered bool) {
-	there = c.leg(&simPacket{from, to, false, scheme}, chance)
-	if !there.arrived() {
+	there = c.leg(&simPacket{from: from, to: to, scheme: scheme}, chance)
+	if !there.arrived() || c.noTouch {
 		return there, back, false
 	}
-	return there, c.leg(&simPacket{to, from, true, scheme}, chance), true
+	return there, c.leg(&simPacket{from: to, to: from, answer: true, scheme: scheme, copies: there.copies}, chance), true
 }
 
 // way are the points that a probe passes where nothing is broken.
@@ -308,6 +370,37 @@ type simTruth struct {
 	// after and before are the points between which they die.
 	after, before string
 	unseen        bool // no point is left that could tell
+	back          bool // it is the way back of a pair that is probed both ways
+}
+
+// truths are what becomes of probes of a pair: of both ways where no guest is touched, else of one there and back. Each
+// that fails is a reason to say so.
+func (c *simCloud) truths(from, to *simGuest, scheme stain.Scheme) []simTruth {
+	there := c.truth(from, to, scheme)
+	if !c.noTouch {
+		return []simTruth{there}
+	}
+	back := c.truth(to, from, scheme)
+	back.back = true
+	all := []simTruth{there, back.turned()}
+	for _, f := range c.faults {
+		// Where a port is missing nothing is sent, and what would be lost short of it nobody sees.
+		if f.port != nil && (f.port == from || f.port == to) {
+			alone := *c
+			alone.faults, alone.gone = []*simFault{f}, nil
+			there, back := alone.truth(from, to, scheme), alone.truth(to, from, scheme).turned()
+			there.back, back.back = false, true
+			all = append(all, there, back)
+		}
+	}
+	return all
+}
+
+// turned draws the points of the way back of a pair that is probed both ways.
+func (tr simTruth) turned() simTruth {
+	turn := func(place string) string { return strings.Replace(place, " there", " back", 1) }
+	tr.after, tr.before = turn(tr.after), turn(tr.before)
+	return tr
 }
 
 func (c *simCloud) truth(from, to *simGuest, scheme stain.Scheme) simTruth {
@@ -316,15 +409,33 @@ func (c *simCloud) truth(from, to *simGuest, scheme stain.Scheme) simTruth {
 	for _, f := range c.faults {
 		alone := *c
 		alone.faults = []*simFault{f}
-		if a := alone.where(from, to, scheme); f == tr.fault || a.fault != nil && a.after == tr.after && a.before == tr.before {
+		a := alone.where(from, to, scheme)
+		// Of a port that is down, flows need not be asked whether they would have dropped a packet before.
+		down := f.off != nil && a.fault != nil && strings.Contains(tr.before, "to-instance")
+		if f == tr.fault || a.fault != nil && a.after == tr.after && a.before == tr.before || down {
 			tr.causes[f.outcome] = append(tr.causes[f.outcome], f.causes...)
 		}
 	}
 	return tr
 }
 
+// off is the fault by which the link of a guest's port is down.
+func (c *simCloud) off(g *simGuest) *simFault {
+	for _, f := range c.faults {
+		if f.off == g {
+			return f
+		}
+	}
+	return nil
+}
+
 // where is the truth but for its causes.
 func (c *simCloud) where(from, to *simGuest, scheme stain.Scheme) (tr simTruth) {
+	if c.noTouch { // else nothing is sent, and points are named all the same
+		all := *c
+		all.shown = [simHosts]bool{true, true, true, true}
+		c = &all
+	}
 	there, back, answered := c.probe(from, to, scheme, nil)
 	if answered {
 		tr.fault = back.fault
@@ -341,7 +452,13 @@ func (c *simCloud) where(from, to *simGuest, scheme stain.Scheme) (tr simTruth) 
 		}
 	}
 	way := c.way(from, to, scheme)
-	if passed == len(way) {
+	switch {
+	case passed == len(way) && c.noTouch && there.at == stageGuest:
+		if tr.fault = c.off(to); tr.fault == nil {
+			return simTruth{} // it was delivered, and whether a guest would answer nobody asked
+		}
+		passed-- // it was seen to leave by a port that is down
+	case passed == len(way):
 		tr.unseen = true
 		return tr
 	}
@@ -352,14 +469,24 @@ func (c *simCloud) where(from, to *simGuest, scheme stain.Scheme) (tr simTruth) 
 	return tr
 }
 
+// loses are the faults that have some of a pair's probes be lost by chance, or of the answers.
+func (c *simCloud) loses(from, to *simGuest) (by []*simFault) {
+	for _, f := range c.faults {
+		if f.loses != nil && from.host != to.host && (f.loses(from.host, to.host) || f.loses(to.host, from.host)) {
+			by = append(by, f)
+		}
+	}
+	return by
+}
+
 // newSimCloud has some guests on each host.
 func newSimCloud(random *rand.Rand, guests int) *simCloud {
-	c := &simCloud{random: random, mute: map[string]bool{}}
+	c := &simCloud{mu: &sync.Mutex{}, random: random, mute: map[string]bool{}, open: map[string]bool{}}
 	for i := range guests {
 		net := i / simHosts % 2
 		c.guests = append(c.guests, &simGuest{
 			name: fmt.Sprintf("g%d", i), net: net, host: random.IntN(simHosts), ofport: uint32(10 + i),
-			ip: netip.AddrFrom4([4]byte{10, 0, byte(net + 1), byte(10 + i)}), mac: stain.MAC{0xfa, 0x16, 0x3e, 0, byte(net), byte(10 + i)},
+			ip: netip.AddrFrom4([4]byte{10, 0, byte(net + 1), byte(10 + i)}), ip6: netip.MustParseAddr(fmt.Sprintf("fd00:%d::%x", net+1, 16+i)), mac: stain.MAC{0xfa, 0x16, 0x3e, 0, byte(net), byte(10 + i)},
 		})
 		c.mute[c.guests[i].name] = random.IntN(8) == 0
 	}
@@ -378,11 +505,11 @@ func (c *simCloud) snapshot(t testing.TB) *inventory.Snapshot {
 	var b strings.Builder
 	b.WriteString("networks:\n")
 	for i, n := range simNets {
-		fmt.Fprintf(&b, "  - {name: %s, cidr: 10.0.%d.0/24, segmentation_id: %d}\n", n, i+1, simKeys[i])
+		fmt.Fprintf(&b, "  - {name: %s, cidr: [10.0.%d.0/24, \"fd00:%d::/64\"], segmentation_id: %d}\n", n, i+1, i+1, simKeys[i])
 	}
 	b.WriteString("instances:\n")
 	for _, g := range c.guests {
-		fmt.Fprintf(&b, "  - {name: %s, network: %s, ip: %s, mac: %q, host: %s, port: %s}\n", g.name, simNets[g.net], g.ip, g.mac, simHost(g.host), g.port())
+		fmt.Fprintf(&b, "  - {name: %s, network: %s, ip: [%s, %q], mac: %q, host: %s, port: %s}\n", g.name, simNets[g.net], g.ip, g.ip6, g.mac, simHost(g.host), g.port())
 	}
 	file, err := inventory.Parse("inventory.yaml", []byte(b.String()))
 	if err != nil {
@@ -393,6 +520,11 @@ func (c *simCloud) snapshot(t testing.TB) *inventory.Snapshot {
 		hosts = append(hosts, c.reported(h))
 	}
 	return inventory.NewSnapshot(file, hosts...)
+}
+
+// simLargest is how many bytes a tunnel of a network's makes of the largest packets.
+func simLargest(net int) int {
+	return simMTU + 20 + map[string]int{"gre": 22, "vxlan": 30}[simEncap[net]]
 }
 
 // reported is what a host's agent says of itself.
@@ -418,7 +550,7 @@ func (c *simCloud) reported(h int) inventory.Host {
 	for _, g := range c.guests {
 		if g.host == h {
 			host.Endpoints = append(host.Endpoints, &dyetracev1.Endpoint{Bridge: "br-int", Port: g.port(), Ofport: g.ofport, Mac: g.mac.String(), LinkState: "up"})
-			host.MTUs = append(host.MTUs, 1450)
+			host.MTUs = append(host.MTUs, simMTU)
 		}
 	}
 	for _, f := range c.faults {

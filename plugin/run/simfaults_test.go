@@ -3,6 +3,7 @@ package run
 import (
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -19,11 +20,19 @@ type simFault struct {
 	sends func(p *simPacket) (host int, ok bool)             // to another host than the receiver's, -1 is nowhere
 	key   func(p *simPacket, host int) (key uint32, ok bool) // by which a host knows the packet's network
 	hands func(p *simPacket) *simGuest                       // to another port than the receiver's
-	// share of the packets that loses names are lost by chance.
+	keeps func(p *simPacket) *simGuest                       // to a port of the sender's host, though the receiver is elsewhere
+	// loses says between which hosts drops decides what is lost; share is which share of it that is in the long run, 0 where
+	// that depends on how much is sent.
+	loses func(from, to int) bool
+	drops func(chance *rand.Rand) bool
 	share float64
-	loses func(p *simPacket) bool
-	// large are packets that are lost where they are large; dark is a spine that loses all, 1 or 2.
+	// twice says between which hosts each packet arrives twice.
+	twice func(from, to int) bool
+	// off is whose port's link is down, port whose is gone.
+	off, port *simGuest
+	// large are packets that are lost where they have more bytes than most; dark is a spine that loses all, 1 or 2.
 	large func(from, to int) bool
+	most  int
 	dark  func(from, to int) int
 	// udp says whether UDP between two hosts dies as well.
 	udp    func(from, to int) bool
@@ -53,6 +62,7 @@ const (
 	kindUnderlay    = dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY
 	kindMember      = dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY_MEMBER
 	kindMTU         = dyetracev1.CauseKind_CAUSE_KIND_PATH_MTU
+	kindBetween     = dyetracev1.CauseKind_CAUSE_KIND_BETWEEN_HOSTS
 	kindEntrypoint  = dyetracev1.CauseKind_CAUSE_KIND_ENTRYPOINT
 	kindLoss        = dyetracev1.CauseKind_CAUSE_KIND_LOSS
 	kindSilent      = dyetracev1.CauseKind_CAUSE_KIND_GUEST_SILENT
@@ -168,6 +178,28 @@ var simKinds = []simKind{
 	{"underlay ACL", true, func(c *simCloud, a, b *simGuest) *simFault {
 		return onTheWire(kindUnderlay, true, func(from, to, _ int) bool { return from == a.host && to == b.host })
 	}},
+	{"rack down", true, func(c *simCloud, a, b *simGuest) *simFault {
+		return onTheWire(kindUnderlay, true, func(from, to, _ int) bool {
+			return simRack(from) != simRack(to) && (simRack(from) == simRack(a.host) || simRack(to) == simRack(a.host))
+		})
+	}},
+	{"loss of 1 %", true, func(c *simCloud, a, b *simGuest) *simFault { return partial(0.01, a, b) }},
+	{"loss of 5 %", true, func(c *simCloud, a, b *simGuest) *simFault { return partial(0.05, a, b) }},
+	{"loss of 20 %", true, func(c *simCloud, a, b *simGuest) *simFault { return partial(0.2, a, b) }},
+	{"rate limit", true, func(c *simCloud, a, b *simGuest) *simFault {
+		return limited(40+c.random.IntN(60), 4+c.random.IntN(16), b)
+	}},
+	{"packets twice", true, func(c *simCloud, a, b *simGuest) *simFault {
+		return &simFault{twice: func(from, to int) bool { return from == a.host && to == b.host }}
+	}},
+	{"port open", false, func(c *simCloud, a, b *simGuest) *simFault {
+		c.open[b.name] = true
+		return &simFault{}
+	}},
+	{"ToS cleared", false, func(c *simCloud, a, b *simGuest) *simFault {
+		c.mute[b.name] = true
+		return &simFault{}
+	}},
 	{"underlay blocks the tunnel's protocol", true, func(c *simCloud, a, b *simGuest) *simFault {
 		return onTheWire(kindEntrypoint, false, func(from, to, net int) bool { return from == a.host && to == b.host && net == b.net })
 	}},
@@ -183,7 +215,11 @@ var simKinds = []simKind{
 		return f
 	}},
 	{"path MTU", true, func(c *simCloud, a, b *simGuest) *simFault {
-		return &simFault{causes: []dyetracev1.CauseKind{kindMTU}, large: func(from, to int) bool { return from == a.host && to == b.host }}
+		most := 1400
+		if simLargest(b.net) > 1495 && (a.host+b.host)%2 == 0 {
+			most = 1495 // what the other tunnel between the two hosts makes of packets passes
+		}
+		return &simFault{causes: []dyetracev1.CauseKind{kindMTU}, most: most, large: func(from, to int) bool { return from == a.host && to == b.host }}
 	}},
 	{"security rule", false, func(c *simCloud, a, b *simGuest) *simFault {
 		return byARule(stageDelivery, 82, func(p *simPacket) bool { return p.to == b && !p.answer })
@@ -196,6 +232,7 @@ var simKinds = []simKind{
 	}},
 	{"guest down", false, func(c *simCloud, a, b *simGuest) *simFault {
 		f := byTheGuest(kindDown, func(p *simPacket) bool { return p.to == b })
+		f.off = b
 		f.report = func(h int, host *inventory.Host) {
 			for _, e := range host.Endpoints {
 				if e.Port == b.port() {
@@ -208,14 +245,25 @@ var simKinds = []simKind{
 	{"guest silent", false, func(c *simCloud, a, b *simGuest) *simFault {
 		return byTheGuest(kindSilent, func(p *simPacket) bool { return p.to == b })
 	}},
-	{"duplicate MAC", false, func(c *simCloud, a, b *simGuest) *simFault {
-		return byTheGuest(kindSilent, func(p *simPacket) bool { return p.to == b }) // it takes no frame that is for its own
+	{"duplicate MAC, by address", false, func(c *simCloud, a, b *simGuest) *simFault {
+		// Where ports are known by what the controller says, the guest gets its frames still, and they are not for what it calls itself.
+		return byTheGuest(kindSilent, func(p *simPacket) bool { return p.to == b })
+	}},
+	{"duplicate MAC, learned", false, func(c *simCloud, a, b *simGuest) *simFault {
+		// All switches that learn have heard the other guest last: what is for b goes to where that one is.
+		o := c.other(b)
+		return &simFault{outcome: faulty, causes: []dyetracev1.CauseKind{kindMisdirected, kindStale},
+			hands: func(p *simPacket) *simGuest { return when(p.to == b && o.host == b.host, o) },
+			keeps: func(p *simPacket) *simGuest { return when(p.to == b && o.host == p.from.host && o.host != b.host, o) },
+			sends: func(p *simPacket) (int, bool) {
+				return o.host, p.to == b && o.host != b.host && o.host != p.from.host
+			}}
 	}},
 	{"guest drops tcp", false, func(c *simCloud, a, b *simGuest) *simFault {
 		return byTheGuest(kindSilent, func(p *simPacket) bool { return p.to == b && !p.answer && p.scheme == stain.TCP })
 	}},
 	{"port gone", false, func(c *simCloud, a, b *simGuest) *simFault {
-		return &simFault{outcome: faulty, causes: []dyetracev1.CauseKind{kindPort}, flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60, Actions: "NORMAL"},
+		return &simFault{outcome: faulty, causes: []dyetracev1.CauseKind{kindPort}, port: b, flow: &dyetracev1.FlowRef{Bridge: "br-int", Table: 60, Actions: "NORMAL"},
 			dies: func(p *simPacket, s simStage) bool {
 				return s == stageDelivery && p.to == b || s == stageEntry && p.from == b
 			},
@@ -255,7 +303,42 @@ var simKinds = []simKind{
 // partial has one host lose a share of what it sends another.
 func partial(share float64, a, b *simGuest) *simFault {
 	return &simFault{kind: "loss", outcome: faulty, causes: []dyetracev1.CauseKind{kindLoss}, share: share,
-		loses: func(p *simPacket) bool { return p.from.host == a.host && p.to.host == b.host }}
+		loses: func(from, to int) bool { return from == a.host && to == b.host },
+		drops: func(chance *rand.Rand) bool { return chance.Float64() < share }}
+}
+
+// limited passes so many packets a second to a host, and some ahead.
+func limited(rate, burst int, b *simGuest) *simFault {
+	room, at := float64(burst), time.Time{}
+	return &simFault{outcome: faulty, causes: []dyetracev1.CauseKind{kindLoss},
+		loses: func(from, to int) bool { return from != b.host && to == b.host },
+		drops: func(*rand.Rand) bool {
+			now := time.Now()
+			if !at.IsZero() {
+				room = min(room+float64(rate)*now.Sub(at).Seconds(), float64(burst))
+			}
+			if at = now; room < 1 {
+				return true
+			}
+			room--
+			return false
+		}}
+}
+
+// other is another guest of the same network.
+func (c *simCloud) other(b *simGuest) *simGuest {
+	for {
+		if o := c.guests[c.random.IntN(len(c.guests))]; o != b && o.net == b.net {
+			return o
+		}
+	}
+}
+
+func when(is bool, g *simGuest) *simGuest {
+	if !is {
+		return nil
+	}
+	return g
 }
 
 // breakBy has n faults strike pairs of the cloud.

@@ -9,6 +9,7 @@ import (
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/verdict"
 )
 
 // standing is how a pair stands.
@@ -29,10 +30,15 @@ type standing struct {
 	hurried bool      // a change names it, and it was not probed since
 	pressed bool      // the probe under way goes for that
 	again   time.Time // to be examined then
+	// found is when it was examined last, and renewed that a change has named it since that began.
+	found   time.Time
+	lasted  time.Duration // that examination
+	renewed bool
 	// outdated is when an examination of it was given up last, for another.
 	outdated time.Time
-	unseen   int // examinations in a row that could not tell
-	row      int // probes in a row that were missed, of one that lost a share
+	unseen   int       // examinations in a row that could not tell
+	echoes   time.Time // since when it is healthy by icmp only, where schemes are chosen; else zero
+	row      int       // probes in a row that were missed, of one that lost a share
 	// pending are probes that were lost while it was suspect.
 	pending []meeting
 }
@@ -62,8 +68,8 @@ func (c *continuous) tell(i int, now time.Time) {
 	}
 	r = proto.CloneOf(r)
 	since := now
-	wasLoss := p.shown.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS && r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
-	if p.since.Before(now) && !p.since.IsZero() && !wasLoss && r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS {
+	wasLoss := p.shown != nil && verdict.Partial(p.shown) && r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY
+	if p.since.Before(now) && !p.since.IsZero() && !wasLoss && !verdict.Partial(r) {
 		since = p.since
 	}
 	r.Since = timestamppb.New(since)

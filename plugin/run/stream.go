@@ -56,7 +56,7 @@ func streamTargets(paths []*plan.Path, tos uint8) (targets []fleet.StreamTarget)
 			n, _ = verdict.NeedStream(b, a)
 		}
 		if n != nil {
-			targets = append(targets, fleet.StreamTarget{From: n.From, To: n.To, Src: n.Src, Dst: n.Dst, Port: n.Port, ToS: tos, Size: n.Small})
+			targets = append(targets, fleet.StreamTarget{From: n.From, To: n.To, Src: n.Src, Dst: n.Dst, Port: n.Port, ToS: tos, Size: n.Small, Tunnel: n.By.Port})
 		}
 	}
 	return targets

@@ -132,6 +132,16 @@ func TestScheme(t *testing.T) {
 			name: "tcp, the guest drops it", options: byTCP, cast: []func(*cast){tcpAfter(atGuest), func(c *cast) { c.explain = delivered("tap1") }},
 			log: four, took: time.Second, said: "silent by tcp (), 4 probes",
 		}, {
+			name: "auto, whether tcp is answered nobody sees, and icmp is lost", options: auto, cast: []func(*cast){func(c *cast) {
+				c.refuses["hv2"] = true
+				c.lost = func(s shot) bool {
+					return s.point > atGuest || s.scheme == stain.ICMP && s.point > leftHost
+				}
+				c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre0", TunnelRemote: "10.1.0.2"}
+			}},
+			log:  append(slices.Clone(four), "1s 0 icmp", "1.25s 0 icmp", "1.5s 0 icmp", "1.75s 0 icmp"), // as many as prove it by themselves
+			took: 2 * time.Second, said: "faulty by icmp (tcp could not be judged: seen up to hv2/br-int from-tunnel), 8 probes",
+		}, {
 			name: "icmp is answered", options: byICMP, log: []string{"0s 0 icmp"}, said: "healthy by icmp (), 1 probes",
 		}, {
 			name: "icmp, the guest drops it", options: byICMP, cast: []func(*cast){after(atGuest), func(c *cast) { c.explain = delivered("tap1") }},

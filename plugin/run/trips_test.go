@@ -31,12 +31,12 @@ func TestRecent(t *testing.T) {
 func TestWaitFor(t *testing.T) {
 	t.Parallel()
 	const ms = time.Millisecond
-	path := func(from, to string) *plan.Path {
-		return &plan.Path{From: plan.End{Host: from}, To: plan.End{Host: to}}
+	path := func(from string, port uint32, to string, at uint32) *plan.Path {
+		return &plan.Path{From: plan.End{Host: from, OFPort: port}, To: plan.End{Host: to, OFPort: at}}
 	}
-	// Pairs 0 and 1 are between hosts a and b, 2 between a and c, 3 between d and e.
-	c := &continuous{r: &Runner{cfg: Config{Settle: 750 * ms}, metrics: newMetrics(nil)}, pairs: make([]standing, 4),
-		paths: []*plan.Path{path("a", "b"), path("b", "a"), path("a", "c"), path("d", "e")}}
+	// Pairs 0 and 1 are between instances of hosts a and b, 2 between a and c, 3 between d and e.
+	c := &continuous{r: &Runner{cfg: Config{Settle: 750 * ms}, metrics: newMetrics(nil)}, trips: newTrips(), pairs: make([]standing, 4),
+		paths: []*plan.Path{path("a", 1, "b", 1), path("b", 1, "a", 2), path("a", 1, "c", 1), path("d", 1, "e", 1)}}
 	all := []int{0, 1, 2, 3}
 	want := func(what string, waits [4]time.Duration, exam time.Duration) {
 		t.Helper()
@@ -59,13 +59,24 @@ func TestWaitFor(t *testing.T) {
 	}
 	times(40, 1*ms, 3*ms, all...)
 	want("quick", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
-	times(1, 300*ms, 310*ms, 0)
-	want("one was on its way for long", [4]time.Duration{620 * ms, 25 * ms, 25 * ms, 25 * ms}, 100*ms)
+	times(1, 300*ms, 302*ms, 0)
+	times(1, 1*ms, 3*ms, 1, 2)
+	want("one took long, and others did not", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	times(1, 300*ms, 302*ms, 0)
+	times(1, 1*ms, 3*ms, 1, 2)
+	want("and again", [4]time.Duration{604 * ms, 25 * ms, 25 * ms, 25 * ms}, 100*ms)
 	c.pairs[0].pressed = true
 	want("a change names it", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
 	c.pairs[0].pressed = false
 	times(keptTrips, 1*ms, 3*ms, 0)
 	want("quick again", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	times(3, 300*ms, 302*ms, 0, 1)
+	want("all between two hosts take long", [4]time.Duration{604 * ms, 604 * ms, 25 * ms, 25 * ms}, 100*ms)
+	times(1, 1*ms, 3*ms, 1)
+	want("and one does not", [4]time.Duration{604 * ms, 25 * ms, 25 * ms, 25 * ms}, 100*ms)
+	times(1, 1*ms, 3*ms, 2)
+	want("nor another to the first's instance", [4]time.Duration{25 * ms, 25 * ms, 25 * ms, 25 * ms}, 30*ms)
+	times(keptTrips, 1*ms, 3*ms, all...)
 	times(1, 1*ms, 51*ms, 2)
 	want("a host was busy", [4]time.Duration{102 * ms, 102 * ms, 102 * ms, 25 * ms}, 51*ms)
 	times(keptLags/2, 1*ms, 3*ms, 0, 1)

@@ -116,3 +116,27 @@ func TestRecheckIn(t *testing.T) {
 		}
 	}
 }
+
+// One pair of an examination is told of soon, and another one is tested for a minute: that is no reason to look at the former later, nor at one
+// that was left without a verdict sooner.
+func TestRecheckByOwn(t *testing.T) {
+	t.Parallel()
+	c, _ := standingStill(t, site(t, 4), &dyetracev1.ProbeOptions{})
+	began := time.Unix(1e9, 0)
+	c.exams[1] = &underExam{began: began, stop: func() {}, open: 3}
+	for i := range 3 {
+		c.pairs[i].exam, c.pairs[i].suspect = 1, false
+	}
+	says := func(pair uint32, v dyetracev1.Verdict, after time.Duration) {
+		c.takeExam(examined{batch: batch{seq: []uint32{pair}, results: []*dyetracev1.PairResult{{Verdict: v}}}, exam: 1}, began.Add(after))
+	}
+	const soon, late = time.Second / 2, time.Minute
+	says(0, dyetracev1.Verdict_VERDICT_UNKNOWN, soon)
+	says(1, faulty, late)
+	c.takeExam(examined{done: true, exam: 1, pairs: []int{0, 1, 2}, took: late}, began.Add(late))
+	for i, want := range []time.Duration{soon + unseenAfter, late + recheckTimes*late, late + recheckTimes*late} {
+		if p := &c.pairs[i]; p.exam != 0 || p.again.Sub(began) != want {
+			t.Errorf("pair %d: examination %d, again after %v; want %v", i, p.exam, p.again.Sub(began), want)
+		}
+	}
+}

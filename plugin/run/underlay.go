@@ -8,13 +8,17 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
+	"github.com/dyetrace/dyetrace/plugin/plan"
 	"github.com/dyetrace/dyetrace/plugin/verdict"
 )
 
 const (
-	// exchangeTimeout is how long an agent may take for an exchange: some 350 ms if nothing is answered,
-	// a second where it looks for a size, and those before it in its queue.
-	exchangeTimeout = 4 * time.Second
+	// exchangeWithin is how long an agent may take for an exchange: some 350 ms if nothing is answered, a second or more
+	// where it looks for a size, and those before it in its queue. Its answer is waited for until exchangeTimeout.
+	exchangeWithin, exchangeTimeout = 3 * time.Second, 4 * time.Second
+	// busyTries is how often a host is asked that has no room for an exchange; again after exchangeAgain.
+	busyTries = 4
 	// recallTimeout is how long one may take to say what it has seen.
 	recallTimeout = time.Second
 	// exchangeWindow bounds the exchanges that a run has under way at one host, whether it sends or
@@ -41,9 +45,13 @@ type exchange struct {
 	began  time.Time // when the host that sends was asked to
 	told   time.Time // when it said what came of it
 	asked  time.Time // when the other one was asked
+	late   time.Time // when nothing that was sent can be late any more
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
 	first  *verdict.Underlay // that lost much, and was repeated
+	busy   int               // answers that the host has no room for it
+	shared bool              // the host that answers had another of this run meanwhile
+	alone  bool              // repeated without any other there
 
 	result    *verdict.Underlay // once it is done
 	questions []question        // tracks that wait for it
@@ -70,26 +78,43 @@ type heldPair struct {
 
 // exchangeKey tells exchanges apart.
 type exchangeKey struct {
-	from, to string
-	dst      netip.Addr
-	large    int
-	brief    bool // by fewer source ports
+	from, to  string
+	src, dst  netip.Addr
+	tos       string // options:tos of the tunnel port
+	fragments inventory.Told
+	large     int
+	brief     bool // by fewer source ports
 }
 
-// mtuCheck is the exchange that a pair waits for, or why there is none; neither where none is needed.
-type mtuCheck struct {
-	exchange *exchange
-	why      string
+// keyOf is that of an exchange that is needed: the same for tunnels that make the same of packets.
+func keyOf(n *verdict.NeedUnderlay, brief bool) exchangeKey {
+	k := exchangeKey{n.From, n.To, n.Src, n.Dst, n.By.ToS, n.By.Fragments, n.Large, brief}
+	if k.large == 0 {
+		k.fragments = inventory.NotTold // of what is small nothing need be
+	}
+	return k
+}
+
+// mtuCheck are the exchanges that pairs between two hosts wait for.
+type mtuCheck []*exchange
+
+// made returns the exchange that there is for what is needed; nil for none.
+func (x *execution) made(n *verdict.NeedUnderlay, brief bool) *exchange {
+	if e := x.exchanges[keyOf(n, brief)]; e != nil {
+		return e
+	}
+	// Where no small packet passes nothing is to be learned of large ones.
+	small := *n
+	small.Large = 0
+	if e := x.exchanges[keyOf(&small, false)]; e != nil && e.echo && !brief && (e.step != done || x.noWay(e)) {
+		return e
+	}
+	return nil
 }
 
 // exchangeFor returns the exchange that is needed, and begins it if there is none.
 func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
-	key := exchangeKey{n.From, n.To, n.Dst, n.Large, brief}
-	if e := x.exchanges[key]; e != nil {
-		return e
-	}
-	// Where no small packet passes nothing is to be learned of large ones.
-	if e := x.exchanges[exchangeKey{n.From, n.To, n.Dst, 0, false}]; e != nil && e.echo && !brief && (e.step != done || x.noWay(e)) {
+	if e := x.made(n, brief); e != nil {
 		return e
 	}
 	e := &exchange{
@@ -99,38 +124,57 @@ func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
 	if brief {
 		e.ask.SourcePorts = mtuPorts
 	}
-	x.exchanges[key] = e
+	x.exchanges[keyOf(n, brief)] = e
 	x.exploring = append(x.exploring, e)
 	return e
 }
 
-// checkMTUs begins an exchange for each two hosts that pairs lie between: one tells of both ways.
+// checkMTUs begins an exchange for each two hosts that pairs lie between, and for each sort of tunnel that joins them: one
+// tells of both ways.
 func (x *execution) checkMTUs() {
+	type ends struct {
+		from, to string
+		mtu      int
+	}
 	x.mtu = make([]mtuCheck, len(x.pairs))
-	type hosts [2]string
-	begun := map[hosts]*exchange{}
+	begun := map[[2]string][]*exchange{}
+	known := map[ends]mtuCheck{}
 	for pair := range x.pairs {
 		from, _ := x.layout.group(pair, 0)
 		p := x.ledger.path(from)
-		n, why := verdict.NeedMTU(p)
-		if n == nil {
-			x.mtu[pair].why = why
-			continue
-		}
 		// Two pairs of the same hosts may have other MTUs: what is larger does for both only if it passes.
-		e := begun[hosts{n.To, n.From}]
-		if e == nil || e.need.Large != n.Large {
-			e = x.exchangeFor(n, true)
-			begun[hosts{n.From, n.To}] = e
+		key := ends{p.From.Host, p.To.Host, min(p.From.MTU, p.To.MTU)}
+		if _, is := known[key]; !is {
+			known[key] = x.checkMTU(p, begun)
 		}
-		x.mtu[pair].exchange = e
+		x.mtu[pair] = known[key]
 	}
+}
+
+// checkMTU returns the exchanges that a pair needs, and begins those that there are not between its hosts yet.
+func (x *execution) checkMTU(p *plan.Path, begun map[[2]string][]*exchange) (all mtuCheck) {
+	hosts := hostPair(p.From.Host, p.To.Host)
+	for _, n := range verdict.NeedMTU(p) {
+		i := slices.IndexFunc(begun[hosts], func(e *exchange) bool {
+			_, ok := e.need.Covers(n)
+			return ok
+		})
+		if i < 0 {
+			begun[hosts] = append(begun[hosts], x.exchangeFor(n, true))
+			i = len(begun[hosts]) - 1
+		}
+		if e := begun[hosts][i]; !slices.Contains(all, e) {
+			all = append(all, e)
+		}
+	}
+	return all
 }
 
 // explore does what is due of exchanges, and returns when it wants to be called again.
 func (x *execution) explore(now time.Time) (wake time.Time) {
 	wake = x.hard
-	rest, before := x.exploring[:0], len(x.exploring)
+	kept := map[int]bool{} // hosts of which an exchange waits to have one for itself
+	rest, before, asking := x.exploring[:0], len(x.exploring), len(x.asking)
 	for _, e := range x.exploring {
 		if e.step == pausing && !now.Before(e.until) {
 			e.step = queued
@@ -144,10 +188,11 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 		case e.step == queued && (e.from < 0 || x.host[e.from].gone):
 			x.explored(e, fmt.Sprintf("no agent of %s is connected", e.need.From), now)
 			continue
-		case e.step == queued && x.host[e.from].exchanges < e.window() && (e.to < 0 || x.host[e.to].exchanges < e.window()):
+		case e.step == queued && x.hasRoom(e, kept):
+			x.share(e)
 			x.busy(e, 1)
 			x.metrics.exchanges.Inc()
-			e.began = now
+			e.began, e.ask.WithinMs = now, uint32(exchangeWithin.Milliseconds())
 			x.request(e, sending, e.from, e.ask, exchangeTimeout, now)
 		case e.step != queued && !now.Before(e.until):
 			x.proceed(e, nil, now)
@@ -162,10 +207,37 @@ func (x *execution) explore(now time.Time) (wake time.Time) {
 	begun := slices.Clone(x.exploring[before:]) // by what was learned of others
 	clear(x.exploring[len(rest):])
 	x.exploring = append(rest, begun...)
-	if len(begun) > 0 {
-		wake = now
+	if len(begun) > 0 || len(x.asking) > asking {
+		wake = now // flows are asked what has become of a packet that was seen further meanwhile
 	}
 	return wake
+}
+
+// hasRoom says that an exchange may begin. kept are hosts where others wait that came before, and grow by its own.
+func (x *execution) hasRoom(e *exchange, kept map[int]bool) bool {
+	switch {
+	case kept[e.from] || kept[e.to] || x.host[e.from].exchanges >= e.window():
+		return false
+	case e.alone && x.host[e.to].exchanges > 0:
+		kept[e.to] = true
+		return false
+	}
+	return e.to < 0 || x.host[e.to].exchanges < e.window()
+}
+
+// share notes of an exchange that is about to begin, and of those under way, where they bring packets to one host.
+func (x *execution) share(e *exchange) {
+	e.shared = false
+	if e.to < 0 {
+		return
+	}
+	for _, o := range x.exploring {
+		if o.step != sending || o == e {
+			continue
+		}
+		e.shared = e.shared || o.to == e.to || o.from == e.to // answers come to the one that asks
+		o.shared = o.shared || o.to == e.to || e.from == o.to
+	}
 }
 
 // window is how many a host may take part in for another to begin.
@@ -176,9 +248,12 @@ func (e *exchange) window() int {
 	return exchangeWindow
 }
 
-// busy counts an exchange at both of its hosts.
+// busy counts an exchange at both of its hosts. One that is to be alone counts where it goes as all that may be there.
 func (x *execution) busy(e *exchange, n int) {
 	x.host[e.from].exchanges += n
+	if e.alone {
+		n *= echoWindow
+	}
 	if e.to >= 0 {
 		x.host[e.to].exchanges += n
 	}
@@ -220,6 +295,10 @@ func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.
 		case m == nil:
 			x.explored(e, fmt.Sprintf("the agent of %s did not answer", e.need.From), now)
 			return
+		case m.GetBusy() && e.busy+1 < busyTries:
+			e.busy++
+			e.step, e.until = pausing, now.Add(exchangeAgain)
+			return
 		case m.GetError() != "" || verdict.Whole(m, len(e.ask.Sizes)):
 			e.report = m
 			x.explored(e, "", now)
@@ -227,11 +306,20 @@ func (x *execution) proceed(e *exchange, m *dyetracev1.UnderlayReport, now time.
 		}
 		e.report, e.told = m, now
 		if late := x.patience - time.Duration(e.ask.GetWaitMs())*time.Millisecond; late > 0 {
-			e.step, e.until = settlingDown, now.Add(late) // so long ago was its last packet, at the least
+			e.step, e.late = settlingDown, now.Add(late) // so long ago was its last packet, at the least
+			e.until = e.late
+			if since, is := x.options.between.hushed(e.need.From, e.need.To); is {
+				hushed := latest(since.Add(x.patience), e.late.Add(verdict.AfterHush(x.patience)-x.patience))
+				e.until = earliest(e.until, hushed)
+			}
 			return
 		}
 		x.recallOf(e, now)
 	case settlingDown:
+		if _, is := x.options.between.hushed(e.need.From, e.need.To); !is && now.Before(e.late) {
+			e.until = e.late // there are answers again
+			return
+		}
 		x.recallOf(e, now)
 	case recalling:
 		e.recall = m
@@ -263,8 +351,9 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	switch {
 	case e.first != nil:
 		e.result = verdict.Again(e.first, e.result)
-	case e.result.Rife():
+	case e.result.Rife(), e.shared && !e.echo && e.result.Drowned(now.Sub(e.began)):
 		e.step, e.until = pausing, now.Add(exchangeAgain)
+		e.alone = e.shared && !e.echo
 		e.first, e.result, e.report, e.recall = e.result, nil, nil, nil
 		ports := e.ask.SourcePorts
 		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
@@ -283,7 +372,7 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 		x.settleBy(q, e)
 	}
 	for _, h := range held {
-		x.emit(h.pair, x.withMTU(h.pair, h.result))
+		x.emitWithMTU(h.pair, h.result)
 	}
 }
 
@@ -307,6 +396,9 @@ func (x *execution) hurryBetween(from, to string) {
 // for it, they must have been sent since the probe was: before, there may have been no fault. Else another is made.
 func (x *execution) settleBy(q question, e *exchange) {
 	r := x.judgeWith(&q, e.result)
+	if x.asksAgain(&q, r) {
+		return
+	}
 	if r.Kind != verdict.CauseEntrypoint || !e.began.Before(x.lostSince(q.track)) {
 		x.answer(q.track, r)
 		return
@@ -337,15 +429,32 @@ func (x *execution) judgeWith(q *question, u *verdict.Underlay) verdict.Result {
 	return verdict.Judge(e)
 }
 
-// withMTU adds what large packets did between a pair's hosts.
-func (x *execution) withMTU(pair int, r verdict.Result) verdict.Result {
-	from, _ := x.layout.group(pair, 0)
-	c := &x.mtu[pair]
-	if c.exchange == nil {
-		if c.why == "" {
-			return r
-		}
-		return verdict.WithMTU(r, x.ledger.path(from), nil, c.why)
+// emitWithMTU hands on the verdict on a pair once it is known what large packets did between its hosts.
+func (x *execution) emitWithMTU(pair int, r verdict.Result) {
+	if x.mtu == nil {
+		x.emit(pair, r)
+		return
 	}
-	return verdict.WithMTU(r, x.ledger.path(from), c.exchange.result, "")
+	from, _ := x.layout.group(pair, 0)
+	p := x.ledger.path(from)
+	var tried []verdict.TriedMTU
+	for _, e := range x.mtu[pair] {
+		if e.step != done {
+			e.held = append(e.held, heldPair{pair, r})
+			return
+		}
+		tried = append(tried, verdict.TriedMTU{Need: &e.need, Showed: e.result})
+	}
+	var more mtuCheck
+	for _, n := range verdict.MoreMTU(r, p, tried) {
+		if e := x.exchangeFor(n, true); !slices.Contains(x.mtu[pair], e) {
+			more = append(more, e)
+		}
+	}
+	if len(more) > 0 {
+		x.mtu[pair] = slices.Concat(x.mtu[pair], more)
+		x.emitWithMTU(pair, r)
+		return
+	}
+	x.emit(pair, verdict.WithMTU(r, p, tried))
 }

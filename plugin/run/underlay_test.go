@@ -3,7 +3,10 @@ package run
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +14,7 @@ import (
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 // explorable is a site whose hosts answer underlay probes, at every tunnel address.
@@ -62,6 +66,17 @@ func halved(n int) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayR
 	}
 }
 
+// busy has a host find no room for the first n exchanges that it is asked for, and the others lose everything.
+func busy(n int) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	silent := underlayOf(everything)
+	return func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		if n--; n >= 0 {
+			return &dyetracev1.UnderlayReport{Error: "no room", Busy: true}
+		}
+		return silent(host, m)
+	}
+}
+
 // late has small packets come there so long after they were sent, and no answer in time.
 func late(by time.Duration) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
 	silent := underlayOf(everything)
@@ -76,6 +91,14 @@ func late(by time.Duration) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.
 		}
 		return r
 	}
+}
+
+// barred has a host have no way to the other: nothing is sent.
+func barred(_ string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	r := underlayOf(everything)("", m)
+	clear(r.Sent)
+	r.Errors = []*dyetracev1.UnderlayError{{Text: "network is unreachable", Size: 128, Count: 1}}
+	return r
 }
 
 func everything(uint32) bool { return true }
@@ -115,9 +138,15 @@ func TestUnderlay(t *testing.T) {
 	}{
 		{name: "lost there", cast: func(c *cast) { c.underlay = underlayOf(everything) }, asked: "hv1 hv2 recalls",
 			want: right + ": lost in the underlay: none of 128 packets arrives by UDP from 10.1.0.1 to 10.1.0.2 either; the last ones to come there did so 1s ago"},
+		{name: "cannot be sent", cast: func(c *cast) { c.underlay = barred }, asked: "hv1",
+			want: right + ": lost in the underlay: UDP from 10.1.0.1 to 10.1.0.2 cannot be sent: the sending host says: network is unreachable"},
 		{name: "passes", cast: func(c *cast) { c.underlay = underlayOf(large) }, asked: "hv1 hv2 recalls",
 			want: "so the packet is lost at hv2's end of the tunnel, or the network drops GRE"},
-		{name: "no answer", cast: func(c *cast) {}, asked: "hv1", want: "UDP between the two told nothing: the agent of hv1 did not answer", most: exchangeTimeout},
+		{name: "no answer", cast: func(c *cast) {}, asked: "hv1", want: "UDP between the two told nothing: the agent of hv1 did not answer", most: exchangeTimeout, doubt: true},
+		{name: "busy, and later no more", cast: func(c *cast) { c.underlay = busy(2) }, asked: "hv1 hv1 hv1 hv2 recalls",
+			want: right + ": lost in the underlay: none of 128 packets arrives by UDP from 10.1.0.1 to 10.1.0.2 either"},
+		{name: "busy all the time", cast: func(c *cast) { c.underlay = busy(1000) }, asked: "hv1 hv1 hv1 hv1",
+			want: "UDP between the two told nothing: no room", doubt: true},
 		{name: "no recall", cast: func(c *cast) { c.underlay = underlayOf(everything); c.mute["underlay hv2"] = true }, asked: "hv1 hv2 recalls",
 			want: "UDP between the two told nothing: none of 128 packets by UDP from 10.1.0.1 to 10.1.0.2 was answered, and hv2 could not be asked whether any came", most: recallTimeout},
 		{name: "half lost", cast: func(c *cast) { c.underlay = halved(2) }, asked: "hv1 hv2 recalls hv1 hv2 recalls",
@@ -163,6 +192,67 @@ func TestUnderlay(t *testing.T) {
 					t.Errorf("took %v, want at most %v", took, most)
 				}
 			})
+		})
+	}
+}
+
+// TestUnderlayShared has two hosts exchange packets with a third at once, by a way with room for neither: each of them has it for
+// itself before it is said what becomes of its packets. Where the third had no others meanwhile nothing is repeated.
+func TestUnderlayShared(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		others time.Duration // ago, when what came was asked for
+		alone  func(uint32) bool
+		most   []int // how many are under way at once, by exchange
+		kind   dyetracev1.CauseKind
+	}{
+		{"others meanwhile, and alone it passes", 100 * time.Millisecond, large, []int{1, 2, 1, 1}, dyetracev1.CauseKind_CAUSE_KIND_UNSEEN},
+		{"others meanwhile, and alone nothing does", 100 * time.Millisecond, everything, []int{1, 2, 1, 1}, dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY},
+		{"others before", 10 * time.Second, large, []int{1, 2}, dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			all, ways := pathsOf(t, explorable(t, 16), allPairs)
+			var pairs []plan.Pair
+			var paths []plan.Path
+			for i := range all {
+				if all[i].Dst.Host == "hv3" && (all[i].Src.Host == "hv1" || all[i].Src.Host == "hv2") {
+					pairs, paths = append(pairs, all[i]), append(paths, ways[i])
+				}
+			}
+			c := newCast(paths)
+			c.lost = func(s shot) bool { return s.point >= 2 } // seen on the first host only
+			c.explain = &dyetracev1.Explanation{Outcome: dyetracev1.Outcome_OUTCOME_TUNNELLED, Port: "gre1", TunnelRemote: "10.1.0.3"}
+			c.exchange = 400 * time.Millisecond
+			var under atomic.Int32
+			var most []int
+			c.underlay = func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+				lost := everything
+				if !m.GetRecall() {
+					if len(most) > 1 {
+						lost = tt.alone
+					}
+					most = append(most, int(under.Add(1)))
+					time.AfterFunc(c.exchange-time.Millisecond, func() { under.Add(-1) })
+				}
+				r := underlayOf(lost)(host, m)
+				r.FromOthersNs = uint64(tt.others)
+				return r
+			}
+			cfg := testConfig
+			cfg.Patience = 750 * time.Millisecond
+			results, _, whole := play(t.Context(), cfg, c, pairs, time.Minute)
+			if !whole || len(results) != len(pairs) {
+				t.Fatalf("%s: %d results, whole %t", tt.name, len(results), whole)
+			}
+			for _, r := range results {
+				if r.GetCauseKind() != tt.kind {
+					t.Fatalf("%s: %s %s: %s; want %s", tt.name, r.GetVerdict(), r.GetCauseKind(), r.GetCause(), tt.kind)
+				}
+			}
+			if !slices.Equal(most, tt.most) {
+				t.Errorf("%s: so many exchanges at once: %v, want %v", tt.name, most, tt.most)
+			}
 		})
 	}
 }
@@ -271,6 +361,81 @@ func TestContinuousMTU(t *testing.T) {
 			}
 			if most := uint64(6 + (healed+30*time.Second)/recheckAfter); c.begun > most {
 				t.Errorf("%s: %d examinations, want %d at the most", tt.name, c.begun, most)
+			}
+		})
+	}
+}
+
+// TestContinuousUnknownMTU has a pair break of which all that is not known is what becomes of large packets: that is named as soon as of a healthy
+// one, and not when it would be examined anyway.
+func TestContinuousUnknownMTU(t *testing.T) {
+	t.Parallel()
+	for _, cut := range []bool{false, true} { // the underlay; else it is a flow
+		for _, broke := range []time.Duration{26 * time.Second, 28 * time.Second, 30 * time.Second} { // not examined anyway before 34
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, streamable(t, 2)) // which tells no MTU
+				w.network, w.auto, w.passes = newSimNetwork(), true, cut
+				all, _, _ := watchTown(t, w, testConfig, &dyetracev1.ProbeOptions{Mtu: true}, 40*time.Second, func() {
+					time.Sleep(broke)
+					if !cut {
+						w.change(func(w *town) { w.lose = func(string, stain.Scheme, int) bool { return true } })
+						return
+					}
+					w.change(func(w *town) { w.lost, w.underlay = uplinkDown("hv2") })
+					w.network.hush("hv2", true)
+				})
+				if len(all) != 4 {
+					t.Fatalf("told %v; want two pairs, and that they are faulty", all)
+				}
+				for _, a := range all[:2] {
+					if a.r.GetVerdict() != dyetracev1.Verdict_VERDICT_UNKNOWN || !strings.Contains(a.r.GetCause(), "the MTU of the instances' ports is not known") {
+						t.Errorf("%v: %s; not the case that this is about", a.r.GetVerdict(), a.r.GetCause())
+					}
+				}
+				want := dyetracev1.CauseKind_CAUSE_KIND_FLOW
+				if cut {
+					want = dyetracev1.CauseKind_CAUSE_KIND_UNDERLAY
+				}
+				// The second pair has the first one's wire.
+				if first, last := all[2].at-broke, all[3].at-broke; first > time.Second || last > 2*time.Second {
+					t.Errorf("underlay cut %t: named after %v and %v, want a second, and two for the opposite pair", cut, first, last)
+				}
+				for _, a := range all[2:] {
+					if a.r.GetVerdict() != faulty || a.r.GetCauseKind() != want {
+						t.Errorf("%v: %v %v: %s", a.at, a.r.GetVerdict(), a.r.GetCauseKind(), a.r.GetCause())
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestMTUByTunnel has two hosts with two tunnels between them, of which the network passes the largest packets of one only:
+// the pairs of that one are healthy, and those of the other are not, whatever is known of the former.
+func TestMTUByTunnel(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(8) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			c := newSimCloud(random, 12)
+			c.loss = 0
+			a, b := c.guests[simHosts], c.guests[simHosts+1] // on the larger tunnel's network
+			a.host, b.host = 0, 1
+			c.faults = []*simFault{{most: 1495, large: func(from, to int) bool { return from == a.host && to == b.host }}}
+			o := options{test: testOf(nil), scheme: stain.ICMP, mtu: true}
+			pairs, paths := pathsBy(t, c.snapshot(t), allPairs, o.plan)
+			got := newSimAgents(c, random, nil).play(o, pairs, paths)
+			for i, p := range pairs {
+				from, to := c.named(p.Src.Name), c.named(p.Dst.Name)
+				large := simEncap[to.net] == "vxlan" && (from.host == a.host && to.host == b.host || from.host == b.host && to.host == a.host)
+				want := dyetracev1.Verdict_VERDICT_HEALTHY
+				if large {
+					want = faulty
+				}
+				if r := got[uint32(i)]; r.GetVerdict() != want || (r.GetCauseKind() == kindMTU) != large {
+					t.Errorf("seed %d: %s, on %s and %s, by %s: %s %s: %s; want %s", seed, p, simHost(from.host), simHost(to.host), simEncap[to.net],
+						r.GetVerdict(), r.GetCauseKind(), r.GetCause(), want)
+				}
 			}
 		})
 	}

@@ -9,8 +9,8 @@
 // "Sequential Tests of Statistical Hypotheses", 1945). Alpha bounds the chance that a path which
 // loses no more than P0 is called Above, Beta that one which loses P1 or more is called Within; in
 // between either may come out, and Max bounds how long that takes. Wald's boundaries keep
-// alpha ≤ Alpha/(1-Beta) and beta ≤ Beta/(1-Alpha); for what a plan does exactly, the tests compute
-// it.
+// alpha ≤ Alpha/(1-Beta) and beta ≤ Beta/(1-Alpha). Max makes neither more, and leaves some [Open];
+// how many, and what else a plan does exactly, the tests compute.
 //
 // A [Guard] asks the same question for ever (E. S. Page, "Continuous Inspection Schemes", 1954): it
 // forgets what speaks for a healthy path, so that a fault which begins after a year is found as

@@ -9,7 +9,8 @@ import (
 type Plan struct {
 	// P0 is the share of probes that may be lost, P1 the share that is too much; 0 < P0 < P1 < 1.
 	P0, P1 float64
-	// Alpha bounds the chance of Above at P0, Beta that of Within at P1.
+	// Alpha bounds the chance of Above at P0, Beta that of Within at P1. What ends Open is in neither: who takes that for
+	// Within wants a Max where little of it is left at P1, and a Beta below what both may be together.
 	Alpha, Beta float64
 	// Max bounds the probes.
 	Max int

@@ -41,6 +41,9 @@ func (s service) ProbeUnderlay(ctx context.Context, req *connect.Request[dyetrac
 	}
 	ctx, cancel := context.WithTimeout(ctx, underlayTimeout)
 	defer cancel()
+	if end, ok := ctx.Deadline(); ok { // a quarter is for the way, and for what the other host saw
+		m.WithinMs = uint32(max(1, (3 * time.Until(end) / 4).Milliseconds()))
+	}
 	r, err := s.Fleet.ProbeUnderlay(ctx, need.From, m)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeUnavailable, err)
@@ -88,7 +91,7 @@ func (s service) exchange(m *dyetracev1.ProbeUnderlayRequest) (*verdict.NeedUnde
 	case m.GetRepeats() > maxRepeats:
 		return nil, invalid("repeats: %d, want at most %d", m.GetRepeats(), maxRepeats)
 	}
-	need, why := verdict.BetweenHosts(&ends[0], &ends[1], ips[0], ips[1])
+	need, why := verdict.BetweenHosts(&ends[0], &ends[1], ips[0], ips[1], m.GetTunnel())
 	if need == nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New(why))
 	}

@@ -32,21 +32,25 @@ func TestMain(m *testing.M) {
 
 const killPairs = 4096
 
-// writer writes runs until it is killed, and prints what was acknowledged: "run ID", and
-// "pairs FIRST LAST" for a batch.
+// writer writes runs until it is killed, every other one as a continuous run writes, and prints what was acknowledged:
+// "run ID CONTINUOUS", and "pairs FIRST LAST" for a batch.
 func writer(path string) error {
 	ctx := context.Background()
 	s, err := Open(ctx, path)
 	if err != nil {
 		return err
 	}
-	for {
+	for continuous := rand.IntN(2) == 0; ; continuous = !continuous {
+		put := s.PutResults
+		if continuous {
+			put = s.PutTransitions
+		}
 		pairs := plan(killPairs)
 		run, err := s.CreateRun(ctx, scope, options, time.Now(), time.Minute, pairs)
 		if err != nil {
 			return err
 		}
-		fmt.Println("run", run.Id)
+		fmt.Println("run", run.Id, continuous)
 		for at := 0; at < killPairs; {
 			n := min(1+rand.IntN(200), killPairs-at)
 			seq := make([]uint32, n)
@@ -55,7 +59,7 @@ func writer(path string) error {
 				seq[i] = uint32(at + i)
 				results[i] = judged(pairs[at+i], dyetracev1.Verdict_VERDICT_HEALTHY)
 			}
-			if err := s.PutResults(ctx, run.Id, seq, results); err != nil {
+			if err := put(ctx, run.Id, seq, results); err != nil {
 				return err
 			}
 			fmt.Println("pairs", at, at+n-1)
@@ -74,7 +78,7 @@ func TestKill(t *testing.T) {
 		rounds = 3
 	}
 	for range rounds {
-		id, acked := killWriter(t, path, 1+rand.IntN(60), time.Duration(rand.IntN(3000))*time.Microsecond)
+		id, continuous, acked := killWriter(t, path, 1+rand.IntN(60), time.Duration(rand.IntN(3000))*time.Microsecond)
 
 		s, err := Open(t.Context(), path)
 		if err != nil {
@@ -108,6 +112,18 @@ func TestKill(t *testing.T) {
 		if int(run.Counts.Healthy) != have {
 			t.Errorf("run counts %d verdicts, and has %d", run.Counts.Healthy, have)
 		}
+		changes, err := s.Transitions(t.Context(), id, killPairs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if continuous && len(changes) != have || !continuous && len(changes) > 0 {
+			t.Errorf("continuous: %t: run has %d transitions, and %d verdicts", continuous, len(changes), have)
+		}
+		for i, c := range changes {
+			if c.GetSrc().GetName() != pairs[i].GetSrc().GetName() || c.GetDst().GetName() != pairs[i].GetDst().GetName() {
+				t.Fatalf("transition %d is of %s → %s, want that of %s → %s", i, c.GetSrc().GetName(), c.GetDst().GetName(), pairs[i].GetSrc().GetName(), pairs[i].GetDst().GetName())
+			}
+		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -115,8 +131,8 @@ func TestKill(t *testing.T) {
 }
 
 // killWriter starts a writer, kills it some time after the line with the given number, and returns
-// the last run that it acknowledged, and how many of its verdicts.
-func killWriter(t *testing.T, path string, lines int, more time.Duration) (id string, acked int) {
+// the last run that it acknowledged, whether it was a continuous one, and how many of its verdicts.
+func killWriter(t *testing.T, path string, lines int, more time.Duration) (id string, continuous bool, acked int) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), writerEnv+"="+path)
@@ -136,7 +152,7 @@ func killWriter(t *testing.T, path string, lines int, more time.Duration) (id st
 		var first, last int
 		if _, err := fmt.Sscanf(sc.Text(), "pairs %d %d", &first, &last); err == nil {
 			acked = last + 1
-		} else if _, err := fmt.Sscanf(sc.Text(), "run %s", &id); err == nil {
+		} else if _, err := fmt.Sscanf(sc.Text(), "run %s %t", &id, &continuous); err == nil {
 			acked = 0
 		} else {
 			t.Fatalf("writer says %q", sc.Text())
@@ -149,5 +165,5 @@ func killWriter(t *testing.T, path string, lines int, more time.Duration) (id st
 	if id == "" {
 		t.Fatal("writer acknowledged nothing")
 	}
-	return id, acked
+	return id, continuous, acked
 }

@@ -27,7 +27,9 @@ func (j *judgement) undelivered() (r Result, is bool) {
 	lost.last, lost.next, lost.mute = from, at, -1
 	j.t = &lost
 	if !unproven.none() { // what flows say now may be another thing
-		return j.doubtful(CauseImpostor, "answered, but whether "+j.Path.Pair.Dst.Name+" did, or a rule that rejects, is not known: "+unproven.why), true
+		r = j.doubtful(CauseImpostor, "answered, but whether "+j.Path.Pair.Dst.Name+" did, or a rule that rejects, is not known: "+unproven.why)
+		j.replay(&r, from)
+		return r, true
 	}
 	r = j.lost(at)
 	const whose = "; the answer that came is somebody else's, such as of a rule that rejects"
@@ -35,12 +37,13 @@ func (j *judgement) undelivered() (r Result, is bool) {
 		r.Cause += whose
 		return r, true
 	}
-	need := r.Need
+	need, flow := r.Need, r.Flow
 	if need != nil {
 		need.Decides = true
 	}
 	r = j.doubtful(CauseImpostor, "answered, but "+j.Path.Points[at].String()+" did not see it leave for "+j.Path.Pair.Dst.Name+whose)
-	r.Need = need
+	r.Need, r.Flow = need, flow
+	j.replay(&r, from)
 	return r, true
 }
 

@@ -52,7 +52,7 @@ const (
 
 // Ours: why it is not known.
 const (
-	// CauseAgent: not connected all the time.
+	// CauseAgent: not connected all the time, or did not tell what would have decided.
 	CauseAgent CauseKind = iota + 40
 	// CauseHook: not there all the time, or not at all.
 	CauseHook

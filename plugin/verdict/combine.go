@@ -25,16 +25,19 @@ type Track struct {
 // pair's. What is found out goes by these rules, tcp being what tenants use:
 //
 //   - tcp healthy, faulty or policy is the verdict; what became of icmp is noted. But a fault
-//     that lies in a switch whose flows pass the packet, while icmp is healthy, may be ours: all
+//     that lies in a switch whose flows pass the packet, were not asked, or drop it as one of no connection, while icmp is healthy, may be ours: all
 //     probes by tcp between two instances are one connection to what tracks connections, which
 //     drops answers that do not fit what it remembers. An echo is a connection of its own. By tcp
 //     alone such a pair is unknown.
 //     What tcp loses in part, as a share of its probes, is the same: icmp is tested too then, and
 //     only what both lose inside a switch is a fault.
+//   - A fault at the end of a tunnel, where UDP passes between the same hosts, is none if icmp passes the tunnel.
 //   - tcp silent, icmp healthy is healthy: the guest is there, and drops what is for that port.
-//     Otherwise it is silent.
-//   - tcp unknown, icmp healthy or faulty is what icmp says. But that ping is denied or not
-//     answered says nothing of a pair whose TCP answers we may have missed: it is unknown.
+//     Otherwise it is silent; but by tcp alone unknown where the guest listens and answers some, since it may remember an
+//     earlier probe.
+//   - tcp unknown, icmp healthy or faulty is what icmp says, unless it was tried so seldom that what is lost
+//     may be chance. But that ping is denied or not answered says nothing of a pair whose TCP answers we may
+//     have missed: it is unknown.
 func Combine(tracks []Track, asked stain.Scheme) Result {
 	probes := 0
 	for i := range tracks {
@@ -66,11 +69,21 @@ func Combine(tracks []Track, asked stain.Scheme) Result {
 
 // ours: tcp alone cannot tell a fault that may be our own (see Combine).
 func ours(r Result) Result {
-	if r.Verdict == Faulty && r.Passed {
+	if r.remembered() {
 		r.Verdict, r.Kind = Unknown, CauseConntrack
-		r.Cause = join(r.Cause, "connection tracking may remember an earlier probe by tcp: icmp would tell")
+		r.Cause = join(r.Cause, remembered+": icmp would tell")
 	}
 	return r
+}
+
+// remembered is how the reason begins for which tcp was not judged where connection tracking may be why it is lost: a switch forgets a
+// half-open connection after 30 s (lib/conntrack-tp.c), the kernel after two minutes (nf_conntrack_proto_tcp.c), a guest that listens
+// after one (net.ipv4.tcp_synack_retries).
+const remembered = "connection tracking may remember an earlier probe by tcp"
+
+// remembered says that what tcp lost may be that.
+func (r *Result) remembered() bool {
+	return r.MayBeRemembered && (r.Verdict == Faulty || r.Verdict == PolicyDrop || r.Verdict == Silent)
 }
 
 // bothWays makes one of there and back of no-touch; in ordinary mode there is but one track.
@@ -167,11 +180,16 @@ func choose(tcp, icmp Result) Result {
 	case tcp.Verdict == Silent && icmp.Verdict == Healthy:
 		icmp.SchemeReason = "tcp is delivered but not answered, icmp echo is"
 		return icmp
-	case tcp.Verdict == Faulty && tcp.Passed && icmp.Verdict == Healthy:
+	case tcp.remembered() && icmp.Verdict == Healthy && tcp.Kind != CauseBetweenHosts:
 		first, _, _ := strings.Cut(tcp.Cause, "; ")
-		icmp.SchemeReason = "connection tracking may remember an earlier probe by tcp: " + first
+		icmp.SchemeReason = remembered + ": " + first
 		return icmp
-	case tcp.Verdict == Unknown && (icmp.Verdict == Healthy || icmp.Verdict == Faulty):
+	case tcp.Verdict == Faulty && tcp.Kind == CauseEntrypoint && icmp.Verdict == Healthy:
+		icmp.SchemeReason = "tcp was lost by chance, it seems, or for what is remembered of it: icmp echo passes the same tunnel"
+		return icmp
+	case tcp.remembered() && !icmp.bearsOut(&tcp):
+		tcp = ours(tcp)
+	case tcp.Verdict == Unknown && (icmp.Verdict == Healthy || icmp.Verdict == Faulty && !icmp.Scant):
 		first, _, _ := strings.Cut(tcp.Cause, "; ")
 		icmp.SchemeReason = "tcp could not be judged: " + first
 		return icmp
@@ -209,6 +227,25 @@ func alone(tcp Verdict, noTouch bool) string {
 	return reason(tcp, noTouch)
 }
 
+// bearsOut says that echoes are lost too, or where tcp is denied, or not answered, they are as well. Who does not answer them tells nothing
+// of a loss; nor do those that pass, if one of several ways between two hosts may be broken, which they do not take.
+func (r *Result) bearsOut(tcp *Result) bool {
+	switch r.Verdict {
+	case Faulty:
+		return true
+	case PolicyDrop, Silent:
+		return tcp.Verdict == r.Verdict
+	case Unknown:
+		return r.diedWith(tcp)
+	}
+	return false
+}
+
+// diedWith says that both were lost in the same segment.
+func (r *Result) diedWith(o *Result) bool {
+	return r.Segment != nil && o.Segment != nil && r.Segment.String() == o.Segment.String()
+}
+
 // aside is what became of icmp, in a few words; none where it adds nothing.
 func aside(tcp, icmp *Result) string {
 	switch icmp.Verdict {
@@ -218,7 +255,7 @@ func aside(tcp, icmp *Result) string {
 		switch {
 		case icmp.Segment == nil:
 			return "icmp echo is lost"
-		case tcp.Verdict == Faulty && tcp.Segment != nil && tcp.Segment.String() == icmp.Segment.String():
+		case tcp.Verdict == Faulty && icmp.diedWith(tcp):
 			return "icmp echo is lost there too"
 		}
 		return fmt.Sprintf("icmp echo is lost, %s", icmp.Segment)

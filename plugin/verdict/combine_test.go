@@ -21,7 +21,8 @@ import (
 func one(t *testing.T, p *plan.Path, scheme stain.Scheme, text string) Track {
 	t.Helper()
 	name, cause, _ := strings.Cut(text, ":")
-	r := Result{Cause: strings.TrimSpace(cause), Scheme: scheme, Probes: 1, RTTNs: 7, Src: p.Src, Dst: p.Dst, NoTouch: p.NoTouch}
+	name, scant := strings.CutSuffix(name, ", scant")
+	r := Result{Scant: scant, Cause: strings.TrimSpace(cause), Scheme: scheme, Probes: 1, RTTNs: 7, Src: p.Src, Dst: p.Dst, NoTouch: p.NoTouch}
 	for v := Healthy; v <= Unknown; v++ {
 		if v.String() == name {
 			r.Verdict = v
@@ -76,6 +77,8 @@ func TestCombine(t *testing.T) {
 
 		{"unclear, ping passes", unclear, "healthy", 0, "healthy | icmp | 4 |  | tcp could not be judged: agent gone"},
 		{"unclear, ping lost", unclear, lost, 0, "faulty | icmp | 6 | lost | tcp could not be judged: agent gone"},
+		{"unclear, ping lost, which may be chance", unclear, "faulty, scant: lost", 0, "unknown | tcp | 6 | agent gone; more; icmp echo is lost, hv1/br-int from-instance → hv1/br-tun to-tunnel | neither tcp nor icmp echo tells"},
+		{"lost, ping too, which alone may be chance", lost, "faulty, scant: lost", 0, "faulty | tcp | 6 | lost; icmp echo is lost there too | tcp shows the fault"},
 		{"unclear, ping not answered", unclear, mute, 0, "unknown | tcp | 6 | agent gone; more; icmp echo is not answered | neither tcp nor icmp echo tells"},
 		{"unclear, ping denied", unclear, denied, 0, "unknown | tcp | 6 | agent gone; more; icmp echo is denied by a security rule | neither tcp nor icmp echo tells"},
 		{"unclear, ping too", unclear, unclear, 0, "unknown | tcp | 6 | agent gone; more | neither tcp nor icmp echo tells"},
@@ -99,6 +102,35 @@ func TestCombine(t *testing.T) {
 	}
 	if r := Combine(nil, 0); r.Verdict != Unknown || r.Cause == "" || r.Scheme != 0 {
 		t.Errorf("of no track: %+v", r)
+	}
+}
+
+// TestCombineListens has a guest that listens answer some probes by tcp: others may have met what it remembers, so it takes echoes
+// that it does not answer either to call it silent.
+func TestCombineListens(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	for _, tt := range []struct {
+		icmp  string
+		asked stain.Scheme
+		want  Verdict
+		kind  CauseKind
+	}{
+		{"-", stain.TCP, Unknown, CauseConntrack},
+		{"-", 0, Unknown, CauseConntrack},
+		{"healthy", 0, Healthy, 0},
+		{"silent: no answer", 0, Silent, CauseGuestSilent},
+		{"policy: denied", 0, Unknown, CauseConntrack},
+	} {
+		tcp := one(t, p, stain.TCP, "silent: does not answer 88 %")
+		tcp.Result.MayBeRemembered = true
+		tracks := []Track{tcp}
+		if tt.icmp != "-" {
+			tracks = append(tracks, one(t, p, stain.ICMP, tt.icmp))
+		}
+		if r := Combine(tracks, tt.asked); r.Verdict != tt.want || r.Kind != tt.kind {
+			t.Errorf("icmp %s, asked for %v: %v %v: %s; want %v %v", tt.icmp, tt.asked, r.Verdict, r.Kind, r.Cause, tt.want, tt.kind)
+		}
 	}
 }
 
@@ -276,14 +308,14 @@ func TestAutoNeverWrong(t *testing.T) {
 			if r.Scheme == stain.ICMP {
 				w = icmp
 			}
-			if r.Verdict == Unknown && !tcp.impaired {
+			if r.Verdict == Unknown && !tcp.impaired && !tracks[0].Result.MayBeRemembered {
 				rt.Fatalf("unknown, though tcp could be seen: %s", show(&r))
 			}
 			if r.Verdict != Unknown {
 				w.check(rt, &r, true)
 			}
 			answered := slices.ContainsFunc(icmp.truths, func(tr truth) bool { return tr.fate == arrived })
-			if r.Verdict == Silent && answered && !icmp.impaired {
+			if r.Verdict == Silent && answered && !icmp.impaired && tracks[1].Result.Kind != CauseLoss {
 				rt.Fatalf("%s, though it answers icmp: %v", show(&r), icmp.truths)
 			}
 			if (r.Verdict == Silent || r.Verdict == PolicyDrop) && slices.ContainsFunc(tcp.truths, func(tr truth) bool { return tr.fate == arrived }) {
@@ -316,7 +348,7 @@ func TestNoTouchNeverWrong(t *testing.T) {
 			if (r.Verdict == Healthy) != (tracks[0].Result.Verdict == Healthy && tracks[1].Result.Verdict == Healthy) {
 				rt.Fatalf("%s of %s and %s", show(&r), show(&tracks[0].Result), show(&tracks[1].Result))
 			}
-			if r.Verdict == Unknown && !r.Passed && !there.impaired && !back.impaired {
+			if r.Verdict == Unknown && !r.MayBeRemembered && !there.impaired && !back.impaired {
 				rt.Fatalf("unknown, though all could be seen: %s", show(&r))
 			}
 			if r.Verdict == Healthy || r.Verdict == Unknown {
@@ -348,8 +380,8 @@ func TestCombinePassed(t *testing.T) {
 		e.Attempts = append(e.Attempts, probe(t, e.Path, "0"))
 	}
 	tcp := Judge(e)
-	if tcp.Verdict != Faulty || !tcp.Passed {
-		t.Fatalf("tcp: %v, passed %v: %s (want faulty, though its flows pass it)", tcp.Verdict, tcp.Passed, tcp.Cause)
+	if tcp.Verdict != Faulty || !tcp.MayBeRemembered {
+		t.Fatalf("tcp: %v, may be remembered %v: %s (want faulty, though its flows pass it)", tcp.Verdict, tcp.MayBeRemembered, tcp.Cause)
 	}
 	echo := e
 	echo.Scheme, echo.Explanation, echo.Attempts = stain.ICMP, nil, []Attempt{probe(t, e.Path, "01234567")}
@@ -364,5 +396,66 @@ func TestCombinePassed(t *testing.T) {
 	tracks[1].Result = Judge(echo)
 	if r := Combine(tracks, 0); r.Verdict != Faulty {
 		t.Errorf("echoes are lost too: %v (want faulty)", r.Verdict)
+	}
+	for _, v := range []Verdict{Silent, Unknown, PolicyDrop} {
+		tracks[1].Result = Result{Verdict: v}
+		if r := Combine(tracks, 0); r.Verdict != Unknown || r.Kind != CauseConntrack {
+			t.Errorf("echoes are %v: %v by %v (want unknown: they do not tell)", v, r.Verdict, r.Kind)
+		}
+	}
+}
+
+// What is lost by tcp alone as a packet of no connection, or after a switch that does not show whether it left, is nobody's fault by itself.
+func TestCombineRemembered(t *testing.T) {
+	t.Parallel()
+	integrated := func(p *plan.Path) { // all bridges but those of the instances have no hook
+		for i := range p.Points {
+			if p.Points[i].Kind == stain.ToTunnel {
+				p.Points[i].Absent = "br-tun has no hook"
+			}
+		}
+	}
+	network := open()
+	for _, tt := range []struct {
+		name       string
+		change     func(*plan.Path)
+		x          Explanation
+		kind       CauseKind
+		remembered bool
+	}{
+		{"the tunnel's end, by a switch that shows what it sends", nil,
+			Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}, CauseEntrypoint, false},
+		{"the tunnel's end, or a switch", integrated,
+			Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}, CauseEntrypoint, true},
+		{"no connection", nil,
+			Explanation{Point: 1, Outcome: Dropped, Flow: flow("br-tun", 16, 65532, "ct_state=+inv+trk,metadata=0x3e9")}, CauseFlow, true},
+		{"no connection, a rule", nil,
+			Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 72, 50, "ct_state=+inv+trk")}, CauseSecurityRule, true},
+		{"a rule", nil,
+			Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 72, 50, "ct_state=+new-est,reg5=0x2")}, CauseSecurityRule, false},
+		{"between bridges, by flows that were not asked", nil,
+			Explanation{Point: 2, Error: "the agent gave no answer"}, CauseSwitch, true},
+	} {
+		p := pathOf(t, lab(t, func(h hosts) { echoes(h) }), "blue-1 blue-3")
+		if tt.change != nil {
+			tt.change(p)
+		}
+		e := Evidence{Path: p, Hooks: live(p), Explanation: &tt.x}
+		for range 3 {
+			e.Attempts = append(e.Attempts, probe(t, p, "012"[:tt.x.Point+1]))
+		}
+		tcp := Judge(e)
+		if tcp.NeedUnderlay != nil {
+			e.Underlay = network.exchange(tcp.NeedUnderlay, 1)
+			tcp = Judge(e)
+		}
+		if tcp.Kind != tt.kind || tcp.MayBeRemembered != tt.remembered {
+			t.Errorf("%s: %s, may be remembered %t; want %v, %t", tt.name, show(&tcp), tcp.MayBeRemembered, tt.kind, tt.remembered)
+		}
+		echo := Evidence{Path: p, Hooks: live(p), Scheme: stain.ICMP, Attempts: []Attempt{probe(t, p, "01234567")}}
+		r := Combine([]Track{{p, stain.TCP, tcp}, {p, stain.ICMP, Judge(echo)}}, 0)
+		if healthy := tt.remembered || tt.kind == CauseEntrypoint; (r.Verdict == Healthy) != healthy || strings.HasPrefix(r.SchemeReason, remembered) != tt.remembered {
+			t.Errorf("%s, and icmp echo passes: %v, %q; want it healthy by icmp: %t", tt.name, r.Verdict, r.SchemeReason, tt.remembered)
+		}
 	}
 }

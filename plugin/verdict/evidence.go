@@ -28,12 +28,18 @@ type Evidence struct {
 	// Enough is how many probes must be lost before it is no chance where nothing but their absence speaks
 	// for a fault; with 0 one is enough.
 	Enough int
+	// Explains says that the attempts are by a scheme that is tried after another, and say more of what that one has shown: with fewer
+	// than Enough they have a verdict still, which is Scant.
+	Explains bool
 	// Patience is how long a packet may take from one point to the next: where nothing but the absence of
 	// samples speaks for a fault, all that may still be on their way is no evidence (Attempt.Quiet). 0 is
 	// that all have had their time.
 	Patience time.Duration
 	// Trip is how long probes of the pair took until a moment ago, by a patrol; 0 is that this is not known.
 	Trip time.Duration
+	// Hushed is for how long the packets were not answered that the two hosts exchange all the time, until when Quiet was taken; 0 is
+	// that they are answered, or that there are none.
+	Hushed time.Duration
 	// Latencies are of the probes that arrived, for the result.
 	Latencies []Latency
 	// Hooks are the audits of the bridges' hooks around the run; a bridge that is not there was
@@ -101,6 +107,8 @@ type Sample struct {
 	// AtNs is by the clock of the agent that saw it, nanoseconds.
 	AtNs int64
 	TTL  uint8
+	// Flags are those of TCP (byte 13 of its header), 0 where there are none or they are not known.
+	Flags uint8
 	// InPort is the OpenFlow port that it came in by; at to-instance, that it left by.
 	InPort uint32
 	// TunSrc and TunID are outer source address and tunnel key; zero where it came by no tunnel.

@@ -16,6 +16,8 @@ type Underlay struct {
 	Port     uint16
 	// Error is why nothing was found out; the rest may be empty then.
 	Error string
+	// Tunnel is the sending host's port whose packets they were like; empty where none was named.
+	Tunnel string
 	// Sizes ascend, the first being small.
 	Sizes []UnderlaySize
 	// Asked says that the other host told what came there; otherwise only what was answered is known, and Unasked is
@@ -246,21 +248,29 @@ func (u *Underlay) narrow() (reply bool, words string, ok bool) {
 	if u.Error != "" || last < 1 || u.MayFragment {
 		return false, "", false
 	}
-	for _, way := range []struct {
-		reply bool
-		of    func(int) traffic
-	}{{false, u.forward}, {true, u.reply}} {
-		small, large := way.of(0), way.of(last)
-		switch {
-		case small.sent < proof || large.sent < proof:
-			continue // we cannot tell
-		case large.nothing() && math.Pow(small.loss(), float64(large.sent)) <= byChance && small.loss() < 0.5:
-			return way.reply, u.tooLarge(way.reply, ""), true
-		case large.some() && small.came == small.sent:
-			return way.reply, u.tooLarge(way.reply, fmt.Sprintf(", by %d of %d source ports", large.dead, large.ports)), true
+	for _, reply := range []bool{false, true} {
+		if words, ok := u.narrowBy(reply); ok {
+			return reply, words, true
 		}
 	}
 	return false, "", false
+}
+
+// narrowBy is narrow of one direction, of an exchange of two sizes at least, whether they may be fragmented or not.
+func (u *Underlay) narrowBy(reply bool) (words string, ok bool) {
+	last := len(u.Sizes) - 1
+	small, large := u.forward(0), u.forward(last)
+	if reply {
+		small, large = u.reply(0), u.reply(last)
+	}
+	switch {
+	case small.sent < proof || large.sent < proof: // we cannot tell
+	case large.nothing() && math.Pow(small.loss(), float64(large.sent)) <= byChance && small.loss() < fewLost:
+		return u.tooLarge(reply, ""), true
+	case large.some() && small.came == small.sent:
+		return u.tooLarge(reply, fmt.Sprintf(", by %d of %d source ports", large.dead, large.ports)), true
+	}
+	return "", false
 }
 
 func (u *Underlay) tooLarge(reply bool, by string) string {
@@ -288,7 +298,15 @@ func (u *Underlay) Rife() bool {
 	return what == rife
 }
 
-// Again returns what two exchanges show together, one a moment after the other, of which the first is Rife. Only what
+// Drowned says that nothing of an exchange came, while packets of others did come to the same host, within that time before
+// it was asked. Where a way passes little, one exchange takes the room of another that goes on at once: before that
+// accuses the network it must be seen Again, alone. Streams that are silent, or a router that says so, show it already.
+func (u *Underlay) Drowned(within time.Duration) bool {
+	_, refused := u.refusal()
+	return u.NoWay() && !refused && u.Silent == 0 && u.FromOthers >= 0 && u.FromOthers < within
+}
+
+// Again returns what two exchanges show together, one a moment after the other, of which the first is Rife or Drowned. Only what
 // both show is claimed: where the second lost less than half as much, that is that it passed by.
 func Again(first, second *Underlay) *Underlay {
 	what, _ := second.small()

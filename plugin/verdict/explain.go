@@ -25,8 +25,8 @@ const (
 
 // Explanation is what the flows of a host do with a packet (Explanation of the contract).
 type Explanation struct {
-	// Point is NeedExplain.Point of the question; an explanation of another point than the
-	// last one seen is of no use and is not used.
+	// Point is NeedExplain.Point of the question. It is about the packet as it came to that point's host; of what was
+	// seen last elsewhere, or in the other direction, it tells nothing.
 	Point int
 	// Error says why there is none; the rest is empty then.
 	Error   string
@@ -139,6 +139,8 @@ type NeedExplain struct {
 	TunSrc, TunDst netip.Addr
 	Reply          bool
 	Scheme         stain.Scheme
+	// Flags are those of TCP as they were seen last, 0 where they are not known.
+	Flags uint8
 }
 
 // question asks about the packet on the host that saw it last, as it was seen when it came to
@@ -162,6 +164,8 @@ func (j *judgement) question(t *trail) *NeedExplain {
 	if q.Reply {
 		q.Src, q.Dst = p.Dst, p.Src
 	}
+	last, _ := t.sample(t.last)
+	q.Flags = last.Flags
 	if q.InPort == 0 && at.Kind == stain.FromInstance {
 		q.Port = sender.Port
 	}
@@ -217,8 +221,11 @@ func ends6(t inventory.Tunnel, sender, receiver *plan.End, key uint32) (src, dst
 
 // entry returns the point by which the packet came to the host that saw it last, in that direction,
 // whether it was seen there or not.
-func (t *trail) entry() int {
-	entry, last := t.last, &t.points[t.last]
+func (t *trail) entry() int { return t.entryOf(t.last) }
+
+// entryOf returns the point by which a packet came to the host of a point, in its direction.
+func (t *trail) entryOf(point int) int {
+	entry, last := point, &t.points[point]
 	for entry > 0 && t.points[entry-1].Host == last.Host && t.points[entry-1].Direction == last.Direction {
 		entry--
 	}
@@ -237,6 +244,16 @@ func (j *judgement) arrival(t *trail, entry int) (Sample, bool) {
 		}
 	}
 	return Sample{}, false
+}
+
+// explained is the explanation of what becomes of a packet where it was seen last, at a point; nil if there is none. A sample that came
+// after the question was put may be of a later point of the same host.
+func (j *judgement) explained(from int) *Explanation {
+	x := j.Explanation
+	if x == nil || x.Point < 0 || x.Point >= len(j.Path.Points) || j.t.entryOf(x.Point) != j.t.entryOf(from) {
+		return nil
+	}
+	return x
 }
 
 // unaskable says why nobody can be asked what the flows do with the packet, since it is not known how it came

@@ -51,22 +51,30 @@ var kinds = map[infer.Kind]dyetracev1.FindingKind{
 // hard takes pairs that lose all, soft those that lose some. keep is false for what speaks of
 // neither; a result of the other sort that passed something is weak.
 func hard(r *dyetracev1.PairResult) (lost, weak, keep bool) {
-	return lossless(r) && bad(r), false, lossless(r)
+	return !Partial(r) && bad(r), false, !Partial(r)
 }
 
 // enough is how many probes show a loss of 5 % in 19 of 20 cases: ln 0.05 / ln 0.95.
 const enough = 59
 
 func soft(r *dyetracev1.PairResult) (lost, weak, keep bool) {
-	if !lossless(r) {
+	if Partial(r) {
 		return true, false, true
 	}
 	return false, r.GetProbes() < enough, !bad(r)
 }
 
-// lossless says that a pair is not one that loses some and passes some.
-func lossless(r *dyetracev1.PairResult) bool {
-	return r.GetCauseKind() != dyetracev1.CauseKind_CAUSE_KIND_LOSS || !bad(r)
+// Partial says that a pair loses more than it may, and passes some: as the cause of its verdict says, or, where that is the
+// guest's who does not answer all, what was tested. Whose fault it is may be unknown.
+func Partial(r *dyetracev1.PairResult) bool {
+	switch {
+	case r.GetVerdict() == dyetracev1.Verdict_VERDICT_HEALTHY:
+		return false
+	case r.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_GUEST_SILENT:
+		l := r.GetLoss()
+		return l.GetDecision() == dyetracev1.LossDecision_LOSS_DECISION_ABOVE && l.GetLost() < l.GetProbes()
+	}
+	return r.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS
 }
 
 func bad(r *dyetracev1.PairResult) bool {
@@ -292,13 +300,14 @@ func (v *view) finding(f *infer.Finding, of []*dyetracev1.PairResult) *dyetracev
 	}
 	m.Rack, m.Hosts = rackOf(c.Rack)
 	m.PeerRack, m.PeerHosts = rackOf(c.PeerRack)
-	if r := explain(m, f.Results, of); c.Kind == infer.Flow {
-		m.Flow = r.GetFlow()
+	typical := explain(m, f.Results, of)
+	if c.Kind == infer.Flow {
+		m.Flow = typical.GetFlow()
 	}
 	for _, a := range f.Alternatives {
 		m.Alternatives = append(m.Alternatives, v.words(a))
 	}
-	m.Summary = fmt.Sprintf("%s: %s", v.words(c), tally(len(f.Results), m.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS))
+	m.Summary = fmt.Sprintf("%s: %s", v.words(c), tally(len(f.Results), Partial(typical)))
 	return m
 }
 
@@ -320,6 +329,7 @@ func explain(m *dyetracev1.Finding, results []int, of []*dyetracev1.PairResult) 
 	for _, i := range results {
 		if r := of[i]; r.GetCause() == best {
 			m.Cause, m.CauseKind, m.Verdict, m.Command = best, r.GetCauseKind(), r.GetVerdict(), r.GetCommand()
+			m.CommandHost = r.GetCommandHost()
 			return r
 		}
 	}
@@ -329,8 +339,8 @@ func explain(m *dyetracev1.Finding, results []int, of []*dyetracev1.PairResult) 
 // restOf has the pairs that no finding explains, as there are too many.
 func restOf(rest []int, of []*dyetracev1.PairResult) *dyetracev1.Finding {
 	m := &dyetracev1.Finding{Kind: dyetracev1.FindingKind_FINDING_KIND_REST}
-	explain(m, rest, of)
-	m.Summary = "under no finding, as there are too many: " + tally(len(rest), m.GetCauseKind() == dyetracev1.CauseKind_CAUSE_KIND_LOSS)
+	typical := explain(m, rest, of)
+	m.Summary = "under no finding, as there are too many: " + tally(len(rest), Partial(typical))
 	return m
 }
 

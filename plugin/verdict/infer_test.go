@@ -129,6 +129,31 @@ func TestRest(t *testing.T) {
 	}
 }
 
+func TestLossOfSome(t *testing.T) {
+	t.Parallel()
+	loss := func(lost, of uint32, d dyetracev1.LossDecision) *dyetracev1.PairLoss {
+		return &dyetracev1.PairLoss{Lost: lost, Probes: of, Decision: d}
+	}
+	const above, open = dyetracev1.LossDecision_LOSS_DECISION_ABOVE, dyetracev1.LossDecision_LOSS_DECISION_OPEN
+	for _, tt := range []struct {
+		name string
+		r    *dyetracev1.PairResult
+		want bool
+	}{
+		{"faulty, by loss", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_FAULTY, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_LOSS}, true},
+		{"a guest that answers some", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_SILENT, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_GUEST_SILENT, Loss: loss(7, 90, above)}, true},
+		{"a guest that answers none", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_SILENT, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_GUEST_SILENT}, false},
+		{"by the guest or not", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_UNKNOWN, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_LOSS}, true},
+		{"a guest that is off by now", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_SILENT, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_GUEST_DOWN, Loss: loss(7, 90, above)}, false},
+		{"all are lost", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_FAULTY, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_FLOW, Loss: loss(9, 9, above)}, false},
+		{"healthy, a note", &dyetracev1.PairResult{Verdict: dyetracev1.Verdict_VERDICT_HEALTHY, CauseKind: dyetracev1.CauseKind_CAUSE_KIND_LOSS, Loss: loss(1, 90, open)}, false},
+	} {
+		if got := Partial(tt.r); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
 func TestInfer(t *testing.T) {
 	t.Parallel()
 	drop := &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-int", 60, 90, "ip,nw_dst=10.0.1.0/24")}

@@ -79,13 +79,22 @@ type Result struct {
 	Latencies []Latency
 	// Duplicates are the samples of the judged probe beyond the first at each point.
 	Duplicates int
-	// Flow that dropped it and Command that shows it, where known.
-	Flow    *Flow
-	Command string
+	// Flow that dropped it, where known, and Command that shows what is wrong, wherever something is. CommandHost is where to
+	// type it; empty for one of dyetrace's own.
+	Flow                 *Flow
+	Command, CommandHost string
+	// Trace shows what the flows of TraceHost do with the packet, where Command shows another thing.
+	Trace, TraceHost string
 	// LogicalCommand shows what OVN's logical network does with it; empty where there is none.
 	LogicalCommand string
-	// Passed says that a switch lost it whose flows pass it now.
-	Passed bool
+	// Scant says that it may be chance, had it to stand alone: see Evidence.Explains.
+	Scant bool
+	// bySilence says that it would be another but for samples that are missing, whatever its kind.
+	bySilence bool
+	// MayBeRemembered says that it may be lost for what connection tracking remembers of an earlier probe, where all probes of its
+	// scheme are one connection: in a switch whose flows pass it now, were not asked, or drop it as one of no connection; or in a
+	// guest that listens.
+	MayBeRemembered bool
 	// Need is what to ask, and then to judge again with the answer; nil where nothing would help.
 	Need *NeedExplain
 	// NeedUnderlay likewise, once the explanation is there: what the network between the two hosts
@@ -201,6 +210,7 @@ func Judge(e Evidence) Result {
 	} else {
 		r.Samples = align(e.Path, &trail{at: make([]int, len(e.Path.Points))})
 	}
+	j.show(&r)
 	return r
 }
 
@@ -211,8 +221,8 @@ func (j *judgement) doubt(r *Result) {
 		return
 	}
 	j.late(r)
-	switch r.Kind {
-	case CauseBetweenHosts, CauseEntrypoint, CauseSwitch, CauseGuestSilent:
+	switch {
+	case r.Kind == CauseBetweenHosts, r.Kind == CauseEntrypoint, r.Kind == CauseSwitch, r.Kind == CauseGuestSilent, r.bySilence:
 	default:
 		return // flows, ports, tunnels or other packets say so, too
 	}
@@ -222,7 +232,11 @@ func (j *judgement) doubt(r *Result) {
 			lost++
 		}
 	}
-	if lost >= j.Enough {
+	switch {
+	case lost >= j.Enough:
+		return
+	case j.Explains:
+		r.Scant = true
 		return
 	}
 	r.Verdict, r.Kind = Unknown, CauseInjection
@@ -246,7 +260,11 @@ func Silence(k CauseKind) bool {
 // are as absent as if they were lost, for as long as they take.
 func (j *judgement) late(r *Result) {
 	patience := j.patience(r)
-	if r.Wait = j.waitFor(patience); r.Wait == 0 || !Silence(r.Kind) {
+	r.Wait = j.waitFor(patience)
+	if r.Kind == CauseUnderlay && j.Hushed > 0 {
+		r.Wait = max(min(r.Wait, patience-j.Hushed), j.waitFor(AfterHush(patience)))
+	}
+	if r.Wait == 0 || !Silence(r.Kind) && !r.bySilence {
 		r.Wait = 0
 		return
 	}
@@ -259,11 +277,18 @@ const (
 	// swift is what share of Patience is enough where other packets passed between the same hosts meanwhile, there and back, and
 	// trips how many times as long as they took, if that is more: none that is late by the network is later than they by much.
 	swift, trips = 1.0 / 3, 4
-	// steady is what share is enough for a guest that answered until a moment ago, each time in a fraction of that, and is on the same
+	// steady is what share is enough for a guest that answered until a moment ago, as far as is known in a fraction of that, and is on the same
 	// host as who watches it: it is half a second by default. What stands still for longer is said to be silent. A network may be slower
-	// from one moment to the next, by another way.
+	// from one moment to the next, by another way. So it is where nothing passes between two hosts, and others have been waited for for
+	// all of Patience that they exchange all the time: what was sent a tenth of a second after the first of those need not be.
 	steady = 2.0 / 3
 )
+
+// AfterHush is how long a packet must have been waited for where others between the same hosts, which are exchanged all the time, have
+// been for all of patience.
+func AfterHush(patience time.Duration) time.Duration {
+	return time.Duration(steady * float64(patience))
+}
 
 // patience is how long the packet may be late of which this is the verdict.
 func (j *judgement) patience(r *Result) time.Duration {
@@ -444,6 +469,9 @@ func (j *judgement) healthy() (r Result, notes []string) {
 	notes, r.Kind = j.notes(r.Loss)
 	if r, is := j.partial(r); is {
 		return r, nil
+	}
+	if r.Loss != nil {
+		r.Wait = r.Loss.wait
 	}
 	r.Cause = strings.Join(notes, "; ")
 	return r, notes

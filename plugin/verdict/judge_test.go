@@ -183,6 +183,10 @@ func TestJudge(t *testing.T) {
 			want: "faulty switch | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun, though its flows now send it into tunnel gre-hv3 (to 10.1.2.3)"},
 		{name: "delivered on the wrong host", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Outcome: Delivered, Port: "tap-x"},
 			want: "faulty misdirected | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 delivers it to its own port tap-x, but blue-3 is on hv3"},
+		{name: "delivered on the wrong host, on its own", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Delivered, Port: "tap-x"},
+			want: "faulty misdirected | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | hv1 delivers it to its own port tap-x, but blue-3 is on hv3"},
+		{name: "sent away from its own host", pair: local, net: []func(hosts){taps}, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001},
+			want: "faulty stale-vtep | hv1/br-int from-instance → hv1/br-int to-instance | hv1 | hv1 sends it into tunnel gre-hv3 (to 10.1.2.3), but blue-2 is here, at tap-b2"},
 		{name: "explanation contradicts the samples", pair: crossing, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: flow("br-tun", 20, 0, "")},
 			want: "faulty switch | hv1/br-int from-instance → hv1/br-tun to-tunnel | hv1 | no sample after hv1/br-int from-instance: lost on hv1 before br-tun; further on, br-tun table 20, priority 0, any packet (cookie 0xc0ffee) drops it now"},
 		{name: "patch gone at the source", pair: crossing, net: []func(hosts){noPatch("hv1")}, probes: []string{"0"}, explain: &Explanation{Point: 0, Outcome: Dropped, Flow: onward("br-int", 60, 3, "")},
@@ -202,9 +206,13 @@ func TestJudge(t *testing.T) {
 		{name: "sent unseen", pair: crossing, probes: []string{"1"},
 			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
 		{name: "sent unseen, flows that have changed", pair: crossing, probes: []string{"1"}, explain: &Explanation{Point: 1, Outcome: Dropped, Flow: drop},
-			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3)"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); its flows, asked afterwards, drop it before (br-int table 60, priority 90, ip,nw_dst=10.0.1.13 (cookie 0xc0ffee)), so they know more than was asked, or have changed"},
 
 		// Lost in the tunnel.
+		{name: "tunnel, explained when it was not seen as far", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 0, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.4", TunnelID: 1001},
+			want: "faulty stale-vtep | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to 10.1.2.4 (hv4), but blue-3 is on hv3 (10.1.2.3): stale or wrong tunnel"},
+		{name: "tunnel, not explained", pair: crossing, probes: []string{"01"}, explain: &Explanation{Point: 1, Error: "ovs-appctl: timeout"},
+			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3); what its flows do with it could not be explained: ovs-appctl: timeout"},
 		{name: "tunnel", pair: crossing, probes: []string{"01"},
 			want: "faulty between-hosts | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | no sample after hv1/br-tun to-tunnel: lost in the tunnel hv1 → hv3 (10.1.1.1 → 10.1.2.3) | ask hv1/br-int"},
 		{name: "tunnel to the wrong host", pair: crossing, probes: []string{"01 @hv4:fwd"}, explain: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.4", TunnelID: 1001},
@@ -242,8 +250,10 @@ func TestJudge(t *testing.T) {
 		{name: "guest or network", pair: crossing, probes: []string{"0123"},
 			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-tun!"},
 		{name: "guest or network, explanation failed", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Error: "ovs-appctl: timeout"},
-			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: could not be explained: ovs-appctl: timeout"},
-		{name: "explanation of another point is none", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b3"},
+			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it could not be explained: ovs-appctl: timeout"},
+		{name: "explained when it was not seen as far", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 2, Outcome: Delivered, Port: "tap-b3"},
+			want: "silent guest-silent | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | delivered to tap-b3 of hv3, but blue-3 does not answer"},
+		{name: "explanation of another host is none", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 1, Outcome: Delivered, Port: "tap-b3"},
 			want: "unknown unexplained | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | lost after hv3/br-int from-tunnel, by the network or by blue-3 itself: what its flows do with it was not explained | ask hv3/br-tun!"},
 		{name: "denied coming in", pair: crossing, probes: []string{"0123"}, explain: &Explanation{Point: 3, Outcome: Dropped, Flow: flow("br-int", 82, 0, "")},
 			want: "policy security-rule | hv3/br-int from-tunnel → hv3/br-int from-instance | hv3 | hv3: denied by a security rule: br-int table 82, priority 0, any packet (cookie 0xc0ffee)"},
@@ -448,6 +458,9 @@ func TestJudge(t *testing.T) {
 			if why := kindless(&r); why != "" {
 				t.Errorf("%s: %s", why, show(&r))
 			}
+			if why := unshown(&r); why != "" {
+				t.Errorf("%s: %s", why, show(&r))
+			}
 			if r.Probes != len(tt.probes) {
 				t.Errorf("Probes = %d, want %d", r.Probes, len(tt.probes))
 			}
@@ -458,6 +471,24 @@ func TestJudge(t *testing.T) {
 				t.Errorf("Proto = %v", m)
 			}
 		})
+	}
+}
+
+// TestScant: what was lost so seldom that it may be chance is no fault by itself, and may say more of one that another scheme has shown.
+func TestScant(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t), "blue-1 blue-3")
+	e := Evidence{Path: p, Scheme: stain.ICMP, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")}, Enough: 3}
+	if r := Judge(e); r.Verdict != Unknown || r.Scant {
+		t.Errorf("alone: %s, scant %t", show(&r), r.Scant)
+	}
+	e.Explains = true
+	if r := Judge(e); r.Verdict != Faulty || !r.Scant {
+		t.Errorf("beside: %s, scant %t", show(&r), r.Scant)
+	}
+	e.Enough = 1
+	if r := Judge(e); r.Verdict != Faulty || r.Scant {
+		t.Errorf("enough: %s, scant %t", show(&r), r.Scant)
 	}
 }
 
@@ -576,6 +607,20 @@ func TestNeed(t *testing.T) {
 		got := string(m.TunSrcIp) == string(ip("fd00::1")) && string(m.TunDstIp) == string(ip("fd00::3"))
 		if got != tt.want || !tt.want && m.TunSrcIp != nil || m.TunId != a.Seen[2].TunID || m.TunSrc != 0 {
 			t.Errorf("tunnel over IPv6, %s: asked %v", tt.name, m)
+		}
+	}
+	// What is asked about is the segment that was seen last, if that is known: of the answer of a guest that listens, a SYN-ACK.
+	for _, tt := range []struct {
+		up    string // to where it was seen
+		flags uint8  // there
+		reply bool
+	}{{"0123", 0x02, false}, {"012345", 0x12, true}, {"012345", 0x14, true}, {"0123456", 0x12, true}, {"012345", 0, true}} {
+		p := pathOf(t, lab(t), "blue-1 blue-3")
+		a := probe(t, p, tt.up)
+		a.Seen[len(a.Seen)-1].Flags = tt.flags
+		r := Judge(Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{a}})
+		if r.Need == nil || r.Need.Reply != tt.reply || r.Need.Proto(1).TcpFlags != uint32(tt.flags) {
+			t.Errorf("seen up to %s with flags %#x: asked %+v", tt.up, tt.flags, r.Need)
 		}
 	}
 	// A switch that does not tell in_port: by the port's name.

@@ -110,6 +110,15 @@ func shown(p *plan.Path, measured []Latency) []Latency {
 	return some
 }
 
+// LatenciesProto returns the latencies of a path that were measured, as users get them.
+func LatenciesProto(p *plan.Path, measured []Latency) (all []*dyetracev1.Latency) {
+	some := shown(p, measured)
+	for i := range some {
+		all = append(all, some[i].proto())
+	}
+	return all
+}
+
 func (l *Latency) proto() *dyetracev1.Latency {
 	return &dyetracev1.Latency{
 		Kind: dyetracev1.LatencyKind(l.Leg.Kind), From: point(l.from), To: point(l.to),

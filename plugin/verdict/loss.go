@@ -2,7 +2,9 @@ package verdict
 
 import (
 	"fmt"
-	"strings"
+	"slices"
+	"strconv"
+	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/plan"
@@ -29,6 +31,9 @@ type Loss struct {
 	Elsewhere int
 
 	from, to int // of Segment, in the path
+	// wait is for how much longer the hooks must be watched before it is known whether too much is lost: what may be late is unclear,
+	// and would decide if it were not; 0 where it would not.
+	wait time.Duration
 }
 
 // lossOf counts the attempts by what became of them; nil where there was no test, or nothing to
@@ -42,11 +47,15 @@ func (j *judgement) lossOf() *Loss {
 	at := map[place]int{}
 	var most place
 	first := !j.Measured
+	late, wait := 0, time.Duration(0)
 	for i := range j.trails {
 		t := &j.trails[i]
 		switch {
 		case j.arrived(t):
 			l.Probes++
+		case t.last >= 0 && t.next >= 0 && t.Quiet < j.Patience:
+			l.Unclear++
+			late, wait = late+1, max(wait, j.Patience-t.Quiet)
 		case t.last >= 0 && t.next >= 0:
 			l.Probes++
 			l.Lost++
@@ -74,6 +83,9 @@ func (j *judgement) lossOf() *Loss {
 	if l.Decision = l.Test.Decide(l.Probes, l.Lost); l.Decision == sequential.More {
 		l.Decision = sequential.Open
 	}
+	if l.Decision != sequential.Above && l.Test.Decide(l.Probes+late, l.Lost+late) == sequential.Above {
+		l.wait = wait
+	}
 	l.Probes, l.Lost = l.Probes-l.Began, l.Lost-l.Began
 	l.Interval = sequential.Loss(l.Probes, l.Lost)
 	return l
@@ -93,8 +105,7 @@ func LostAt(e Evidence) (last, next int, proven bool) {
 
 // rate words the loss: "4.1 % (2.9-5.8 %, 95 %) of 350 probes".
 func (l *Loss) rate() string {
-	return fmt.Sprintf("%s %% (%s-%s %%, 95 %%) of %d probes", percent(float64(l.Lost)/float64(l.Probes)),
-		percent(l.Interval.Low), percent(l.Interval.High), l.Probes)
+	return fmt.Sprintf("%s of %d probes", rate(l.Lost, l.Probes, l.Interval), l.Probes)
 }
 
 // all are those that were lost, the first included.
@@ -111,16 +122,11 @@ func (l *Loss) besides() string {
 	return fmt.Sprintf(", besides the first %d that were lost", l.Began)
 }
 
-// percent writes a share with two digits that say something.
-func percent(share float64) string {
-	switch p := 100 * share; {
-	case p >= 10 || p == 0:
-		return fmt.Sprintf("%.0f", p)
-	case p >= 1:
-		return fmt.Sprintf("%.1f", p)
-	default:
-		return strings.TrimRight(strings.TrimRight(fmt.Sprintf("%.2f", p), "0"), ".")
-	}
+// Percent writes a share in percent, rounded to two digits, and never with an exponent; Percent of cmd/dyetrace/internal/report does
+// the same.
+func Percent(share float64) string {
+	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(100*share, 'e', 1, 64), 64)
+	return strconv.FormatFloat(rounded, 'f', -1, 64)
 }
 
 // partial judges a pair that loses more than is allowed, though r is what one that arrives would
@@ -138,11 +144,12 @@ func (j *judgement) partial(r Result) (Result, bool) {
 	case guest && from.Kind == stain.ToInstance && to.Kind == stain.FromInstance && to.Host == j.Path.To.Host:
 		r.Verdict, r.Kind = Silent, CauseGuestSilent
 		r.Cause = fmt.Sprintf("%s does not answer %s that were delivered to it", j.Path.Pair.Dst.Name, l.rate()) + l.besides()
+		r.MayBeRemembered = j.opened()
 	case guest:
 		r.Verdict = Unknown
 		r.Cause += fmt.Sprintf(", by the network or by %s itself", j.Path.Pair.Dst.Name)
 	case from.Host == to.Host && j.scheme() == stain.TCP:
-		r.Passed = true // most of them: what is lost may be what connection tracking remembers
+		r.MayBeRemembered = true // most of them pass
 	}
 	if l.Elsewhere > 0 {
 		r.Cause += fmt.Sprintf("; %d of the %d elsewhere", l.Elsewhere, l.all())
@@ -151,6 +158,16 @@ func (j *judgement) partial(r Result) (Result, bool) {
 		r.Cause += fmt.Sprintf("; %d more could not be followed", l.Unclear)
 	}
 	return r, true
+}
+
+// opened says that an answer accepted the connection, SYN|ACK. A guest that listens keeps it half-open until the RST
+// comes that fits, and gives a SYN of another sequence number a bare ACK meanwhile, and twice a second at the most (RFC 9293,
+// section 3.10.7.4; tcp_check_req in net/ipv4/tcp_minisocks.c): one RST that is lost, and probes after it look unanswered.
+func (j *judgement) opened() bool {
+	const synAck = 0x12
+	return slices.ContainsFunc(j.trails, func(t trail) bool {
+		return slices.ContainsFunc(t.Seen, func(s Sample) bool { return s.Flags&0x3f == synAck })
+	})
 }
 
 // note says of a pair that is healthy what its losses mean; empty if there were none.
@@ -163,9 +180,9 @@ func (l *Loss) note() string {
 		note = fmt.Sprintf("loses %s%s between %s and %s, ", l.rate(), l.besides(), l.Segment.From, l.Segment.To)
 	}
 	if l.Decision == sequential.Within {
-		note += fmt.Sprintf("less than %s %%", percent(l.Test.P1))
+		note += fmt.Sprintf("less than %s %%", Percent(l.Test.P1))
 	} else {
-		note += fmt.Sprintf("too few to tell whether that is more than %s %%", percent(l.Test.P0))
+		note += fmt.Sprintf("too few to tell whether that is more than %s %%", Percent(l.Test.P0))
 	}
 	if l.Unclear > 0 {
 		note += fmt.Sprintf("; %d more could not be followed", l.Unclear)

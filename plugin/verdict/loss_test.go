@@ -85,22 +85,25 @@ func TestPartial(t *testing.T) {
 	test := &sequential.Plan{P0: 0.01, P1: 0.1, Alpha: 1e-3, Beta: 0.01, Max: 1000}
 	const arrived = 9
 	tests := []struct {
-		name    string
-		scheme  stain.Scheme
-		lost    []int // where each was seen last
-		more    int   // arrived
-		blind   bool
-		verdict Verdict
-		cause   string
-		passed  bool
+		name       string
+		scheme     stain.Scheme
+		lost       []int // where each was seen last
+		more       int   // arrived
+		blind      bool
+		verdict    Verdict
+		cause      string
+		remembered bool
+		flags      uint8 // of the answer to one that arrived
 	}{
 		{name: "in the tunnel", scheme: stain.TCP, lost: []int{1, 1, 1, 1}, more: 10, verdict: Faulty,
 			cause: "loses 27 % (7.8-55 %, 95 %) of 15 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel"},
-		{name: "in a switch, by tcp", scheme: stain.TCP, lost: []int{2, 2, 2, 2}, more: 10, verdict: Faulty, passed: true,
+		{name: "in a switch, by tcp", scheme: stain.TCP, lost: []int{2, 2, 2, 2}, more: 10, verdict: Faulty, remembered: true,
 			cause: "between hv2/br-tun from-tunnel and hv2/br-int from-tunnel"},
 		{name: "in a switch, by icmp", scheme: stain.ICMP, lost: []int{2, 2, 2, 2}, more: 10, verdict: Faulty},
 		{name: "in several places", scheme: stain.ICMP, lost: []int{1, 2, 1, 2, 1}, more: 10, verdict: Faulty, cause: "2 of the 5 elsewhere"},
 		{name: "by the guest", scheme: stain.ICMP, lost: []int{4, 4, 4, 4}, more: 10, verdict: Silent, cause: "does not answer 27 %"},
+		{name: "by the guest, whose port is closed", scheme: stain.TCP, lost: []int{4, 4, 4, 4}, more: 10, flags: 0x14, verdict: Silent, cause: "does not answer 27 %"},
+		{name: "by the guest, who listens", scheme: stain.TCP, lost: []int{4, 4, 4, 4}, more: 10, flags: 0x12, verdict: Silent, remembered: true, cause: "does not answer 27 %"},
 		{name: "little", scheme: stain.ICMP, lost: []int{1}, more: 100, verdict: Healthy, cause: "less than 10 %"},
 		{name: "too few", scheme: stain.ICMP, lost: []int{1}, more: 20, verdict: Healthy, cause: "too few to tell"},
 		{name: "we could not see", scheme: stain.ICMP, lost: []int{1, 1, 1, 1}, more: 10, blind: true, verdict: Healthy, cause: "4 of 15 probes could not be followed"},
@@ -114,6 +117,10 @@ func TestPartial(t *testing.T) {
 			for _, last := range tt.lost {
 				e.Attempts = append(e.Attempts, upTo(last))
 			}
+			e.Attempts[0].Seen[arrived].Flags = tt.flags
+			for i := range e.Attempts {
+				e.Attempts[i].Armed = tt.flags != 0 // else what does not answer is not known by tcp
+			}
 			for _, pt := range p.Points {
 				w := live(0)
 				if tt.blind && pt.Host == "hv2" || tt.blind && pt.Direction == plan.Reply {
@@ -122,8 +129,8 @@ func TestPartial(t *testing.T) {
 				e.Hooks[Place{pt.Host, pt.Bridge}] = w
 			}
 			r := Judge(e)
-			if r.Verdict != tt.verdict || !strings.Contains(r.Cause, tt.cause) || r.Passed != tt.passed {
-				t.Errorf("%v, passed %t: %s; want %v, %t: %s", r.Verdict, r.Passed, r.Cause, tt.verdict, tt.passed, tt.cause)
+			if r.Verdict != tt.verdict || !strings.Contains(r.Cause, tt.cause) || r.MayBeRemembered != tt.remembered {
+				t.Errorf("%v, may be remembered %t: %s; want %v, %t: %s", r.Verdict, r.MayBeRemembered, r.Cause, tt.verdict, tt.remembered, tt.cause)
 			}
 			if r.Probes != 1+len(tt.lost)+tt.more || r.Loss == nil || r.Loss.Lost > len(tt.lost) {
 				t.Errorf("%d probes, %+v", r.Probes, r.Loss)
@@ -132,6 +139,40 @@ func TestPartial(t *testing.T) {
 				t.Errorf("shown as %v", m)
 			}
 		})
+	}
+}
+
+// TestLossLate: what may be late is no loss yet, and it is said for how long it must be waited for, if it would decide.
+func TestLossLate(t *testing.T) {
+	t.Parallel()
+	p := way(t)
+	upTo := func(last int, quiet time.Duration) Attempt {
+		a := Attempt{Injected: true, Quiet: quiet}
+		for i := range last + 1 {
+			a.Seen = append(a.Seen, Sample{Point: i, AtNs: int64(i), TTL: 64})
+		}
+		return a
+	}
+	const patience = 750 * time.Millisecond
+	e := Evidence{Path: p, Scheme: stain.ICMP, Measured: true, Arrived: 10, Patience: patience, Hooks: map[Place]Window{},
+		Test:     &sequential.Plan{P0: 0.01, P1: 0.1, Alpha: 1e-3, Beta: 0.01, Max: 1000},
+		Attempts: []Attempt{upTo(9, 0), upTo(1, time.Second), upTo(1, time.Second), upTo(1, 100*time.Millisecond), upTo(1, 200*time.Millisecond)}}
+	for _, pt := range p.Points {
+		live := &Audit{Live: true, Epoch: 1}
+		e.Hooks[Place{pt.Host, pt.Bridge}] = Window{Before: live, After: live}
+	}
+	if r := Judge(e); r.Verdict != Healthy || r.Loss.Lost != 2 || r.Loss.Unclear != 2 || r.Wait != 650*time.Millisecond {
+		t.Errorf("while two may be late: %v, wait %v: %s", r.Verdict, r.Wait, r.Cause)
+	}
+	for i := range e.Attempts {
+		e.Attempts[i].Quiet += 650 * time.Millisecond
+	}
+	if r := Judge(e); r.Verdict != Faulty || r.Loss.Lost != 4 || r.Wait != 0 {
+		t.Errorf("after that: %v, wait %v: %s", r.Verdict, r.Wait, r.Cause)
+	}
+	e.Attempts = e.Attempts[:2]
+	if r := Judge(e); r.Verdict != Healthy || r.Wait != 0 {
+		t.Errorf("where it would not decide: %v, wait %v: %s", r.Verdict, r.Wait, r.Cause)
 	}
 }
 
@@ -154,7 +195,7 @@ func TestBegan(t *testing.T) {
 		{name: "too much", seen: []int{1, 9, 1, 1, 1, 2, 1, 1, 1}, more: 10,
 			want: "faulty 7/18 above: loses 39 % (17-64 %, 95 %) of 18 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, besides the first that was lost; 1 of the 8 elsewhere"},
 		{name: "first asked anew, and then lost", seen: []int{4, 1, 9, 1}, bare: 1, more: 20,
-			want: "healthy 1/22 open: loses 4.5 % (0.12-23 %, 95 %) of 22 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, besides the first 2 that were lost, too few to tell whether that is more than 2.0 %"},
+			want: "healthy 1/22 open: loses 4.5 % (0.12-23 %, 95 %) of 22 probes between hv1/br-tun to-tunnel and hv2/br-tun from-tunnel, besides the first 2 that were lost, too few to tell whether that is more than 2 %"},
 	} {
 		p := way(t)
 		e := Evidence{Path: p, Scheme: stain.TCP, Test: test, Measured: tt.measured, Arrived: tt.more, Hooks: live(p)}
@@ -165,6 +206,19 @@ func TestBegan(t *testing.T) {
 		got := fmt.Sprintf("%s %d/%d %s: %s", r.Verdict, r.Loss.Lost, r.Loss.Probes, strings.ToLower(strings.TrimPrefix(r.Loss.Proto().GetDecision().String(), "LOSS_DECISION_")), r.Cause)
 		if got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestPercent writes shares of all sizes without an exponent.
+func TestPercent(t *testing.T) {
+	t.Parallel()
+	for share, want := range map[float64]string{
+		0: "0", 0.00000012: "0.000012", 0.0001: "0.01", 0.000123: "0.012", 0.001: "0.1", 0.00999: "1", 0.01: "1", 0.04: "4",
+		0.0123: "1.2", 0.0996: "10", 0.5: "50", 0.995: "100", 0.999: "100", 1: "100",
+	} {
+		if got := Percent(share); got != want {
+			t.Errorf("%g: %s %%, want %s %%", share, got, want)
 		}
 	}
 }

@@ -23,8 +23,9 @@ type loss struct {
 	// sender and receiver of what was lost; name is the receiving instance's.
 	sender, receiver *plan.End
 	name             string
-	passed           bool         // the switch's flows pass it now
-	x                *Explanation // of this very point, without error; nil if none
+	mayBeRemembered  bool         // see Result
+	bySilence        bool         // see Result
+	x                *Explanation // of where it was seen last, without error; nil if none
 
 	asks *NeedUnderlay // what would tell more
 	u    *Underlay     // what told
@@ -43,11 +44,9 @@ type finding struct {
 func (j *judgement) lost(to int) Result {
 	l := j.loss(to)
 	r := Result{}
-	if x := j.Explanation; x != nil && x.Point == l.from {
-		r.Command, r.LogicalCommand = x.Command, x.LogicalCommand
-	}
+	j.replay(&r, l.from)
 	f := j.find(&l)
-	r.Verdict, r.Host, r.Kind, r.Passed = f.verdict, f.host, f.kind, l.passed
+	r.Verdict, r.Host, r.Kind, r.MayBeRemembered, r.bySilence = f.verdict, f.host, f.kind, l.mayBeRemembered, l.bySilence
 	r.Segment = j.segment(l.from, l.to)
 	if f.to > l.from && f.to < l.to {
 		r.Segment = j.segment(l.from, f.to)
@@ -99,8 +98,8 @@ func (j *judgement) loss(to int) loss {
 		l.name = p.Pair.Src.Name
 	}
 	l.hands = l.guest || l.next.Kind == stain.ToInstance && l.next.Host == l.receiver.Host
-	x := j.Explanation
-	if x != nil && x.Point == l.from && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
+	x := j.explained(l.from)
+	if x != nil && x.Error == "" && l.last.Kind != stain.ToInstance && !j.refuted(x, l.from) &&
 		(x.Outcome == Delivered || j.astray(&l).none()) {
 		l.x = j.toward(x, &l)
 	}
@@ -135,7 +134,7 @@ func (j *judgement) refuted(x *Explanation, from int) bool {
 
 // need asks for an explanation if there is none yet and somebody could give one.
 func (j *judgement) need(l *loss) *NeedExplain {
-	if x := j.Explanation; x != nil && x.Point == l.from {
+	if j.explained(l.from) != nil {
 		return nil
 	}
 	if _, gone := j.Gone[l.last.Host]; gone {
@@ -183,14 +182,14 @@ func (j *judgement) port(l *loss) int {
 func (j *judgement) find(l *loss) finding {
 	switch {
 	case l.guest && l.last.Kind == stain.ToInstance && l.answers:
-		return j.silent(l, "seen leaving by its port")
+		return j.unanswered(l, "seen leaving by its port")
 	case l.noPort():
 		kind, cause := j.portMissing(l)
 		return finding{Faulty, l.last.Host, kind, cause, j.port(l)} // attested or not, it is not there
 	case l.x != nil && l.x.Outcome == Dropped:
 		return j.dropped(l)
 	case l.receiver.LinkDown && l.last.Host == l.receiver.Host && (l.answers || l.hands && !l.guest):
-		return j.silent(l, "") // before what else the flows say: nothing leaves by a port that is down
+		return j.unanswered(l, "") // before what else the flows say: nothing leaves by a port that is down
 	case !l.guest && j.maybeElsewhere(l):
 		return j.elsewhere(l)
 	case !l.guest:
@@ -204,19 +203,9 @@ func (j *judgement) find(l *loss) finding {
 }
 
 func (j *judgement) undecided(l *loss) finding {
-	why, kind := "what its flows do with it was not explained"+because(j.unaskable(l)), CauseUnexplained
+	why, kind := j.unexplained(l), CauseUnexplained
 	if l.last.Kind == stain.ToInstance {
 		why = fmt.Sprintf("it left for %s, and whether that answered was not seen", l.name)
-	}
-	if x := j.Explanation; x != nil && x.Point == l.from && l.last.Kind != stain.ToInstance {
-		switch {
-		case x.Error != "":
-			why = "could not be explained: " + x.Error
-		case !j.astray(l).none():
-			why = "what its flows, asked afterwards, do with it is not what they did"
-		case l.x == nil:
-			why = fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
-		}
 	}
 	if _, gone := j.Gone[l.last.Host]; gone && l.last.Kind != stain.ToInstance {
 		why, kind = "its agent cannot be asked what the flows do with it", CauseAgent
@@ -235,7 +224,21 @@ func (j *judgement) undecided(l *loss) finding {
 	return finding{Unknown, l.last.Host, kind, cause, 0}
 }
 
-func (j *judgement) silent(l *loss, how string) finding {
+// unexplained says why there is no explanation that counts.
+func (j *judgement) unexplained(l *loss) string {
+	switch x := j.explained(l.from); {
+	case x == nil:
+		return "what its flows do with it was not explained" + because(j.unaskable(l))
+	case x.Error != "":
+		return "what its flows do with it could not be explained: " + x.Error
+	case !j.astray(l).none():
+		return "what its flows, asked afterwards, do with it is not what they did"
+	default:
+		return fmt.Sprintf("its flows, asked afterwards, drop it before (%s), so they know more than was asked, or have changed", x.Flow)
+	}
+}
+
+func (j *judgement) unanswered(l *loss, how string) finding {
 	port := firstOf(l.receiver.Port, "its port")
 	kind, cause := CauseGuestSilent, fmt.Sprintf("delivered to %s of %s, but %s does not answer", port, l.receiver.Host, l.name)
 	if j.scheme() == stain.ICMP {
@@ -277,6 +280,7 @@ func (j *judgement) dropped(l *loss) finding {
 		return f
 	}
 	f.cause = fmt.Sprintf("%s: dropped %s", f.host, l.x.by())
+	l.mayBeRemembered = strings.Contains(l.x.Flow.Match, "+inv") || strings.Contains(l.x.Flow.Logical.GetMatch(), "ct.inv") // of no connection, as far as what remembers an earlier one can tell
 	switch {
 	case !l.x.unmatched() && Policy(l.x.Flow, j.instancesBridge(l.last.Host)):
 		f.verdict, f.kind = PolicyDrop, CauseSecurityRule
@@ -348,7 +352,7 @@ func (j *judgement) delivered(l *loss) finding {
 	case l.x.to(l.receiver.Port) && !j.astray(l).none():
 		return j.undecided(l) // delivered now, but then?
 	case l.x.to(l.receiver.Port):
-		return j.silent(l, "")
+		return j.unanswered(l, "")
 	}
 	return finding{Faulty, l.last.Host, CauseMisdirected, fmt.Sprintf("%s delivers it to %s, but %s is at %s",
 		l.last.Host, l.x.Port, l.name, l.receiver.Port), 0}
@@ -368,8 +372,7 @@ func (j *judgement) tunnelled(l *loss) finding {
 	}
 	switch owner := j.owner(l.x.TunnelRemote); {
 	case here && l.answers:
-		return finding{Faulty, l.last.Host, leads(owner), fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
-			l.last.Host, l.x.Port, l.x.TunnelRemote, l.name, firstOf(l.receiver.Port, l.receiver.Bridge)), 0}
+		return j.sentAway(l)
 	case owner != "" && owner != l.receiver.Host:
 		return finding{Faulty, l.last.Host, leads(owner), j.wrongTunnel(l, owner), j.landing(l)}
 	}
@@ -377,6 +380,12 @@ func (j *judgement) tunnelled(l *loss) finding {
 		l.last, l.x.Port, l.x.TunnelRemote)
 	reasons := j.blinds(l.from+1, l.to)
 	return finding{Unknown, l.last.Host, sortOf(reasons, CauseUnseen), cause + because(few(reasons)), 0}
+}
+
+// sentAway: the flows of the receiving instance's host send it into a tunnel.
+func (j *judgement) sentAway(l *loss) finding {
+	return finding{Faulty, l.last.Host, leads(j.owner(l.x.TunnelRemote)), fmt.Sprintf("%s sends it into tunnel %s (to %s), but %s is here, at %s",
+		l.last.Host, l.x.Port, l.x.TunnelRemote, l.name, firstOf(l.receiver.Port, l.receiver.Bridge)), 0}
 }
 
 // sortOf is that of the first reason, or of none.
@@ -442,9 +451,11 @@ func (j *judgement) between(l *loss) finding {
 	switch {
 	case l.x != nil && l.x.Outcome == Tunnelled && crosses:
 		f = j.inTunnel(l)
+	case l.x != nil && l.x.Outcome == Tunnelled && l.last.Host == l.receiver.Host:
+		f = j.sentAway(l)
 	case l.x != nil && l.x.Outcome == Tunnelled:
 		f = j.passes(l, fmt.Sprintf("send it into tunnel %s (to %s)", l.x.Port, l.x.TunnelRemote))
-	case l.x != nil && l.x.Outcome == Delivered && crosses:
+	case l.x != nil && l.x.Outcome == Delivered && l.last.Host != l.receiver.Host:
 		f.kind = CauseMisdirected
 		f.cause = fmt.Sprintf("%s delivers it to its own port %s, but %s is on %s", l.last.Host, l.x.Port, l.name, l.receiver.Host)
 	case l.x != nil && l.x.Outcome == Delivered:
@@ -454,9 +465,16 @@ func (j *judgement) between(l *loss) finding {
 	default:
 		f.cause = fmt.Sprintf("no sample after %s: lost on %s before %s", l.last, l.last.Host, l.goal())
 	}
-	if l.x == nil && f.kind != CausePort && f.kind != CauseTunnel && j.rules(l) {
+	unexplained := l.x == nil && f.kind != CausePort && f.kind != CauseTunnel
+	if unexplained {
+		l.mayBeRemembered = l.last.Kind != stain.ToTunnel // nobody said that flows drop it
+	}
+	switch {
+	case unexplained && j.rules(l):
 		f.verdict, f.kind = Unknown, CauseUnexplained
-		f.cause += "; whether by a fault or by a security rule is not known: what its flows do with it was not explained" + j.unasked(l)
+		f.cause += "; whether by a fault or by a security rule is not known: " + j.unexplained(l)
+	case unexplained && j.explained(l.from) != nil:
+		f.cause += "; " + j.unexplained(l)
 	}
 	if !l.narrow() && f.to == 0 {
 		f.cause += because(few(j.blinds(l.from+1, l.to)))
@@ -464,17 +482,9 @@ func (j *judgement) between(l *loss) finding {
 	return f
 }
 
-// unasked says why there is no explanation; empty if that is not known, or another.
-func (j *judgement) unasked(l *loss) string {
-	if x := j.Explanation; x != nil && x.Error != "" {
-		return because(x.Error)
-	}
-	return because(j.unaskable(l))
-}
-
 // passes: a switch lost it, though its flows pass it now.
 func (j *judgement) passes(l *loss, now string) finding {
-	l.passed = true
+	l.mayBeRemembered = true
 	return finding{verdict: Faulty, host: l.last.Host, kind: CauseSwitch,
 		cause: fmt.Sprintf("no sample after %s: lost on %s before %s, though its flows now %s", l.last, l.last.Host, l.goal(), now)}
 }
@@ -555,6 +565,7 @@ func (j *judgement) unless(l *loss, f finding) finding {
 		}
 		l.u = nil // what it showed is not why
 	}
+	l.mayBeRemembered = false // it says so whatever is remembered
 	return f
 }
 

@@ -34,9 +34,11 @@ func (j *judgement) delivery(i int) Result {
 		}
 		return r
 	}
-	return Result{
-		Verdict: Faulty, Segment: j.segment(l.from, i), Host: l.last.Host, Kind: CauseMisdirected, Command: l.x.Command,
+	r := Result{
+		Verdict: Faulty, Segment: j.segment(l.from, i), Host: l.last.Host, Kind: CauseMisdirected,
 		Cause: join(append([]string{fmt.Sprintf("%s delivers it to %s, but %s is at %s", l.last.Host, l.x.Port, l.name, port)},
 			j.lossNotes(&l)...)...),
 	}
+	j.replay(&r, l.from)
+	return r
 }

@@ -39,7 +39,8 @@ func (r *Result) Proto(pair plan.Pair) *dyetracev1.PairResult {
 		Samples: make([]*dyetracev1.Sample, len(r.Samples)),
 		Probes:  uint32(r.Probes),
 		Flow:    r.Flow.proto(),
-		Command: r.Command, LogicalCommand: r.LogicalCommand,
+		Command: r.Command, CommandHost: r.CommandHost, LogicalCommand: r.LogicalCommand,
+		TraceCommand: r.Trace, TraceHost: r.TraceHost,
 
 		Duplicates: uint32(r.Duplicates),
 
@@ -109,7 +110,7 @@ func (n *NeedExplain) Proto(id uint64) *dyetracev1.Explain {
 		SrcMac: n.SrcMAC.Uint64(), DstMac: n.DstMAC.Uint64(),
 		SrcIp: as16(n.Src), DstIp: as16(n.Dst), Ttl: uint32(n.TTL),
 		TunId: n.TunID, TunSrc: as32(n.TunSrc), TunDst: as32(n.TunDst), Reply: n.Reply,
-		Scheme: dyetracev1.Scheme(n.Scheme),
+		Scheme: dyetracev1.Scheme(n.Scheme), TcpFlags: uint32(n.Flags),
 	}
 	if n.TunSrc.Is6() {
 		m.TunSrcIp, m.TunDstIp = as16(n.TunSrc), as16(n.TunDst)

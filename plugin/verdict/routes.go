@@ -127,13 +127,15 @@ func (j *judgement) astrayBy(l *loss) (f finding, ok bool) {
 
 // outdated judges a tunnel that leads to the inventory's host, where the packet did not come in, if
 // only routes know better. Wherever the instance is, the packet did not come there: here it was not
-// seen, and there it was not sent. A prefix is too little for that: the inventory may be right.
+// seen, and there it was not sent. So it must have had its time, and more than one be lost. A prefix is too little for that: the
+// inventory may be right.
 func (j *judgement) outdated(l *loss) (f finding, ok bool) {
 	w, end := j.whereto(l.x.TunnelRemote), l.receiver
 	if !w.listed(end) || !j.displaced(end) || j.routed(w, end) || end.Learned.Prefix.IsValid() {
 		return finding{}, false
 	}
 	j.speak(end)
+	l.bySilence = true
 	return finding{Faulty, l.last.Host, CauseStaleVTEP, fmt.Sprintf("%s%s, where the inventory has %s, but EVPN says %s; nor does it come in at %s",
 		staleVTEP, j.sends(l), l.name, j.Path.EVPN(end), l.next), 0}, true
 }

@@ -8,11 +8,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
+	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/plugin/sequential"
 	"github.com/dyetrace/dyetrace/stain"
 )
 
@@ -80,10 +83,22 @@ type world struct {
 	truths   []truth
 	evidence Evidence
 
+	now  []int // the last point that an attempt has passed by now, if it is still on its way
+	wire wire  // what lies behind a byNet between two hosts
+
 	// cut and blurred are goneFrom and impaired as the network's structure made them.
 	cut     map[string]int
 	blurred bool
 }
+
+// wire is what becomes of packets that are no tunnel's where a lasting fault loses those that are.
+type wire uint8
+
+const (
+	passes wire = iota
+	dark
+	member // one of two ways is dark
+)
 
 // how a world is probed.
 type how struct {
@@ -131,6 +146,10 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 		w.goneFrom[dst.Host], w.impaired = 0, true
 	}
 	w.noLink = structural == "no link"
+	echoed := rapid.IntRange(0, 3).Draw(t, "echoes") > 0
+	if echoed {
+		change = append(change, echoing)
+	}
 	tapped := h.noTouch || rapid.IntRange(0, 3).Draw(t, "taps") == 0
 	if tapped {
 		change = append(change, taps)
@@ -139,7 +158,7 @@ func buildPair(t *rapid.T, tb testing.TB, h how, pair string) *world {
 	if h.routes {
 		told = drawRoutes(t, pair)
 	}
-	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t", structural, tapped), told, change...)
+	w.path = cachedPath(tb, pair, fmt.Sprintf("%s, taps %t, echoes %t", structural, tapped, echoed), told, change...)
 	for _, end := range []*plan.End{&w.path.From, &w.path.To} {
 		// Whoever has nothing but a file for a witness may have to say unknown.
 		w.impaired = w.impaired || !end.Confirmed && end.Contradicted(w.path.VTEPs)
@@ -199,6 +218,13 @@ func cachedPath(tb testing.TB, pair, structural string, told routes, change ...f
 	return p.(*plan.Path)
 }
 
+// echoing has all agents answer probes of the underlay.
+func echoing(all hosts) {
+	for name, h := range all {
+		h.Underlay = &dyetracev1.UnderlayEcho{Port: 7443, Addresses: []string{vteps[name]}}
+	}
+}
+
 // beforeDelivery is the point after which the destination's bridge hands the probe over.
 func (w *world) beforeDelivery() int {
 	if i := w.delivery(); i > 0 && w.path.Points[i].Kind == stain.ToInstance {
@@ -218,6 +244,9 @@ func (w *world) fault(t *rapid.T) {
 	case unsent:
 		w.hard = arrived
 	case byFlow, byNet:
+		if w.hard == byNet && w.crossing >= 0 && rapid.Bool().Draw(t, "on the wire") {
+			w.at = w.crossing
+		}
 		if w.guestOnly(w.at) {
 			w.hard = byGuest
 		}
@@ -236,6 +265,7 @@ func (w *world) fault(t *rapid.T) {
 	if w.hard == byNet && w.at == w.guest {
 		w.hard = byGuest
 	}
+	w.wire = wire(rapid.IntRange(int(passes), int(member)).Draw(t, "wire"))
 }
 
 // guestOnly says that nothing but the guest can lose a packet after this point.
@@ -285,14 +315,27 @@ func (w *world) run(t *rapid.T, tb testing.TB) {
 		attempts = 0
 	}
 	w.listen(t, attempts)
+	w.await(t)
 	lost := map[Place]uint64{}
 	for n := range attempts {
 		tr := w.send(t, n)
-		stained := w.stained(n, tr)
-		tr.plain = w.plain(n, tr, stained)
+		now := w.linger(t, tr)
+		w.now = append(w.now, now.reach)
+		stained := w.stained(n, now)
+		tr.plain = now.reach == tr.reach && w.plain(n, tr, stained)
 		w.truths = append(w.truths, tr)
-		w.evidence.Attempts = append(w.evidence.Attempts, w.see(t, tb, n, tr, stained, lost))
+		a := w.see(t, tb, n, now, stained, lost)
+		a.Quiet = w.quiet(t, tr, now)
+		w.evidence.Attempts = append(w.evidence.Attempts, a)
 	}
+	w.test(t)
+	lossesSeen := 0
+	for n, tr := range w.truths {
+		if tr.plain && tr.fate != arrived && tr.fate != unsent && w.now[n] == tr.reach {
+			lossesSeen++
+		}
+	}
+	w.impaired = w.impaired || lossesSeen < w.evidence.Enough // it may be chance
 	if attempts > 0 {
 		best := w.best()
 		w.impaired = w.impaired || !slices.Contains(w.truths, truth{best.fate, best.reach, true})
@@ -305,6 +348,119 @@ func (w *world) run(t *rapid.T, tb testing.TB) {
 		}
 		w.evidence.Gone[h] = "its agent was cut off"
 	}
+}
+
+// await draws how long packets may take, how long they took of late, and how many must be lost to be no chance.
+func (w *world) await(t *rapid.T) {
+	e := &w.evidence
+	if rapid.Bool().Draw(t, "patient") {
+		e.Patience = 750 * time.Millisecond
+		e.Trip = rapid.SampledFrom([]time.Duration{0, 0, time.Millisecond, 60 * time.Millisecond, 150 * time.Millisecond, 400 * time.Millisecond}).Draw(t, "trip")
+	}
+	e.Enough = rapid.IntRange(0, 4).Draw(t, "enough")
+	e.Explains = e.Enough > 0 && rapid.IntRange(0, 3).Draw(t, "explains") == 0
+}
+
+// linger has a packet be on its way still: how far it has come by now.
+func (w *world) linger(t *rapid.T, tr truth) (now truth) {
+	if now = tr; w.evidence.Patience > 0 && tr.reach > 0 && rapid.IntRange(0, 5).Draw(t, "tardy") == 0 {
+		now = truth{fate: byNet, reach: rapid.IntRange(0, tr.reach-1).Draw(t, "by now at")}
+		w.impaired = true
+	}
+	return now
+}
+
+// quiet draws for how long a packet's hooks were watched since it was seen last. One that still comes has been so long where it is:
+// no longer than a packet may be, or than a guest may take that a moment ago took as long as its trips.
+func (w *world) quiet(t *rapid.T, tr, now truth) (quiet time.Duration) {
+	patience := w.evidence.Patience
+	if patience == 0 {
+		return 0
+	}
+	if now.reach == tr.reach {
+		quiet = rapid.SampledFrom([]time.Duration{0, 100 * time.Millisecond, patience * 2 / 5, patience * 4 / 5, patience, 2 * patience, 2 * patience, 2 * patience}).Draw(t, "watched")
+		w.impaired = w.impaired || quiet < patience && tr.fate != arrived && tr.fate != answered
+		return quiet
+	}
+	most := patience
+	if trip := w.evidence.Trip; trip > 0 && w.beforeDelivery() <= now.reach && now.reach <= w.guest {
+		most = min(most, max(patience*2/3, 4*trip))
+	}
+	return time.Duration(rapid.Int64Range(0, int64(most)-1).Draw(t, "watched since"))
+}
+
+// test draws a test of loss, and probes that arrived beside those that are looked at.
+func (w *world) test(t *rapid.T) {
+	some := slices.ContainsFunc(w.truths, func(tr truth) bool { return tr.fate == arrived })
+	if !some || !rapid.Bool().Draw(t, "test") {
+		return
+	}
+	e := &w.evidence
+	if slices.ContainsFunc(w.truths, func(tr truth) bool { return !tr.plain }) {
+		w.impaired = true // where one was lost that may have been answered unseen, the guest may have lost it
+	}
+	e.Test = rapid.SampledFrom([]*sequential.Plan{
+		{P0: 0.02, P1: 0.2, Alpha: 1e-7, Beta: 0.1, Max: 80}, {P0: 0.01, P1: 0.5, Alpha: 0.05, Beta: 0.1, Max: 20},
+	}).Draw(t, "plan")
+	e.Measured = rapid.Bool().Draw(t, "measured")
+	if slices.ContainsFunc(e.Attempts, func(a Attempt) bool {
+		return len(a.Seen) > 0 && goal(w.path) >= 0 && slices.ContainsFunc(a.Seen, func(s Sample) bool { return s.Point >= goal(w.path) })
+	}) {
+		e.Arrived = rapid.IntRange(0, 20).Draw(t, "arrived besides")
+	}
+}
+
+// network is the evidence of an exchange that is true of the network between two hosts: nothing passes where all is lost, half where
+// one of two ways is dark, and else all, or what chance leaves. Nothing that passes is later than what is on its way by much.
+func (w *world) network(t *rapid.T, q *NeedUnderlay) *Underlay {
+	u := &Underlay{From: q.From, To: q.To, Src: q.Src, Dst: q.Dst, Port: q.Port, Asked: true, FromOthers: time.Second}
+	switch rapid.IntRange(0, 9).Draw(t, "exchange") {
+	case 0:
+		w.impaired = true
+		u.Error = "the agent of " + q.From + " did not answer"
+		return u
+	case 1:
+		w.impaired = true
+		u.Asked, u.Unasked = false, "no answer"
+	case 2:
+		w.impaired = true
+		u.FromOthers = -1
+	}
+	rtt := rapid.SampledFrom([]time.Duration{200 * time.Microsecond, 5 * time.Millisecond, 100 * time.Millisecond}).Draw(t, "rtt")
+	for n, a := range w.evidence.Attempts {
+		if w.now[n] < w.truths[n].reach && a.Quiet >= max(w.evidence.Patience/3, 4*rtt) {
+			rtt = w.evidence.Patience
+		}
+	}
+	lossy := rapid.SampledFrom([]int{0, 0, 5, 30}).Draw(t, "loss in the exchange")
+	there, back := w.between(q.From, q.To), w.between(q.To, q.From)
+	u.Sizes = []UnderlaySize{{Bytes: q.Small}}
+	for port := range 32 {
+		p := UnderlayPort{SourcePort: uint16(40000 + port), Sent: 4}
+		for n := range p.Sent {
+			if gone := there == dark || there == member && port%2 == 0; gone || (7*port+31*n)%100 < lossy {
+				continue
+			}
+			p.Arrived++
+			if back == dark || back == member && port%3 == 0 {
+				continue
+			}
+			p.Answered, p.RTT = p.Answered+1, rtt
+		}
+		if !u.Asked {
+			p.Arrived = p.Answered
+		}
+		u.Sizes[0].Ports = append(u.Sizes[0].Ports, p)
+	}
+	return u
+}
+
+// between is what lies between two hosts.
+func (w *world) between(from, to string) wire {
+	if i := w.at; w.hard == byNet && i+1 < len(w.path.Points) && w.path.Points[i].Host == from && w.path.Points[i+1].Host == to {
+		return w.wire
+	}
+	return passes
 }
 
 // listen draws which attempts will have their answers recognised whatever their ToS.
@@ -590,9 +746,15 @@ func (w *world) best() truth {
 
 // suffered says that some probe met one of these fates, within from and to.
 func (w *world) suffered(from, to int, fates ...fate) bool {
-	return slices.ContainsFunc(w.truths, func(tr truth) bool {
-		return slices.Contains(fates, tr.fate) && from <= tr.reach && tr.reach < to
-	})
+	for n, tr := range w.truths {
+		// What is on its way to where it will be lost has come to nowhere else.
+		for _, at := range []int{tr.reach, w.now[n]} {
+			if slices.Contains(fates, tr.fate) && from <= at && at < to {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // check holds a result against the truth. explained is whether all was asked that could be.
@@ -614,6 +776,10 @@ func (w *world) check(t *rapid.T, r *Result, explained bool) {
 			wrong("wrong healthy")
 		}
 	case Faulty:
+		if r.Kind == CauseLoss && r.Loss != nil && r.Loss.Decision == sequential.Above {
+			w.checkLoss(r, from, to, wrong)
+			return
+		}
 		network := []fate{byFlow, byNet, astray, answered}
 		blockedFact := w.path.Blocked != nil && (w.path.Blocked.Absent() || w.path.NoTouch && w.path.To.Absent != "")
 		if plainly || !blockedFact && !w.suffered(from, to, network...) {
@@ -635,21 +801,58 @@ func (w *world) check(t *rapid.T, r *Result, explained bool) {
 	default:
 		wrong("no verdict")
 	}
+	w.checkWire(r, wrong)
 	if explained && !w.impaired && len(w.truths) > 0 {
 		w.checkExact(r, from, to, wrong)
+	}
+}
+
+// checkLoss: what a test finds is lost was, and so much is too much.
+func (w *world) checkLoss(r *Result, from, to int, wrong func(string)) {
+	lost, came, here := 0, w.evidence.Arrived, 0
+	for _, tr := range w.truths {
+		switch {
+		case tr.fate == arrived:
+			came++
+		case tr.fate != unsent && tr.fate != byGuest:
+			if lost++; from <= tr.reach && tr.reach < to {
+				here++
+			}
+		}
+	}
+	l := r.Loss
+	if l.all() > lost || l.Probes+l.Began-l.all() > came || here == 0 || w.evidence.Test.Decide(l.Probes+l.Began, l.all()) != sequential.Above {
+		wrong(fmt.Sprintf("%d of %d probes are lost, %d here; %d arrived", lost, len(w.truths), here, came))
+	}
+}
+
+// checkWire: what is said of the network between two hosts is so.
+func (w *world) checkWire(r *Result, wrong func(string)) {
+	if r.Underlay == nil || r.Verdict != Faulty {
+		return
+	}
+	is := w.between(r.Underlay.From, r.Underlay.To)
+	if r.Kind == CauseUnderlay && is != dark || r.Kind == CauseUnderlayMember && is != member || r.Kind == CauseEntrypoint && is != passes {
+		wrong(fmt.Sprintf("of a wire that is %d", is))
 	}
 }
 
 // causesOf are the kinds of cause that fit a fate, with all to be seen.
 var causesOf = map[fate][]CauseKind{
 	byFlow: {CauseFlow}, byRule: {CauseSecurityRule}, byGuest: {CauseGuestSilent, CauseGuestDown},
-	byNet: {CauseBetweenHosts, CauseSwitch}, astray: {CauseStaleVTEP}, answered: {CauseImpostor, CauseStaleVTEP},
+	byNet: {CauseBetweenHosts, CauseSwitch, CauseUnderlay, CauseUnderlayMember, CauseEntrypoint, CauseLoss}, astray: {CauseStaleVTEP}, answered: {CauseImpostor, CauseStaleVTEP},
 }
 
 // checkExact: with all to be seen, verdict and segment are those of the probe that came furthest.
 func (w *world) checkExact(r *Result, from, to int, wrong func(string)) {
 	best := w.best()
 	want := map[fate]Verdict{arrived: Healthy, byFlow: Faulty, byNet: Faulty, astray: Faulty, answered: Faulty, byRule: PolicyDrop, byGuest: Silent}[best.fate]
+	if lost, all := w.counted(); want == Healthy && w.evidence.Test != nil && all > 0 && lost > 0 && w.evidence.Test.Decide(all, lost) == sequential.Above {
+		if r.Verdict != Faulty && r.Verdict != Unknown { // whether the guest lost it may not be known
+			wrong(fmt.Sprintf("%d of %d probes are lost: want faulty", lost, all))
+		}
+		return
+	}
 	if r.Verdict != want {
 		if best.fate == byNet && best.reach == w.at && w.hard == byRule && r.Verdict == PolicyDrop {
 			return // lost by chance where the rule would have dropped it
@@ -668,6 +871,20 @@ func (w *world) checkExact(r *Result, from, to int, wrong func(string)) {
 	}
 }
 
+// counted are the probes that were lost, and all, where nothing was to be doubted of any; else none.
+func (w *world) counted() (lost, all int) {
+	all = w.evidence.Arrived
+	for _, tr := range w.truths {
+		if !tr.plain {
+			return 0, 0
+		}
+		if all++; tr.fate != arrived {
+			lost++
+		}
+	}
+	return lost, all
+}
+
 // judged runs a world and judges it, as a run does: with an explanation where one is wanted.
 func judged(rt *rapid.T, t *testing.T, w *world) Result {
 	w.run(rt, t)
@@ -677,20 +894,54 @@ func judged(rt *rapid.T, t *testing.T, w *world) Result {
 		w.evidence.Explanation = w.explain(rt, r.Need)
 		first := r
 		r = Judge(w.evidence)
-		if !first.Need.Decides && r.Verdict != first.Verdict {
+		if !first.Need.Decides && r.Verdict != first.Verdict && first.Wait == 0 {
 			rt.Fatalf("an answer that was not to decide turned %s into %s", first.Verdict, show(&r))
 		}
 	}
+	if r.NeedUnderlay != nil {
+		w.check(rt, &r, false)
+		w.evidence.Underlay = w.network(rt, r.NeedUnderlay)
+		r = Judge(w.evidence)
+	}
 	w.check(rt, &r, true)
+	w.checkWait(rt, &r)
 	w.checkRoutes(rt, &r)
+	if why := unshown(&r); why != "" {
+		rt.Fatalf("%s: %s", why, show(&r))
+	}
 	if why := kindless(&r); why != "" {
 		rt.Fatalf("%s: %s", why, show(&r))
 	}
 	return r
 }
 
+// checkWait: who has waited for as long as was said need not wait for the same verdict any more.
+func (w *world) checkWait(t *rapid.T, r *Result) {
+	if r.Wait == 0 {
+		return
+	}
+	e := w.evidence
+	e.Attempts = slices.Clone(e.Attempts)
+	for i := range e.Attempts {
+		e.Attempts[i].Quiet += r.Wait
+	}
+	if again := Judge(e); again.Wait > 0 {
+		t.Fatalf("after %v there are %v to wait: %s", r.Wait, again.Wait, show(&again))
+	}
+}
+
 func TestNeverWrong(t *testing.T) {
 	t.Parallel()
+	var mu sync.Mutex
+	kinds := map[CauseKind]int{} // of all
+	t.Cleanup(func() {
+		for _, k := range []CauseKind{CauseUnderlay, CauseUnderlayMember, CauseEntrypoint, CauseLoss, CauseInjection} {
+			if kinds[k] == 0 && !t.Failed() {
+				t.Errorf("no world led to %s: the simulator has gone blunt", k)
+			}
+		}
+		t.Logf("causes: %v", kinds)
+	})
 	for name, h := range map[string]how{
 		"tcp": {scheme: stain.TCP}, "icmp": {scheme: stain.ICMP},
 		"tcp, no touch": {scheme: stain.TCP, noTouch: true}, "icmp, no touch": {scheme: stain.ICMP, noTouch: true},
@@ -699,13 +950,19 @@ func TestNeverWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			verdicts := map[Verdict]int{}
+			verdicts, waits := map[Verdict]int{}, 0
 			// A check is 100 worlds, unless -rapid.checks says more. One in 50 ends in policy, the
 			// rarest verdict, so that 3,000 miss none of them by chance.
 			for range 30 {
 				rapid.Check(t, func(rt *rapid.T) {
 					r := judged(rt, t, build(rt, t, h))
 					verdicts[r.Verdict]++
+					mu.Lock()
+					kinds[r.Kind]++
+					mu.Unlock()
+					if r.Wait > 0 {
+						waits++
+					}
 				})
 			}
 			for _, v := range []Verdict{Healthy, Faulty, Silent, PolicyDrop, Unknown} {
@@ -713,7 +970,10 @@ func TestNeverWrong(t *testing.T) {
 					t.Errorf("no world led to %s: the simulator has gone blunt", v)
 				}
 			}
-			t.Logf("verdicts: %v", verdicts)
+			if waits == 0 && !t.Failed() {
+				t.Error("no world led to one that may be late: the simulator has gone blunt")
+			}
+			t.Logf("verdicts: %v, %d may be late", verdicts, waits)
 		})
 	}
 }
@@ -734,9 +994,17 @@ func TestAnsweredStaysAnswered(t *testing.T) {
 			if len(w.truths) == 0 || slices.ContainsFunc(w.truths, func(tr truth) bool { return tr.fate != arrived }) {
 				return
 			}
+			if slices.ContainsFunc(w.now, func(now int) bool { return now < len(w.path.Points)-1 }) {
+				return // not yet
+			}
 			r := Judge(w.evidence)
 			if r.Need != nil {
 				w.evidence.Explanation = w.invent(rt, r.Need)
+				r = Judge(w.evidence)
+			}
+			if r.NeedUnderlay != nil {
+				w.hard, w.at, w.wire = byNet, w.crossing, wire(rapid.IntRange(int(passes), int(member)).Draw(rt, "the wire by now"))
+				w.evidence.Underlay = w.network(rt, r.NeedUnderlay)
 				r = Judge(w.evidence)
 			}
 			if r.Verdict != Healthy && r.Verdict != Unknown {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dyetrace/dyetrace/plugin/inventory"
 	"github.com/dyetrace/dyetrace/plugin/plan"
+	"github.com/dyetrace/dyetrace/stain"
 )
 
 const (
@@ -32,6 +33,9 @@ const (
 	// byChance is how likely it may be that large packets were all lost at random, by what small ones
 	// tell of that.
 	byChance = 1e-6
+	// fewLost is up to which share of the small packets may be lost for the large ones to be judged at all: a way that passes little
+	// does not lose at random, but what finds no room, which is the large ones first.
+	fewLost = 0.1
 )
 
 // NeedUnderlay asks for an exchange of UDP packets between the tunnel addresses of two hosts.
@@ -41,8 +45,10 @@ type NeedUnderlay struct {
 	Src, Dst netip.Addr
 	// Port where the other host answers.
 	Port uint16
-	// Small and Large are bytes of IP packets: as large as our probes, and as the instances' traffic;
-	// Large is 0 where that is not known.
+	// By is the tunnel port of the sending host whose packets these are to be like; zero where none is known.
+	By inventory.Tunnel
+	// Small and Large are bytes of IP packets: as large as our probes, and as the instances' traffic in
+	// that tunnel; Large is 0 where that is not known.
 	Small, Large int
 }
 
@@ -111,7 +117,19 @@ func between(from, to *plan.End, t inventory.Tunnel, dst netip.Addr) (n *NeedUnd
 	if src, ok := sameVersion(from, dst); ok {
 		n.Src = src
 	}
+	if t.Local.IsValid() && t.Local.Is4() == dst.Is4() {
+		n.Src = t.Local
+	}
+	if t.Port != "" && reaches(t, n.Src, dst) {
+		n.By = t
+	}
 	return n, ""
+}
+
+// reaches says that a tunnel's packets may have these outer addresses, src being the zero Addr where it is not known.
+func reaches(t inventory.Tunnel, src, dst netip.Addr) bool {
+	fits := !src.IsValid() || !t.Local.IsValid() || t.Local == src
+	return fits && (t.Remote == dst || !t.Remote.IsValid() && (!t.Local.IsValid() || t.Local.Is4() == dst.Is4()))
 }
 
 // sameVersion is the one address of a host that its tunnels to dst can have; ok is false where there
@@ -137,6 +155,7 @@ func sameVersion(from *plan.End, dst netip.Addr) (src netip.Addr, ok bool) {
 // is what is known without.
 func (j *judgement) inUnderlay(l *loss, base string) finding {
 	f := finding{verdict: Faulty, host: l.last.Host, kind: CauseBetweenHosts}
+	l.mayBeRemembered = l.last.Kind != stain.ToTunnel // the switch that saw it last did not show that it left
 	remote, err := netip.ParseAddr(l.x.TunnelRemote)
 	if err != nil {
 		f.cause = base
@@ -166,15 +185,15 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 	lead := l.goesRight()
 	switch what {
 	case noWay:
-		f.kind = CauseUnderlay
+		f.kind, l.mayBeRemembered = CauseUnderlay, false
 		f.cause = fmt.Sprintf("%s: lost in the underlay: %s", lead, words)
 	case maybeNoWay:
 		f.cause = fmt.Sprintf("%s: %s", base, words)
 	case oneOfSeveral:
-		f.kind = CauseUnderlayMember
+		f.kind, l.mayBeRemembered = CauseUnderlayMember, false
 		f.cause = fmt.Sprintf("%s: lost on one of several ways through the underlay: %s", lead, words)
 	case rife:
-		f.kind = CauseLoss
+		f.kind, l.mayBeRemembered = CauseLoss, false
 		f.cause = fmt.Sprintf("%s: the underlay loses much: %s", lead, words)
 	case fleeting:
 		// What was lost for a moment may be the probes, too: in a switch that stood still.
@@ -186,6 +205,10 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 			firstOf(strings.ToUpper(named(l.sender.Tunnels, l.x.Port).Type), "the tunnel's packets"))
 	default:
 		f.cause = base + "; UDP between the two told nothing: " + words
+		if host, ours := u.owes(); ours {
+			// It would have told a way that loses some from one that loses all: what was lost may be what a rate left out.
+			f.verdict, f.host, f.kind = Unknown, host, CauseAgent
+		}
 	}
 	if _, large, ok := u.narrow(); ok {
 		f.cause += "; besides, " + large
@@ -193,32 +216,29 @@ func (j *judgement) inUnderlay(l *loss, base string) finding {
 	return f
 }
 
+// owes says that a fault of ours keeps an exchange from telling whether all is lost or some is, and whose agent's. Where
+// none of many packets was answered all is lost, one way or the other, and where a host refuses them they came there.
+func (u *Underlay) owes() (host string, ours bool) {
+	switch {
+	case u.Error != "" && u.Asked:
+		return u.To, true
+	case u.Error != "" || len(u.Sizes) == 0 || u.forward(0).sent == 0:
+		return u.From, true
+	case !u.Asked && !u.forward(0).nothing():
+		return u.To, true
+	}
+	return "", false
+}
+
 // goesRight words that the tunnel is the right one.
 func (l *loss) goesRight() string {
 	return fmt.Sprintf("%s sends it to %s (%s, key %d) as it should", l.last.Host, l.receiver.Host, l.x.TunnelRemote, l.x.TunnelID)
 }
 
-// NeedMTU returns the exchange that shows whether packets as large as a pair's instances may send pass
-// between their hosts; nil with an empty why where they share a host, or where why says that it cannot be.
-func NeedMTU(p *plan.Path) (n *NeedUnderlay, why string) {
-	if p.From.Host == p.To.Host || p.From.Host == "" || p.To.Host == "" {
-		return nil, ""
-	}
-	t, ok := tunnelTo(&p.From, &p.To)
-	if !ok {
-		return nil, fmt.Sprintf("no tunnel from %s to %s is known", p.From.Host, p.To.Host)
-	}
-	n, why = between(&p.From, &p.To, t, t.Remote)
-	if n != nil && n.Large == 0 {
-		return nil, "the MTU of the instances' ports is not known"
-	}
-	return n, why
-}
-
 // NeedSmall returns the exchange of small packets between two hosts, from the first to the second; nil where
 // there can be none, and why.
 func NeedSmall(from, to *plan.End) (n *NeedUnderlay, why string) {
-	t, ok := tunnelTo(from, to)
+	t, ok := thinnest(from, to)
 	if !ok {
 		return nil, fmt.Sprintf("no tunnel from %s to %s is known", from.Host, to.Host)
 	}
@@ -226,6 +246,33 @@ func NeedSmall(from, to *plan.End) (n *NeedUnderlay, why string) {
 		n.Large = 0
 	}
 	return n, why
+}
+
+// thinnest is the tunnel from one host to another that adds least to a packet: what is small shows the same by any.
+func thinnest(from, to *plan.End) (best inventory.Tunnel, ok bool) {
+	for _, t := range tunnelsTo(from, to) {
+		if over := overhead(t); over > 0 && (!ok || over < overhead(best)) {
+			best, ok = t, true
+		}
+	}
+	return best, ok
+}
+
+// tunnelsTo are the tunnels from one host to another, each with the address where it leads.
+func tunnelsTo(from, to *plan.End) (all []inventory.Tunnel) {
+	at := to.VTEPs
+	if len(at) == 0 && to.Echo != nil {
+		at = to.Echo.At
+	}
+	for _, t := range from.Tunnels {
+		if !t.Remote.IsValid() && len(at) > 0 { // remote_ip=flow
+			t.Remote = at[0]
+		}
+		if slices.Contains(at, t.Remote) {
+			all = append(all, t)
+		}
+	}
+	return all
 }
 
 // NeedStream returns what a stream between two hosts needs, from the first to the second; nil where there can
@@ -246,31 +293,15 @@ func NeedStream(from, to *plan.End) (n *NeedUnderlay, why string) {
 	return n, ""
 }
 
-// tunnelTo is the tunnel from one host to another that adds least to a packet: which one is taken the
-// flows tell, and no more must be expected to pass than by any.
-func tunnelTo(from, to *plan.End) (best inventory.Tunnel, ok bool) {
-	at := to.VTEPs
-	if len(at) == 0 && to.Echo != nil {
-		at = to.Echo.At
-	}
-	for _, t := range from.Tunnels {
-		if !t.Remote.IsValid() && len(at) > 0 { // remote_ip=flow
-			t.Remote = at[0]
-		}
-		if !slices.Contains(at, t.Remote) || overhead(t) == 0 {
-			continue
-		}
-		if !ok || overhead(t) < overhead(best) {
-			best, ok = t, true
-		}
-	}
-	return best, ok
-}
-
 // BetweenHosts returns the exchange between two hosts that a person asks for, at given tunnel addresses
-// or, where these are zero, the first that fit. Its large packets are what the largest MTU of both
-// makes of the tunnel that adds most.
-func BetweenHosts(from, to *plan.End, src, dst netip.Addr) (n *NeedUnderlay, why string) {
+// or, where these are zero, the first that fit. Its large packets are what the smaller MTU of both
+// makes of the tunnel of that port or, where none is named, the one that adds most.
+func BetweenHosts(from, to *plan.End, src, dst netip.Addr, tunnel string) (n *NeedUnderlay, why string) {
+	for _, t := range from.Tunnels {
+		if tunnel != "" && t.Port == tunnel && !dst.IsValid() {
+			dst = t.Remote
+		}
+	}
 	if !dst.IsValid() && to.Echo != nil {
 		for _, a := range to.Echo.At {
 			if !src.IsValid() || a.Is4() == src.Is4() {
@@ -284,102 +315,18 @@ func BetweenHosts(from, to *plan.End, src, dst netip.Addr) (n *NeedUnderlay, why
 	}
 	var most inventory.Tunnel
 	for _, t := range from.Tunnels {
-		if (t.Remote == dst || !t.Remote.IsValid()) && overhead(t) > overhead(most) {
+		if (tunnel == "" || t.Port == tunnel) && reaches(t, src, dst) && (overhead(t) > overhead(most) || most.Port == "") {
 			most = t
 		}
+	}
+	if tunnel != "" && most.Port == "" {
+		return nil, fmt.Sprintf("%s has no tunnel port %s to %s", from.Host, tunnel, dst)
 	}
 	n, why = between(from, to, most, dst)
 	if n != nil && src.IsValid() {
 		n.Src = src
 	}
 	return n, why
-}
-
-// WithMTU adds to the verdict on a pair what an exchange of large packets between its hosts showed: nil
-// is one that could not be made, for the reason why. The exchange may have been begun by either host.
-func WithMTU(r Result, p *plan.Path, u *Underlay, why string) Result {
-	if u != nil && u.Error != "" {
-		u, why = nil, u.Error
-	}
-	if u == nil {
-		if r.Verdict == Healthy {
-			r.Verdict, r.Host, r.Kind = Unknown, p.From.Host, CauseUnseen
-			r.Cause = join("small packets pass both ways; whether large ones do could not be tried: "+why, r.Cause)
-		}
-		return r
-	}
-	reply, words, ok := u.narrow()
-	if !ok {
-		if r.Verdict == Healthy && !u.largePass() {
-			r.Verdict, r.Host, r.Kind = Unknown, p.From.Host, CauseUnseen
-			r.Cause = join("small packets pass both ways; whether large ones do is not known: "+u.unclear(), r.Cause)
-			r.Underlay = u
-		}
-		return r
-	}
-	if r.Verdict != Healthy {
-		if !strings.Contains(r.Cause, words) {
-			r.Cause = join(r.Cause, "besides, "+words)
-		}
-		return r
-	}
-	there := (u.From == p.From.Host) != reply
-	r.Verdict, r.Kind, r.Underlay = Faulty, CausePathMTU, u
-	r.Segment, r.Host = crossing(p, there)
-	r.Cause = join("path MTU: "+words, r.Cause)
-	return r
-}
-
-// largePass says that large packets pass both ways, from every source port.
-func (u *Underlay) largePass() bool {
-	last := len(u.Sizes) - 1
-	if last < 1 {
-		return false
-	}
-	if u.MayFragment {
-		last = 0
-	}
-	there, back := u.forward(last), u.reply(last)
-	return there.sent > 0 && there.dead == 0 && back.dead == 0
-}
-
-// unclear words why neither is known of large packets, that they pass or that they do not.
-func (u *Underlay) unclear() string {
-	what, words := u.small()
-	if what != passable {
-		return words
-	}
-	last := len(u.Sizes) - 1
-	there, back := u.forward(last), u.reply(last)
-	return fmt.Sprintf("%s; of packets of %d bytes, %d of %d source ports had none through", words, u.Sizes[last].Bytes,
-		max(there.dead, back.dead), there.ports)
-}
-
-// crossing is the segment of a path between its hosts, and the host that sends there.
-func crossing(p *plan.Path, there bool) (*Segment, string) {
-	d, from, to := plan.Forward, p.From.Host, p.To.Host
-	if !there {
-		d, from, to = plan.Reply, to, from
-	}
-	points := p.Points
-	if !there && p.Back != nil {
-		points, d = p.Back.Points, plan.Forward
-	}
-	var s *Segment
-	for i := range points {
-		switch pt := &points[i]; {
-		case pt.Direction == d && pt.Host == from:
-			last := *pt
-			s = &Segment{From: &last}
-		case pt.Direction == d && pt.Host == to && s != nil:
-			s.To = *pt
-			if !there {
-				s.From.Direction, s.To.Direction = plan.Reply, plan.Reply
-			}
-			return s, from
-		}
-	}
-	return nil, from
 }
 
 // Says is what can be said of the way there in one line, and of the way back; empty where nothing can.

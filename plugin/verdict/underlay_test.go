@@ -140,7 +140,7 @@ func TestUnderlay(t *testing.T) {
 		{name: "nothing answered, nobody to be asked", change: func(n *network) { n.deadBack[0], n.recall = true, false },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: none of 128 packets by " + route + " was answered, and hv3 could not be asked whether any came"},
 		{name: "responder not there", change: func(n *network) { n.responder = false },
-			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: the agent of hv3 did not answer: address already in use"},
+			want: "unknown agent" + segment + "hv3 | " + either + "; UDP between the two told nothing: the agent of hv3 did not answer: address already in use"},
 		{name: "one of two ways", change: half,
 			want: "faulty underlay-member" + segment + "hv1 | " + right + ": lost on one of several ways through the underlay: of 32 source ports, 22 lose everything by " + route + ", and the others nothing"},
 		{name: "large ones lost as well", change: func(n *network) { n.most = 1400 }, want: "faulty entrypoint" + segment + "hv3 | " + right + ": 128 packets of 32 source ports pass by " + route +
@@ -155,7 +155,7 @@ func TestUnderlay(t *testing.T) {
 			n.deadThere[0], n.asker, n.recalled = true, 740*time.Millisecond, 450*time.Millisecond
 		}, want: "faulty loss" + segment + "hv1 | " + right + ": the underlay loses much: none of 128 packets arrives by " + route + ", though others from hv1 did so meanwhile"},
 		{name: "much lost, nobody to be asked", change: func(n *network) { n.loss, n.recall = 0.5, false },
-			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two told nothing: 96 of 128 packets by " + route + " were not answered, and hv3 could not be asked how many came"},
+			want: "unknown agent" + segment + "hv3 | " + either + "; UDP between the two told nothing: 96 of 128 packets by " + route + " were not answered, and hv3 could not be asked how many came"},
 		{name: "switched off", hosts: func(h hosts) { h["hv3"].Underlay = &dyetracev1.UnderlayEcho{} },
 			want: "faulty between-hosts" + segment + "hv1 | " + either + "; UDP between the two could not be tried: underlay probes are switched off on hv3"},
 		{name: "not bound", hosts: func(h hosts) {
@@ -176,7 +176,9 @@ func TestUnderlay(t *testing.T) {
 				Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
 			r := Judge(e)
 			if tt.hosts == nil {
-				want := NeedUnderlay{From: "hv1", To: "hv3", Src: netip.MustParseAddr("10.1.1.1"), Dst: netip.MustParseAddr("10.1.2.3"), Port: 7443, Small: 128, Large: 1492}
+				src, dst := netip.MustParseAddr("10.1.1.1"), netip.MustParseAddr("10.1.2.3")
+				want := NeedUnderlay{From: "hv1", To: "hv3", Src: src, Dst: dst, Port: 7443, Small: 128, Large: 1492,
+					By: inventory.Tunnel{Bridge: "br-tun", Port: "gre-hv3", OFPort: 12, Type: "gre", Local: src, Remote: dst}}
 				if r.NeedUnderlay == nil || *r.NeedUnderlay != want {
 					t.Fatalf("NeedUnderlay = %+v, want %+v", r.NeedUnderlay, want)
 				}
@@ -223,6 +225,38 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
+// TestBetweenHosts has a person ask for an exchange like the packets of a tunnel.
+func TestBetweenHosts(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t, beside("vxlan"), func(h hosts) { echoes(h) }), "blue-1 blue-3")
+	none := netip.Addr{}
+	for _, tt := range []struct {
+		tunnel   string
+		src, dst netip.Addr
+		want     string
+	}{
+		{"", none, none, "10.1.1.1 to 10.1.2.3, 1500 bytes, like vxlan-hv3"},
+		{"gre-hv3", none, none, "10.1.1.1 to 10.1.2.3, 1492 bytes, like gre-hv3"},
+		{"vxlan-hv3", none, netip.MustParseAddr("10.1.2.3"), "10.1.1.1 to 10.1.2.3, 1500 bytes, like vxlan-hv3"},
+		{"vxlan-hv2", none, netip.MustParseAddr("10.1.2.3"), "hv1 has no tunnel port vxlan-hv2 to 10.1.2.3"},
+		{"vxlan-hv2", none, none, "the agent of hv3 does not answer underlay probes at 10.1.1.2"},
+		{"gnv", none, none, "hv1 has no tunnel port gnv to 10.1.2.3"},
+		{"", netip.MustParseAddr("10.1.1.9"), none, "10.1.1.9 to 10.1.2.3, 0 bytes, like "},
+	} {
+		got := ""
+		n, why := BetweenHosts(&p.From, &p.To, tt.src, tt.dst, tt.tunnel)
+		if got = why; n != nil {
+			got = fmt.Sprintf("%s to %s, %d bytes, like %s", n.Src, n.Dst, n.Large, n.By.Port)
+			if m := n.Proto(1, 0); m.Tunnel != n.By.Port {
+				t.Errorf("asks for %v", m)
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%q from %s to %s:\ngot  %s\nwant %s", tt.tunnel, tt.src, tt.dst, got, tt.want)
+		}
+	}
+}
+
 // A probe that a wrong tunnel port may explain, or the network that is yet to be tried, is waited for until both are known: if
 // it is the network, nothing but silence says so.
 func TestUnderlayIsWaitedFor(t *testing.T) {
@@ -248,13 +282,14 @@ func TestUnderlayIsWaitedFor(t *testing.T) {
 }
 
 // Where other packets pass between the same hosts a probe is waited for for a third of the time, or four times as long as they took if
-// that is more; where they do not, for all of it.
+// that is more; where they do not, for all of it, or until others have been waited for so long, and two thirds of it.
 func TestUnderlayIsQuick(t *testing.T) {
 	t.Parallel()
 	p := pathOf(t, lab(t, func(h hosts) { echoes(h) }), "blue-1 blue-3")
 	for _, tt := range []struct {
 		rtt, quiet, wait time.Duration
 		dead, unanswered bool
+		hushed           time.Duration
 	}{
 		{rtt: time.Millisecond, wait: 250 * time.Millisecond},
 		{rtt: time.Millisecond, quiet: 200 * time.Millisecond, wait: 50 * time.Millisecond},
@@ -262,6 +297,11 @@ func TestUnderlayIsQuick(t *testing.T) {
 		{rtt: 100 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 150 * time.Millisecond},
 		{rtt: 300 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
 		{dead: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
+		{dead: true, quiet: 620 * time.Millisecond, hushed: 700 * time.Millisecond, wait: 50 * time.Millisecond},
+		{dead: true, quiet: 620 * time.Millisecond, hushed: 750 * time.Millisecond},
+		{dead: true, quiet: 250 * time.Millisecond, hushed: 2 * time.Second, wait: 250 * time.Millisecond},
+		{dead: true, quiet: 700 * time.Millisecond, hushed: 600 * time.Millisecond, wait: 50 * time.Millisecond},
+		{dead: true, quiet: 750 * time.Millisecond, hushed: 600 * time.Millisecond},
 		{rtt: time.Millisecond, unanswered: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond}, // yet
 	} {
 		e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")}, Patience: 750 * time.Millisecond,
@@ -275,9 +315,12 @@ func TestUnderlayIsQuick(t *testing.T) {
 				e.Underlay.Sizes[0].Ports[i].Answered = 0
 			}
 		}
-		e.Attempts[0].Quiet = tt.quiet
-		r := Judge(e)
-		if r.Wait != tt.wait || (r.Kind == CauseEntrypoint) != (tt.wait == 0) || (r.Verdict == Faulty) != (tt.wait == 0) {
+		e.Attempts[0].Quiet, e.Hushed = tt.quiet, tt.hushed
+		r, kind := Judge(e), CauseEntrypoint
+		if tt.dead {
+			kind = CauseUnderlay
+		}
+		if r.Wait != tt.wait || (r.Kind == kind) != (tt.wait == 0) || (r.Verdict == Faulty) != (tt.wait == 0) {
 			t.Errorf("%+v: %s, waits %v; want to wait %v", tt, show(&r), r.Wait, tt.wait)
 		}
 	}
@@ -345,7 +388,7 @@ func TestUnderlayNeverWrong(t *testing.T) {
 		if narrow && (!small || n.fragments || n.recall && (reply && n.mostBack >= need.Large || !reply && n.most >= need.Large)) {
 			t.Fatalf("narrow (reply %t): %s, of %+v", reply, words, n)
 		}
-		if u.largePass() && !n.fragments && small {
+		if u.large(false, inventory.NotTold).passage == fits && u.large(true, inventory.NotTold).passage == fits && !n.fragments && small {
 			t.Fatalf("large packets pass, of %+v", n)
 		}
 		u.Says() // of whatever there is
@@ -353,64 +396,6 @@ func TestUnderlayNeverWrong(t *testing.T) {
 			t.Fatalf("%v", m)
 		}
 	})
-}
-
-func TestWithMTU(t *testing.T) {
-	t.Parallel()
-	const route = "packets of 1492 bytes from 10.1.1.1 to 10.1.2.3 are lost, while 128 bytes pass"
-	healthy := func(r *Result) { r.Verdict, r.Cause = Healthy, "1 of 2 probes lost" }
-	tests := []struct {
-		name, pair string
-		change     func(*network)
-		result     func(*Result)
-		want       string
-	}{
-		{"passes", "blue-1 blue-3", func(*network) {}, healthy, "healthy | - |  | 1 of 2 probes lost"},
-		{"lost there", "blue-1 blue-3", func(n *network) { n.most = 1400 }, healthy,
-			"faulty path-mtu | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | path MTU: " + route + "; 1 of 2 probes lost"},
-		{"lost back", "blue-1 blue-3", func(n *network) { n.mostBack = 1400 }, healthy,
-			"faulty path-mtu | hv3/br-tun to-tunnel → hv1/br-tun from-tunnel | hv3 | path MTU: packets of 1492 bytes from 10.1.2.3 to 10.1.1.1 are lost, while 128 bytes pass; 1 of 2 probes lost"},
-		{"lost there, the other pair", "blue-3 blue-1", func(n *network) { n.most = 1400 }, healthy,
-			"faulty path-mtu | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | path MTU: " + route + "; 1 of 2 probes lost"},
-		{"nothing is known", "blue-1 blue-3", func(n *network) { n.firewall = true }, healthy,
-			"unknown unseen | - | hv1 | small packets pass both ways; whether large ones do is not known: none of 128 packets arrives by UDP from 10.1.1.1 to 10.1.2.3, port 7443, " +
-				"either; but nor have any others of late, so that a firewall may drop them; 1 of 2 probes lost"},
-		{"fragments", "blue-1 blue-3", func(n *network) { n.most, n.fragments = 1400, true }, healthy, "healthy | - |  | 1 of 2 probes lost"},
-		{"faulty already", "blue-1 blue-3", func(n *network) { n.most = 1400 }, func(r *Result) { r.Verdict, r.Host, r.Cause = Faulty, "hv9", "a flow" },
-			"faulty | - | hv9 | a flow; besides, " + route},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			snap := lab(t, func(h hosts) { echoes(h) })
-			need, why := NeedMTU(pathOf(t, snap, "blue-1 blue-3"))
-			if need == nil {
-				t.Fatal(why)
-			}
-			n := open()
-			tt.change(&n)
-			r := Result{}
-			tt.result(&r)
-			r = WithMTU(r, pathOf(t, snap, tt.pair), n.exchange(need, 1), "")
-			if got := show(&r); got != tt.want {
-				t.Errorf("got  %s\nwant %s", got, tt.want)
-			}
-			if _, _, narrow := n.exchange(need, 1).narrow(); narrow && r.Verdict == Faulty && r.Host != "hv9" && r.Underlay == nil {
-				t.Error("the exchange is not shown")
-			}
-		})
-	}
-	p := pathOf(t, lab(t), "blue-1 blue-3")
-	if n, why := NeedMTU(p); n != nil || !strings.Contains(why, "knows no underlay probes") {
-		t.Errorf("NeedMTU of old agents = %+v, %q", n, why)
-	}
-	r := WithMTU(Result{Verdict: Healthy}, p, nil, "the agent of hv1 knows no underlay probes")
-	if got, want := show(&r), "unknown unseen | - | hv1 | small packets pass both ways; whether large ones do could not be tried: the agent of hv1 knows no underlay probes"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	if n, why := NeedMTU(pathOf(t, lab(t), "blue-1 blue-2")); n != nil || why != "" {
-		t.Errorf("NeedMTU on one host = %+v, %q", n, why)
-	}
 }
 
 // Reports that do not fit the question decide nothing.
@@ -428,6 +413,15 @@ func TestUnderlayFromProto(t *testing.T) {
 	}
 	if !Whole(good(), 1) {
 		t.Error("an exchange that lost nothing is not whole")
+	}
+	none := good()
+	none.Sent, none.Answered = make([]uint32, len(none.Sent)), make([]uint32, len(none.Sent))
+	if Whole(none, 1) {
+		t.Error("one that sent nothing, and does not say why, is whole")
+	}
+	none.Errors = []*dyetracev1.UnderlayError{{Text: "network is unreachable", Size: 128, Count: 1}}
+	if u := UnderlayFromProto(need, q, none, nil, 0); !Whole(none, 1) || !u.NoWay() {
+		t.Errorf("one that could not send is whole: %t, and shows that nothing passes: %t; want both", Whole(none, 1), u.NoWay())
 	}
 	for name, change := range map[string]func(m, recall *dyetracev1.UnderlayReport){
 		"columns":       func(m, _ *dyetracev1.UnderlayReport) { m.Answered = m.Answered[1:] },
@@ -460,6 +454,8 @@ func TestAgain(t *testing.T) {
 	}
 	dead, silent := open(), open()
 	dead.deadThere[0], silent.responder = true, false
+	drowned := dead
+	drowned.heard = 300 * time.Millisecond
 	for _, tt := range []struct {
 		name          string
 		first, second *Underlay
@@ -472,9 +468,12 @@ func TestAgain(t *testing.T) {
 		{"below the bound now, and above it in sum", lossy(.33), lossy(.24), rife, "68 of 256 packets are lost"},
 		{"all lost by now", lossy(.5), dead.exchange(need, 7), noWay, "none of 128 packets arrives"},
 		{"told nothing", lossy(.5), silent.exchange(need, 7), unclear, "did not answer"},
+		{"drowned, and passes alone", drowned.exchange(need, 7), lossy(0), fleeting, "128 of 128 packets were lost by UDP from 10.1.1.1 to 10.1.2.3, and of others a moment later 0 of 128"},
+		{"drowned, and much lost alone", drowned.exchange(need, 7), lossy(.4), rife, "51 of 128 packets are lost"},
+		{"drowned, and all lost alone", drowned.exchange(need, 7), dead.exchange(need, 7), noWay, "none of 128 packets arrives"},
 	} {
-		if !tt.first.Rife() {
-			t.Fatalf("%s: the first is not rife", tt.name)
+		if !tt.first.Rife() && !tt.first.Drowned(time.Second) {
+			t.Fatalf("%s: the first is neither rife nor drowned", tt.name)
 		}
 		a := Again(tt.first, tt.second)
 		if what, words := a.small(); what != tt.want || !strings.Contains(words, tt.words) {
@@ -482,6 +481,68 @@ func TestAgain(t *testing.T) {
 		}
 		if a == tt.second && tt.want == fleeting || tt.second.Before != nil {
 			t.Errorf("%s: the second was changed", tt.name)
+		}
+	}
+}
+
+// TestDrowned has nothing of an exchange come: that may be for the packets of others only where such came meanwhile, and
+// nothing else says that the way is dead.
+func TestDrowned(t *testing.T) {
+	t.Parallel()
+	need := &NeedUnderlay{From: "hv1", To: "hv3", Dst: netip.MustParseAddr("10.1.2.3"), Small: 128, Large: 1492}
+	for _, tt := range []struct {
+		name   string
+		change func(*network)
+		want   bool
+	}{
+		{"others meanwhile", func(*network) {}, true},
+		{"others before", func(n *network) { n.heard = 2 * time.Second }, false},
+		{"never any others", func(n *network) { n.heard = 0 }, false},
+		{"a router says so", func(n *network) { n.tells = true }, false},
+		{"a stream is silent", func(n *network) { n.silent = time.Second }, false},
+		{"some arrives", func(n *network) { n.deadThere[0], n.loss = false, .5 }, false},
+		{"nobody to be asked", func(n *network) { n.recall = false }, false},
+	} {
+		n := open()
+		n.deadThere[0], n.heard = true, 500*time.Millisecond
+		tt.change(&n)
+		if got := n.exchange(need, 7).Drowned(time.Second); got != tt.want {
+			t.Errorf("%s: drowned %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestOwes has an exchange tell nothing for want of the agent that was to make it: what it would have told apart is not known.
+func TestOwes(t *testing.T) {
+	t.Parallel()
+	p := pathOf(t, lab(t, func(h hosts) { echoes(h) }), "blue-1 blue-3")
+	e := Evidence{Path: p, Hooks: live(p), Attempts: []Attempt{probe(t, p, "01")},
+		Explanation: &Explanation{Point: 1, Outcome: Tunnelled, Port: "gre-hv3", TunnelRemote: "10.1.2.3", TunnelID: 1001}}
+	need := Judge(e).NeedUnderlay
+	e.Underlay = &Underlay{From: need.From, To: need.To, Src: need.Src, Dst: need.Dst, Port: need.Port, Error: "the agent of hv1 did not answer"}
+	const want = "unknown agent | hv1/br-tun to-tunnel → hv3/br-tun from-tunnel | hv1 | hv1 sends it to hv3 (10.1.2.3, key 1001) as it should, where it does not come in: " +
+		"lost in the underlay, or at hv3's end of the tunnel; UDP between the two told nothing: the agent of hv1 did not answer"
+	if r := Judge(e); show(&r) != want {
+		t.Errorf("got  %s\nwant %s", show(&r), want)
+	}
+}
+
+// TestNarrow: large packets that are lost where a few small ones are, too, are too large. Where a queue takes many of these it takes all of
+// those.
+func TestNarrow(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		small int // of 128 that come
+		want  bool
+	}{{128, true}, {116, true}, {114, false}, {90, false}, {0, false}} {
+		u := Underlay{From: "hv1", To: "hv3", Asked: true, Sizes: []UnderlaySize{{Bytes: 128}, {Bytes: 1500}}}
+		for port := range 32 {
+			came := (tt.small*(port+1)/32 - tt.small*port/32)
+			u.Sizes[0].Ports = append(u.Sizes[0].Ports, UnderlayPort{SourcePort: uint16(port), Sent: 4, Arrived: came, Answered: came})
+			u.Sizes[1].Ports = append(u.Sizes[1].Ports, UnderlayPort{SourcePort: uint16(port), Sent: 4})
+		}
+		if _, words, ok := u.narrow(); ok != tt.want {
+			t.Errorf("%d of 128 small ones come: %t, %q", tt.small, ok, words)
 		}
 	}
 }

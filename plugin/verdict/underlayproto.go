@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
@@ -23,7 +24,7 @@ func (n *NeedUnderlay) Proto(session uint64, tos uint8) *dyetracev1.ProbeUnderla
 	m := &dyetracev1.ProbeUnderlay{
 		Session: session, SrcIp: as16(n.Src), DstIp: as16(n.Dst), Port: uint32(n.Port), Tos: uint32(tos),
 		Sizes: []uint32{uint32(n.Small)}, SourcePorts: sourcePorts, Repeats: proof,
-		WaitMs: uint32(exchangeWait.Milliseconds()), FindMtu: true,
+		WaitMs: uint32(exchangeWait.Milliseconds()), FindMtu: true, Tunnel: n.By.Port,
 	}
 	if n.Large > n.Small {
 		m.Sizes = append(m.Sizes, uint32(n.Large))
@@ -36,10 +37,13 @@ func RecallProto(n *NeedUnderlay, session uint64, src netip.Addr) *dyetracev1.Pr
 	return &dyetracev1.ProbeUnderlay{Session: session, Recall: true, SrcIp: as16(src), DstIp: as16(n.Dst)}
 }
 
-// Whole says that an exchange lost nothing: the other host need not be asked what came.
+// Whole says that an exchange lost nothing: the other host need not be asked what came. Nor need it where nothing could be sent.
 func Whole(m *dyetracev1.UnderlayReport, sizes int) bool {
 	if m.GetError() != "" || len(m.GetSent()) != len(m.GetAnswered()) || len(m.GetSent()) == 0 {
 		return false
+	}
+	if len(m.GetErrors()) > 0 && !slices.ContainsFunc(m.GetSent(), func(n uint32) bool { return n > 0 }) {
+		return true
 	}
 	for i := range m.GetSent() {
 		// Sizes above the smallest are sent again until they are answered.
@@ -54,7 +58,7 @@ func Whole(m *dyetracev1.UnderlayReport, sizes int) bool {
 // was not asked, or did not answer, and recalled how long after the report of the other it was asked. Whatever does not fit the question
 // is an error: it must not decide.
 func UnderlayFromProto(n *NeedUnderlay, q *dyetracev1.ProbeUnderlay, m, recall *dyetracev1.UnderlayReport, recalled time.Duration) *Underlay {
-	u := &Underlay{From: n.From, To: n.To, Src: n.Src, Dst: n.Dst, Port: n.Port, ToS: uint8(m.GetTos()), ToSSeen: uint8(m.GetTosSeen()),
+	u := &Underlay{From: n.From, To: n.To, Src: n.Src, Dst: n.Dst, Port: n.Port, Tunnel: n.By.Port, ToS: uint8(m.GetTos()), ToSSeen: uint8(m.GetTosSeen()),
 		FromOthers: -1, Passes: int(m.GetPasses()), MayFragment: m.GetMayFragment(), Error: m.GetError()}
 	if a, err := netip.ParseAddr(m.GetSrcIp()); err == nil {
 		u.Src = a
@@ -119,7 +123,7 @@ func (u *Underlay) Proto() *dyetracev1.UnderlayCheck {
 	}
 	m := &dyetracev1.UnderlayCheck{
 		SrcHost: u.From, DstHost: u.To, SrcIp: text(u.Src), DstIp: text(u.Dst), Port: uint32(u.Port),
-		Tos: uint32(u.ToS), TosSeen: uint32(u.ToSSeen), Passes: uint32(u.Passes), Error: u.Error,
+		Tos: uint32(u.ToS), TosSeen: uint32(u.ToSSeen), Passes: uint32(u.Passes), Error: u.Error, Tunnel: u.Tunnel,
 	}
 	for _, r := range u.Refusals {
 		m.Errors = append(m.Errors, &dyetracev1.UnderlayError{From: r.From, Type: uint32(r.Type), Code: uint32(r.Code),

@@ -53,9 +53,7 @@ func (j *judgement) hint(r *Result) {
 	if r.Need != nil {
 		r.Need.Decides = false
 	}
-	if x := j.Explanation; x != nil && x.Point == l.from {
-		r.Command, r.LogicalCommand = x.Command, x.LogicalCommand
-	}
+	j.replay(r, l.from)
 	switch {
 	case l.x == nil:
 	case l.x.Outcome == Dropped && l.x.Flow != nil:

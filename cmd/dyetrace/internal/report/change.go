@@ -14,7 +14,7 @@ func (p Pair) Change(w io.Writer, color bool) error {
 	t.change(p, "15:04:05.000")
 	if p.Verdict != "healthy" {
 		t.fact("cause", p.Cause)
-		t.fact("show it", p.Command)
+		t.fact("show it", p.show(p.Command, p.CommandHost))
 	}
 	return t.w.Flush()
 }

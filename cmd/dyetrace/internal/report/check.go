@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -73,7 +74,7 @@ func (o Options) String() string {
 		flags = append(flags, "--loss")
 	}
 	if o.MaxLoss != 0 {
-		flags = append(flags, "--max-loss "+Percent(o.MaxLoss))
+		flags = append(flags, "--max-loss "+strconv.FormatFloat(100*o.MaxLoss, 'g', 6, 64)) // as it was asked for
 	}
 	if o.Continuous {
 		flags = append(flags, "--continuous")
@@ -154,7 +155,12 @@ type Pair struct {
 	// Duplicates are samples beyond the first of one probe at one point.
 	Duplicates uint32 `json:"duplicates"`
 	Flow       *Flow  `json:"flow"`
-	Command    string `json:"command"`
+	// Command shows what is wrong; CommandHost is where to type it, empty for one of dyetrace's own. TraceCommand shows what
+	// the flows of TraceHost do with the packet, where Command shows another thing.
+	Command      string `json:"command"`
+	CommandHost  string `json:"command_host"`
+	TraceCommand string `json:"trace_command,omitempty"`
+	TraceHost    string `json:"trace_host,omitempty"`
 	// LogicalCommand is for OVN's central node.
 	LogicalCommand string   `json:"logical_command,omitempty"`
 	Samples        []Sample `json:"samples"`
@@ -319,7 +325,8 @@ func newPair(p *dyetracev1.PairResult) Pair {
 		RTT:        p.GetRttNs(),
 		Probes:     p.GetProbes(),
 		Duplicates: p.GetDuplicates(),
-		Command:    p.GetCommand(),
+		Command:    p.GetCommand(), CommandHost: p.GetCommandHost(),
+		TraceCommand: p.GetTraceCommand(), TraceHost: p.GetTraceHost(),
 
 		LogicalCommand: p.GetLogicalCommand(),
 		Samples:        make([]Sample, 0, len(p.GetSamples())),

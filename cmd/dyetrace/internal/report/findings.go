@@ -31,6 +31,8 @@ type Finding struct {
 	Cause     string `json:"cause"`
 	CauseKind string `json:"cause_kind"`
 	Command   string `json:"command"`
+	// CommandHost is where to type it.
+	CommandHost string `json:"command_host"`
 	// Passed counts the packets, of both ways of all pairs judged, that passed it or should have.
 	Passed uint32 `json:"passed"`
 	// Alternatives explain the same pairs as well.
@@ -58,7 +60,7 @@ func newFinding(f *dyetracev1.Finding) Finding {
 		Host: f.GetHost(), PeerHost: f.GetPeerHost(), Network: f.GetNetwork(),
 		Instance: newInstanceName(f.GetInstance()), Other: newInstanceName(f.GetOther()), Flow: newFlow(f.GetFlow()),
 		Rack: f.GetRack(), PeerRack: f.GetPeerRack(), Hosts: append([]string{}, f.GetHosts()...), PeerHosts: append([]string{}, f.GetPeerHosts()...),
-		Verdict: Verdict(f.GetVerdict()), Cause: f.GetCause(), CauseKind: CauseKind(f.GetCauseKind()), Command: f.GetCommand(),
+		Verdict: Verdict(f.GetVerdict()), Cause: f.GetCause(), CauseKind: CauseKind(f.GetCauseKind()), Command: f.GetCommand(), CommandHost: f.GetCommandHost(),
 		Passed: f.GetPassed(), Alternatives: append([]string{}, f.GetAlternatives()...), Pairs: []PairRef{},
 	}
 	for _, p := range f.GetPairs() {

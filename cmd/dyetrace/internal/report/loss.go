@@ -162,9 +162,11 @@ func LossDecision(d dyetracev1.LossDecision) string { return word(d.String(), "L
 // LatencyKind returns rtt, switch, guest or tunnel.
 func LatencyKind(k dyetracev1.LatencyKind) string { return word(k.String(), "LATENCY_KIND_", "") }
 
-// Percent writes a share in percent, without the sign.
+// Percent writes a share in percent, without the sign, rounded to two digits, and never with an exponent; Percent of plugin/verdict
+// does the same.
 func Percent(share float64) string {
-	return strconv.FormatFloat(100*share, 'g', 2, 64)
+	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(100*share, 'e', 1, 64), 64)
+	return strconv.FormatFloat(rounded, 'f', -1, 64)
 }
 
 // String writes a loss in one line.
@@ -222,12 +224,19 @@ func (t *text) measured(p Pair) {
 
 // line is what was measured of a healthy pair, in a few words; empty where nothing was.
 func (p Pair) line() string {
-	if p.Loss == nil || len(p.Latencies) == 0 {
+	l, timed := p.rtt()
+	trip := fmt.Sprintf("round trip p50 %s, p99 %s", duration(l.P50), duration(l.P99))
+	switch {
+	case len(p.Latencies) == 0:
 		return ""
+	case p.Loss != nil:
+		s := fmt.Sprintf("loses %s %% (up to %s %%) of %d", Percent(p.Loss.Rate), Percent(p.Loss.High), p.Loss.Probes)
+		if timed {
+			s += ", " + trip
+		}
+		return s
+	case timed: // in a continuous run
+		return fmt.Sprintf("%s of %d", trip, l.Samples)
 	}
-	s := fmt.Sprintf("loses %s %% (up to %s %%) of %d", Percent(p.Loss.Rate), Percent(p.Loss.High), p.Loss.Probes)
-	if l, ok := p.rtt(); ok {
-		s += fmt.Sprintf(", round trip p50 %s, p99 %s", duration(l.P50), duration(l.P99))
-	}
-	return s
+	return ""
 }

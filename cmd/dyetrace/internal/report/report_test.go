@@ -174,3 +174,19 @@ what changed:
 		}
 	}
 }
+
+// TestShow says where a command is to be typed, if that is not the host to look at.
+func TestShow(t *testing.T) {
+	t.Parallel()
+	p := Pair{Host: "hv3"}
+	for _, tt := range []struct{ command, host, want string }{
+		{"", "", ""},
+		{"dyetrace underlay hv1 hv3", "", "dyetrace underlay hv1 hv3"},
+		{"ovs-appctl version", "hv3", "ovs-appctl version"},
+		{"ovs-appctl version", "hv1", "ovs-appctl version  # on hv1"},
+	} {
+		if got := p.show(tt.command, tt.host); got != tt.want {
+			t.Errorf("%q on %q: %q, want %q", tt.command, tt.host, got, tt.want)
+		}
+	}
+}

@@ -415,8 +415,17 @@ func (t *text) facts(p Pair) {
 	if p.Flow != nil {
 		t.fact("flow", p.Flow.String())
 	}
-	t.fact("show it", p.Command)
+	t.fact("show it", p.show(p.Command, p.CommandHost))
+	t.fact("trace", p.show(p.TraceCommand, p.TraceHost))
 	t.fact("central", p.LogicalCommand)
+}
+
+// show is a command with where to type it, in a comment of the shell's, if that is another host than the one to look at.
+func (p Pair) show(command, host string) string {
+	if command == "" || host == "" || host == p.Host {
+		return command
+	}
+	return command + "  # on " + host
 }
 
 func (t *text) fact(name, value string) {

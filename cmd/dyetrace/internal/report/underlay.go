@@ -15,6 +15,8 @@ type Underlay struct {
 	SrcIP   string `json:"src_ip"`
 	DstIP   string `json:"dst_ip"`
 	Port    uint32 `json:"port"`
+	// Tunnel is the port of the first host whose packets they were like; empty where none was named.
+	Tunnel string `json:"tunnel"`
 	// ToS as it was sent, ToSSeen as it came; -1 where no answer told.
 	ToS     uint32 `json:"tos"`
 	ToSSeen int    `json:"tos_seen"`
@@ -60,7 +62,7 @@ func NewUnderlay(m *dyetracev1.UnderlayCheck) *Underlay {
 		return nil
 	}
 	u := &Underlay{
-		SrcHost: m.GetSrcHost(), DstHost: m.GetDstHost(), SrcIP: m.GetSrcIp(), DstIP: m.GetDstIp(), Port: m.GetPort(),
+		SrcHost: m.GetSrcHost(), DstHost: m.GetDstHost(), SrcIP: m.GetSrcIp(), DstIP: m.GetDstIp(), Port: m.GetPort(), Tunnel: m.GetTunnel(),
 		ToS: m.GetTos(), ToSSeen: -1, Sizes: []UnderlaySize{}, Passes: m.GetPasses(), Errors: []UnderlayError{},
 		Forward: m.GetForward(), Reply: m.GetReply(), Error: m.GetError(),
 	}
@@ -109,6 +111,9 @@ func (u *Underlay) Lost() bool {
 func (u *Underlay) Text(w io.Writer, verbose bool) error {
 	out := &lines{w: w}
 	tos := fmt.Sprintf("ToS %d", u.ToS)
+	if u.Tunnel != "" {
+		tos = fmt.Sprintf("as %s's with ToS %d", u.Tunnel, u.ToS)
+	}
 	if u.ToSSeen >= 0 && uint32(u.ToSSeen) != u.ToS {
 		tos += fmt.Sprintf(", which comes as %d", u.ToSSeen)
 	}
