@@ -37,8 +37,10 @@ func playRole(role string, args []string) int {
 		err = flood(args[0])
 	case "slow":
 		err = slow(args)
+	case "chat":
+		err = chat(args[0])
 	default:
-		err = fmt.Errorf("role %q: want listen, dial, deafen, capture, flood or slow", role)
+		err = fmt.Errorf("role %q: want listen, dial, deafen, capture, flood, slow or chat", role)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

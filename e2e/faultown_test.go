@@ -4,6 +4,7 @@ import (
 	endian "encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -25,6 +26,14 @@ type ownFault struct {
 	breaks func(pair) bool
 	// resumes says that the run ends, and is to be gone on with.
 	resumes bool
+	// ovn says that it can be had where OVN is the network controller.
+	ovn bool
+}
+
+// withOVN says so of a fault.
+func (f ownFault) withOVN() ownFault {
+	f.ovn = true
+	return f
 }
 
 func fault(name string, do, undo func(l *lab)) ownFault {
@@ -41,32 +50,32 @@ var ownFaults = []ownFault{
 			replaceFlows(l)
 		}
 	}, nil),
-	fault("agent stopped", func(l *lab) { l.stopAgent("hv3") }, func(l *lab) { l.continueAgent("hv3") }),
+	fault("agent stopped", func(l *lab) { l.stopAgent("hv3") }, func(l *lab) { l.continueAgent("hv3") }).withOVN(),
 	fault("agent stopped, and continued", func(l *lab) {
 		l.stopAgent("hv3")
 		time.Sleep(700 * time.Millisecond) // the fault itself: shorter than a heartbeat is waited for
 		l.continueAgent("hv3")
-	}, nil),
+	}, nil).withOVN(),
 	fault("agent starved of samples", starve, nil),
 	fault("agent killed, and restarted", func(l *lab) {
 		l.stop("hv3", "agent", "KILL")
 		l.daemonise("hv3", "agent", l.configFile("hv3"))
-	}, nil),
-	fault("agent cut off", func(l *lab) { l.dropFromController(true) }, func(l *lab) { l.dropFromController(false) }),
-	fault("dye port down", func(l *lab) { l.link("dye-br-int", "down") }, func(l *lab) { l.link("dye-br-int", "up") }),
+	}, nil).withOVN(),
+	fault("agent cut off", func(l *lab) { l.dropFromController(true) }, func(l *lab) { l.dropFromController(false) }).withOVN(),
+	fault("dye port down", func(l *lab) { l.link("dye-br-int", "down") }, func(l *lab) { l.link("dye-br-int", "up") }).withOVN(),
 	fault("dye port of the tunnels down", func(l *lab) { l.link("dye-br-tun", "down") }, func(l *lab) { l.link("dye-br-tun", "up") }),
-	fault("dye port deleted", func(l *lab) { l.node("hv3", "ovs-vsctl", "--if-exists", "del-port", "br-int", "dye-br-int") }, nil),
+	fault("dye port deleted", func(l *lab) { l.node("hv3", "ovs-vsctl", "--if-exists", "del-port", "br-int", "dye-br-int") }, nil).withOVN(),
 	slowly("between racks 300 ms", func(l *lab) func() { return l.slowRacks(300 * time.Millisecond) }),
 	slowly("between racks 600 ms", func(l *lab) func() { return l.slowRacks(600 * time.Millisecond) }),
 	slowly("to a guest 200 ms", func(l *lab) func() { return l.slowGuest("blue-3", 200*time.Millisecond) }),
-	{name: "samples lost unseen", do: deaf, undo: func(l *lab) { l.hear() }},
+	{name: "samples lost unseen", do: deaf, undo: func(l *lab) { l.hear() }, ovn: true},
 	fault("ovsdb-server restarted", restartDatabase, nil),
 	{name: "ovs-vswitchd restarted", do: restartSwitch, undo: func(*lab) {}, breaks: func(p pair) bool { return onHV3[p.Src] || onHV3[p.Dst] }},
 	{
-		name: "controller killed, and the run resumed", resumes: true, do: func(l *lab) { l.stop("controller", "serve", "KILL") },
+		name: "controller killed, and the run resumed", resumes: true, ovn: true, do: func(l *lab) { l.stop("controller", "serve", "KILL") },
 		undo: func(l *lab) {
 			if l.daemon("controller", "serve") == "" {
-				l.daemonise("controller", "serve", l.configFile("controller"))
+				l.startController()
 			}
 		},
 	},
@@ -87,8 +96,12 @@ func slowly(where string, do func(l *lab) (stop func())) ownFault {
 // onHV3 are the instances of the default lab that are there.
 var onHV3 = map[string]bool{"blue-3": true, "green-3": true, "red-2": true}
 
+// keepFlows has, in a shell, the flows of a host's bridges in files: the controller's, and what breaks made of them.
+const keepFlows = `for b in br-int br-tun; do ovs-ofctl --no-stats --no-names dump-flows $b | grep cookie= | grep -v cookie=0x44796554 >/run/dyetrace-lab/$b.kept; done
+`
+
 func replaceFlows(l *lab) {
-	l.node("hv3", "sh", "-e", "-c", "for b in br-int br-tun; do ovs-ofctl --bundle replace-flows $b /run/dyetrace-lab/$b.flows; done")
+	l.node("hv3", "sh", "-e", "-c", keepFlows+"for b in br-int br-tun; do ovs-ofctl --bundle replace-flows $b /run/dyetrace-lab/$b.kept; done")
 }
 
 func (l *lab) link(name, state string) { l.node("hv3", "ip", "link", "set", name, state) }
@@ -180,6 +193,29 @@ func flood(to string) error {
 	return nil
 }
 
+// chat is a role: some 100 small packets a second to an address, in vain, until its standard input ends.
+func chat(to string) error {
+	conn, err := net.Dial("udp", net.JoinHostPort(to, "9"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fmt.Println("chatting")
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // it ends
+		close(ended)
+	}()
+	for tick := time.NewTicker(10 * time.Millisecond); ; {
+		select {
+		case <-ended:
+			return nil
+		case <-tick.C:
+			_, _ = conn.Write(make([]byte, 40)) // what was refused before is told here
+		}
+	}
+}
+
 // dropFromController has hv3 drop, or take again, what the controller sends.
 func (l *lab) dropFromController(drop bool) {
 	rules := "add table inet own\ndelete table inet own\n"
@@ -213,7 +249,7 @@ ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock --
 // restartSwitch kills ovs-vswitchd and starts it as the lab did. With it go the bridges' own ports, and
 // with these the VTEP's address; the network controller's flows go, too, and it puts them back.
 func restartSwitch(l *lab) {
-	l.node("hv3", "sh", "-e", "-c", `address=$(ip -o -4 addr show br-phy | awk '{print $4}')
+	l.node("hv3", "sh", "-e", "-c", keepFlows+`address=$(ip -o -4 addr show br-phy | awk '{print $4}')
 route=$(ip -4 route show dev br-phy | grep via | head -n 1)
 neighbours=$(ovs-appctl tnl/neigh/show | awk '$3 == "br-phy" {print $1 " " $2}')
 pid=$(cat /run/openvswitch/ovs-vswitchd.pid)
@@ -226,5 +262,5 @@ ip link set br-phy up
 ip route replace $route dev br-phy
 ovs-appctl tnl/neigh/aging 3600
 echo "$neighbours" | while read ip mac; do ovs-appctl tnl/neigh/set br-phy $ip $mac || true; done
-for b in br-int br-tun; do ovs-ofctl --bundle add-flows $b /run/dyetrace-lab/$b.flows; done`)
+for b in br-int br-tun; do ovs-ofctl --bundle add-flows $b /run/dyetrace-lab/$b.kept; done`)
 }

@@ -11,12 +11,15 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // binary is the program under test, built once, unless $DYETRACE_E2E_BINARY names one: where tests
@@ -48,8 +51,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	if binary = os.Getenv(binaryEnv); binary != "" {
-		sweep()
-		return m.Run()
+		return runSwept(m)
 	}
 	binary = filepath.Join(dir, "dyetrace")
 	build := exec.Command("go", "build", "-o", binary, "../cmd/dyetrace")
@@ -58,24 +60,37 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "building dyetrace: %v\n%s", err, out)
 		return 1
 	}
-	sweep()
+	return runSwept(m)
+}
+
+// runSwept runs the tests once the labs of those that were killed are down, and takes its own down if it is interrupted.
+func runSwept(m *testing.M) int {
+	sweep(func(pid int) bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, unix.SIGTERM)
+	go func() {
+		s := <-signals
+		fmt.Fprintf(os.Stderr, "e2e: %v: labs are taken down\n", s)
+		sweep(func(pid int) bool { return pid == os.Getpid() })
+		os.Exit(1)
+	}()
 	return m.Run()
 }
 
-// sweep takes down the labs of tests that were killed.
-func sweep() {
+// sweep takes down the labs of test processes.
+func sweep(of func(pid int) bool) {
 	dirs, _ := filepath.Glob(stateDir("e2e-*")) // its one error is of a bad pattern
 	for _, dir := range dirs {
 		var pid int
 		name := filepath.Base(dir)
-		if n, _ := fmt.Sscanf(name, "e2e-%d-", &pid); n != 1 {
-			continue
-		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, fs.ErrNotExist) {
+		if n, _ := fmt.Sscanf(name, "e2e-%d-", &pid); n != 1 || !of(pid) {
 			continue
 		}
 		if out, err := exec.Command(binary, "lab", "down", "--lab", name).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "lab %s, of a test that was killed: %v\n%s", name, err, out)
+			fmt.Fprintf(os.Stderr, "lab %s, of a test that has ended: %v\n%s", name, err, out)
 		}
 	}
 }
@@ -116,7 +131,7 @@ func (l *lab) with(t testing.TB) *lab { return &lab{t: t, name: l.name} }
 // dyetrace runs the binary against this lab.
 func (l *lab) dyetrace(args ...string) result {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patient(2*time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), patient(5*time.Minute))
 	defer cancel()
 	return l.start(ctx, args...)
 }
@@ -226,6 +241,7 @@ type pair struct {
 	DstIP          string   `json:"dst_ip"`
 	NoTouch        bool     `json:"no_touch"`
 	Command        string   `json:"command"`
+	CommandHost    string   `json:"command_host"`
 	LogicalCommand string   `json:"logical_command"`
 	Before         string   `json:"before"`
 	Since          string   `json:"since"`
@@ -233,11 +249,16 @@ type pair struct {
 
 	Loss      *loss     `json:"loss"`
 	Latencies []latency `json:"latencies"`
-	Flow      *struct {
-		Cookie, Owner, Stage string
-		LogicalFlow          *struct{ UUID, Datapath, Match string } `json:"logical_flow"`
-		ACL                  *struct{ Hint, Name, Direction string }
-	} `json:"flow"`
+	Flow      *flowRef  `json:"flow"`
+}
+
+// flowRef is the flow that a verdict names.
+type flowRef struct {
+	Bridge, Match        string
+	Table, Priority      int
+	Cookie, Owner, Stage string
+	LogicalFlow          *struct{ UUID, Datapath, Match string } `json:"logical_flow"`
+	ACL                  *struct{ Hint, Name, Direction string }
 }
 
 type sample struct {

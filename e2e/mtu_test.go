@@ -110,6 +110,7 @@ func TestMTUOverIPv6(t *testing.T) {
 	l.check(0, "--all", "--mtu")
 	l.node("spine1", "ip", "-6", "route", "replace", "fd00:ff:12::/64", "via", "fd00:ff:0:2::2", "mtu", "1400")
 	narrow("hv1", "up to 1400 bytes pass; fd00:ff:0:1::1 says: packet too big, at most 1400 bytes")
+	tryUnderlay(t, l, "hv1", "hv2") // that nothing on a host keeps packets out is known where it was seen of late
 	l.node("spine1", "ip", "-6", "route", "del", "fd00:ff:11::/64")
 	for _, p := range l.check(1, "--all").Pairs {
 		if p.Verdict != "healthy" && (p.CauseKind != "underlay" || !strings.Contains(p.Cause, "by UDP from fd00:ff:")) {
@@ -146,4 +147,69 @@ for p in $(ovs-vsctl list-ports br-tun | grep -E '^(gre|vxlan)-'); do
 done`, n, far))
 	}
 	l.node("spine1", "sh", "-e", "-c", spine)
+}
+
+// TestMTUByTunnel has the racks' leaf drop what is large of what one host sends another, where two tunnels join these: what
+// is too large by VXLAN only, then what bears VXLAN's ToS, then all, where GRE's packets may be fragmented. Each time the
+// pairs whose packets are in VXLAN are told, as a ping of that size by their guests shows, and those in GRE are not.
+func TestMTUByTunnel(t *testing.T) {
+	t.Parallel()
+	const gre, vxlan = "gre-0aff020d", "vxlan-0aff020d" // to hv3
+	l := up(t, "--topology", "racks")
+	drop := func(what string) {
+		l.node("leaf1", "nft", "add table ip narrow; add chain ip narrow c { type filter hook forward priority 0; }; flush chain ip narrow c; "+
+			"add rule ip narrow c ip saddr 10.255.1.11 ip daddr 10.255.2.13 "+what+" drop")
+	}
+	set := func(port, option string) { l.node("hv1", "ovs-vsctl", "set", "Interface", port, "options:"+option) }
+	ping := func(from, to string) bool {
+		return l.dyetrace("lab", "exec", from, "--", "ping", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1422", to).code == 0
+	}
+	told := func(what string) {
+		t.Helper()
+		if !ping("blue-1", "10.0.1.13") || ping("green-1", "10.0.2.13") {
+			t.Errorf("%s: large pings by GRE pass: %t, by VXLAN: %t; want the former only", what, ping("blue-1", "10.0.1.13"), ping("green-1", "10.0.2.13"))
+		}
+		by := map[bool]int{}
+		for _, p := range l.check(1, "--all", "--mtu").Pairs {
+			src, dst := p.Samples[0].Host, p.Samples[0].Host
+			for _, s := range p.Samples {
+				if s.Direction == "forward" {
+					dst = s.Host
+				}
+			}
+			// Packets are in the tunnel of the network that they go to.
+			there, back := src == "hv1" && dst == "hv3", src == "hv3" && dst == "hv1"
+			narrow := there && p.DstNetwork != "blue" || back && p.SrcNetwork != "blue"
+			switch {
+			case narrow && (p.CauseKind != "path-mtu" || p.Host != "hv1" || !strings.Contains(p.Cause, "packets of 1500 bytes from 10.255.1.11 to 10.255.2.13 are lost")):
+				t.Errorf("%s: %v, from %s to %s (want its path MTU)", what, p, src, dst)
+			case !narrow && p.Verdict != "healthy":
+				t.Errorf("%s: %v, from %s to %s (its large packets pass)", what, p, src, dst)
+			}
+			if there || back {
+				by[narrow]++
+			}
+		}
+		if by[true] == 0 || by[false] == 0 {
+			t.Errorf("%s: %d pairs are in VXLAN and %d in GRE, want some of both", what, by[true], by[false])
+		}
+	}
+	l.check(0, "--all", "--mtu")
+	drop("ip length > 1495")
+	told("what is too large by VXLAN only")
+
+	set(gre, "tos=0x20")
+	set(vxlan, "tos=0x48")
+	for port, tos := range map[string]string{gre: "ToS 32", vxlan: "ToS 72"} {
+		eventually(t, "agents know "+port, time.Minute, func() bool {
+			r := l.dyetrace("underlay", "hv1", "hv3", "--tunnel", port)
+			return strings.Contains(r.stdout, tos)
+		})
+	}
+	drop("ip dscp 0x12 ip length > 1400")
+	told("what bears VXLAN's ToS")
+
+	set(gre, "df_default=false")
+	drop("ip length > 1400 ip frag-off & 0x4000 != 0")
+	told("what may not be fragmented")
 }

@@ -213,7 +213,7 @@ func (p *patrol) named(k breakKind) (begin, end, first, whole time.Time) {
 		first, whole = time.Time{}, time.Time{}
 		for i := told; i < len(p.told); i++ {
 			q := p.told[i]
-			if !left[q.Src+" "+q.Dst] || !slices.Contains(kindsOf[k.Cause], q.CauseKind) {
+			if !left[q.Src+" "+q.Dst] || !slices.Contains(k.kinds(), q.CauseKind) {
 				continue
 			}
 			delete(left, q.Src+" "+q.Dst)

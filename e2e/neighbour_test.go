@@ -201,7 +201,7 @@ func (l *lab) testRefusedAgents(t *testing.T) {
 
 	l.stop("hv1", "agent", "TERM")
 	l.daemonise("hv1", "agent", l.file("nope.yaml", append(text, "\nbridges: [br-int, br-tun, br-nope]\n"...), 0o600))
-	eventually(t, "word of a bridge that is not there", 10*time.Second, func() bool {
+	eventually(t, "word of a bridge that is not there", time.Minute, func() bool {
 		out := l.must("hooks", "-o", "json")
 		return strings.Contains(out, "br-nope") && strings.Contains(out, "is not on this host")
 	})
@@ -210,15 +210,15 @@ func (l *lab) testRefusedAgents(t *testing.T) {
 func TestControllerKilledInMidRun(t *testing.T) {
 	t.Parallel()
 	l := up(t)
-	// One probe per instance and second: a run of 58 pairs takes some 7 s.
+	// One probe per instance and two seconds: a run of 58 pairs takes some 14 s.
 	l.stop("controller", "serve", "KILL")
-	l.daemonise("controller", "serve", l.configWith("run: {per_instance_rate: 1, per_instance_burst: 1}"))
+	l.daemonise("controller", "serve", l.configWith("run: {per_instance_rate: 0.5, per_instance_burst: 1}"))
 	l.ready()
 
 	ended := make(chan result, 1)
 	go func() { ended <- l.dyetrace("check", "--all", "-o", "json") }()
 	var before check
-	eventually(t, "ten verdicts", 20*time.Second, func() bool {
+	eventually(t, "ten verdicts", 40*time.Second, func() bool {
 		var runs []struct {
 			Run   string `json:"run"`
 			State string `json:"state"`

@@ -65,8 +65,8 @@ var ovnBreaks = []struct {
 	{"chassis-stale", "", []string{"stale-vtep"}, nil},
 	{"ovn-stopped", "", nil, nil},
 	{"foreign-drop", "", []string{"flow"}, nil},
-	{"underlay-down", "hv2", []string{"between-hosts", "underlay"}, nil},
-	{"underlay-acl", "hv1:hv3", []string{"between-hosts", "underlay"}, nil},
+	{"underlay-down", "hv2", []string{"underlay"}, nil},
+	{"underlay-acl", "hv1:hv3", []string{"underlay"}, nil},
 	{"guest-down", "front-3", []string{"guest-down"}, nil},
 	{"guest-firewall", "back-2", []string{"guest-silent"}, nil},
 }
@@ -91,6 +91,9 @@ func testOVNBreak(t *testing.T, l *lab, i int) {
 	args := []string{"lab", "break", b.kind}
 	if b.target != "" {
 		args = append(args, b.target)
+	}
+	if slices.Contains(b.causes, "underlay") {
+		tryUnderlay(t, l, "hv1", "hv2", "hv3") // that nothing on a host keeps packets out is known where it was seen of late
 	}
 	l.must(args...)
 	l.awaitLinks(b.kind, 1)
@@ -198,9 +201,7 @@ func TestOVNLives(t *testing.T) {
 				l.must("lab", "heal", "ovn-stopped")
 			}
 			l.neverWrong()
-			eventually(t, tt.name+": all pairs healthy again", time.Minute, func() bool {
-				return l.dyetrace("check", "--all").code == 0
-			})
+			eventually(t, tt.name+": all pairs healthy again", time.Minute, l.allSeen)
 			checkOVNHealthy(t, l.check(0, "--all"))
 		})
 	}
@@ -377,6 +378,7 @@ func TestOVNUnmarked(t *testing.T) {
 		}
 		l.file("instances.yaml", portOfFile.ReplaceAll(text, nil), 0o600)
 		l.node("controller", "kill", "-HUP", l.daemon("controller", "serve"))
+		eventually(t, "the marked ports", 20*time.Second, func() bool { return l.dyetrace("check", "--all").code == 0 })
 	}
 }
 

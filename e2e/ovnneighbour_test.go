@@ -43,7 +43,7 @@ func (l *lab) killedAt(host string, step int) string {
 	const script = `
 dir=$(mktemp -d); mkfifo $dir/said
 dyetrace agent --log-level debug --config "$0" 2>$dir/said & agent=$!
-(sleep 5; kill -9 $agent) 2>/dev/null & late=$!
+(sleep 20; kill -9 $agent) 2>/dev/null & late=$!
 n=0
 while read -r line; do case $line in
 *'changing the host'*)
@@ -113,7 +113,7 @@ func TestOVNUntouched(t *testing.T) {
 	l.ready()
 	same("with hooks", hosts...)
 	probes := 0
-	for _, p := range l.check(anyCode, "--all", "--loss").Pairs { // what they say is for other tests
+	for _, p := range l.check(anyCode, "--all", "--loss", "--timeout", "100s").Pairs { // what they say is for other tests
 		probes += p.Probes
 	}
 	if probes < 10_000 {
@@ -173,13 +173,18 @@ func TestOVNNamesLate(t *testing.T) {
 	t.Parallel()
 	l := up(t, "--topology", "ovn")
 	l.must("lab", "break", "acl-drop")
-	signal := func(name string) { l.node("central", "sh", "-c", "kill -"+name+" $(cat /run/ovn/ovnsb_db.pid)") }
+	signal := func(name string) {
+		if r := l.dyetrace("lab", "exec", "central", "--", "sh", "-c", "kill -"+name+" $(cat /run/ovn/ovnsb_db.pid)"); r.code != 0 {
+			t.Errorf("kill -%s: %s", name, r.stderr)
+		}
+	}
 	signal("STOP")
 	ended := make(chan struct{})
-	time.AfterFunc(3500*time.Millisecond, func() { // a part of the case: the answer is due after five seconds
+	time.AfterFunc(2*time.Second, func() { // a part of the case: the answer is due after five seconds
+		defer close(ended)
 		signal("CONT")
-		close(ended)
 	})
+	t.Cleanup(func() { <-ended }) // before the lab is taken down
 	c := l.check(1, "--all")
 	<-ended
 	dropped := 0

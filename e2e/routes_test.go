@@ -83,7 +83,7 @@ func TestRoutes(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "route of the one that moved back", 10*time.Second, func() bool {
+	eventually(t, "route of the one that moved back", time.Minute, func() bool {
 		vteps := at(moving)
 		return len(vteps) > 0 && vteps[0] == "10.255.1.11"
 	})

@@ -209,7 +209,7 @@ func (l *lab) trySlow(t *testing.T, late time.Duration, where string) {
 			for _, p := range c.Pairs {
 				t.Logf("%s: %s after %d probes, round trip %v: %s", name, p.Verdict, p.Probes, time.Duration(p.RTT), p.Cause)
 				switch {
-				case p.Verdict == "unknown" && scheme == "tcp" && to == "blue-4" && trips*late > time.Second:
+				case p.Verdict == "unknown" && scheme == "tcp" && to == "blue-4" && trips*late >= 600*time.Millisecond:
 					// Who listens says SYN-ACK again after a second (RFC 6298, section 2.1), before it hears that nobody
 					// wants the connection; and conntrack takes the next one for a forgery.
 				case p.Verdict != "healthy":
