@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -66,25 +67,12 @@ func socketAddress(at netip.AddrPort) (family int, address unix.Sockaddr) {
 	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 }
 
-// dialIn connects from inside of a guest.
-func dialIn(l *Lab, instance string, to netip.AddrPort, patience time.Duration) (conn *os.File, err error) {
+// dialIn connects from inside of a guest: the socket is made on the thread that is there.
+func dialIn(l *Lab, instance string, to netip.AddrPort, patience time.Duration) (conn net.Conn, err error) {
 	err = inGuest(l, instance, func() error {
-		family, address := socketAddress(to)
-		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		conn = os.NewFile(uintptr(fd), instance)
-		// It bounds connect, too (socket(7), SO_SNDTIMEO).
-		limit := unix.NsecToTimeval(patience.Nanoseconds())
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
-			return err
-		}
-		return unix.Connect(fd, address)
+		conn, err = net.DialTimeout("tcp", to.String(), patience)
+		return err
 	})
-	if err != nil && conn != nil {
-		conn.Close()
-	}
 	return conn, err
 }
 
