@@ -8,24 +8,24 @@ import "time"
 // A false sign takes silentAfter questions in a row that are lost, or later than all of late. By chance: where a
 // hundredth is lost each way, once in 4 · 10¹³ questions; where a tenth is, once in 600,000, which is 50 min at 200 a
 // second. By delay: the way must become longer by silentFor, or the other host, or a switch, stand still for silentFor longer than it did in the
-// last keptWindows. One window in 20 has a stall that is longer than those of so many
+// last keptWindows. One window in 80 has a stall that is longer than those of so many
 // before, by however little; so where stalls are of less than silentFor there is none, and of a host that stands still for
 // hundreds of milliseconds time and again one in 20 s at the most.
 const (
 	// silentAfter is how many questions in a row must be overdue, and silentFor for how long the first of them:
-	// at 200 a second these eight have been sent within 35 ms. Where much is lost of late it must be one from every
+	// at 200 a second these eight have been sent at two times, restTick apart. Where much is lost of late it must be one from every
 	// source port: of two equal ways, one of which is down, eight in a row may go by that one.
 	silentAfter = 8
 	silentFor   = 30 * time.Millisecond
-	// overdue is what an answer is longer than others took before it is overdue: two looks.
+	// overdue is what an answer is longer than others took before it is overdue: two looks, of those while it is waited for.
 	overdue = 2 * streamTick
-	// A window is a second, and 10 answers at the least; so many are kept.
-	window, windowAnswers, keptWindows = time.Second, 10, 20
+	// A window is a quarter of a second, and 10 answers at the least; so many are kept: for 20 s where 200 are asked a second.
+	window, windowAnswers, keptWindows = 250 * time.Millisecond, 10, 80
 	// familiar is how many answers must have come, since there were none, for their absence to tell.
 	familiar = 20
 	// maxStep is how much time passes between two looks at the most, as far as silence is concerned: a host that stood
 	// still, or has not read what came, has not been silent for as long.
-	maxStep = 3 * streamTick
+	maxStep = restTick
 )
 
 // silence is what a stream knows of when answers come. Its clock is that of the asking host as it runs: see maxStep.
@@ -34,6 +34,7 @@ type silence struct {
 	next    uint32 // after the last question that was answered
 	answers int    // since the last silence
 	silent  bool
+	over    uint32 // after the last question of that; 0 is that all of those are counted
 	windows [keptWindows]span
 	now     int // the window of now
 	taken   int // answers into it, since
@@ -88,17 +89,22 @@ func (s *stream) heard(serial uint32) {
 		return // never sent
 	}
 	q := &s.quiet
+	if int32(serial+1-q.next) <= 0 {
+		return // an older one, which was overtaken: by what went another way, or when the way had become shorter
+	}
 	if s.head-serial <= streamSlots {
 		q.took(q.clock - s.slot(serial).clock)
 	}
-	if int32(serial+1-q.next) <= 0 {
-		return // an older one, which was overtaken
-	}
 	q.next, q.refused = serial+1, 0
 	if q.silent {
-		q.silent, q.answers = false, 0
+		q.silent, q.answers, q.over = false, 0, serial
 	}
 	q.answers++
+}
+
+// unheard says that a question was asked when none was answered.
+func (q *silence) unheard(serial uint32) bool {
+	return q.silent && int32(serial-q.next) >= 0 || q.over != 0 && int32(serial-q.over) < 0
 }
 
 // refused takes in that this host has no way to send a question.

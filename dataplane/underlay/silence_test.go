@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// line is a stream whose asking host looks every streamTick what came, and what becomes of its questions.
+// line is a stream whose asking host looks what came and sends as Streams does, and what becomes of its questions.
 type line struct {
 	s     *stream
 	rate  float64
@@ -19,7 +19,10 @@ type line struct {
 	stalls func(now time.Duration) time.Duration
 	bars   func(now time.Duration) bool // it has no way
 
+	slows bool // where much is lost
+
 	due   time.Duration
+	rests time.Duration
 	heard heardStream
 	under []answer
 	told  []sign
@@ -41,6 +44,9 @@ func newLine(rate float64, trip func(time.Duration) time.Duration) *line {
 func (l *line) until(end time.Duration) {
 	for l.now < end {
 		step := streamTick
+		if !l.s.hurries(l.rate) {
+			step = max(l.rests-l.now, 0)
+		}
 		if l.stalls != nil {
 			step += l.stalls(l.now)
 		}
@@ -65,7 +71,15 @@ func (l *line) until(end time.Duration) {
 			l.told = append(l.told, sign{l.now, is, row, since.Sub(epoch0)})
 		}
 		l.due = max(l.due, l.now-lag)
-		for ; l.due <= l.now; l.due += time.Duration(float64(time.Second) / l.rate) {
+		rested := l.now >= l.rests
+		if rested {
+			l.rests = l.now + restTick
+		}
+		rate := l.rate
+		if l.slows && l.s.troubled(epoch0.Add(l.now)) {
+			rate = min(rate, troubledRate)
+		}
+		for ; l.due <= l.now && (rested || l.s.fast(l.rate)); l.due += time.Duration(float64(time.Second) / rate) {
 			if l.bars != nil && l.bars(l.now) {
 				l.s.refused()
 				continue
@@ -100,8 +114,8 @@ func TestSilence(t *testing.T) {
 		trip  time.Duration
 		after time.Duration // from the first question that is lost
 	}{
-		{"200 a second", 200, time.Millisecond, 35*time.Millisecond + streamTick + overdue},
-		{"a slow way", 200, 300 * time.Millisecond, 35*time.Millisecond + 300*time.Millisecond + overdue},
+		{"200 a second", 200, time.Millisecond, silentFor + streamTick + overdue},
+		{"a slow way", 200, 300 * time.Millisecond, silentFor + 300*time.Millisecond + overdue},
 		{"1000 a second", 1000, time.Millisecond, silentFor + streamTick + overdue},
 		{"10 a second", 10, time.Millisecond, 700*time.Millisecond + streamTick + overdue},
 		{"2 a second", 2, time.Millisecond, 3500*time.Millisecond + streamTick + overdue},
@@ -247,22 +261,20 @@ func TestSilenceForgets(t *testing.T) {
 			switch {
 			case now >= broke:
 				return -1
-			case now >= 10*time.Second && now < 10010*time.Millisecond:
-				return 500 * time.Millisecond
+			case now >= 10*time.Second && now < 10500*time.Millisecond:
+				return 10500*time.Millisecond - now // the host stood still
 			}
 			return time.Millisecond
 		}
 		l.until(broke + 5*time.Second)
-		if len(l.told) != 1 {
-			t.Fatalf("%v after: told %+v", tt.since, l.told)
-		}
-		if took := l.told[0].at - broke; (took < 100*time.Millisecond) != tt.soon {
-			t.Errorf("%v after an answer that took 500 ms, silence is told after %v", tt.since, took)
+		last := l.told[len(l.told)-1]
+		if took := last.at - broke; !last.silent || took < 0 || (took < 100*time.Millisecond) != tt.soon {
+			t.Errorf("%v after a host stood still for 500 ms, silence is told after %v", tt.since, took)
 		}
 	}
 }
 
-// That the way was a long one for a while is forgotten when it is a short one again, as soon as two windows know no other; what a host stood
+// That the way was a long one for a while is forgotten when it is a short one again, though what was sent before still comes; what a host stood
 // still for meanwhile is not.
 func TestSilenceOfAnotherWay(t *testing.T) {
 	t.Parallel()
@@ -274,7 +286,7 @@ func TestSilenceOfAnotherWay(t *testing.T) {
 		least time.Duration
 		most  time.Duration
 	}{
-		{"at once", 0, 100 * time.Millisecond, 300 * time.Millisecond, 400 * time.Millisecond},
+		{"two windows later", 0, 2*window + 100*time.Millisecond, 0, 100 * time.Millisecond},
 		{"three seconds later", 0, 3 * time.Second, 0, 100 * time.Millisecond},
 		{"and a host stood still", 150 * time.Millisecond, 3 * time.Second, 150 * time.Millisecond, 250 * time.Millisecond},
 	} {
@@ -294,6 +306,26 @@ func TestSilenceOfAnotherWay(t *testing.T) {
 		last := l.told[len(l.told)-1]
 		if took := last.at - broke; !last.silent || took < tt.least || took > tt.most {
 			t.Errorf("%s: told %+v, after %v; want after %v to %v", tt.name, last, took, tt.least, tt.most)
+		}
+	}
+}
+
+// A link that was down for long is listened to as closely as before when it is up again.
+func TestSilenceAfterSilence(t *testing.T) {
+	t.Parallel()
+	for _, down := range []time.Duration{time.Second, 8 * time.Second, time.Minute} {
+		up := 10*time.Second + down
+		broke := up + time.Second
+		l := newLine(200, func(now time.Duration) time.Duration {
+			if now >= 10*time.Second && now < up || now >= broke {
+				return -1
+			}
+			return time.Millisecond
+		})
+		l.slows = true
+		l.until(broke + 5*time.Second)
+		if last := l.told[len(l.told)-1]; len(l.told) != 3 || !last.silent || last.at-broke > 100*time.Millisecond {
+			t.Errorf("after %v: told %+v; want that it is down again within 100ms of %v", down, l.told, broke)
 		}
 	}
 }

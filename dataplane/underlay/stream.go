@@ -34,6 +34,7 @@ const (
 	// heavy is from which share of the last questions or so, lost or unclear, on a stream is slowed down to
 	// troubledRate; and mute how long nothing may be answered: what loses that much is known to, and a link
 	// that is full must not be kept so by us (RFC 8085, section 3.1).
+	// What is lost while nothing at all is answered says nothing of how much will be when something is again.
 	heavy, fade = 0.25, 0.05
 	mute        = 500 * time.Millisecond
 )
@@ -193,6 +194,15 @@ func tell(before, after *attested, came bool) fate {
 // suspicious says that it should go faster.
 func (s *stream) suspicious() bool { return s.suspect > 0 && s.looked < closely }
 
+// fast says that a stream at that rate does not wait for the others to send: it is under suspicion, or would send too many
+// in a row.
+func (s *stream) fast(rate float64) bool {
+	return s.suspicious() || rate > 1/streamTick.Seconds()
+}
+
+// hurries says that such a stream is to be looked at after streamTick: an answer is waited for, or it is fast.
+func (s *stream) hurries(rate float64) bool { return s.head != s.quiet.next || s.fast(rate) }
+
 // troubled says that much is lost of late, or that nothing is answered.
 func (s *stream) troubled(now time.Time) bool {
 	return s.share > heavy || s.head != s.tail && now.Sub(s.newest) > mute
@@ -226,9 +236,12 @@ func (s *stream) count(f fate) {
 	if s.looked++; s.suspect == 0 {
 		s.looked = 0
 	}
-	s.share *= 1 - fade
-	if f != passed {
-		s.share += fade
+	if !s.quiet.unheard(s.tail) {
+		s.quiet.over = 0
+		s.share *= 1 - fade
+		if f != passed {
+			s.share += fade
+		}
 	}
 	switch f {
 	case passed:

@@ -17,11 +17,16 @@ import (
 const (
 	// streamPorts is how many source ports all streams from one address have in common.
 	streamPorts = 16
-	// streamTick is how often it is looked what is due and what came; tickBurst bounds what one
-	// stream sends then, and lag what it makes up for: a host that stood still sends less, not more at once.
+	// streamTick is how often it is looked what came while an answer is waited for, and what is due of streams under
+	// suspicion. The others send what is due every restTick, all of them at the same time: what a packet costs is waking those
+	// that it passes, Open vSwitch's userspace datapath above all. Of 200 a second four go then, from as many source ports, so
+	// that a moment in which nothing passes takes no more than these, which is one event (outage), and half of what is
+	// silence (silentAfter).
 	streamTick = 5 * time.Millisecond
-	tickBurst  = 16
-	lag        = 50 * time.Millisecond
+	restTick   = 4 * streamTick
+	// tickBurst bounds what one stream sends at once, and lag what it makes up for: a host that stood still sends less, not more.
+	tickBurst = 16
+	lag       = 50 * time.Millisecond
 	// reportEvery is how often losses are told of. What passed without any is told of once it is
 	// reportTrials questions, and after reportAtMost.
 	reportEvery  = 100 * time.Millisecond
@@ -113,6 +118,7 @@ type Streams struct {
 
 	mu       sync.Mutex
 	looked   time.Time     // when it was looked last what came
+	rests    time.Time     // when streams send next that are not under suspicion
 	clock    time.Duration // of silence
 	key      Key
 	codec    *Codec
@@ -316,31 +322,33 @@ func (s *Streams) Run(ctx context.Context, report func(StreamReport)) error {
 	defer func() {
 		_ = s.Set(Key{}, 0, nil, 0)
 	}()
-	tick := time.NewTicker(streamTick)
-	defer tick.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
 	for {
-		var next <-chan time.Time
-		s.mu.Lock()
-		if len(s.live) > 0 {
-			next = tick.C
-		}
-		s.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.changed:
-		case <-next:
-			for _, r := range s.step(time.Now()) {
+			look.Reset(0)
+		case <-look.C:
+			reports, again := s.step(time.Now())
+			for _, r := range reports {
 				report(r)
+			}
+			if !again.IsZero() {
+				look.Reset(time.Until(again))
 			}
 		}
 	}
 }
 
-// step does what is due.
-func (s *Streams) step(now time.Time) (reports []StreamReport) {
+// step does what is due, and says when something is again; the zero Time is never.
+func (s *Streams) step(now time.Time) (reports []StreamReport, again time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.live) == 0 {
+		return nil, again
+	}
 	s.clock += min(now.Sub(s.looked), maxStep)
 	s.looked = now
 	for _, l := range s.live {
@@ -357,14 +365,24 @@ func (s *Streams) step(now time.Time) (reports []StreamReport) {
 		}
 	}
 	share := s.extra / float64(max(1, suspects))
+	rested := !now.Before(s.rests)
+	if rested {
+		s.rests = now.Add(restTick)
+	}
+	again = s.rests
 	for _, l := range s.live {
 		l.stream.expire(now)
-		s.send(l, share, now)
+		if rested || l.stream.fast(l.Rate) {
+			s.send(l, share, now)
+		}
 		if r, ok := s.reportOf(l, now); ok {
 			reports = append(reports, r)
 		}
+		if soon := now.Add(streamTick); l.stream.hurries(l.Rate) && soon.Before(again) {
+			again = soon
+		}
 	}
-	return reports
+	return reports, again
 }
 
 // rate is how many questions a stream sends a second now; share is what it may beyond its own.
