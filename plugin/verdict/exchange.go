@@ -93,19 +93,26 @@ type traffic struct {
 
 // forward counts what came to the other host of size i.
 func (u *Underlay) forward(i int) traffic {
-	return u.Sizes[i].tally(func(p *UnderlayPort) (sent, came int) { return p.Sent, p.Arrived })
+	return u.traffic(false, i)
 }
 
 // reply counts what came back of what had come to the other host.
 func (u *Underlay) reply(i int) traffic {
-	return u.Sizes[i].tally(func(p *UnderlayPort) (sent, came int) { return p.Arrived, p.Answered })
+	return u.traffic(true, i)
 }
 
-func (s *UnderlaySize) tally(of func(*UnderlayPort) (sent, came int)) traffic {
+// passed is what was sent in one direction from a port, and what of it came.
+func (p *UnderlayPort) passed(reply bool) (sent, came int) {
+	if reply {
+		return p.Arrived, p.Answered
+	}
+	return p.Sent, p.Arrived
+}
+
+func (u *Underlay) traffic(reply bool, size int) traffic {
 	t := traffic{}
-	for i := range s.Ports {
-		p := &s.Ports[i]
-		sent, came := of(p)
+	for i := range u.Sizes[size].Ports {
+		sent, came := u.Sizes[size].Ports[i].passed(reply)
 		if sent == 0 {
 			continue
 		}
@@ -259,10 +266,7 @@ func (u *Underlay) narrow() (reply bool, words string, ok bool) {
 // narrowBy is narrow of one direction, of an exchange of two sizes at least, whether they may be fragmented or not.
 func (u *Underlay) narrowBy(reply bool) (words string, ok bool) {
 	last := len(u.Sizes) - 1
-	small, large := u.forward(0), u.forward(last)
-	if reply {
-		small, large = u.reply(0), u.reply(last)
-	}
+	small, large := u.traffic(reply, 0), u.traffic(reply, last)
 	switch {
 	case small.sent < proof || large.sent < proof: // we cannot tell
 	case large.nothing() && math.Pow(small.loss(), float64(large.sent)) <= byChance && small.loss() < fewLost:

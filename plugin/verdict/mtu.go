@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/dyetrace/dyetrace/plugin/inventory"
@@ -244,15 +245,32 @@ func (u *Underlay) large(reply bool, fragments inventory.Told) largeFate {
 		last = 0
 	} else if words, ok := u.narrowBy(reply); ok {
 		return largeFate{passage: tooNarrow, words: words, u: u}
+	} else if words, ok := u.living(reply).narrowBy(reply); ok {
+		return largeFate{passage: tooNarrow, words: words, u: u}
 	}
-	t := u.forward(last)
-	if reply {
-		t = u.reply(last)
-	}
-	if t.sent > 0 && t.dead == 0 {
+	if t := u.traffic(reply, last); t.sent > 0 && t.dead == 0 {
 		return largeFate{passage: fits, u: u}
 	}
 	return largeFate{words: "is not known: " + u.unclear(), u: u}
+}
+
+// living is an exchange without the source ports from which not even small packets pass, where these pass from others and it is known
+// which came: the pair's own small packets pass, by a way that is none of those.
+func (u *Underlay) living(reply bool) *Underlay {
+	if !u.Asked || !u.traffic(reply, 0).some() {
+		return u
+	}
+	part := *u
+	part.Sizes = slices.Clone(u.Sizes)
+	for i := range part.Sizes {
+		part.Sizes[i].Ports = nil
+		for k := range u.Sizes[i].Ports {
+			if sent, came := u.Sizes[0].Ports[k].passed(reply); sent == 0 || came > 0 {
+				part.Sizes[i].Ports = append(part.Sizes[i].Ports, u.Sizes[i].Ports[k])
+			}
+		}
+	}
+	return &part
 }
 
 // unclear words why neither is known of large packets, that they pass or that they do not.

@@ -90,6 +90,7 @@ func TestWithMTU(t *testing.T) {
 		unsure = "unknown unseen | - | hv1 | small packets pass both ways; whether large ones do "
 	)
 	vxlan := []func(hosts){beside("vxlan")}
+	half, none := []bool{false, true}, []bool{false, false}
 	faulty := func(r *Result) { r.Verdict, r.Host, r.Cause = Faulty, "hv9", "a flow" }
 	tests := []struct {
 		name, pair  string
@@ -113,6 +114,18 @@ func TestWithMTU(t *testing.T) {
 			want: "healthy | - |  | "},
 		{name: "faulty already", there: "gre", back: "gre", change: func(n *network) { n.most = 1400 }, result: faulty,
 			want: "faulty | - | hv9 | a flow; besides, " + route},
+
+		{name: "passes, beside a way that loses all", there: "gre", back: "gre", change: func(n *network) { n.ways, n.deadThere, n.deadBack = 2, half, none },
+			want: unsure + "is not known: of 32 source ports, 22 lose everything by UDP from 10.1.1.1 to 10.1.2.3, and the others nothing"},
+		{name: "lost there, beside a way that loses all, and nobody told what came", there: "gre", back: "gre",
+			change: func(n *network) { n.ways, n.deadThere, n.deadBack, n.most, n.recall = 2, half, none, 1400, false },
+			want:   unsure + "is not known: 88 of 128 packets by UDP from 10.1.1.1 to 10.1.2.3 were not answered, and hv3 could not be asked how many came"},
+		{name: "lost there, beside a way that loses all", there: "gre", back: "gre",
+			change: func(n *network) { n.ways, n.deadThere, n.deadBack, n.most = 2, half, none, 1400 }, want: "faulty path-mtu" + there + route},
+		{name: "lost back, beside a way that loses all", there: "gre", back: "gre",
+			change: func(n *network) { n.ways, n.deadThere, n.deadBack, n.mostBack = 2, none, half, 1400 }, want: "faulty path-mtu" + backto + back},
+		{name: "lost there, and much of what is small is lost by chance", there: "gre", back: "gre", change: func(n *network) { n.most, n.loss = 1400, 0.2 },
+			want: unsure + "is not known: 28 of 128 packets are lost by UDP from 10.1.1.1 to 10.1.2.3 too"},
 
 		{name: "of two tunnels, the larger", hosts: vxlan, there: "vxlan", back: "vxlan", change: func(n *network) { n.most = 1495 },
 			want: "faulty path-mtu" + there + larger},
