@@ -185,6 +185,7 @@ func (v *visit) Inject(host int, m *dyetracev1.Inject) {
 			s.Ttl, s.InPort, s.TunSrc, s.TunId = append(s.Ttl, uint32(pt.TTL)), append(s.InPort, 7), append(s.TunSrc, 0), append(s.TunId, 0)
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
 			s.NoReply, s.Scheme = append(s.NoReply, false), append(s.Scheme, m.Scheme)
+			s.TcpFlags = append(s.TcpFlags, flagsOf(stain.Scheme(m.Scheme), pt.Direction == plan.Reply))
 		}
 	}
 	late := v.t.late

@@ -242,7 +242,9 @@ func (x *execution) testify(f *foresight) {
 		return
 	}
 	need := f.need
-	need.Scheme = x.ledger.tracks[beside].scheme
+	if need.Scheme = x.ledger.tracks[beside].scheme; need.Scheme != stain.TCP {
+		need.Flags = 0
+	}
 	x.ask(beside, need)
 }
 

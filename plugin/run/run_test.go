@@ -334,9 +334,21 @@ func (c *cast) see(numbers []uint32) []*dyetracev1.Samples {
 			s.Reply = append(s.Reply, pt.Direction == plan.Reply)
 			s.NoReply = append(s.NoReply, false)
 			s.Scheme = append(s.Scheme, dyetracev1.Scheme(at.scheme))
+			s.TcpFlags = append(s.TcpFlags, flagsOf(at.scheme, pt.Direction == plan.Reply))
 		}
 	}
 	return all
+}
+
+// flagsOf are the flags of TCP that a sample of a probe or its answer has.
+func flagsOf(scheme stain.Scheme, answer bool) uint32 {
+	switch {
+	case scheme != stain.TCP:
+		return 0
+	case answer:
+		return 0x14 // RST, ACK
+	}
+	return 0x02 // SYN
 }
 
 // attempt returns which probe of its track one is.
@@ -880,12 +892,6 @@ func TestLedger(t *testing.T) {
 	if f := l.see(0, bridge(hv1, 0), hv1, 0); f != forged {
 		t.Errorf("a sample of a probe that was not sent: %d", f)
 	}
-	hv1.TcpFlags = make([]uint32, len(hv1.Index))
-	for i, reply := range hv1.Reply {
-		if hv1.TcpFlags[i] = 0x02; reply {
-			hv1.TcpFlags[i] = 0x12
-		}
-	}
 	l.ask(number)
 	if l.leave(number+1) || !l.leave(number) || l.leave(number) {
 		t.Error("only a probe that was asked for leaves, once")
@@ -915,6 +921,7 @@ func TestLedger(t *testing.T) {
 		t.Error("hv1 has seen the answer, and the probe has not arrived")
 	}
 	hv2 := c.see([]uint32{number})[1]
+	hv2.TcpFlags = nil
 	last := len(hv2.Index) - 1
 	for i := range hv2.Index {
 		want := used
@@ -933,7 +940,7 @@ func TestLedger(t *testing.T) {
 		pt, want := e.Path.Points[s.Point], uint8(0)
 		switch {
 		case pt.Host == "hv1" && pt.Direction == plan.Reply:
-			want = 0x12
+			want = 0x14
 		case pt.Host == "hv1":
 			want = 0x02
 		}

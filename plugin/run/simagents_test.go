@@ -457,6 +457,7 @@ func (a *simAgents) sample(all []*dyetracev1.Samples, number uint32, from, to *s
 			m.TunSrc, m.TunId = append(m.TunSrc, src), append(m.TunId, s.tunID)
 			m.Reply, m.NoReply = append(m.Reply, s.answer), append(m.NoReply, false)
 			m.Scheme = append(m.Scheme, dyetracev1.Scheme(scheme))
+			m.TcpFlags = append(m.TcpFlags, flagsOf(scheme, s.answer))
 		}
 	}
 }
