@@ -296,6 +296,7 @@ func TestTeachesNothing(t *testing.T) {
 				t.Errorf("NOTIFICATION % x, want Cease, Administrative Shutdown", body)
 			}
 		case typeKeepalive:
+			r.send(typeKeepalive, nil) // its hold time is not to end
 			if keepalives++; keepalives == 2 {
 				go w.stop()
 			}

@@ -33,6 +33,7 @@ func TestCommands(t *testing.T) {
 			continue
 		}
 		l.must("lab", "break", tt.name, tt.target)
+		l.awaitLinks(tt.name, 1)
 		args := append(tt.pair, tt.flags...)
 		pairs := l.check(1, args...).Pairs
 		for _, p := range pairs {
@@ -45,6 +46,7 @@ func TestCommands(t *testing.T) {
 			}
 		}
 		l.must("lab", "heal", tt.name)
+		l.awaitLinks(tt.name, 0)
 		if tt.name == "tap-off" {
 			if out := l.types(pairs[0], args); !strings.Contains(out, "fa:16:3e:00:02:0d") {
 				t.Errorf("healed: %s says\n%s\nwant the port", pairs[0].Command, out)

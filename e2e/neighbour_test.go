@@ -145,8 +145,14 @@ var dyePort = regexp.MustCompile(`(?m)^dye-.*\n`)
 func TestAgentLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	l := up(t)
+	_, hooks := l.bridgeState("hv1")
 	checkHealthy(t, l.check(0, "--all"))
-	with, ours := l.bridgeState("hv1")
+	var with string
+	var ours int
+	eventually(t, "nothing but hooks on hv1", time.Minute, func() bool { // flows for answers go after the check
+		with, ours = l.bridgeState("hv1")
+		return ours == hooks
+	})
 	if ours == 0 || !dyePort.MatchString(with) {
 		t.Fatalf("no hooks on hv1 (%d flows):\n%s", ours, with)
 	}

@@ -214,7 +214,7 @@ func TestRenew(t *testing.T) {
 	s := open(t)
 	bridge := addBridge(t)
 	addForeign(t, bridge)
-	const lease = 2 // seconds
+	const lease = 6 // seconds
 	hook, _ := hookFor(t, s, bridge, lease)
 	if err := s.Apply(t.Context(), bridge, hook, nil); err != nil {
 		t.Fatal(err)

@@ -197,16 +197,18 @@ func testIsolation(t *testing.T, l *Lab, want int) {
 
 func checkIsolated(t *testing.T, l *Lab, v overlay.Version, foreign []overlay.Pair) {
 	t.Helper()
-	echoes, err := l.Echo(t.Context(), v, foreign, 500*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
 	arrived := 0
-	for _, e := range echoes {
-		for _, at := range e.At {
-			i, _ := l.Overlay().Instance(at)
-			if arrived++; !l.Overlay().Joined(e.Src.Network, i.Network) {
-				t.Errorf("%s, sent to %s of %s, arrived at %s of %s", e.Src.Name, e.Dst.IP.Of(v), e.Dst.Network, at, i.Network)
+	for patience := 500 * time.Millisecond; arrived == 0 && patience < time.Minute; patience *= 6 {
+		echoes, err := l.Echo(t.Context(), v, foreign, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range echoes {
+			for _, at := range e.At {
+				i, _ := l.Overlay().Instance(at)
+				if arrived++; !l.Overlay().Joined(e.Src.Network, i.Network) {
+					t.Errorf("%s, sent to %s of %s, arrived at %s of %s", e.Src.Name, e.Dst.IP.Of(v), e.Dst.Network, at, i.Network)
+				}
 			}
 		}
 	}
