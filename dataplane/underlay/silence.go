@@ -67,8 +67,8 @@ func (q *silence) took(trip time.Duration) {
 // late is how long an answer takes at the most: as long as the way is in this window and the one before, and as anybody stood still in all that are
 // kept. What all answers take is the way; it may be a shorter one by now, and what was slow in the window in which it became that is the old one.
 func (q *silence) late() time.Duration {
-	at := func(ago int) *span { return &q.windows[(q.now-ago+keptWindows)%keptWindows] }
-	way, still := max(at(0).quickest, at(1).quickest), time.Duration(0)
+	at := q.at
+	way, still := q.way(), time.Duration(0)
 	for ago := range keptWindows {
 		w := at(ago)
 		usual := w.quickest
@@ -82,6 +82,12 @@ func (q *silence) late() time.Duration {
 	}
 	return way + still
 }
+
+// at is the window so many before that of now.
+func (q *silence) at(ago int) *span { return &q.windows[(q.now-ago+keptWindows)%keptWindows] }
+
+// way is how long answers take by now where nobody stands still.
+func (q *silence) way() time.Duration { return max(q.at(0).quickest, q.at(1).quickest) }
 
 // heard takes in that a question was answered, as soon as that is read.
 func (s *stream) heard(serial uint32) {

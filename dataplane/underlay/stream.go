@@ -3,7 +3,7 @@ package underlay
 import "time"
 
 const (
-	// streamSlots bounds the questions of a stream that wait to be told of. At 1,000 a second that is half a
+	// streamSlots bounds the questions of a stream that wait to be told of. At 2,000 a second that is a quarter of a
 	// second; more than seenBits are of no use.
 	streamSlots = 512
 	// firstSettle is how much later a question must have been sent from the same source port for its answer
@@ -12,11 +12,13 @@ const (
 	// happened all the same, and halved again when it has not for orderly answers; more would be beyond what
 	// an answer tells of at 1,000 a second. Where not even that is enough nothing is claimed for muddled
 	// answers, so that what is overtaken again and again, three at a time, is taken for a loss of 0.3 %: a guard of
-	// 0.1 % against 1 % is raised by 0.39 %. By an answer to another source port, which may go another way, it
+	// 0.1 % against 1 % is raised by 0.39 %. Where as many as an outage were overtaken in a row the way has become
+	// shorter: of these one counted as lost, and nothing is claimed for shortened answers. By an answer to another source port, which may go another way, it
 	// takes elsewhere times as long: with 40 ms a busy machine (two processors, load 8) with two ways between two
 	// namespaces counted some as lost that were not.
 	firstSettle, lastSettle = 5 * time.Millisecond, 160 * time.Millisecond
 	orderly, muddled        = 20_000, 1000
+	shortened               = 200
 	elsewhere               = 40
 	// giveUp is how long a question is waited for of which nothing is told.
 	giveUp = 2 * time.Second
@@ -29,8 +31,9 @@ const (
 	// 1,000 under suspicion).
 	calm = 600
 	// closely is how many questions such a stream is looked at for at the most: 99 of 100 losses of 1 % are known
-	// after 3,030 (computed). One that lasts is not looked at so closely for ever.
-	closely = 4000
+	// after 3,030 (computed), and whether all source ports lose or some is, in some hundredths of cases, after as many more. One that
+	// lasts is not looked at so closely for ever.
+	closely = 10_000
 	// heavy is from which share of the last questions or so, lost or unclear, on a stream is slowed down to
 	// troubledRate; and mute how long nothing may be answered: what loses that much is known to, and a link
 	// that is full must not be kept so by us (RFC 8085, section 3.1).
@@ -75,6 +78,10 @@ type stream struct {
 	overtook uint32
 	ordered  int // answers since one was overtaken
 	disorder int // answers for which nothing is claimed
+	// passedBy is the last question that was overtaken, inRow how many in a row these were, and before what disorder was then.
+	passedBy uint32
+	inRow    int
+	before   int
 	quiet    silence
 }
 
@@ -127,8 +134,16 @@ func (s *stream) answered(serial uint32, st *Standing, own func() uint32) {
 	if serial-s.tail >= s.head-s.tail {
 		if at.fate == back || at.fate == there {
 			at.fate = passed
-			if s.settle == lastSettle {
+			if s.inRow++; serial != s.passedBy+1 {
+				s.inRow, s.before = 1, s.disorder
+			}
+			s.passedBy = serial
+			switch {
+			case s.settle < lastSettle:
+			case s.inRow < outage:
 				s.disorder = muddled
+			default:
+				s.disorder = max(s.before, shortened)
 			}
 			s.settle = min(2*s.settle, lastSettle)
 			s.ordered = 0

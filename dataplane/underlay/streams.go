@@ -21,7 +21,7 @@ const (
 	// suspicion. The others send what is due every restTick, all of them at the same time: what a packet costs is waking those
 	// that it passes, Open vSwitch's userspace datapath above all. Of 200 a second four go then, from as many source ports, so
 	// that a moment in which nothing passes takes no more than these, which is one event (outage), and half of what is
-	// silence (silentAfter).
+	// silence (silentAfter); of a slower stream two or three, which are as many losses.
 	streamTick = 5 * time.Millisecond
 	restTick   = 4 * streamTick
 	// tickBurst bounds what one stream sends at once, and lag what it makes up for: a host that stood still sends less, not more.
@@ -58,7 +58,7 @@ func MinStreamSize(dst netip.Addr) int { return headers(dst) + StreamSize }
 func Weight(size int) float64 { return float64((size + 1499) / 1500) }
 
 // maxStreamRate bounds the rates of one stream.
-const maxStreamRate = 1000
+const maxStreamRate = 2000
 
 // Validate says what is wrong, by the names of the contract's fields.
 func (t *Target) Validate() error {
@@ -393,6 +393,10 @@ func (l *liveStream) rate(share float64, now time.Time) float64 {
 	if !l.stream.suspicious() {
 		return l.Rate
 	}
+	// What is not answered by then finds no room, and nothing is learned of it.
+	if way := l.stream.quiet.way(); way > 0 {
+		share = min(share, max(0, streamSlots/2/way.Seconds()-l.Rate))
+	}
 	return min(l.Suspect, l.Rate+share)
 }
 
@@ -442,6 +446,8 @@ func (s *Streams) ask(l *liveStream, now time.Time) bool {
 	}
 	if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH || err == unix.ENETDOWN {
 		l.stream.refused()
+		s.counters.Refused++
+		return true // what else is due is refused as well, and counts (listen)
 	}
 	s.counters.Refused++
 	return false

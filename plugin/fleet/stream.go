@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// streamRate is how many datagrams a second a stream has while nothing is lost, suspectRate for a
+	// streamRate is how many datagrams a second a stream has while nothing is lost, suspectRate at the most for a
 	// while after one was: at 1 % of loss the first is lost within half a second on average, and what it takes
-	// to be sure is there 1.2 s later (computed; package sequential, plugin/run).
-	streamRate, suspectRate = 200, 1000
+	// to be sure is there 0.7 s later (computed; package sequential, plugin/run).
+	streamRate, suspectRate = 200, 2000
 	// answered bounds what streams may have one host answer a second, if all that come to it were
 	// suspect at once: less than agents do (package dataplane/underlay).
 	answered = 8000
@@ -154,9 +154,11 @@ func (st *streams) plan(f *Fleet) {
 		}
 	}
 	for host, targets := range by {
-		m := &dyetracev1.StreamUnderlay{Extra: uint32(st.budget / 2)}
+		m := &dyetracev1.StreamUnderlay{}
+		own := 0.0
 		for _, t := range targets {
 			rate, suspect := st.rates(asks[t.From], answers[t.To])
+			own += rate
 			dst := t.Dst.As16()
 			p := &dyetracev1.UnderlayTarget{DstIp: dst[:], Port: uint32(t.Port), Tos: uint32(t.ToS), Size: uint32(t.Size), Tunnel: t.Tunnel,
 				RateMilli: uint32(math.Ceil(1000 * rate)), SuspectRateMilli: uint32(math.Ceil(1000 * suspect))}
@@ -166,6 +168,7 @@ func (st *streams) plan(f *Fleet) {
 			}
 			m.Targets = append(m.Targets, p)
 		}
+		m.Extra = uint32(max(0, float64(st.budget)-own))
 		if old := st.sent[host]; old != nil {
 			m.Set = old.message.Set
 			if proto.Equal(m, old.message) {
@@ -180,7 +183,7 @@ func (st *streams) plan(f *Fleet) {
 }
 
 // rates are those of a stream from a host that sends so many to one that answers so many: half of what a
-// host may send is for suspicion.
+// host may send at the least is for suspicion.
 func (st *streams) rates(asks, answers int) (rate, suspect float64) {
 	half := float64(st.budget) / 2
 	rate = min(streamRate, half/float64(asks), half/float64(answers))

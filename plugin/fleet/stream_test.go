@@ -50,7 +50,7 @@ func TestStreamShared(t *testing.T) {
 	}
 	one.Set([]StreamTarget{streamTo("hv1", "hv2")})
 	first := agents["hv1"].told()
-	if len(first.GetTargets()) != 1 || first.Targets[0].RateMilli != 200_000 || first.Targets[0].SuspectRateMilli != 1_000_000 || first.Extra != 1000 {
+	if len(first.GetTargets()) != 1 || first.Targets[0].RateMilli != 200_000 || first.Targets[0].SuspectRateMilli != 2_000_000 || first.Extra != 1800 {
 		t.Fatalf("hv1 was told %v", first)
 	}
 	two.Set([]StreamTarget{streamTo("hv2", "hv1"), streamTo("hv1", "hv2")})

@@ -28,6 +28,10 @@ const (
 	// the second begins a second after the last packet of the first: as long as ovs-vswitchd stands still when its
 	// database restarts (ovsdb/ovsdb-cs.c reconnects after one).
 	exchangeAgain = 500 * time.Millisecond
+	// againPorts and againRepeats are from how many ports at the most such an exchange is sent, and how often from each: as many
+	// packets as the first, in twice as many rounds, which take half a second where some are lost. A way that drops what comes too
+	// fast for it, as a busy switch does, must not seem to lose as much of everything.
+	againPorts, againRepeats = 16, 8
 	// mtuPorts is how many source ports try large packets where nothing is known to be lost: fewer
 	// than where a loss is looked into, since all hosts are tried.
 	mtuPorts = 8
@@ -357,7 +361,7 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 		e.first, e.result, e.report, e.recall = e.result, nil, nil, nil
 		ports := e.ask.SourcePorts
 		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
-		e.ask.SourcePorts = ports
+		e.ask.SourcePorts, e.ask.Repeats = min(ports, againPorts), againRepeats
 		return
 	}
 	e.step = done
