@@ -113,8 +113,8 @@ const (
 // Bounds of what a hook adds while it works.
 const (
 	// MaxExpected is how many flows that expect an echo's reply a bridge has at most.
-	// Each is a pair that was probed within expectSeconds while Hook.Expect was set: at 10 probes a second to or
-	// from one instance, room for 6 of them without pause. And what tenants who forge
+	// Each is a pair that was probed within expectSeconds while Hook.Expect was set: at 20 probes a second to or
+	// from one instance, room for 3 of them without pause that never meet the same twice in that time. And what tenants who forge
 	// stained echoes can fill is small beside the 200,000 megaflows that Open vSwitch
 	// allows itself (flow-limit, ovs-vswitchd.conf.db(5)).
 	MaxExpected = 1024

@@ -78,8 +78,8 @@ var keys = map[string]string{
 	"run.settle":             "a time such as 250ms",
 	"run.answer_timeout":     "a time such as 5s",
 	"run.patience":           "a time such as 750ms",
-	"run.per_instance_rate":  "probes per second, such as 10",
-	"run.per_instance_burst": "a number of probes, such as 10",
+	"run.per_instance_rate":  "probes per second, such as 20",
+	"run.per_instance_burst": "a number of probes, such as 20",
 	"run.underlay_rate":      "datagrams per second, such as 2000, or 0 for none",
 	"run.max_active":         "a number of runs, such as 64",
 	"run.max_pairs":          "a number of pairs, such as 100000",
@@ -155,7 +155,7 @@ func DefaultConfig() Config {
 			Patience: 750 * time.Millisecond,
 			// An agent that takes longer is not well, and must not hold up a run for long.
 			AnswerTimeout:   5 * time.Second,
-			PerInstanceRate: 10, PerInstanceBurst: 20,
+			PerInstanceRate: 20, PerInstanceBurst: 20,
 			// Ten neighbours by 200 a second each, of which a host sends to five, and as much for suspicion.
 			// 2 Mbit/s.
 			UnderlayRate: 2000,

@@ -72,11 +72,11 @@ Loss that is not total: a pair whose first probe arrives is healthy, and takes n
 is lost more follow: four in a row are a hard fault (where 1 % is lost, chance once in 10⁸ pairs);
 if some arrive, a sequential test tells whether the share is too much: 20 % or more is faulty, found
 in 9 of 10 such pairs that are looked at, 2 % or less is healthy. That takes 23 more probes if all of
-them arrive, 90 at the most: 2 to 9 s at the default pace of 10 a second per instance.
+them arrive, 90 at the most: 1 to 5 s at the default pace of 20 a second per instance.
   --loss         to measure each pair, though its first probe arrives: how much it loses, with an
                  interval, and how long packets take, by part of their way. 1 % or more is faulty,
-                 0.1 % or less healthy: 521 probes (52 s) where nothing is lost, some 1030 (103 s)
-                 at 1 %, 3600 (6 min) at the most. A false alarm once in a million
+                 0.1 % or less healthy: 521 probes (26 s) where nothing is lost, some 1030 (52 s)
+                 at 1 %, 3600 (3 min) at the most. A false alarm once in a million
   --max-loss P   to call P percent too much, and a tenth of it allowed; the number of probes grows as
                  P shrinks, in proportion
 

@@ -26,7 +26,7 @@ const (
 	// for in some seconds.
 	maxHurried = 256
 	// owed is how many probes of an instance a patrol sends at once for changes that name it, before their time:
-	// what it owes by that is not sent later, so its round pauses there for 0.4 s at the default pace. The pace of
+	// what it owes by that is not sent later, so its round pauses there for 0.2 s at the default pace. The pace of
 	// all runs holds for them as for all.
 	owed = 4
 	// renewAfter is how long after an examination there is another one of a pair that is not healthy, where changes name it.

@@ -17,7 +17,7 @@ import (
 
 const (
 	// tick is how often probes are looked at that the pace held back. An instance gets a token
-	// every 100 ms by default.
+	// every 50 ms by default.
 	tick = 20 * time.Millisecond
 	// pickEvery bounds how often a long queue is gone through.
 	pickEvery = time.Millisecond

@@ -18,8 +18,8 @@ import (
 
 const (
 	// latencyAge is how old a probe may be, and latencyProbes how many are kept of a pair. A probe takes 4 bytes, and 4 for each part of its
-	// way: of ten parts that is 44 KB a pair, and a quarter more while it grows. The pace bounds it, too: an instance takes part in 6,000
-	// probes in the time by default, of which each has two, so that it is 132 KB an instance.
+	// way: of ten parts that is 44 KB a pair, and a quarter more while it grows. The pace bounds it, too: an instance takes part in 12,000
+	// probes in the time by default, of which each has two, so that it is 264 KB an instance.
 	latencyAge    = 10 * time.Minute
 	latencyProbes = 1000
 )

@@ -37,7 +37,7 @@ const (
 	someLoss  = 0.01
 )
 
-// MinLoss and MaxLoss bound what may be asked for: a test of 0.1 % takes up to 36,000 probes, an hour
+// MinLoss and MaxLoss bound what may be asked for: a test of 0.1 % takes up to 36,000 probes, half an hour
 // at the default pace; a share of 90 % is hardly told from a hard fault.
 const MinLoss, MaxLoss = 0.001, 0.9
 
