@@ -157,7 +157,7 @@ func (e *echo) message() *dyetracev1.UnderlayEcho {
 	if e.responder == nil {
 		return m
 	}
-	m.Port, m.Streams = uint32(e.responder.Port()), true
+	m.Port, m.Streams, m.StreamRate = uint32(e.responder.Port()), true, underlay.MaxStreamRate
 	at, problems := e.responder.Addresses()
 	for _, a := range at {
 		m.Addresses = append(m.Addresses, a.String())

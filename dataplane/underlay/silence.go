@@ -47,20 +47,21 @@ type silence struct {
 // tick has time pass.
 func (q *silence) tick(clock time.Duration) { q.clock = clock }
 
-// span is how long the answers of a window took.
-type span struct{ quickest, slowest time.Duration }
+// span is how long the answers of a window took; longest is that of those, too, that others had overtaken.
+type span struct{ quickest, slowest, longest time.Duration }
 
 // took takes in how long an answer took.
 func (q *silence) took(trip time.Duration) {
 	if q.taken >= windowAnswers && q.clock-q.since >= window {
 		q.now = (q.now + 1) % keptWindows
 		q.taken, q.since = 0, q.clock
+		q.at(0).longest = 0
 	}
 	w := &q.windows[q.now]
 	if q.taken == 0 {
-		*w = span{trip, trip}
+		*w = span{trip, trip, max(w.longest, trip)}
 	}
-	w.quickest, w.slowest = min(w.quickest, trip), max(w.slowest, trip)
+	w.quickest, w.slowest, w.longest = min(w.quickest, trip), max(w.slowest, trip), max(w.longest, trip)
 	q.taken++
 }
 
@@ -86,6 +87,9 @@ func (q *silence) late() time.Duration {
 // at is the window so many before that of now.
 func (q *silence) at(ago int) *span { return &q.windows[(q.now-ago+keptWindows)%keptWindows] }
 
+// longest is how long any answer took of late.
+func (q *silence) longest() time.Duration { return max(q.at(0).longest, q.at(1).longest) }
+
 // way is how long answers take by now where nobody stands still.
 func (q *silence) way() time.Duration { return max(q.at(0).quickest, q.at(1).quickest) }
 
@@ -95,8 +99,11 @@ func (s *stream) heard(serial uint32) {
 		return // never sent
 	}
 	q := &s.quiet
-	if int32(serial+1-q.next) <= 0 {
-		return // an older one, which was overtaken: by what went another way, or when the way had become shorter
+	if int32(serial+1-q.next) <= 0 { // an older one, which was overtaken: by what went another way, or when the way had become shorter
+		if w := q.at(0); s.head-serial <= streamSlots {
+			w.longest = max(w.longest, q.clock-s.slot(serial).clock)
+		}
+		return
 	}
 	if s.head-serial <= streamSlots {
 		q.took(q.clock - s.slot(serial).clock)

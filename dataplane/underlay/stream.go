@@ -13,17 +13,17 @@ const (
 	// an answer tells of at 1,000 a second. Where not even that is enough nothing is claimed for muddled
 	// answers, so that what is overtaken again and again, three at a time, is taken for a loss of 0.3 %: a guard of
 	// 0.1 % against 1 % is raised by 0.39 %. Where as many as an outage were overtaken in a row the way has become
-	// shorter: of these one counted as lost, and nothing is claimed for shortened answers. By an answer to another source port, which may go another way, it
+	// shorter, and nothing is claimed for shortened answers: more than outweigh one loss. By an answer to another source port, which may go another way, it
 	// takes elsewhere times as long: with 40 ms a busy machine (two processors, load 8) with two ways between two
 	// namespaces counted some as lost that were not.
 	firstSettle, lastSettle = 5 * time.Millisecond, 160 * time.Millisecond
 	orderly, muddled        = 20_000, 1000
-	shortened               = 200
+	shortened               = 300
 	elsewhere               = 40
 	// giveUp is how long a question is waited for of which nothing is told.
 	giveUp = 2 * time.Second
-	// outage is how many questions in a row that are lost are one event. On a path that loses a fifth
-	// of all packets by chance so many are once in 600; at a fiftieth, once in six millions.
+	// outage is how many questions in a row that are lost are one event, and no rate: many streams have the same, at the same moment. On a path
+	// that loses a fifth of all packets by chance so many are once in 600; at a fiftieth, once in six millions.
 	outage = 4
 	// calm is how many questions in a row must arrive after a loss for a stream to be beyond suspicion. At a
 	// loss of 1 % so many do once in 400 times; with 255, as many as outweigh one loss where 0.1 % is tried
@@ -143,7 +143,7 @@ func (s *stream) answered(serial uint32, st *Standing, own func() uint32) {
 			case s.inRow < outage:
 				s.disorder = muddled
 			default:
-				s.disorder = max(s.before, shortened)
+				s.disorder = min(s.before+shortened, muddled)
 			}
 			s.settle = min(2*s.settle, lastSettle)
 			s.ordered = 0
@@ -163,7 +163,7 @@ func (s *stream) answered(serial uint32, st *Standing, own func() uint32) {
 		s.newest = at.at
 	}
 	at.told = attested{known: true, epoch: st.Epoch, overflows: st.Overflows, withheld: st.Withheld}
-	before := s.base
+	before, longest := s.base, s.quiet.longest()
 	at.told.own = before.own
 	fresh := false
 	for k := s.tail; k != serial; k++ {
@@ -177,6 +177,7 @@ func (s *stream) answered(serial uint32, st *Standing, own func() uint32) {
 		if s.port(k) != s.port(serial) {
 			settle *= elsewhere
 		}
+		settle = max(settle, longest) // by another way it may come yet
 		if e.fate != waiting || i >= st.Known || at.at.Sub(e.at) < settle {
 			continue
 		}
@@ -207,7 +208,16 @@ func tell(before, after *attested, came bool) fate {
 }
 
 // suspicious says that it should go faster.
-func (s *stream) suspicious() bool { return s.suspect > 0 && s.looked < closely }
+func (s *stream) suspicious() bool {
+	return s.suspect > 0 && s.looked < closely && s.quiet.refused == 0
+}
+
+// quickest is how many questions a second are of use at the most: an answer must tell of one that was sent from its port for as long before as
+// is waited for, and what is not answered by then must have room.
+func (s *stream) quickest() float64 {
+	waits := max(s.settle, s.quiet.longest())
+	return min(float64(seenBits-2*s.ports), streamSlots/2) / (waits + streamTick).Seconds()
+}
 
 // fast says that a stream at that rate does not wait for the others to send: it is under suspicion, or would send too many
 // in a row.
@@ -283,9 +293,8 @@ func (s *stream) endRun() {
 		l := s.run[i]
 		c := &s.counts[l.port]
 		switch {
-		case i > 0 && s.runs >= outage:
+		case s.runs >= outage:
 			c.Unclear++
-			continue
 		case l.fate == there:
 			c.There++
 		default:

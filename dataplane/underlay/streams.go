@@ -57,8 +57,8 @@ func MinStreamSize(dst netip.Addr) int { return headers(dst) + StreamSize }
 // Weight is as how many packets one of so many bytes counts where a rate is bounded: one for each 1,500 begun.
 func Weight(size int) float64 { return float64((size + 1499) / 1500) }
 
-// maxStreamRate bounds the rates of one stream.
-const maxStreamRate = 2000
+// MaxStreamRate bounds the rates of one stream, questions a second.
+const MaxStreamRate = 2000
 
 // Validate says what is wrong, by the names of the contract's fields.
 func (t *Target) Validate() error {
@@ -76,11 +76,11 @@ func (t *Target) Validate() error {
 	if least := MinStreamSize(t.Dst); t.Size < least || t.Size > 9000 {
 		bad("size: %d, want %d to 9000", t.Size, least)
 	}
-	if !(t.Rate > 0 && t.Rate <= maxStreamRate) {
-		bad("rate_milli: %g a second, want more than 0 and at most %d", t.Rate, maxStreamRate)
+	if !(t.Rate > 0 && t.Rate <= MaxStreamRate) {
+		bad("rate_milli: %g a second, want more than 0 and at most %d", t.Rate, MaxStreamRate)
 	}
-	if !(t.Suspect >= t.Rate && t.Suspect <= maxStreamRate) {
-		bad("suspect_rate_milli: %g a second, want at least the rate (%g) and at most %d", t.Suspect, t.Rate, maxStreamRate)
+	if !(t.Suspect >= t.Rate && t.Suspect <= MaxStreamRate) {
+		bad("suspect_rate_milli: %g a second, want at least the rate (%g) and at most %d", t.Suspect, t.Rate, MaxStreamRate)
 	}
 	return errors.Join(errs...)
 }
@@ -393,11 +393,7 @@ func (l *liveStream) rate(share float64, now time.Time) float64 {
 	if !l.stream.suspicious() {
 		return l.Rate
 	}
-	// What is not answered by then finds no room, and nothing is learned of it.
-	if way := l.stream.quiet.way(); way > 0 {
-		share = min(share, max(0, streamSlots/2/way.Seconds()-l.Rate))
-	}
-	return min(l.Suspect, l.Rate+share)
+	return min(l.Suspect, l.Rate+min(share, max(0, l.stream.quickest()-l.Rate)))
 }
 
 // send sends what is due of a stream.

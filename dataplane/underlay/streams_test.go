@@ -33,7 +33,7 @@ func (w world) stream(rate float64, at ...netip.Addr) *streaming {
 	s := &streaming{w: w, streams: NewStreams(10_000), ports: map[uint16]*Count{}}
 	var targets []Target
 	for _, dst := range at {
-		targets = append(targets, Target{Dst: dst, Port: testPort, ToS: 0xb8, Size: max(128, MinStreamSize(dst)), Rate: rate, Suspect: maxStreamRate})
+		targets = append(targets, Target{Dst: dst, Port: testPort, ToS: 0xb8, Size: max(128, MinStreamSize(dst)), Rate: rate, Suspect: MaxStreamRate})
 	}
 	w.as("a", func() {
 		if err := s.streams.Set(testKey, 1, targets, 1000); err != nil {
@@ -404,7 +404,7 @@ func BenchmarkStream(b *testing.B) {
 		}
 		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	}
-	for _, rate := range []float64{maxStreamRate, 200} {
+	for _, rate := range []float64{MaxStreamRate, 200} {
 		b.Run(fmt.Sprintf("%g a second", rate), func(b *testing.B) {
 			w := newWorld(b)
 			w.responder()

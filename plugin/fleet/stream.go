@@ -16,7 +16,8 @@ const (
 	// streamRate is how many datagrams a second a stream has while nothing is lost, suspectRate at the most for a
 	// while after one was: at 1 % of loss the first is lost within half a second on average, and what it takes
 	// to be sure is there 0.7 s later (computed; package sequential, plugin/run).
-	streamRate, suspectRate = 200, 2000
+	// Agents that tell no bound send no more than olderRate.
+	streamRate, suspectRate, olderRate = 200, 2000, 1000
 	// answered bounds what streams may have one host answer a second, if all that come to it were
 	// suspect at once: less than agents do (package dataplane/underlay).
 	answered = 8000
@@ -155,9 +156,9 @@ func (st *streams) plan(f *Fleet) {
 	}
 	for host, targets := range by {
 		m := &dyetracev1.StreamUnderlay{}
-		own := 0.0
+		own, most := 0.0, f.streamsOf(host)
 		for _, t := range targets {
-			rate, suspect := st.rates(asks[t.From], answers[t.To])
+			rate, suspect := st.rates(asks[t.From], answers[t.To], most)
 			own += rate
 			dst := t.Dst.As16()
 			p := &dyetracev1.UnderlayTarget{DstIp: dst[:], Port: uint32(t.Port), Tos: uint32(t.ToS), Size: uint32(t.Size), Tunnel: t.Tunnel,
@@ -184,10 +185,10 @@ func (st *streams) plan(f *Fleet) {
 
 // rates are those of a stream from a host that sends so many to one that answers so many: half of what a
 // host may send at the least is for suspicion.
-func (st *streams) rates(asks, answers int) (rate, suspect float64) {
+func (st *streams) rates(asks, answers int, most float64) (rate, suspect float64) {
 	half := float64(st.budget) / 2
 	rate = min(streamRate, half/float64(asks), half/float64(answers))
-	return rate, max(rate, min(suspectRate, answered/float64(answers)))
+	return rate, max(rate, min(suspectRate, most, answered/float64(answers)))
 }
 
 // resend has an agent that is new know what it is to send.
@@ -197,6 +198,16 @@ func (st *streams) resend(f *Fleet, host string) {
 	if h := st.sent[host]; h != nil && len(h.targets) > 0 {
 		f.tell(host, h.message)
 	}
+}
+
+// streamsOf is how many questions a second a host's agent sends of a stream at the most.
+func (f *Fleet) streamsOf(host string) float64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if h := f.hosts[host]; h != nil && h.known.echo.GetStreamRate() > 0 {
+		return float64(h.known.echo.GetStreamRate())
+	}
+	return olderRate
 }
 
 // tell says something to a host's agent, if there is one.

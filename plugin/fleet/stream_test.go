@@ -41,6 +41,7 @@ func streamTo(from, to string) StreamTarget {
 // Runs that want the same have one stream; each is told what became of it, by its own numbers.
 func TestStreamShared(t *testing.T) {
 	f, agents := crew("hv1", "hv2")
+	f.hosts["hv1"].known.echo = &dyetracev1.UnderlayEcho{StreamRate: 2000}
 	one, two := f.Stream(2000), f.Stream(2000)
 	like := streamTo("hv1", "hv2")
 	like.Tunnel = "vxlan-2"
@@ -54,6 +55,9 @@ func TestStreamShared(t *testing.T) {
 		t.Fatalf("hv1 was told %v", first)
 	}
 	two.Set([]StreamTarget{streamTo("hv2", "hv1"), streamTo("hv1", "hv2")})
+	if m := agents["hv2"].told(); len(m.GetTargets()) != 1 || m.Targets[0].SuspectRateMilli != 1_000_000 {
+		t.Errorf("hv2, whose agent tells no bound, was told %v", m)
+	}
 	if m := agents["hv1"].told(); m != nil {
 		t.Errorf("hv1 was told again: %v", m)
 	}

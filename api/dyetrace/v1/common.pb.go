@@ -1027,7 +1027,9 @@ type UnderlayEcho struct {
 	// Those where it cannot, each with its reason; a line each.
 	Problems []string `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
 	// It knows streams (StreamUnderlay), as the one that sends and as the one that answers.
-	Streams       bool `protobuf:"varint,180,opt,name=streams,proto3" json:"streams,omitempty"`
+	Streams bool `protobuf:"varint,180,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Most questions a second that it sends of a stream (UnderlayTarget.suspect_rate_milli); 0 is 1,000.
+	StreamRate    uint32 `protobuf:"varint,181,opt,name=stream_rate,json=streamRate,proto3" json:"stream_rate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1088,6 +1090,13 @@ func (x *UnderlayEcho) GetStreams() bool {
 		return x.Streams
 	}
 	return false
+}
+
+func (x *UnderlayEcho) GetStreamRate() uint32 {
+	if x != nil {
+		return x.StreamRate
+	}
+	return 0
 }
 
 // FlowRef is one flow of a bridge.
@@ -1547,12 +1556,14 @@ const file_dyetrace_v1_common_proto_rawDesc = "" +
 	"\x10underlay_limited\x18\v \x01(\x04R\x0funderlayLimited\x12,\n" +
 	"\x11underlay_streamed\x18\xb4\x01 \x01(\x04R\x10underlayStreamed\x12*\n" +
 	"\x10underlay_unclear\x18\xb5\x01 \x01(\x04R\x0funderlayUnclear\x12,\n" +
-	"\x11underlay_silences\x18\xb6\x01 \x01(\x04R\x10underlaySilences\"w\n" +
+	"\x11underlay_silences\x18\xb6\x01 \x01(\x04R\x10underlaySilences\"\x99\x01\n" +
 	"\fUnderlayEcho\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1a\n" +
 	"\bproblems\x18\x03 \x03(\tR\bproblems\x12\x19\n" +
-	"\astreams\x18\xb4\x01 \x01(\bR\astreams\"\xc7\x02\n" +
+	"\astreams\x18\xb4\x01 \x01(\bR\astreams\x12 \n" +
+	"\vstream_rate\x18\xb5\x01 \x01(\rR\n" +
+	"streamRate\"\xc7\x02\n" +
 	"\aFlowRef\x12\x16\n" +
 	"\x06bridge\x18\x01 \x01(\tR\x06bridge\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\rR\x05table\x12\x1a\n" +
