@@ -133,6 +133,8 @@ type hardFault struct {
 	Told string `json:"told"`
 	// First is how long after the break that was.
 	First time.Duration `json:"first_ns"`
+	// At is when it was broken.
+	At time.Time `json:"at"`
 }
 
 // bySilence are the kinds of cause of which nothing tells but that packets are not seen: they are waited for.
@@ -187,7 +189,8 @@ func named(hard, lossy []hardFault) string {
 	}
 	for _, h := range slices.Concat(hard, lossy) {
 		if h.Told == "" || h.First > hardTarget && !slices.Contains(lossy, h) || h.First > lossTarget {
-			fmt.Fprintf(&b, "  later: %s, %s, %v after the break; before it %s\n", h.Case, cmp.Or(h.Told, "not named"), h.First.Round(time.Millisecond), cmp.Or(h.After, "nothing"))
+			fmt.Fprintf(&b, "  later: %s, %s, %v after the break at %s; before it %s\n", h.Case, cmp.Or(h.Told, "not named"), h.First.Round(time.Millisecond),
+				h.At.Format("15:04:05.000"), cmp.Or(h.After, "nothing"))
 		}
 	}
 	return b.String()
@@ -208,8 +211,8 @@ func TestNamed(t *testing.T) {
 - right after a fault of ours: median 2000, p99 2000, max 2000 ms of 1
 with OVN: median 1, p99 1, max 1 ms of 1
 losses of 1 %: median 4000, p99 6000, max 6000 ms of 2
-  later: b, underlay, 2s after the break; before it own: c
-  later: loss, loss, 6s after the break; before it nothing
+  later: b, underlay, 2s after the break at 00:00:00.000; before it own: c
+  later: loss, loss, 6s after the break at 00:00:00.000; before it nothing
 `
 	if got := named(all, lossy); got != want {
 		t.Errorf("%s\nwant %s", got, want)

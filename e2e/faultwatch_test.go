@@ -146,7 +146,7 @@ func (c benchCase) watch(b *bench, l *lab, p *patrol, after string) *score {
 		c.own.do(l)
 	}
 	named, by := c.await(j, p, from, broken.At)
-	h := hardFault{Case: c.watchName(), After: after, Told: by}
+	h := hardFault{Case: c.watchName(), After: after, Told: by, At: broken.At}
 	if by != "" {
 		h.First = slices.Min(named)
 	}
