@@ -333,7 +333,8 @@ func TestContinuousMTU(t *testing.T) { // not beside others: two labs that are w
 	}()
 	eventually(t, "path-mtu, of those that cross it", 2*time.Minute, func() bool {
 		wrong = slices.DeleteFunc(p.standing().Pairs, func(q pair) bool {
-			named := q.CauseKind == "path-mtu" // of an exchange that was under way when it broke, by some source ports
+			// An exchange may be under way when it breaks, which is by some source ports then.
+			named := q.CauseKind == "path-mtu" && (strings.Contains(q.Cause, "1400 bytes pass") || strings.Contains(q.Cause, " source ports"))
 			return (q.Verdict == "faulty") == named && named == (len(fatesOf(tr.Large, q)) > 0)
 		})
 		return len(wrong) == 0

@@ -24,7 +24,8 @@ const (
 	giveUp = 2 * time.Second
 	// outage is how many questions in a row that are lost are one event, and no rate: many streams have the same, at the same moment. On a path
 	// that loses a fifth of all packets by chance so many are once in 600; at a fiftieth, once in six millions.
-	outage = 4
+	// But it is none where a source port is lost in so many runs in a row as gone: its way is down.
+	outage, gone = 4, 3
 	// calm is how many questions in a row must arrive after a loss for a stream to be beyond suspicion. At a
 	// loss of 1 % so many do once in 400 times; with 255, as many as outweigh one loss where 0.1 % is tried
 	// against 1 %, one in 13, and 99 of 100 losses were found in 6 s instead of 4 (computed; 200 a second,
@@ -68,6 +69,10 @@ type stream struct {
 	slots      [streamSlots]slot
 	base       attested // of the last answer before tail
 	counts     []Count  // by source port
+	// gone is by source port in how many runs in a row it was lost, without an answer in between, and crowded how many answers must come
+	// until it is forgotten that there was no room for a question.
+	gone    []uint8
+	crowded int
 	// run are those questions lost in a row that end at tail, the first of them.
 	run      [outage - 1]lost
 	runs     int
@@ -105,7 +110,7 @@ type lost struct {
 }
 
 func newStream(ports int) *stream {
-	return &stream{ports: ports, settle: firstSettle, counts: make([]Count, ports)}
+	return &stream{ports: ports, settle: firstSettle, counts: make([]Count, ports), gone: make([]uint8, ports)}
 }
 
 // port is the number of the source port that a question is sent from.
@@ -120,6 +125,7 @@ func (s *stream) sent(now time.Time) {
 	}
 	if s.head-s.tail == streamSlots {
 		s.count(unclear)
+		s.crowded = calm
 	}
 	*s.slot(s.head) = slot{at: now, clock: s.quiet.clock}
 	s.head++
@@ -216,6 +222,9 @@ func (s *stream) suspicious() bool {
 // is waited for, and what is not answered by then must have room.
 func (s *stream) quickest() float64 {
 	waits := max(s.settle, s.quiet.longest())
+	if s.crowded > 0 { // there are ports of which only others' answers tell
+		waits = max(waits, elsewhere*s.settle)
+	}
 	return min(float64(seenBits-2*s.ports), streamSlots/2) / (waits + streamTick).Seconds()
 }
 
@@ -230,7 +239,7 @@ func (s *stream) hurries(rate float64) bool { return s.head != s.quiet.next || s
 
 // troubled says that much is lost of late, or that nothing is answered.
 func (s *stream) troubled(now time.Time) bool {
-	return s.share > heavy || s.head != s.tail && now.Sub(s.newest) > mute
+	return s.share > heavy || s.head != s.tail && now.Sub(s.newest) > mute+s.quiet.way()
 }
 
 // settled counts what is known.
@@ -271,6 +280,8 @@ func (s *stream) count(f fate) {
 	switch f {
 	case passed:
 		s.endRun()
+		s.gone[s.port(s.tail)] = 0
+		s.crowded = max(0, s.crowded-1)
 		s.base = e.told
 		c.Passed++
 		s.suspect = max(0, s.suspect-1)
@@ -292,8 +303,9 @@ func (s *stream) endRun() {
 	for i := range min(s.runs, len(s.run)) {
 		l := s.run[i]
 		c := &s.counts[l.port]
+		s.gone[l.port] = min(s.gone[l.port]+1, gone)
 		switch {
-		case s.runs >= outage:
+		case s.runs >= outage && s.gone[l.port] < gone:
 			c.Unclear++
 		case l.fate == there:
 			c.There++

@@ -227,10 +227,17 @@ func (f *Fleet) leave(s *session) {
 // setState takes in what the agent of s says of its host. The lock keeps the last word of a
 // session that was replaced from overtaking the first of its successor.
 func (f *Fleet) setState(s *session, state *dyetracev1.HostState) {
+	if f.noteState(s, state) {
+		f.streams.bounded(f, s.host)
+	}
+}
+
+// noteState is setState but for what follows; false where another session has taken the place of s.
+func (f *Fleet) noteState(s *session, state *dyetracev1.HostState) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.hosts[s.host].session != s {
-		return
+		return false
 	}
 	h := f.hosts[s.host]
 	if !slices.Equal(h.known.echo.GetAddresses(), state.GetUnderlay().GetAddresses()) || h.known.echo.GetPort() != state.GetUnderlay().GetPort() {
@@ -241,4 +248,5 @@ func (f *Fleet) setState(s *session, state *dyetracev1.HostState) {
 		Name: s.host, Connected: true, Bridges: state.GetBridges(), Endpoints: state.GetEndpoints(),
 		Underlay: state.GetUnderlay(), MTUs: state.GetEndpointMtu(),
 	})
+	return true
 }

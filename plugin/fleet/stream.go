@@ -87,6 +87,7 @@ type streams struct {
 type hostStreams struct {
 	targets []StreamTarget
 	message *dyetracev1.StreamUnderlay
+	most    float64 // that its agent sends of a stream, as was planned by
 }
 
 // Stream begins to have hosts send streams. budget is how many datagrams a second each of them may send in
@@ -171,6 +172,7 @@ func (st *streams) plan(f *Fleet) {
 		}
 		m.Extra = uint32(max(0, float64(st.budget)-own))
 		if old := st.sent[host]; old != nil {
+			old.most = most
 			m.Set = old.message.Set
 			if proto.Equal(m, old.message) {
 				continue
@@ -178,7 +180,7 @@ func (st *streams) plan(f *Fleet) {
 		}
 		st.set++
 		m.Set = st.set
-		st.sent[host] = &hostStreams{targets, m}
+		st.sent[host] = &hostStreams{targets, m, most}
 		f.tell(host, m)
 	}
 }
@@ -197,6 +199,15 @@ func (st *streams) resend(f *Fleet, host string) {
 	defer st.mu.Unlock()
 	if h := st.sent[host]; h != nil && len(h.targets) > 0 {
 		f.tell(host, h.message)
+	}
+}
+
+// bounded plans anew where a host's agent tells another bound than was planned by.
+func (st *streams) bounded(f *Fleet, host string) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if h := st.sent[host]; h != nil && len(h.targets) > 0 && h.most != f.streamsOf(host) {
+		st.plan(f)
 	}
 }
 

@@ -8,11 +8,12 @@ import (
 	"time"
 
 	dyetracev1 "github.com/dyetrace/dyetrace/api/dyetrace/v1"
+	"github.com/dyetrace/dyetrace/plugin/inventory"
 )
 
 // crew is a fleet whose agents say nothing by themselves.
 func crew(names ...string) (*Fleet, map[string]*session) {
-	f := New(Config{Log: slog.New(slog.DiscardHandler)})
+	f := New(Config{Log: slog.New(slog.DiscardHandler), Book: inventory.NewBook()})
 	all := map[string]*session{}
 	for _, name := range names {
 		s := &session{fleet: f, host: name, queue: make(chan *dyetracev1.SessionResponse, queueLength), end: func(error) {}}
@@ -57,6 +58,10 @@ func TestStreamShared(t *testing.T) {
 	two.Set([]StreamTarget{streamTo("hv2", "hv1"), streamTo("hv1", "hv2")})
 	if m := agents["hv2"].told(); len(m.GetTargets()) != 1 || m.Targets[0].SuspectRateMilli != 1_000_000 {
 		t.Errorf("hv2, whose agent tells no bound, was told %v", m)
+	}
+	f.setState(agents["hv2"], &dyetracev1.HostState{Underlay: &dyetracev1.UnderlayEcho{StreamRate: 1500}})
+	if m := agents["hv2"].told(); len(m.GetTargets()) != 1 || m.Targets[0].SuspectRateMilli != 1_500_000 {
+		t.Errorf("hv2, whose agent tells another bound by now, was told %v", m)
 	}
 	if m := agents["hv1"].told(); m != nil {
 		t.Errorf("hv1 was told again: %v", m)
