@@ -333,7 +333,10 @@ func (l *Lab) removeNetwork(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dockerWait)
 	defer cancel()
-	for {
+	for try := 0; ; try++ {
+		if try == forgetAfter {
+			forgetEndpoints(ctx, networks)
+		}
 		_, err := docker(ctx, append([]string{"network", "rm"}, networks...)...)
 		if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
 			return err
@@ -342,6 +345,25 @@ func (l *Lab) removeNetwork(ctx context.Context) error {
 		case <-ctx.Done():
 			return err
 		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// forgetAfter is after how many tries to remove a network Docker is told to forget who is gone.
+const forgetAfter = 30
+
+// forgetEndpoints has Docker forget those at networks whose containers are gone: it may count one for ever that was removed while it
+// was joined. A container that is there keeps the network.
+func forgetEndpoints(ctx context.Context, networks []string) {
+	for _, n := range networks {
+		out, err := docker(ctx, "network", "inspect", "--format", "{{range .Containers}}{{println .Name}}{{end}}", n)
+		if err != nil {
+			continue
+		}
+		for _, name := range strings.Fields(out) {
+			if _, err := docker(ctx, "container", "inspect", name); err != nil && strings.Contains(strings.ToLower(err.Error()), "no such container") {
+				_, _ = docker(ctx, "network", "disconnect", "--force", n, name) // whether it helped, the next try tells
+			}
 		}
 	}
 }

@@ -53,7 +53,7 @@ type exchange struct {
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
 	first  *verdict.Underlay // that lost much, and was repeated
-	busy   int               // answers that the host has no room for it
+	busy   int               // answers that the host has no room for it, or that the other one stood still
 	shared bool              // the host that answers had another of this run meanwhile
 	alone  bool              // repeated without any other there
 
@@ -355,6 +355,14 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	switch {
 	case e.first != nil:
 		e.result = verdict.Again(e.first, e.result)
+	case e.busy == 0 && e.result.Untried():
+		e.busy++
+		e.step, e.until = pausing, now.Add(exchangeAgain)
+		e.result, e.report, e.recall = nil, nil, nil
+		ports, repeats := e.ask.SourcePorts, e.ask.Repeats
+		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
+		e.ask.SourcePorts, e.ask.Repeats = ports, repeats
+		return
 	case e.result.Rife(), e.shared && !e.echo && e.result.Drowned(now.Sub(e.began)):
 		e.step, e.until = pausing, now.Add(exchangeAgain)
 		e.alone = e.shared && !e.echo

@@ -93,6 +93,29 @@ func late(by time.Duration) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.
 	}
 }
 
+// deaf has the first n exchanges between two hosts bring small packets there, and have no answer in time, so that no large ones are sent.
+func deaf(n int) func(string, *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+	passes := underlayOf(func(uint32) bool { return false })
+	asked := map[string]int{}
+	return func(host string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
+		r := passes(host, m)
+		if m.GetRecall() {
+			r.Seen = bytes.Repeat([]byte{0xff}, 64)
+			return r
+		}
+		key := host + string(m.GetDstIp())
+		if asked[key]++; asked[key] <= n {
+			clear(r.Answered)
+			for i := range r.Sent {
+				if i%len(m.GetSizes()) > 0 {
+					r.Sent[i] = 0
+				}
+			}
+		}
+		return r
+	}
+}
+
 // barred has a host have no way to the other: nothing is sent.
 func barred(_ string, m *dyetracev1.ProbeUnderlay) *dyetracev1.UnderlayReport {
 	r := underlayOf(everything)("", m)
@@ -296,6 +319,8 @@ func TestMTU(t *testing.T) {
 	}{
 		{"passes", func(c *cast) { c.underlay = underlayOf(func(uint32) bool { return false }) }, 6, "map[healthy | :56]"},
 		{"lost", func(c *cast) { c.underlay = underlayOf(large) }, 6, "path MTU: packets of 1492 bytes"},
+		{"answers that are late, once", func(c *cast) { c.underlay = deaf(1) }, 12, "map[healthy | :56]"},
+		{"answers that are late", func(c *cast) { c.underlay = deaf(2) }, 12, "and none was answered in time, so that none of 1492 bytes was sent"},
 		{"no answer", func(c *cast) {}, 6, "whether large ones do could not be tried: the agent of"},
 	}
 	for _, tt := range tests {

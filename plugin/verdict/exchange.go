@@ -302,6 +302,13 @@ func (u *Underlay) Rife() bool {
 	return what == rife
 }
 
+// Untried says that no large packet of an exchange was sent, since no small one was answered in time, though some came there: what
+// answers stands still, or nothing comes back.
+func (u *Underlay) Untried() bool {
+	last := len(u.Sizes) - 1
+	return u.Error == "" && u.Asked && last > 0 && u.forward(last).sent == 0 && u.forward(0).came > 0
+}
+
 // Drowned says that nothing of an exchange came, while packets of others did come to the same host, within that time before
 // it was asked. Where a way passes little, one exchange takes the room of another that goes on at once: before that
 // accuses the network it must be seen Again, alone. Streams that are silent, or a router that says so, show it already.

@@ -280,6 +280,9 @@ func (u *Underlay) unclear() string {
 		return words
 	}
 	last := len(u.Sizes) - 1
+	if u.Untried() {
+		return fmt.Sprintf("%s, and none was answered in time, so that none of %d bytes was sent", words, u.Sizes[last].Bytes)
+	}
 	there, back := u.forward(last), u.reply(last)
 	return fmt.Sprintf("%s; of packets of %d bytes, %d of %d source ports had none through", words, u.Sizes[last].Bytes,
 		max(there.dead, back.dead), there.ports)
