@@ -24,8 +24,9 @@ const (
 	giveUp = 2 * time.Second
 	// outage is how many questions in a row that are lost are one event, and no rate: many streams have the same, at the same moment. On a path
 	// that loses a fifth of all packets by chance so many are once in 600; at a fiftieth, once in six millions.
-	// But it is none where a source port is lost in so many runs in a row as gone: its way is down.
+	// But it is none where a source port is lost in so many runs in a row as gone, and for goneFor: its way is down.
 	outage, gone = 4, 3
+	goneFor      = time.Second
 	// calm is how many questions in a row must arrive after a loss for a stream to be beyond suspicion. At a
 	// loss of 1 % so many do once in 400 times; with 255, as many as outweigh one loss where 0.1 % is tried
 	// against 1 %, one in 13, and 99 of 100 losses were found in 6 s instead of 4 (computed; 200 a second,
@@ -69,9 +70,10 @@ type stream struct {
 	slots      [streamSlots]slot
 	base       attested // of the last answer before tail
 	counts     []Count  // by source port
-	// gone is by source port in how many runs in a row it was lost, without an answer in between, and crowded how many answers must come
-	// until it is forgotten that there was no room for a question.
+	// gone is by source port in how many runs in a row it was lost, without an answer in between, and since when; crowded is how many
+	// answers must come until it is forgotten that there was no room for a question.
 	gone    []uint8
+	since   []time.Time
 	crowded int
 	// run are those questions lost in a row that end at tail, the first of them.
 	run      [outage - 1]lost
@@ -107,10 +109,11 @@ type attested struct {
 type lost struct {
 	port int
 	fate fate
+	at   time.Time
 }
 
 func newStream(ports int) *stream {
-	return &stream{ports: ports, settle: firstSettle, counts: make([]Count, ports), gone: make([]uint8, ports)}
+	return &stream{ports: ports, settle: firstSettle, counts: make([]Count, ports), gone: make([]uint8, ports), since: make([]time.Time, ports)}
 }
 
 // port is the number of the source port that a question is sent from.
@@ -125,6 +128,7 @@ func (s *stream) sent(now time.Time) {
 	}
 	if s.head-s.tail == streamSlots {
 		s.count(unclear)
+		s.settled() // what is known behind it is not unclear
 		s.crowded = calm
 	}
 	*s.slot(s.head) = slot{at: now, clock: s.quiet.clock}
@@ -287,7 +291,7 @@ func (s *stream) count(f fate) {
 		s.suspect = max(0, s.suspect-1)
 	case there, back:
 		if s.runs < len(s.run) {
-			s.run[s.runs] = lost{s.port(s.tail), f}
+			s.run[s.runs] = lost{s.port(s.tail), f, e.at}
 		} else {
 			c.Unclear++
 		}
@@ -303,9 +307,12 @@ func (s *stream) endRun() {
 	for i := range min(s.runs, len(s.run)) {
 		l := s.run[i]
 		c := &s.counts[l.port]
+		if s.gone[l.port] == 0 {
+			s.since[l.port] = l.at
+		}
 		s.gone[l.port] = min(s.gone[l.port]+1, gone)
 		switch {
-		case s.runs >= outage && s.gone[l.port] < gone:
+		case s.runs >= outage && (s.gone[l.port] < gone || l.at.Sub(s.since[l.port]) < goneFor):
 			c.Unclear++
 		case l.fate == there:
 			c.There++

@@ -334,7 +334,7 @@ func (l *Lab) removeNetwork(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dockerWait)
 	defer cancel()
 	for try := 0; ; try++ {
-		if try == forgetAfter {
+		if try > 0 && try%forgetAfter == 0 {
 			forgetEndpoints(ctx, networks)
 		}
 		_, err := docker(ctx, append([]string{"network", "rm"}, networks...)...)
@@ -349,8 +349,8 @@ func (l *Lab) removeNetwork(ctx context.Context) error {
 	}
 }
 
-// forgetAfter is after how many tries to remove a network Docker is told to forget who is gone.
-const forgetAfter = 30
+// forgetAfter is after how many tries to remove a network Docker is told to forget who is gone, and again after as many.
+const forgetAfter = 10
 
 // forgetEndpoints has Docker forget those at networks whose containers are gone: it may count one for ever that was removed while it
 // was joined. A container that is there keeps the network.

@@ -157,7 +157,11 @@ func (st *streams) plan(f *Fleet) {
 	}
 	for host, targets := range by {
 		m := &dyetracev1.StreamUnderlay{}
-		own, most := 0.0, f.streamsOf(host)
+		own, planned := 0.0, 0.0
+		if old := st.sent[host]; old != nil {
+			planned = old.most
+		}
+		most := f.streamsOf(host, planned)
 		for _, t := range targets {
 			rate, suspect := st.rates(asks[t.From], answers[t.To], most)
 			own += rate
@@ -206,17 +210,22 @@ func (st *streams) resend(f *Fleet, host string) {
 func (st *streams) bounded(f *Fleet, host string) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if h := st.sent[host]; h != nil && len(h.targets) > 0 && h.most != f.streamsOf(host) {
+	if h := st.sent[host]; h != nil && len(h.targets) > 0 && h.most != f.streamsOf(host, h.most) {
 		st.plan(f)
 	}
 }
 
-// streamsOf is how many questions a second a host's agent sends of a stream at the most.
-func (f *Fleet) streamsOf(host string) float64 {
+// streamsOf is how many questions a second a host's agent sends of a stream at the most; what was planned by, where it is away or has
+// not told yet.
+func (f *Fleet) streamsOf(host string, planned float64) float64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if h := f.hosts[host]; h != nil && h.known.echo.GetStreamRate() > 0 {
+	h := f.hosts[host]
+	switch {
+	case h != nil && h.known.echo.GetStreamRate() > 0:
 		return float64(h.known.echo.GetStreamRate())
+	case planned > 0 && (h == nil || h.known.echo == nil):
+		return planned
 	}
 	return olderRate
 }

@@ -53,9 +53,12 @@ type exchange struct {
 	report *dyetracev1.UnderlayReport
 	recall *dyetracev1.UnderlayReport
 	first  *verdict.Underlay // that lost much, and was repeated
-	busy   int               // answers that the host has no room for it, or that the other one stood still
+	busy   int               // answers that the host has no room for it
+	brief  bool              // for large packets, by fewer source ports
 	shared bool              // the host that answers had another of this run meanwhile
 	alone  bool              // repeated without any other there
+
+	untried *verdict.Underlay // in which no large packet was sent, and that was repeated
 
 	result    *verdict.Underlay // once it is done
 	questions []question        // tracks that wait for it
@@ -79,6 +82,8 @@ type heldPair struct {
 	pair   int
 	result verdict.Result
 }
+
+func (h heldPair) unhealthy() bool { return h.result.Verdict != verdict.Healthy }
 
 // exchangeKey tells exchanges apart.
 type exchangeKey struct {
@@ -126,7 +131,7 @@ func (x *execution) exchangeFor(n *verdict.NeedUnderlay, brief bool) *exchange {
 		from: slices.Index(x.ledger.hosts, n.From), to: slices.Index(x.ledger.hosts, n.To),
 	}
 	if brief {
-		e.ask.SourcePorts = mtuPorts
+		e.brief, e.ask.SourcePorts = true, mtuPorts
 	}
 	x.exchanges[keyOf(n, brief)] = e
 	x.exploring = append(x.exploring, e)
@@ -352,11 +357,14 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	if since, is := x.options.between.hushed(e.need.From, e.need.To); is {
 		e.result.Silent = max(0, now.Sub(since))
 	}
+	if e.untried != nil && e.result.Error != "" {
+		e.result = e.untried // what was known before
+	}
 	switch {
 	case e.first != nil:
 		e.result = verdict.Again(e.first, e.result)
-	case e.busy == 0 && e.result.Untried():
-		e.busy++
+	case e.brief && e.untried == nil && e.result.Untried() && !slices.ContainsFunc(e.held, heldPair.unhealthy):
+		e.untried = e.result
 		e.step, e.until = pausing, now.Add(exchangeAgain)
 		e.result, e.report, e.recall = nil, nil, nil
 		ports, repeats := e.ask.SourcePorts, e.ask.Repeats
@@ -452,7 +460,12 @@ func (x *execution) emitWithMTU(pair int, r verdict.Result) {
 	p := x.ledger.path(from)
 	var tried []verdict.TriedMTU
 	for _, e := range x.mtu[pair] {
-		if e.step != done {
+		switch {
+		case e.step == done:
+		case e.untried != nil && r.Verdict != verdict.Healthy: // it does not wait for the other one
+			tried = append(tried, verdict.TriedMTU{Need: &e.need, Showed: e.untried})
+			continue
+		default:
 			e.held = append(e.held, heldPair{pair, r})
 			return
 		}
