@@ -232,13 +232,12 @@ func (x *execution) follow(f *foresight) {
 // made by ovs-vswitchd's main thread, one at a time.
 const testifiers = 32
 
-// testify asks, where flows, ports or tunnels say why a probe is lost, or other packets that it is not late, or soon may, what becomes of the
-// echo beside it: if it is the same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
+// testify asks, where flows, ports or tunnels say why a probe is lost, or other packets that it is not late, what becomes of the echo beside
+// it: if it is the same nobody waits for the echo, and where a patrol lost one before, one probe less by tcp is needed, which each take their time.
 func (x *execution) testify(f *foresight) {
 	pair := x.layout.pair(f.track)
 	beside, _ := x.layout.group(pair, min(1, x.layout.schemes-1))
-	_, hushed := x.hushed(pair)
-	says := f.explanation.Outcome == verdict.Dropped || hushed || x.lateness(f.track) < x.patience
+	says := f.explanation.Outcome == verdict.Dropped || x.lateness(f.track) < x.patience
 	if !x.options.examines() && len(x.pairs) > testifiers || !says || !x.progress[pair].beside || beside == f.track || x.foreseen[beside] != nil || x.arrived(f.track) {
 		return
 	}
@@ -285,15 +284,13 @@ func (x *execution) inquire(q question) {
 // flows do may have changed since.
 func (x *execution) foreknown(q question, f *foresight) {
 	q.explanation = f.explanation
-	e := x.evidence(q.track)
-	e.Explanation = f.explanation
-	r := x.judgeSoFar(e) // where an exchange shows that nothing passes, less is waited for than without
+	r := x.judgeWith(&q, nil)
 	if r.Verdict == verdict.Unknown || r.MayBeRemembered || f.explanation.Error != "" {
 		q.explanation = nil
 		x.asking = append(x.asking, q)
 		return
 	}
-	x.told(q, x.judgeWith(&q, nil))
+	x.told(q, r)
 }
 
 // sameNeed says that one answer does for both: it is about a packet as it came to a host, however far it was seen there.

@@ -103,9 +103,8 @@ func (x *execution) waitUntil(number uint32) time.Time {
 	case x.progress[pair].trip > 0:
 		return x.begun.Add(p.sent + x.patienceFor(pair))
 	case x.tcp(number):
-		seen := x.begun.Add(p.heard)
-		if late := x.latenessAt(x.ledger.of(number), seen); late > 0 {
-			return seen.Add(late)
+		if late := x.lateness(x.ledger.of(number)); late > 0 {
+			return x.begun.Add(p.heard + late)
 		}
 	}
 	return x.begun.Add(p.sent + x.settle)
@@ -114,20 +113,14 @@ func (x *execution) waitUntil(number uint32) time.Time {
 // explainedAway says that it is known why probes of a track are lost: it is no matter of time.
 func (x *execution) explainedAway(track int) bool { return x.lateness(track) == 0 }
 
-// lateness is how long a probe of a track may be late after it was seen last, by what is known so far, if that was when all began; 0 is that
-// something else than time is why it does not arrive.
-func (x *execution) lateness(track int) time.Duration { return x.latenessAt(track, x.begun) }
-
-// latenessAt is that of a probe that was seen last then: where the network has passed nothing for long by then, it is waited for less.
-func (x *execution) latenessAt(track int, seen time.Time) time.Duration {
+// lateness is how long a probe of a track may be late after it was seen last, by what is known so far; 0 is that something else than time
+// is why it does not arrive.
+func (x *execution) lateness(track int) time.Duration {
 	most := x.patience
 	if most == 0 {
 		most = time.Hour // nobody waits, and what is not seen may be late as well
 	}
-	e := x.guess(track, x.begun) // however long others of the track were silent, this one may be late
-	if since, is := x.hushed(x.layout.pair(track)); is {
-		e.Hushed = max(0, seen.Sub(since))
-	}
+	e := x.guess(track, x.begun) // however long others were silent, this one may be late
 	if f := x.foreseen[track]; f != nil {
 		e.Explanation = f.explanation // where there is none, ports may say so
 	}
