@@ -279,15 +279,15 @@ const (
 	swift, trips = 1.0 / 3, 4
 	// steady is what share is enough for a guest that answered until a moment ago, as far as is known in a fraction of that, and is on the same
 	// host as who watches it: it is half a second by default. What stands still for longer is said to be silent. A network may be slower
-	// from one moment to the next, by another way. So it is where nothing passes between two hosts, and others have been waited for for
-	// all of Patience that they exchange all the time: what was sent a tenth of a second after the first of those need not be.
-	steady = 2.0 / 3
+	// from one moment to the next, by another way. So where nothing passes between two hosts, and others have been waited for for
+	// all of Patience that they exchange all the time, hushed of it must have passed for what was sent after the first of those.
+	steady, hushed = 2.0 / 3, 0.9
 )
 
 // AfterHush is how long a packet must have been waited for where others between the same hosts, which are exchanged all the time, have
 // been for all of patience.
 func AfterHush(patience time.Duration) time.Duration {
-	return time.Duration(steady * float64(patience))
+	return time.Duration(hushed * float64(patience))
 }
 
 // patience is how long the packet may be late of which this is the verdict.

@@ -297,9 +297,9 @@ func TestUnderlayIsQuick(t *testing.T) {
 		{rtt: 100 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 150 * time.Millisecond},
 		{rtt: 300 * time.Millisecond, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
 		{dead: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond},
-		{dead: true, quiet: 620 * time.Millisecond, hushed: 700 * time.Millisecond, wait: 50 * time.Millisecond},
-		{dead: true, quiet: 620 * time.Millisecond, hushed: 750 * time.Millisecond},
-		{dead: true, quiet: 250 * time.Millisecond, hushed: 2 * time.Second, wait: 250 * time.Millisecond},
+		{dead: true, quiet: 680 * time.Millisecond, hushed: 700 * time.Millisecond, wait: 50 * time.Millisecond},
+		{dead: true, quiet: 680 * time.Millisecond, hushed: 750 * time.Millisecond},
+		{dead: true, quiet: 250 * time.Millisecond, hushed: 2 * time.Second, wait: 425 * time.Millisecond},
 		{dead: true, quiet: 700 * time.Millisecond, hushed: 600 * time.Millisecond, wait: 50 * time.Millisecond},
 		{dead: true, quiet: 750 * time.Millisecond, hushed: 600 * time.Millisecond},
 		{rtt: time.Millisecond, unanswered: true, quiet: 250 * time.Millisecond, wait: 500 * time.Millisecond}, // yet
