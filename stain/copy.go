@@ -227,12 +227,12 @@ func (s Stain) parseTCP(tcp []byte) (token uint32, m message, err error) {
 		return 0, 0, errPorts
 	}
 	seq, ack := binary.BigEndian.Uint32(tcp[4:]), binary.BigEndian.Uint32(tcp[8:])
-	switch tcp[tcpFlags] & (flagFIN | flagSYN | flagRST | flagACK) {
-	case flagSYN:
+	switch tcp[tcpFlags] & (FlagFIN | FlagSYN | FlagRST | FlagACK) {
+	case FlagSYN:
 		return seq, question, nil
-	case flagRST:
+	case FlagRST:
 		return seq - 1, withdrawal, nil
-	case flagRST | flagACK, flagSYN | flagACK:
+	case FlagRST | FlagACK, FlagSYN | FlagACK:
 		return ack - 1, answer, nil
 	}
 	return 0, 0, errFlags

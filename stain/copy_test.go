@@ -19,7 +19,7 @@ func goodCopy() Copy {
 	return Copy{
 		Kind: FromTunnel, Scheme: TCP, InPort: 0x1234, TunSrc: [4]byte{172, 16, 0, 9}, TunID: 0xabcdef,
 		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), TTL: 63, Token: 0xdeadbeef,
-		Flags: flagSYN,
+		Flags: FlagSYN,
 	}
 }
 
@@ -81,7 +81,7 @@ const (
 
 func TestParseCopyGolden(t *testing.T) {
 	t.Parallel()
-	reply := Copy{Kind: FromInstance, Scheme: TCP, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true, Flags: flagRST | flagACK}
+	reply := Copy{Kind: FromInstance, Scheme: TCP, InPort: 7, Src: goodCopy().Dst, Dst: goodCopy().Src, TTL: 64, Token: 0xdeadbeef, Reply: true, Flags: FlagRST | FlagACK}
 	reply6 := reply
 	reply6.Src, reply6.Dst = goodCopy6().Dst, goodCopy6().Src
 	noReply := echoCopy(goodCopy())
@@ -314,7 +314,7 @@ var mapped = netip.MustParseAddr("::ffff:10.0.0.1").AsSlice()
 func TestParseCopyOptions(t *testing.T) {
 	t.Parallel()
 	s, want := Default(), goodCopy()
-	want.Reply, want.Flags = true, flagSYN|flagACK
+	want.Reply, want.Flags = true, FlagSYN|FlagACK
 	var parts []gopacket.SerializableLayer
 	for _, part := range wantTCP(s, want.Src, want.Dst, want.TTL, layers.TCP{
 		Ack: want.Token + 1, SYN: true, ACK: true,
@@ -352,11 +352,11 @@ func builtFlags(c Copy) uint8 {
 	case c.Scheme != TCP:
 		return 0
 	case c.Reply:
-		return flagRST | flagACK
+		return FlagRST | FlagACK
 	case c.Close:
-		return flagRST
+		return FlagRST
 	}
-	return flagSYN
+	return FlagSYN
 }
 
 func TestCopyRoundTrip(t *testing.T) {

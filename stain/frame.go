@@ -43,6 +43,14 @@ const (
 // MaxFrame is the size in bytes that no frame of ours exceeds, of any scheme.
 const MaxFrame = 128
 
+// Flags of TCP, of byte 13 of its header (RFC 9293, section 3.1).
+const (
+	FlagFIN = 0x01
+	FlagSYN = 0x02
+	FlagRST = 0x04
+	FlagACK = 0x10
+)
+
 // Sizes of headers in bytes, and the numbers in them.
 const (
 	ethLen   = 14
@@ -69,11 +77,6 @@ const (
 	protoICMP   = 1
 	protoTCP    = 6
 	protoICMPv6 = 58
-
-	flagFIN = 0x01
-	flagSYN = 0x02
-	flagRST = 0x04
-	flagACK = 0x10
 
 	tcpOffset = tcpLen / 4 << 12
 	tcpWindow = 64240 // see the package documentation
@@ -253,12 +256,12 @@ func (s Stain) appendIPv6(b []byte, src, dst [16]byte, ttl, proto uint8, size ui
 
 // appendTCP appends a segment without data.
 func (s Stain) appendTCP(b []byte, addrs, token uint32, m message) []byte {
-	seq, ack, flags := token, uint32(0), uint32(flagSYN)
+	seq, ack, flags := token, uint32(0), uint32(FlagSYN)
 	switch m { // token+1, since the SYN took one (RFC 9293, section 3.4)
 	case withdrawal:
-		seq, flags = token+1, flagRST
+		seq, flags = token+1, FlagRST
 	case answer:
-		seq, ack, flags = 0, token+1, flagRST|flagACK
+		seq, ack, flags = 0, token+1, FlagRST|FlagACK
 	}
 	ports := uint32(s.Port)<<16 | uint32(s.Port)
 	check := fold(tcpSum + addrs + sum32(ports) + sum32(seq) + sum32(ack) + flags)

@@ -187,22 +187,15 @@ func (r TraceRequest) payload(ipv6 bool) (string, error) {
 	return "icmp,icmp_type=8,icmp_code=0", nil
 }
 
-// Flags of TCP (RFC 9293, section 3.1).
-const (
-	tcpSYN = 0x02
-	tcpRST = 0x04
-	tcpACK = 0x10
-)
-
 // flags are those of the packet's TCP header, assumed where they are not known.
 func (r TraceRequest) flags() uint8 {
 	switch {
 	case r.Flags != 0:
 		return r.Flags
 	case r.Reply:
-		return tcpRST | tcpACK
+		return stain.FlagRST | stain.FlagACK
 	}
-	return tcpSYN
+	return stain.FlagSYN
 }
 
 // flagNames returns flags as ovs-fields(7) has them, such as rst|ack.

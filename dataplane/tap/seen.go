@@ -34,12 +34,8 @@ type Seen struct {
 	Withheld bool
 }
 
-// Flags of TCP (RFC 9293, section 3.1), and types of messages of ICMP and ICMPv6, that
-// tell the packets of a probe apart.
+// Types of messages of ICMP and ICMPv6 that tell the packets of a probe apart.
 const (
-	flagRST = 0x04
-	flagACK = 0x10
-
 	echoReply   = 0
 	echoReplyV6 = 129
 )
@@ -54,9 +50,9 @@ func (s Seen) Copy() stain.Copy {
 	switch {
 	case s.Scheme == stain.ICMP:
 		c.Reply = s.Flags == echoReply || s.Flags == echoReplyV6
-	case s.Flags&flagACK != 0:
+	case s.Flags&stain.FlagACK != 0:
 		c.Token, c.Reply = s.Ack-1, true
-	case s.Flags&flagRST != 0:
+	case s.Flags&stain.FlagRST != 0:
 		c.Token, c.Close = s.Seq-1, true
 	}
 	return c

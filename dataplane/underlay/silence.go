@@ -68,16 +68,15 @@ func (q *silence) took(trip time.Duration) {
 // late is how long an answer takes at the most: as long as the way is in this window and the one before, and as anybody stood still in all that are
 // kept. What all answers take is the way; it may be a shorter one by now, and what was slow in the window in which it became that is the old one.
 func (q *silence) late() time.Duration {
-	at := q.at
 	way, still := q.way(), time.Duration(0)
 	for ago := range keptWindows {
-		w := at(ago)
+		w := q.at(ago)
 		usual := w.quickest
 		if ago > 0 {
-			usual = max(usual, at(ago-1).quickest)
+			usual = max(usual, q.at(ago-1).quickest)
 		}
 		if ago < keptWindows-1 {
-			usual = max(usual, at(ago+1).quickest)
+			usual = max(usual, q.at(ago+1).quickest)
 		}
 		still = max(still, w.slowest-usual)
 	}

@@ -440,12 +440,11 @@ func (s *Streams) ask(l *liveStream, now time.Time) bool {
 			break
 		}
 	}
+	s.counters.Refused++
 	if err == unix.ENETUNREACH || err == unix.EHOSTUNREACH || err == unix.ENETDOWN {
 		l.stream.refused()
-		s.counters.Refused++
 		return true // what else is due is refused as well, and counts (listen)
 	}
-	s.counters.Refused++
 	return false
 }
 

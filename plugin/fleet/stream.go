@@ -157,8 +157,8 @@ func (st *streams) plan(f *Fleet) {
 	}
 	for host, targets := range by {
 		m := &dyetracev1.StreamUnderlay{}
-		own, planned := 0.0, 0.0
-		if old := st.sent[host]; old != nil {
+		own, planned, old := 0.0, 0.0, st.sent[host]
+		if old != nil {
 			planned = old.most
 		}
 		most := f.streamsOf(host, planned)
@@ -175,7 +175,7 @@ func (st *streams) plan(f *Fleet) {
 			m.Targets = append(m.Targets, p)
 		}
 		m.Extra = uint32(max(0, float64(st.budget)-own))
-		if old := st.sent[host]; old != nil {
+		if old != nil {
 			old.most = most
 			m.Set = old.message.Set
 			if proto.Equal(m, old.message) {

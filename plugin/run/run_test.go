@@ -346,9 +346,9 @@ func flagsOf(scheme stain.Scheme, answer bool) uint32 {
 	case scheme != stain.TCP:
 		return 0
 	case answer:
-		return 0x14 // RST, ACK
+		return stain.FlagRST | stain.FlagACK
 	}
-	return 0x02 // SYN
+	return stain.FlagSYN
 }
 
 // attempt returns which probe of its track one is.
@@ -940,9 +940,9 @@ func TestLedger(t *testing.T) {
 		pt, want := e.Path.Points[s.Point], uint8(0)
 		switch {
 		case pt.Host == "hv1" && pt.Direction == plan.Reply:
-			want = 0x14
+			want = stain.FlagRST | stain.FlagACK
 		case pt.Host == "hv1":
-			want = 0x02
+			want = stain.FlagSYN
 		}
 		if s.Flags != want {
 			t.Errorf("flags at %s are %#x, want %#x", &pt, s.Flags, want)

@@ -365,20 +365,12 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 		e.result = verdict.Again(e.first, e.result)
 	case e.brief && e.untried == nil && e.result.Untried() && !slices.ContainsFunc(e.held, heldPair.unhealthy):
 		e.untried = e.result
-		e.step, e.until = pausing, now.Add(exchangeAgain)
-		e.result, e.report, e.recall = nil, nil, nil
-		ports, repeats := e.ask.SourcePorts, e.ask.Repeats
-		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
-		e.ask.SourcePorts, e.ask.Repeats = ports, repeats
+		x.exchangeAnew(e, e.ask.SourcePorts, now)
 		return
 	case e.result.Rife(), e.shared && !e.echo && e.result.Drowned(now.Sub(e.began)):
-		e.step, e.until = pausing, now.Add(exchangeAgain)
 		e.alone = e.shared && !e.echo
-		e.first, e.result, e.report, e.recall = e.result, nil, nil, nil
-		ports, sent := e.ask.SourcePorts, e.ask.SourcePorts*e.ask.Repeats
-		e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
-		e.ask.SourcePorts = min(ports, againPorts)
-		e.ask.Repeats = sent / e.ask.SourcePorts
+		e.first = e.result
+		x.exchangeAnew(e, min(e.ask.SourcePorts, againPorts), now)
 		return
 	}
 	e.step = done
@@ -395,6 +387,15 @@ func (x *execution) explored(e *exchange, why string, now time.Time) {
 	for _, h := range held {
 		x.emitWithMTU(h.pair, h.result)
 	}
+}
+
+// exchangeAnew has an exchange be made once more after a while, from so many ports, by as many packets.
+func (x *execution) exchangeAnew(e *exchange, ports uint32, now time.Time) {
+	e.step, e.until = pausing, now.Add(exchangeAgain)
+	e.result, e.report, e.recall = nil, nil, nil
+	sent := e.ask.SourcePorts * e.ask.Repeats
+	e.ask = e.need.Proto(rand.Uint64()|1, x.tos)
+	e.ask.SourcePorts, e.ask.Repeats = ports, sent/ports
 }
 
 // hurryBetween looks anew at how long probes are waited for that went from one host to another.

@@ -164,9 +164,8 @@ func (j *judgement) partial(r Result) (Result, bool) {
 // comes that fits, and gives a SYN of another sequence number a bare ACK meanwhile, and twice a second at the most (RFC 9293,
 // section 3.10.7.4; tcp_check_req in net/ipv4/tcp_minisocks.c): one RST that is lost, and probes after it look unanswered.
 func (j *judgement) opened() bool {
-	const synAck = 0x12
 	return slices.ContainsFunc(j.trails, func(t trail) bool {
-		return slices.ContainsFunc(t.Seen, func(s Sample) bool { return s.Flags&0x3f == synAck })
+		return slices.ContainsFunc(t.Seen, func(s Sample) bool { return s.Flags&0x3f == stain.FlagSYN|stain.FlagACK })
 	})
 }
 
